@@ -1,0 +1,191 @@
+"""What a data set is: tasks, splits and the description that lies beside the shards as `dataset.json`.
+
+On disk (a folder or URI):
+
+    dataset.json                      this description; its checksum names the version of the data set
+    vocab/items.parquet               item (string) · index (int32) · count (int64)     index 0 reserved, 1 = unseen item
+    vocab/<task>.parquet              label (string) · index (int32) · count (int64)    index from 0
+    users/shard-00042.parquet         user_id (string) · user_hash (uint64) · sequence (list<int32>, unpadded, oldest first)
+    tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label)
+
+`user_hash` is a stable 64-bit hash of the user's identity; shard, split and the pools of pseudo-labels follow from it, so that
+users of one group (equal sequences, where a source has no user ids) stay together.
+A task of kind `next` predicts the item that follows: its label is the class of the sequence's last item, `item index − 2`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from typing import Any, Literal, cast
+
+from dist_teracon import io
+from dist_teracon.errors import DataError, nearest
+
+FORMAT_VERSION = 1
+UNSEEN_ITEM = 1
+FIRST_ITEM = 2
+
+TaskKind = Literal["next", "item", "profile"]
+
+
+class Split(IntEnum):
+    """Which part of the data an example belongs to."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as the data set knows it.
+
+    Attributes:
+        name: Unique in the data set; also the name of its folder.
+        kind: `next` (self-supervised next item), `item` (recommendation) or `profile` (classification).
+        labels: Number of classes |Y|.
+        users: Users with at least one label.
+        examples: Number of (user, label) examples by split: train, validation, test.
+    """
+
+    name: str
+    kind: TaskKind
+    labels: int
+    users: int
+    examples: tuple[int, int, int]
+
+    @property
+    def metric(self) -> str:
+        """The task's own metric: MRR@5 where items are ranked, accuracy for a profile."""
+        return "accuracy" if self.kind == "profile" else "mrr@5"
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How examples were split.
+
+    Attributes:
+        by: `users`: one split by user, the same for all tasks, so that no task's test item leaks; `rows`: each task by example.
+        seed: Seed of the order in which users (or rows) are cut.
+        train, validation, test: Shares, adding up to 1.
+        folds, fold: Cross-fitting: `fold` shifts the test window by 1/folds; (1, 0) is a plain split.
+    """
+
+    by: Literal["users", "rows"] = "users"
+    seed: int = 0
+    train: float = 0.8
+    validation: float = 0.05
+    test: float = 0.15
+    folds: int = 1
+    fold: int = 0
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the data set: rows, bytes and SHA-256."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The contents of `dataset.json`.
+
+    Attributes:
+        name: Name for people.
+        users, items, events: Counts; `items` is the size of the item table with its two reserved rows, `events` the sum of lengths.
+        length_limit: Longest sequence kept.
+        shards: Number of shards; fixed at preparation.
+        split: How examples were split.
+        tasks: The tasks in their order.
+        files: Every file but `dataset.json`, by path within the data set.
+        source: Where it came from: format, fingerprint, recipe.
+        notes: What a reader of a report should know, as rejected rows by kind or groups of equal sequences.
+        parent: SHA-256 of the version that this one extends.
+    """
+
+    name: str
+    users: int
+    items: int
+    events: int
+    length_limit: int
+    shards: int
+    split: SplitRule
+    tasks: tuple[Task, ...]
+    files: dict[str, FileEntry]
+    source: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def task(self, name: str) -> Task:
+        """Return the task of that name.
+
+        Raises:
+            DataError: no such task; names the nearest one.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        known = [task.name for task in self.tasks]
+        raise DataError(f"data set '{self.name}' has no task '{name}'{nearest(name, known)} (it has: {', '.join(known)})")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON values, without the checksum-free properties."""
+        value = asdict(self)
+        for entry, task in zip(value["tasks"], self.tasks, strict=True):
+            entry["metric"] = task.metric
+        return value
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the description, and through the files' checksums of the whole data set."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def users_file(shard: int) -> str:
+    """Path within the data set of a shard's users."""
+    return f"users/shard-{shard:05d}.parquet"
+
+
+def task_file(task: str, shard: int) -> str:
+    """Path within the data set of a shard's labels for a task."""
+    return f"tasks/{task}/shard-{shard:05d}.parquet"
+
+
+def vocabulary_file(name: str) -> str:
+    """Path within the data set of a vocabulary, `items` or a task's name."""
+    return f"vocab/{name}.parquet"
+
+
+def read_dataset_info(uri: str) -> DatasetInfo:
+    """Read a data set's description.
+
+    Raises:
+        DataError: the folder holds no data set, or one of another format version.
+    """
+    where = io.join(uri, "dataset.json")
+    if not io.exists(where):
+        raise DataError(f"{uri}: no data set there (dataset.json is missing); make one with `dist-teracon prepare`")
+    value = io.read_json(where)
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; prepare the data set again")
+    try:
+        return _from_json(cast("dict[str, Any]", value))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: not a data set's description ({error!r}); prepare the data set again") from None
+
+
+def _from_json(value: dict[str, Any]) -> DatasetInfo:
+    tasks = tuple(
+        Task(entry["name"], entry["kind"], int(entry["labels"]), int(entry["users"]), cast("tuple[int, int, int]", tuple(entry["examples"])))
+        for entry in value["tasks"]
+    )
+    files = {path: FileEntry(**entry) for path, entry in value["files"].items()}
+    return DatasetInfo(**{**value, "tasks": tasks, "files": files, "split": SplitRule(**value["split"])})

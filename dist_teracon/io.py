@@ -1,0 +1,163 @@
+"""Files by URI: open, atomic write, checksum.
+
+Paths are URIs through fsspec (`data/x`, `file://…`, `memory://…`, `s3://…`). A reader never sees half a file: on a local disk a
+file is written under a temporary name beside its target and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from dist_teracon.errors import DataError
+
+_CHUNK = 1 << 20
+_URI = re.compile(r"^([a-z][a-z0-9+.-]*)://(.*)$")
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether `uri` names a file on a local disk."""
+    return (match := _URI.match(uri)) is None or match.group(1) in ("file", "local")
+
+
+def local_path(uri: str) -> Path:
+    """Return the path of a local URI."""
+    match = _URI.match(uri)
+    return Path(match.group(2) if match else uri)
+
+
+def join(folder: str, *parts: str) -> str:
+    """Append path parts to a folder's URI."""
+    return "/".join((folder.rstrip("/") or "/", *parts))
+
+
+def open_binary(uri: str) -> IO[bytes]:
+    """Open a URI for reading bytes, decompressing by the name's ending (`.gz`, `.bz2`, `.xz`, `.zst`).
+
+    Raises:
+        DataError: there is no such file.
+    """
+    try:
+        return cast("IO[bytes]", fsspec.open(uri, "rb", compression="infer").open())
+    except FileNotFoundError:
+        raise DataError(f"{uri}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{uri}: is a folder, a file is wanted") from None
+
+
+def exists(uri: str) -> bool:
+    """Tell whether a file or folder is there."""
+    filesystem, path = url_to_fs(uri)
+    return bool(filesystem.exists(path))
+
+
+def list_folder(uri: str) -> list[str]:
+    """Return the sorted names of what lies in a folder.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    filesystem, path = url_to_fs(uri)
+    if not filesystem.isdir(path):
+        raise DataError(f"{uri}: no such folder")
+    return sorted(Path(str(entry)).name for entry in filesystem.ls(path, detail=False))
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return a file's bytes."""
+    with open_binary(uri) as file:
+        return file.read()
+
+
+def read_json(uri: str) -> Any:
+    """Return a JSON file's value.
+
+    Raises:
+        DataError: no such file, or no JSON in it; the text names file and line.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise DataError(f"{uri}: not valid JSON ({error}); was the file cut off?") from None
+
+
+def sha256(uri: str) -> str:
+    """Return the SHA-256 of a file's bytes as a hexadecimal string."""
+    digest = hashlib.sha256()
+    with cast("IO[bytes]", fsspec.open(uri, "rb").open()) as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Write a local file under a temporary name and rename it once it is whole and on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; keys keep their order, so equal values give equal bytes."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a local folder under a temporary name beside `path` and rename it once it is whole.
+
+    Raises:
+        DataError: `path` is there already and not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(f"{path}: is there already; name a new folder or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def text_lines(uri: str, *, encoding: str = "utf-8-sig") -> Iterator[str]:
+    """Yield a text file's lines without their ends; knows CRLF, a byte-order mark and a missing final newline.
+
+    Raises:
+        DataError: no such file, or bytes that are not text in `encoding`, with the line's number.
+    """
+    number = 0
+    with open_binary(uri) as file, io.TextIOWrapper(file, encoding=encoding) as text:
+        try:
+            for line in text:
+                number += 1
+                yield line.rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise DataError(f"{uri}:{number + 1}: not {encoding.removesuffix('-sig')} text; name the file's encoding or convert it") from None
+        except (EOFError, OSError) as error:
+            raise DataError(f"{uri}:{number + 1}: cannot be read on ({error}); was the file cut off?") from None
