@@ -158,6 +158,8 @@ def text_lines(uri: str, *, encoding: str = "utf-8-sig") -> Iterator[str]:
                 number += 1
                 yield line.rstrip("\r\n")
         except UnicodeDecodeError:
-            raise DataError(f"{uri}:{number + 1}: not {encoding.removesuffix('-sig')} text; name the file's encoding or convert it") from None
+            raise DataError(
+                f"{uri}:{number + 1}: not {encoding.removesuffix('-sig')} text; name the file's encoding or convert it"
+            ) from None
         except (EOFError, OSError) as error:
             raise DataError(f"{uri}:{number + 1}: cannot be read on ({error}); was the file cut off?") from None

@@ -184,7 +184,9 @@ def read_dataset_info(uri: str) -> DatasetInfo:
 
 def _from_json(value: dict[str, Any]) -> DatasetInfo:
     tasks = tuple(
-        Task(entry["name"], entry["kind"], int(entry["labels"]), int(entry["users"]), cast("tuple[int, int, int]", tuple(entry["examples"])))
+        Task(
+            entry["name"], entry["kind"], int(entry["labels"]), int(entry["users"]), cast("tuple[int, int, int]", tuple(entry["examples"]))
+        )
         for entry in value["tasks"]
     )
     files = {path: FileEntry(**entry) for path, entry in value["files"].items()}
