@@ -1,0 +1,125 @@
+"""Soft masks from task embeddings and from relations between tasks (SPEC section 3).
+
+Legend: T tasks, K masked layers, C channels, s scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Relation = Literal["none", "per_channel", "dense"]
+RelationInit = Literal["extend", "reinit"]
+
+EMBEDDING_LIMIT = 6.0
+
+
+class TaskMasks(nn.Module):
+    """The masks of every task learned so far.
+
+    With one task, or without relations, `m = σ(s·e)`. With relations and n ≥ 2 tasks every task's mask, past ones included, is
+    `m_k^t = σ(s·(g_t·e_k^t + w_{k,t}ᵀ X_{k,t} + b_{k,t}))`, `X_{k,t} = tanh(s·[e_k^t ; (e_k^j ; −e_k^j) for j ≠ t])`.
+
+    Args:
+        layers: K.
+        channels: C.
+        relation: `per_channel` shares w over channels, `dense` is one dense layer `R^{(2n−1)C} → R^C`, `none` leaves plain masks.
+        relation_init: What a new task does to past relation layers: `extend` keeps them and adds columns of zeros, so that past
+            masks stay as they were; `reinit` draws all anew, as the public implementation.
+        embedding_range: Bounds of the uniform initial task embeddings.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        channels: int,
+        relation: Relation = "per_channel",
+        relation_init: RelationInit = "extend",
+        embedding_range: tuple[float, float] = (0.0, 2.0),
+    ) -> None:
+        super().__init__()
+        self.layers, self.channels = layers, channels
+        self.relation, self.relation_init = relation, relation_init
+        self.embedding_range = embedding_range
+        self.embeddings = nn.ParameterList()  # a task: [K, C]
+        self.weights = nn.ParameterList()  # a task: per_channel [K, 2n − 1], dense [K, C, (2n − 1)·C]; none while one task is known
+        self.biases = nn.ParameterList()  # a task: per_channel [K], dense [K, C]
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks n."""
+        return len(self.embeddings)
+
+    @property
+    def related(self) -> bool:
+        """Tell whether masks come from relations: they do from the second task on."""
+        return self.relation != "none" and self.tasks >= 2
+
+    def add_task(self, generator: torch.Generator) -> None:
+        """Make room for one more task; past relation layers follow `relation_init`."""
+        low, high = self.embedding_range
+        self.embeddings.append(nn.Parameter(torch.empty(self.layers, self.channels).uniform_(low, high, generator=generator)))
+        if not self.related:
+            return
+        n = self.tasks
+        weights, biases = [], []
+        for task in range(n):
+            past = task < n - 1
+            weight, bias = self._fresh_relation(n, generator)
+            if past and self.relation_init == "extend":
+                # a plainly learned T1 has no relation layer yet: its w, b start at zero beside g = 1
+                weight, bias = weight.zero_(), bias.zero_()
+                if task < len(self.weights):
+                    weight[..., : self.weights[task].shape[-1]] = self.weights[task].detach()
+                    bias.copy_(self.biases[task].detach())
+            weights.append(nn.Parameter(weight))
+            biases.append(nn.Parameter(bias))
+        self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)
+
+    def _fresh_relation(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        columns = 2 * n - 1
+        if self.relation == "dense":
+            weight = torch.empty(self.layers, self.channels, columns * self.channels).normal_(0, 0.01, generator=generator)
+            return weight, torch.full((self.layers, self.channels), 0.1)
+        return torch.empty(self.layers, columns).normal_(0, 0.01, generator=generator), torch.full((self.layers,), 0.1)
+
+    def forward(self, scales: Sequence[float]) -> Tensor:
+        """Return the masks of all tasks, task t at scale `scales[t]`: [T, K, C] in the embeddings' dtype, at least fp32."""
+        # the exponentials of s = 50 need more digits than bf16 has
+        e_TKC = torch.stack([e.to(torch.promote_types(e.dtype, torch.float32)) for e in self.embeddings])
+        s_T11 = e_TKC.new_tensor(list(scales))[:, None, None]
+        if not self.related:
+            return torch.sigmoid(s_T11 * e_TKC)
+        squashed = {scale: torch.tanh(scale * e_TKC) for scale in set(scales)}
+        inner = torch.stack([self._related(task, squashed[scales[task]]) for task in range(self.tasks)])
+        if self.relation_init == "extend":
+            # g: 1 for the task first learned plainly, 0 for the others
+            inner = torch.cat([inner[:1] + e_TKC[:1], inner[1:]])
+        return torch.sigmoid(s_T11 * inner)
+
+    def _related(self, task: int, a_TKC: Tensor) -> Tensor:
+        """`wᵀX + b` of one task: [K, C]; `a = tanh(s·e)`, so that tanh(−s·e) is −a and a pair of columns acts as w₊ − w₋."""
+        weight, bias = self.weights[task].to(a_TKC.dtype), self.biases[task].to(a_TKC.dtype)
+        others = [j for j in range(self.tasks) if j != task]
+        ordered = torch.cat([a_TKC[task : task + 1], a_TKC[others]])  # [n, K, C]
+        if self.relation == "dense":
+            columns = weight.view(self.layers, self.channels, 2 * self.tasks - 1, self.channels)
+            folded = torch.cat([columns[:, :, :1], columns[:, :, 1::2] - columns[:, :, 2::2]], dim=2)  # [K, C, n, C]
+            return torch.einsum("koni,nki->ko", folded, ordered) + bias
+        folded = torch.cat([weight[:, :1], weight[:, 1::2] - weight[:, 2::2]], dim=1)  # [K, n]
+        return torch.einsum("kn,nkc->kc", folded, ordered) + bias[:, None]
+
+
+def annealed_scale(batch: int, batches: int, *, s_max: float, paper: bool = False) -> float:
+    """Return the mask scale at batch `batch` of `batches` of an epoch (SPEC section 3, annealing)."""
+    if paper:
+        progress = batch / batches
+    elif batches == 1:
+        return s_max
+    else:
+        progress = batch / (batches - 1)
+    return 1 / s_max + (s_max - 1 / s_max) * progress

@@ -1,0 +1,160 @@
+"""Which position reads which: the plan by which a stack of dilated convolutions runs over packed sequences.
+
+Legend: N packed positions, B rows (users), k taps of a convolution.
+
+Sequences lie end to end without padding. Position t of a row reads its taps t, t − d, t − 2d … where they lie in the row, else zero.
+With `positions="last"` a stage computes only what the last position of a row can see through the stages above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Positions = Literal["all", "last"]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One convolution's reads.
+
+    Attributes:
+        forward: int64 [N_out, k], row of the stage's input that tap j reads; N_in stands for zero. Tap k − 1 is the present position.
+        backward: int64 [N_in, k], row of the stage's output that reads this input by tap j; N_out stands for none.
+        rows: int64 [N_out], row (user) of each output position.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch's plan for one stack of residual blocks, two convolutions a block.
+
+    Attributes:
+        positions: `all`: the stack's output is [N, C] in packed order; `last`: [B, C], one a row (zero for an empty row).
+        taps: Two a block: dilation d, then 2d.
+        residual: For each block int64 [N_out], the block's input position behind each output; None where they are the same.
+        task_of_row: int64 [B], index into the mask table; None where all rows are of one task (`single_task`).
+        single_task: The one task of the batch, or None.
+        output_row: For `last`: int64 [N_out], the row that each output belongs to; None where every row has one.
+        rows: Number of rows B.
+    """
+
+    positions: Positions
+    taps: tuple[Taps, ...]
+    residual: tuple[Tensor | None, ...]
+    task_of_row: Tensor | None
+    single_task: int | None
+    output_row: Tensor | None
+    rows: int
+
+
+def build_layout(
+    row_offsets: Tensor, task_of_row: Tensor, *, dilations: Sequence[int], kernel_size: int = 3, positions: Positions = "all"
+) -> Layout:
+    """Plan a stack over a packed batch.
+
+    Args:
+        row_offsets: int64 [B + 1], where each row's positions start; not decreasing.
+        task_of_row: int32 or int64 [B], row of the mask table that a row uses.
+        dilations: The dilation d of each block; its convolutions have d and 2d.
+        kernel_size: Taps k of a convolution.
+        positions: Which positions of the output are wanted.
+
+    Raises:
+        ValueError: a dilation or the kernel size is not positive, or the shapes do not fit.
+    """
+    if kernel_size < 1 or any(d < 1 for d in dilations):
+        raise ValueError(f"kernel size and dilations are at least 1, not {kernel_size} and {list(dilations)}")
+    if row_offsets.ndim != 1 or task_of_row.shape[0] != row_offsets.shape[0] - 1:
+        raise ValueError(f"row_offsets {tuple(row_offsets.shape)} needs one entry more than task_of_row {tuple(task_of_row.shape)}")
+    stage_dilations = [step * d for d in dilations for step in (1, 2)]
+    if positions == "all":
+        taps = _taps_of_all(row_offsets, stage_dilations, kernel_size)
+        residual: tuple[Tensor | None, ...] = (None,) * len(dilations)
+        output_row = None
+    else:
+        taps, residual, output_row = _taps_of_last(row_offsets, stage_dilations, kernel_size)
+    tasks = task_of_row.long()
+    first = int(tasks[0]) if tasks.numel() else 0
+    single = first if bool((tasks == first).all()) else None
+    rows = row_offsets.shape[0] - 1
+    return Layout(positions, taps, residual, None if single is not None else tasks, single, output_row, rows)
+
+
+def _invert(forward: Tensor, inputs: int) -> Tensor:
+    """Turn `output reads input` round: for each tap an input is read by one output at most."""
+    outputs, taps = forward.shape
+    backward = forward.new_full((inputs + 1, taps), outputs)
+    backward.scatter_(0, forward, torch.arange(outputs, device=forward.device)[:, None].expand(outputs, taps))
+    return backward[:inputs].contiguous()
+
+
+def _row_of_position(row_offsets: Tensor) -> Tensor:
+    lengths = row_offsets[1:] - row_offsets[:-1]
+    return torch.repeat_interleave(torch.arange(lengths.shape[0], device=row_offsets.device), lengths)
+
+
+def _taps_of_all(row_offsets: Tensor, stage_dilations: Sequence[int], kernel_size: int) -> tuple[Taps, ...]:
+    rows = _row_of_position(row_offsets)
+    total = rows.shape[0]
+    packed = torch.arange(total, device=row_offsets.device)
+    within = packed - row_offsets[:-1][rows]
+    back = torch.arange(kernel_size - 1, -1, -1, device=row_offsets.device)
+    made: dict[int, Taps] = {}
+    for dilation in set(stage_dilations):
+        reach = back * dilation
+        forward = torch.where(within[:, None] >= reach, packed[:, None] - reach, total)
+        made[dilation] = Taps(forward, _invert(forward, total), rows)
+    return tuple(made[dilation] for dilation in stage_dilations)
+
+
+def _seen_offsets(stage_dilations: Sequence[int], kernel_size: int, longest: int) -> list[Tensor]:
+    """For each stage, and ahead of them the input, the distances from the last position that the result depends on, ascending."""
+    wanted = [torch.zeros(1, dtype=torch.int64)]
+    for dilation in reversed(stage_dilations):
+        reach = torch.arange(kernel_size) * dilation
+        seen = torch.unique(wanted[0][:, None] + reach)
+        wanted.insert(0, seen[seen < longest])
+    return wanted
+
+
+def _taps_of_last(
+    row_offsets: Tensor, stage_dilations: Sequence[int], kernel_size: int
+) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...], Tensor | None]:
+    device = row_offsets.device
+    lengths = row_offsets[1:] - row_offsets[:-1]
+    count = lengths.shape[0]
+    longest = max(1, int(lengths.max())) if count else 1
+    offsets = [seen.to(device) for seen in _seen_offsets(stage_dilations, kernel_size, longest)]
+    total = int(row_offsets[-1]) if count else 0
+    # table[b, i] = packed index of the input at distance offsets[i] from row b's last position, or `inputs` where there is none
+    table = row_offsets[1:, None] - 1 - offsets[0][None, :]
+    table = torch.where(offsets[0] < lengths[:, None], table, total)
+    inputs, block_input, block_offsets = total, table, offsets[0]
+    back = torch.arange(kernel_size - 1, -1, -1, device=device)
+    taps: list[Taps] = []
+    residual: list[Tensor | None] = []
+    for stage, dilation in enumerate(stage_dilations):
+        seen, known = offsets[stage + 1], offsets[stage]
+        valid = seen < lengths[:, None]
+        outputs = int(valid.sum())
+        columns = torch.searchsorted(known, (seen[:, None] + back * dilation).contiguous())  # past the end: beyond every row
+        padded = torch.cat([table, table.new_full((count, 1), inputs)], dim=1)
+        forward = padded[:, columns][valid]
+        rows = torch.arange(count, device=device)[:, None].expand_as(valid)[valid]
+        taps.append(Taps(forward, _invert(forward, inputs), rows))
+        table = torch.where(valid, torch.cumsum(valid.flatten(), 0).view_as(valid) - 1, outputs)
+        inputs = outputs
+        if stage % 2:
+            residual.append(block_input[:, torch.searchsorted(block_offsets, seen)][valid])
+            block_input, block_offsets = table, seen
+    output_row = None if bool((lengths > 0).all()) else taps[-1].rows if taps else None
+    return tuple(taps), tuple(residual), output_row
