@@ -21,7 +21,7 @@ class SequenceTable:
     Attributes:
         user_ids: Unique names, one a user.
         user_hash: uint64 [U], stable hash of the user's identity (`stable_hash`); equal within a group that is split as one.
-        values: int32 [N], positions in `Tables.items`, oldest first within a user.
+        values: int32 [N], positions in `Tables.items`, oldest first within a user; −1 is an item outside of it (written as unseen).
         offsets: int64 [U + 1].
     """
 
