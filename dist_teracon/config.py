@@ -1,0 +1,253 @@
+"""The configuration of a run: frozen, validated before anything heavy starts, stored resolved beside the run.
+
+A method's settings are read by the method's own file (`dist_teracon.continual`); here they are carried as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dist_teracon import io
+from dist_teracon.errors import ConfigError, nearest
+
+
+class Frozen(BaseModel):
+    """Base of every part of a configuration: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=10)]
+
+
+class ModelConfig(Frozen):
+    """The shared backbone (SPEC section 2)."""
+
+    backbone: Literal["nextitnet"] = "nextitnet"
+    channels: Annotated[int, Field(ge=1, le=4096)] = 256
+    dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
+    kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
+
+
+class StageTraining(Frozen):
+    """How one stage trains.
+
+    Attributes:
+        learning_rate: Adam's.
+        batch: Examples a global batch; sequences for the next-item task.
+        epochs: At most so many.
+        patience: Stop after so many epochs without a better validation score; 0 never stops early.
+    """
+
+    learning_rate: Rate = 1e-3
+    batch: Positive = 1024
+    epochs: Annotated[int, Field(ge=0)] = 100
+    patience: Annotated[int, Field(ge=0)] = 5
+
+
+class StageOverride(Frozen):
+    """What one task does otherwise than the stage it falls in."""
+
+    learning_rate: Rate | None = None
+    batch: Positive | None = None
+    epochs: Annotated[int, Field(ge=0)] | None = None
+    patience: Annotated[int, Field(ge=0)] | None = None
+
+
+class TrainConfig(Frozen):
+    """Training (SPEC section 5).
+
+    Attributes:
+        first, second, later: The stages of T1, of T2 and of the tasks after them.
+        by_task: What single tasks do otherwise, by name.
+        max_steps: Stop each phase after so many optimiser steps; for trials.
+        zero: DeepSpeed's ZeRO stage.
+        precision: `bf16` computes in bf16 with fp32 masters in the optimiser and needs ZeRO 1 or 2.
+        gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
+        accumulation: Micro-batches a step.
+        log_every: Optimiser steps between two `step` events.
+        deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
+    """
+
+    first: StageTraining = StageTraining(learning_rate=1e-3, batch=32, epochs=10)
+    second: StageTraining = StageTraining(learning_rate=1e-3)
+    later: StageTraining = StageTraining(learning_rate=1e-4)
+    by_task: dict[str, StageOverride] = {}
+    max_steps: Positive | None = None
+    zero: Literal[0, 1, 2] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_clipping: Annotated[float, Field(ge=0)] = 0.0
+    accumulation: Positive = 1
+    log_every: Positive = 10
+    deepspeed: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _masters(self) -> TrainConfig:
+        if self.precision == "bf16" and self.zero == 0:
+            raise ValueError("precision bf16 keeps its fp32 masters in ZeRO: set train.zero to 1 or 2")
+        return self
+
+    def stage(self, position: int, task: str) -> StageTraining:
+        """Return the settings of the task at `position` (0 for T1)."""
+        base = (self.first, self.second)[position] if position < 2 else self.later
+        override = self.by_task.get(task)
+        return base if override is None else base.model_copy(update=override.model_dump(exclude_none=True))
+
+
+class EvaluateConfig(Frozen):
+    """Evaluation.
+
+    Attributes:
+        max_users: Score at most so many users a task and split, drawn by the run's seed; for trials.
+        batch: Users encoded at a time.
+    """
+
+    max_users: Positive | None = None
+    batch: Positive = 512
+
+
+class RunConfig(Frozen):
+    """A whole run.
+
+    Attributes:
+        dataset: Folder or URI of a prepared data set, or `synthetic:six-tasks-v1?users=2000`, prepared on first use.
+        tasks: Which tasks, in which order; None for the data set's in its order.
+        seed: Seed of initial values, batches and samples.
+        method: `name` and the method's own settings.
+    """
+
+    dataset: str
+    tasks: tuple[str, ...] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    method: dict[str, Any] = {"name": "teracon"}
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _tasks_once(self) -> RunConfig:
+        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
+            raise ValueError("tasks names at least one task, and each once")
+        return self
+
+
+M = TypeVar("M", bound=Frozen)
+
+
+def validate(model: type[M], value: Mapping[str, Any], *, where: str) -> M:
+    """Validate a mapping against a part of the configuration.
+
+    Raises:
+        ConfigError: names `where`, each bad field with its dotted path, its value, what is allowed and the nearest known name.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = [_explain(model, problem) for problem in error.errors(include_url=False, include_context=False)]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _known_fields(model, problem["loc"][:-1])
+        return f"{path}: unknown field{nearest(str(problem['loc'][-1]), known)} (known: {', '.join(sorted(known))})"
+    if problem["type"] == "missing":
+        return f"{path}: this field is wanted and missing"
+    if not path:
+        return message
+    return f"{path}: {message} (is {problem['input']!r})"
+
+
+def _known_fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Names of the fields at a dotted path of a model, as far as it can be followed."""
+    current: Any = model
+    for part in path:
+        field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        if field is None:
+            # a table with free keys, as train.by_task: its values' model is the annotation's last argument
+            arguments = getattr(current, "__args__", ())
+            current = arguments[-1] if arguments else None
+        else:
+            current = field.annotation
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def read_yaml(uri: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; a name without a folder is looked up among the packaged configurations too.
+
+    Raises:
+        ConfigError: no such file, not YAML (with the line), or not a mapping.
+    """
+    text = _read_text(uri)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{uri}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{uri}: a mapping of fields is wanted, this is {type(value).__name__}")
+    return value
+
+
+def _read_text(uri: str) -> str:
+    if io.exists(uri):
+        return io.read_bytes(uri).decode()
+    packaged = resources.files("dist_teracon.configs").joinpath(uri.removeprefix("configs/"))
+    if "://" not in uri and packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    shipped = sorted(entry.name for entry in resources.files("dist_teracon.configs").iterdir() if entry.name.endswith(".yaml"))
+    raise ConfigError(f"{uri}: no such file{nearest(Path(uri).name, shipped)} (shipped with the package: {', '.join(shipped)})")
+
+
+def apply_overrides(value: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay `dotted.field=value` settings over a mapping; values are read as YAML.
+
+    Raises:
+        ConfigError: a setting without `=`, or below a field that is no mapping.
+    """
+    result = _copy(value)
+    for override in overrides:
+        path, sign, text = override.partition("=")
+        if not sign or not path:
+            raise ConfigError(f"--set {override}: write it as dotted.field=value, as in model.channels=64")
+        *parents, leaf = path.split(".")
+        node = result
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {override}: '{parent}' is {child!r}, it has no fields below it")
+            node = child
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    return result
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def load_config(uri: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and validate a run's configuration.
+
+    Raises:
+        ConfigError: with file and dotted field.
+    """
+    return validate(RunConfig, apply_overrides(read_yaml(uri), overrides), where=uri)
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text

@@ -1,0 +1,179 @@
+"""The engine of real runs: DeepSpeed, ZeRO 0 to 2, fp32 or bf16 with fp32 masters.
+
+DeepSpeed's own checkpoints are pickles bound to a world size, so state goes in and out as whole fp32 tensors instead. A parameter
+under ZeRO 1 and 2 is stepped as a fragment of a flat fp32 partition, one partition a rank; `_hp_mapping` tells which fragment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dist_teracon.config import TrainConfig
+from dist_teracon.engine.contract import Edit, Runtime
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it where no launcher set one; the device is ours to choose
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # a C++ all-reduce for CPUs that would be compiled on first use, for half a minute and only where a compiler is
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class DeepSpeedEngine:
+    """DeepSpeed behind the contract.
+
+    Args:
+        module: Its forward maps a batch to the loss; parameters without gradients stay as they are.
+        groups: Parameter groups for Adam, each with `params` and `lr`.
+        config: ZeRO stage, precision, clipping, accumulation.
+        runtime: This process's place in the world; the default process group exists.
+    """
+
+    def __init__(self, module: nn.Module, groups: Sequence[dict[str, Any]], *, config: TrainConfig, runtime: Runtime) -> None:
+        deepspeed = _import_deepspeed()
+        self._module = module.to(runtime.device)
+        self._zero = config.zero
+        optimizer = torch.optim.Adam(list(groups), lr=1e-3, weight_decay=0.0)
+        self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def loss(self, batch: Any) -> Any:
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        self._engine.step()
+
+    def edit_masters(self, parameters: Iterable[nn.Parameter], edit: Edit) -> None:
+        with torch.no_grad():
+            for parameter in parameters:
+                mapping = self._fragment(parameter)
+                if mapping is not None:
+                    edit(mapping.hp_fragment, mapping.lp_fragment_address.start)
+                edit(parameter.data.view(-1), 0)
+
+    def state(self) -> dict[str, Tensor]:
+        steps = self._steps()
+        state = {"steps": torch.tensor(steps, dtype=torch.int64)}
+        for name, parameter in self._parameters.items():
+            state[f"parameter/{name}"] = self._whole(parameter, None)
+            for moment in _MOMENTS if steps else ():
+                state[f"{moment}/{name}"] = self._whole(parameter, moment)
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        steps = int(state["steps"])
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                value = state[f"parameter/{name}"].to(parameter.device)
+                parameter.data.copy_(value)
+                if (mapping := self._fragment(parameter)) is not None:
+                    mapping.hp_fragment.copy_(_fragment_of(value, mapping))
+            if steps:
+                self._load_moments(state, steps)
+
+    def release(self) -> None:
+        values = {name: self._whole(parameter, None) for name, parameter in self._parameters.items()}
+        self._engine.destroy()
+        _renew_parameters(self._module, values)
+
+    def _whole(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+        """Gather a parameter's fp32 values, or one of its moments, from the ranks' fragments: a CPU tensor on every rank."""
+        if not self._zero:
+            value = parameter if moment is None else self._inner_state()[parameter][moment]
+            return value.detach().float().cpu().clone()
+        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+        if (mapping := self._fragment(parameter)) is not None:
+            address = mapping.hp_fragment_address
+            flat = self._flat_partitions()[mapping.param_group_index]
+            source = flat if moment is None else self._inner_state()[flat][moment]
+            _fragment_of(whole, mapping).copy_(source.detach().narrow(0, address.start, address.numel))
+        dist.all_reduce(whole)
+        return whole.view_as(parameter).cpu()
+
+    def _fragment(self, parameter: nn.Parameter) -> Any:
+        """This rank's fragment of a parameter's masters, or None: it holds none, or there are no separate masters."""
+        return getattr(parameter, "_hp_mapping", None)
+
+    def _flat_partitions(self) -> list[Tensor]:
+        return list(self._engine.optimizer.single_partition_of_fp32_groups)
+
+    def _inner_state(self) -> Any:
+        optimizer = self._engine.optimizer
+        return optimizer.optimizer.state if self._zero else optimizer.state
+
+    def _steps(self) -> int:
+        return next((int(entry["step"]) for entry in self._inner_state().values() if "step" in entry), 0)
+
+    def _load_moments(self, state: dict[str, Tensor], steps: int) -> None:
+        inner = self._inner_state()
+        owners = self._flat_partitions() if self._zero else list(self._parameters.values())
+        for owner in owners:
+            inner[owner] = {
+                "step": torch.tensor(float(steps)),
+                **{moment: torch.zeros_like(owner, dtype=torch.float32) for moment in _MOMENTS},
+            }
+        for name, parameter in self._parameters.items():
+            mapping = self._fragment(parameter)
+            for moment in _MOMENTS:
+                value = state[f"{moment}/{name}"].to(parameter.device)
+                if not self._zero:
+                    inner[parameter][moment].copy_(value)
+                elif mapping is not None:
+                    address = mapping.hp_fragment_address
+                    flat = inner[owners[mapping.param_group_index]][moment]
+                    flat.narrow(0, address.start, address.numel).copy_(_fragment_of(value, mapping))
+
+
+def _fragment_of(value: Tensor, mapping: Any) -> Tensor:
+    address = mapping.lp_fragment_address
+    return value.flatten().narrow(0, address.start, address.numel)
+
+
+def _renew_parameters(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Replace every parameter by a fresh fp32 one: DeepSpeed leaves hooks and views of flat buffers on those it has trained."""
+    module.float()
+    for name, old in list(module.named_parameters()):
+        owner_name, _, leaf = name.rpartition(".")
+        value = values[name] if name in values else old.detach().clone()
+        fresh = nn.Parameter(value.to(old.device), requires_grad=old.requires_grad)
+        owner = module.get_submodule(owner_name)
+        if isinstance(owner, nn.ParameterList):
+            owner[int(leaf)] = fresh
+        else:
+            setattr(owner, leaf, fresh)
+
+
+def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    derived: dict[str, Any] = {
+        # nominal: batches are packed rows of our own, this only fixes DeepSpeed's arithmetic of accumulation
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": config.gradient_clipping,  # DeepSpeed's own default is 1.0
+        "zero_optimization": {"stage": config.zero},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 1 << 62,
+    }
+    if config.precision == "bf16":
+        # one kind of ZeRO optimiser for stages 1 and 2; gradients are summed over ranks in fp32
+        derived["data_types"] = {"grad_accum_dtype": "bf16"}
+        derived["communication_data_type"] = "fp32"
+    return {**derived, **config.deepspeed}
