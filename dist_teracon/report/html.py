@@ -1,0 +1,237 @@
+"""One offline page of a run, `report.html`; further runs stand beside it in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dist_teracon import io
+from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.report.figures import make_figures
+from dist_teracon.report.plot import SERIES
+from dist_teracon.report.run_data import RunData, read_run
+from dist_teracon.report.summary import above_baselines, headline, standard_error
+from dist_teracon.report.table import score_rows
+from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the head of the page: a number, what it counts, and how to read it."""
+
+    value: str
+    label: str
+    note: str
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page of the first run, with a table that compares all of them.
+
+    Args:
+        runs: Run folders, finished or not; at least one.
+        out: The HTML file to write, atomically.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunError: no run given, or a folder that is no run.
+        TeraconError: matplotlib or jinja2 is not installed.
+    """
+    if not runs:
+        raise RunError("no run folder given; name at least one, as in `dist-teracon report RUN`")
+    page = render([read_run(run) for run in runs])
+    with io.atomic_write(Path(out)) as file:
+        file.write(page.encode("utf-8", "replace"))
+    return Path(out)
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """Return the page as HTML; the same runs give the same text."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError:
+        raise TeraconError("the report's page needs jinja2; install it with: pip install 'dist-teracon[report]'") from None
+    run, here = runs[0], files("dist_teracon.report")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["svg"] = Markup  # drawings come from `plot`, which escapes the names in them
+    template = environment.from_string(here.joinpath("template.html").read_text(encoding="utf-8"))
+    return template.render(
+        css=Markup(here.joinpath("report.css").read_text(encoding="utf-8")),
+        run=run,
+        series=range(SERIES),
+        facts=_facts(run),
+        headline=headline(run),
+        tiles=_tiles(run),
+        caution=_caution(runs),
+        rows=score_rows(run),
+        figures=make_figures(run),
+        protocol=_protocol(run),
+        protocol_tasks=_protocol_tasks(run),
+        notes=_flat(run.dataset.notes) if run.dataset else [],
+        configuration=_flat(run.config),
+        environment=_environment(run),
+        passes=[(entry.stage, entry.past, count_text(entry.rows), seconds_text(entry.seconds)) for entry in run.events.pseudo_labels],
+        comparison=_comparison(runs) if len(runs) > 1 else None,
+    )
+
+
+def _facts(run: RunData) -> list[str]:
+    done = sum(score is not None for score in run.final)
+    facts = [f"seed {run.seed}"] if run.seed is not None else []
+    facts.append(f"{done} of {len(run.tasks)} tasks learned" if not run.finished else f"{done} tasks")
+    if run.dataset:
+        facts.append(f"{count_text(run.dataset.users)} users")
+        facts.append(f"{count_text(run.dataset.items)} items")
+    if run.seconds is not None:
+        facts.append(seconds_text(run.seconds))
+    if run.events.last_time is not None:
+        facts.append(f"{datetime.fromtimestamp(run.events.last_time, UTC):%Y-%m-%d %H:%M} UTC")
+    return facts
+
+
+def _tiles(run: RunData) -> list[Tile]:
+    tiles = []
+    if bwt := [value for value in run.bwt if value is not None]:
+        kept = sum(value >= 0 for value in bwt)
+        tiles.append(Tile(percent_text(fmean(bwt)), "mean BWT", f"{kept} of {len(bwt)} earlier tasks kept or gained"))
+    if fwt := [value for value in run.fwt if value is not None]:
+        gained = sum(value > 0 for value in fwt)
+        tiles.append(Tile(percent_text(fmean(fwt)), "mean FWT", f"{gained} of {len(fwt)} later tasks above learning alone"))
+    if above := above_baselines(run):
+        tiles.append(Tile(f"{sum(above.values())} of {len(above)}", "tasks above every baseline", "popularity, majority, SVD + LR"))
+    if run.seconds is not None:
+        tiles.append(Tile(seconds_text(run.seconds), "in all", f"{len(run.scores)} of {len(run.tasks)} stages finished"))
+    return tiles
+
+
+def _caution(runs: Sequence[RunData]) -> str:
+    seeds = {run.seed for run in runs}
+    if len(seeds) > 1:
+        return "Few runs: differences below the standard errors in the protocol are no evidence of a better method."
+    return "One seed: nothing here says how much another seed would differ. Differences below the standard errors are no evidence."
+
+
+def _protocol(run: RunData) -> list[tuple[str, str]]:
+    entries = []
+    if run.dataset:
+        split = run.dataset.split
+        rule = {
+            "users": "by user: one split for all tasks, so that no task's test user is seen in training",
+            "rows": "by row: each task by itself, so a user may stand in the training set of one task and in the test set of another",
+        }[split.by]
+        entries.append(("Split", f"{rule} (seed {split.seed})"))
+        shares = f"{100 * split.train:g} % training, {100 * split.validation:g} % validation, {100 * split.test:g} % test"
+        entries.append(("Shares", shares if split.folds == 1 else f"{shares}; fold {split.fold + 1} of {split.folds}"))
+    entries += [
+        ("Candidates", "all labels of the task, none sampled; the reserved items (none, unseen) are never candidates"),
+        ("Ranking", "full: rank = 1 + number of labels with a greater score; ties count by the expected reciprocal rank over their order"),
+        ("Unseen targets", "a test target that training never saw is a miss, and is counted below"),
+    ]
+    if run.max_users is not None:
+        entries.append(("Cut", f"evaluated on at most {count_text(run.max_users)} users a task (evaluate.max_users): a trial"))
+    if run.dataset:
+        entries.append(("Sequences", f"the last {run.dataset.length_limit} items at most; {count_text(run.dataset.events)} events in all"))
+    return entries
+
+
+def _protocol_tasks(run: RunData) -> list[tuple[str, ...]]:
+    described = {task.name: task for task in run.dataset.tasks} if run.dataset else {}
+    rows: list[tuple[str, ...]] = []
+    for i, task in enumerate(run.tasks):
+        known = described.get(task)
+        examples = run.test_examples[i]
+        unseen = run.unseen_targets[i]
+        share = f" ({100 * unseen / examples:.1f} %)" if unseen and examples else ""
+        error = standard_error(run.final[i], examples)
+        rows.append(
+            (
+                task,
+                known.kind if known else "",
+                run.metrics[i] or "",
+                count_text(known.labels if known else None),
+                count_text(known.users if known else None),
+                count_text(known.examples[0] if known else None),
+                count_text(examples),
+                count_text(unseen) + share,
+                difference_text(error).replace("+", "± "),
+            )
+        )
+    return rows
+
+
+def _environment(run: RunData) -> list[tuple[str, str]]:
+    entries = []
+    if run.machine:
+        machine = run.machine
+        if machine.cpu:
+            entries.append(("processor", machine.cpu))
+        if machine.cores is not None:
+            entries.append(("cores", str(machine.cores)))
+        if machine.world_size is not None:
+            entries.append(("processes", str(machine.world_size)))
+        entries += sorted(machine.versions.items())
+    if run.dataset:
+        entries.append(("data set version", run.dataset.fingerprint[:16]))
+        entries += [(f"source.{name}", value) for name, value in _flat(run.dataset.source)]
+    if run.events.unreadable:
+        entries.append(("events.jsonl", f"{run.events.unreadable} lines could not be read and are left out"))
+    return entries
+
+
+def _comparison(runs: Sequence[RunData]) -> dict[str, Any]:
+    """Return columns, rows and warnings of the table that sets runs side by side."""
+    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
+    rows = []
+    for run in runs:
+        cells = []
+        for task in tasks:
+            i = run.tasks.index(task) if task in run.tasks else None
+            cells.append((None, None) if i is None else (run.final[i], run.bwt[i]))
+        bwt = [value for value in run.bwt if value is not None]
+        rows.append((run, cells, fmean(bwt) if bwt else None))
+    comparable = len({run.dataset.fingerprint if run.dataset else run.dataset_name for run in runs}) == 1
+    comparable = comparable and len({run.max_users for run in runs}) == 1
+    best = [
+        max((score for _, cells, _ in rows for score, _ in cells[k : k + 1] if score is not None), default=None) for k in range(len(tasks))
+    ]
+    metrics = {task: metric for run in reversed(runs) for task, metric in zip(run.tasks, run.metrics, strict=True)}
+    return {
+        "tasks": [(task, metrics[task] or "score") for task in tasks],
+        "rows": [
+            {
+                "folder": run.folder.name or str(run.folder),
+                "about": ", ".join([run.method, run.dataset_name] + ([f"seed {run.seed}"] if run.seed is not None else [])),
+                "cells": [
+                    (score_text(score), percent_text(bwt) if bwt is not None else "", comparable and score is not None and score == best[k])
+                    for k, (score, bwt) in enumerate(cells)
+                ],
+                "bwt": percent_text(mean),
+                "seconds": seconds_text(run.seconds),
+                "finished": run.finished,
+            }
+            for run, cells, mean in rows
+        ],
+        "comparable": comparable,
+    }
+
+
+def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested mappings as (dotted name, text)."""
+    if isinstance(value, dict) and value:
+        return [pair for key, entry in value.items() for pair in _flat(entry, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list | tuple) and value and not any(isinstance(entry, dict | list | tuple) for entry in value):
+        return [(prefix, ", ".join(map(str, value)))]
+    if isinstance(value, list | tuple) and value:
+        return [pair for k, entry in enumerate(value) for pair in _flat(entry, f"{prefix}[{k}]")]
+    return (
+        [(prefix, "none" if value is None or value in ({}, []) else str(value).lower() if isinstance(value, bool) else str(value))]
+        if prefix
+        else []
+    )

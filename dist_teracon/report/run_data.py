@@ -1,0 +1,274 @@
+"""What a run folder says, read into frozen dataclasses for tables, figures and the page.
+
+A run may be under way or cut off: every file but one may be missing, the last line of `events.jsonl` may be half written, and
+entries may be null. What is not there is `None` or empty here; nothing is made up for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_teracon import io
+from dist_teracon.data.schema import DatasetInfo, read_dataset_info
+from dist_teracon.errors import RunError
+from dist_teracon.report.events import Events, read_events
+from dist_teracon.report.values import as_list, as_mapping, as_number, as_whole
+
+FORMAT_VERSION = 1
+
+Column = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class SvdBaseline:
+    """Truncated SVD and logistic regression on one profile task: test score, dimensions kept and score on validation."""
+
+    score: float
+    dimensions: int | None
+    validation_score: float | None
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Scores of what anyone would try first, one entry a task; `None` where a baseline does not apply."""
+
+    popularity: Column
+    majority: Column
+    svd_logistic_regression: tuple[SvdBaseline | None, ...]
+
+    def named(self, task: int) -> list[tuple[str, float]]:
+        """Return (name, score) of the baselines that a task has."""
+        svd = self.svd_logistic_regression[task]
+        entries = (("popularity", self.popularity[task]), ("majority", self.majority[task]), ("SVD + LR", svd.score if svd else None))
+        return [(name, score) for name, score in entries if score is not None]
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Seconds of one stage, whole and by what they were spent on."""
+
+    stage: int
+    task: str
+    seconds: float | None
+    training: float | None
+    pseudo_labels: float | None
+    evaluation: float | None
+    epochs: int | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run was made."""
+
+    cpu: str | None
+    cores: int | None
+    world_size: int | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All that a run folder says.
+
+    Attributes:
+        folder: The run's folder.
+        method, seed: As in `results.json`, else as in the configuration.
+        config: The resolved configuration.
+        dataset: The data set's description, if the run holds its copy.
+        tasks: Names of all tasks in the run's order, not yet learned ones included.
+        metrics: A metric's name a task, `None` where it is not known yet.
+        scores: R: a row a finished stage, a column a task; `None` where a task was not evaluated.
+        single_task: Score of each task learned alone.
+        fwt, bwt: Transfer in percent, one entry a task.
+        fwt_absolute, bwt_absolute: The same as differences of scores.
+        test_examples, unseen_targets: Test examples a task, and those of them whose target training never saw.
+        baselines: Scores of simple baselines, if they were computed.
+        times: Seconds of the finished stages.
+        machine: Where the run was made.
+        events: The run's log.
+    """
+
+    folder: Path
+    method: str
+    seed: int | None
+    config: dict[str, Any]
+    dataset: DatasetInfo | None
+    tasks: tuple[str, ...]
+    metrics: tuple[str | None, ...]
+    scores: tuple[Column, ...]
+    single_task: Column
+    fwt: Column
+    bwt: Column
+    fwt_absolute: Column
+    bwt_absolute: Column
+    test_examples: tuple[int | None, ...]
+    unseen_targets: tuple[int | None, ...]
+    baselines: Baselines | None
+    times: tuple[StageTime, ...]
+    machine: Machine | None
+    events: Events
+
+    @property
+    def final(self) -> Column:
+        """The last score of each task; methods that train a model a task evaluate each task only once."""
+        return tuple(next((row[i] for row in reversed(self.scores) if row[i] is not None), None) for i in range(len(self.tasks)))
+
+    @property
+    def learned(self) -> Column:
+        """The first score of each task, R(i,i)."""
+        return tuple(next((row[i] for row in self.scores if row[i] is not None), None) for i in range(len(self.tasks)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task has a score."""
+        return bool(self.tasks) and None not in self.final
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The task of each finished stage, by its name in the log, else by its place."""
+        started = self.events.stages
+        places = dict(enumerate(self.tasks, start=1))
+        return tuple(started.get(stage) or places.get(stage, f"stage {stage}") for stage in range(1, len(self.scores) + 1))
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set's own name, else what the configuration calls it."""
+        return self.dataset.name if self.dataset else str(self.config.get("dataset") or "unknown data")
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all finished stages."""
+        known = [time.seconds for time in self.times if time.seconds is not None]
+        return sum(known) if known else None
+
+    @property
+    def max_users(self) -> int | None:
+        """Users a task that evaluation was cut to, `None` for all."""
+        return as_whole(as_mapping(self.config.get("evaluate")).get("max_users"))
+
+
+def read_run(folder: Path | str) -> RunData:
+    """Read a run folder, finished or not.
+
+    Raises:
+        RunError: the folder is missing, is no run, or holds results of another format version.
+        DataError: a JSON file in it does not parse.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run folder; `dist-teracon train CONFIG --run {folder}` makes one")
+    if not any((folder / name).is_file() for name in ("results.json", "events.jsonl", "config.yaml")):
+        raise RunError(
+            f"{folder}: is no run (none of config.yaml, events.jsonl and results.json is in it); name the folder given to `train --run`"
+        )
+    config = _read_config(folder / "config.yaml")
+    events = read_events(folder / "events.jsonl")
+    results = _optional_json(folder / "results.json")
+    version = results.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise RunError(f"{folder / 'results.json'}: format version {version!r}, this program reads {FORMAT_VERSION}; update it")
+    dataset = read_dataset_info(str(folder)) if (folder / "dataset.json").is_file() else None
+    tasks = _task_names(results, events, config, dataset)
+    timing = _optional_json(folder / "timing.json")
+    return RunData(
+        folder=folder,
+        method=str(results.get("method") or events.method or as_mapping(config.get("method")).get("name") or "unknown method"),
+        seed=next((s for s in map(as_whole, (results.get("seed"), events.seed, config.get("seed"))) if s is not None), None),
+        config=config,
+        dataset=dataset,
+        tasks=tasks,
+        metrics=_metrics(results, tasks, dataset),
+        scores=tuple(_column(row, len(tasks)) for row in as_list(results.get("scores"))),
+        single_task=_column(results.get("single_task"), len(tasks)),
+        fwt=_column(results.get("fwt"), len(tasks)),
+        bwt=_column(results.get("bwt"), len(tasks)),
+        fwt_absolute=_column(results.get("fwt_absolute"), len(tasks)),
+        bwt_absolute=_column(results.get("bwt_absolute"), len(tasks)),
+        test_examples=tuple(map(as_whole, _padded(results.get("test_examples"), len(tasks)))),
+        unseen_targets=tuple(map(as_whole, _padded(results.get("unseen_targets"), len(tasks)))),
+        baselines=_baselines(_optional_json(folder / "baselines.json"), len(tasks)),
+        times=tuple(map(_stage_time, as_list(timing.get("stages")))),
+        machine=_machine(as_mapping(timing.get("machine")), events),
+        events=events,
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return as_mapping(io.read_json(str(path))) if path.is_file() else {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return as_mapping(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: not valid YAML ({' '.join(str(error).split())}); was the file changed by hand?") from None
+
+
+def _task_names(results: Mapping[str, Any], events: Events, config: Mapping[str, Any], dataset: DatasetInfo | None) -> tuple[str, ...]:
+    """Take the longest list among results and log, as results may name the learned tasks alone; else what was planned."""
+    known = tuple(map(str, as_list(results.get("tasks"))))
+    if len(events.tasks) > len(known) and events.tasks[: len(known)] == known:
+        known = events.tasks
+    planned = tuple(task for task in as_list(config.get("tasks")) if isinstance(task, str))
+    return known or events.tasks or planned or (tuple(task.name for task in dataset.tasks) if dataset else ())
+
+
+def _metrics(results: Mapping[str, Any], tasks: Sequence[str], dataset: DatasetInfo | None) -> tuple[str | None, ...]:
+    described = {task.name: task.metric for task in dataset.tasks} if dataset else {}
+    given = _padded(results.get("metrics"), len(tasks))
+    return tuple(str(metric) if metric is not None else described.get(task) for task, metric in zip(tasks, given, strict=True))
+
+
+def _padded(value: object, length: int) -> list[Any]:
+    entries = as_list(value)[:length]
+    return entries + [None] * (length - len(entries))
+
+
+def _column(value: object, length: int) -> Column:
+    return tuple(map(as_number, _padded(value, length)))
+
+
+def _baselines(value: Mapping[str, Any], length: int) -> Baselines | None:
+    if not value:
+        return None
+    svd: list[SvdBaseline | None] = []
+    for entry in map(as_mapping, _padded(value.get("svd_logistic_regression"), length)):
+        score = as_number(entry.get("score"))
+        known = score is not None
+        svd.append(
+            SvdBaseline(score or 0.0, as_whole(entry.get("dimensions")), as_number(entry.get("validation_score"))) if known else None
+        )
+    return Baselines(_column(value.get("popularity"), length), _column(value.get("majority"), length), tuple(svd))
+
+
+def _stage_time(value: object) -> StageTime:
+    entry = as_mapping(value)
+    return StageTime(
+        stage=as_whole(entry.get("stage")) or 0,
+        task=str(entry.get("task", "")),
+        seconds=as_number(entry.get("seconds")),
+        training=as_number(entry.get("training_seconds")),
+        pseudo_labels=as_number(entry.get("pseudo_label_seconds")),
+        evaluation=as_number(entry.get("evaluation_seconds")),
+        epochs=as_whole(entry.get("epochs")),
+    )
+
+
+def _machine(value: Mapping[str, Any], events: Events) -> Machine | None:
+    if not value and events.world_size is None and not events.versions:
+        return None
+    versions = {str(name): str(version) for name, version in as_mapping(value.get("versions")).items()}
+    cpu = value.get("cpu")
+    return Machine(
+        cpu=str(cpu) if cpu else None,
+        cores=as_whole(value.get("cores")),
+        world_size=as_whole(value.get("world_size")) or events.world_size,
+        versions=versions or events.versions,
+    )
