@@ -15,7 +15,7 @@ How the specification is read where it leaves room; each reading is the one that
   gives as .055 (and the oracle's 0.91145 for profile-2 as .912).
 
 Weights come from matrix products, so their last bit may differ between machines or block sizes. A draw would notice only if it
-fell within that last bit of a boundary: about one chance in 10^7 for a whole data set.
+fell within that last bit of one of the labels' boundaries: less than one chance in 10^5 for a whole data set.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _draw(weights_BY: Float, uniform_B: Float) -> Int:
 
 
 def _reciprocal_ranks(scores_BY: Float, targets_B: NDArray[np.int32], cut: int = 5) -> Float:
-    """Return [B] the reciprocal rank of each target by scores [B, Y] or [Y], 0 beyond `cut`; the scores are continuous, so ties need no care."""
+    """Return [B] the reciprocal rank of each target by scores [B, Y] or [Y], 0 beyond `cut`; ties do not occur."""
     scores_BY = np.broadcast_to(scores_BY, (len(targets_B), scores_BY.shape[-1]))
     own_B1 = np.take_along_axis(scores_BY, targets_B[:, None].astype(np.int64), axis=1)
     rank_B = 1 + (scores_BY > own_B1).sum(axis=1)

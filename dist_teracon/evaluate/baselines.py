@@ -1,0 +1,234 @@
+"""Baselines without a network, reported beside every score: popularity, majority, and SVD with logistic regression.
+
+A model that does not beat them has learned nothing from the sequences that could not be had for free.
+
+Shapes: `E` examples (user, label), `U` users, `Y` classes, `N` items of all sequences, `V` vocabulary, `D` dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_teracon.data.schema import Split
+from dist_teracon.errors import TeraconError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+DIMENSIONS = (16, 32, 64, 128)
+
+# Rows of the sparse matrix that are projected at a time, so that the dense result in float64 stays small.
+_CHUNK = 65_536
+
+
+def popularity_score(train_counts: NDArray[np.int64], targets: NDArray[np.int64], *, cut: int = 5) -> float:
+    """Return the MRR@`cut` of ranking all classes by how often training saw them (SPEC.md section 5).
+
+    Equal counts stand in random order and score their expected reciprocal rank; a class that training never saw is a miss.
+
+    Args:
+        train_counts: int64 [Y], training examples by class.
+        targets: integers [E], classes of the examples to score.
+
+    Raises:
+        ValueError: there is no target.
+    """
+    _need_targets(targets)
+    ascending = np.sort(train_counts)
+    greater_Y = len(ascending) - np.searchsorted(ascending, train_counts, side="right")
+    equal_Y = len(ascending) - np.searchsorted(ascending, train_counts, side="left") - greater_Y
+    # harmonic[r] = sum of 1/k over ranks k ≤ min(r, cut); a class's rank is uniform over greater + 1 … greater + equal.
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, cut + 1))])
+    score_Y = (harmonic[np.minimum(greater_Y + equal_Y, cut)] - harmonic[np.minimum(greater_Y, cut)]) / equal_Y
+    return float(np.where(train_counts > 0, score_Y, 0.0)[targets].mean())
+
+
+def majority_score(train_counts: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
+    """Return the accuracy of always answering the most frequent training class; of several, one at random, in expectation.
+
+    Args:
+        train_counts: int64 [Y], training examples by class; without any, every target is a miss.
+        targets: integers [E], classes of the examples to score.
+
+    Raises:
+        ValueError: there is no target.
+    """
+    _need_targets(targets)
+    best_Y = (train_counts == train_counts.max()) & (train_counts > 0)
+    return float(best_Y[targets].mean() / max(1, int(best_Y.sum())))
+
+
+@dataclass(frozen=True)
+class SvdFeatures:
+    """Users as the leading singular directions of the TF-IDF matrix of their items.
+
+    Inverse document frequencies and directions come from the training users' sequences alone, so nothing of a test user enters
+    what is fitted; every user is then projected. One fit serves all tasks of a data set, and all smaller dimensions, as the
+    directions are ordered by their singular values.
+
+    Attributes:
+        projected: float32 [U, D], one row a user, D being at most the dimension asked for (fewer where there are fewer users or items).
+    """
+
+    projected: NDArray[np.float32]
+
+    @classmethod
+    def fit(
+        cls,
+        values: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        *,
+        items: int,
+        train_users: NDArray[np.int64],
+        dimension: int = max(DIMENSIONS),
+        seed: int = 0,
+    ) -> SvdFeatures:
+        """Fit on the training users' sequences and project all users; the same on one machine for equal arguments.
+
+        Args:
+            values: int32 [N], items in 0 … items − 1, user by user.
+            offsets: int64 [U + 1].
+            items: Size of the vocabulary V.
+            train_users: int64, rows of the users of the training split (all users where each task splits its own rows).
+            dimension: Largest number of directions wanted.
+            seed: Seed of the randomised SVD.
+
+        Raises:
+            TeraconError: scikit-learn is not installed.
+            ValueError: there is no training user.
+        """
+        _need_sklearn()
+        from sklearn.decomposition import TruncatedSVD
+
+        if not len(train_users):
+            raise ValueError("an SVD needs at least one training user")
+        matrix_UV = _tf_idf(values, offsets, items=items, train_users=train_users)
+        size = min(dimension, len(train_users), items)
+        with _one_thread():
+            svd = TruncatedSVD(n_components=size, algorithm="randomized", n_iter=7, random_state=seed)
+            svd.fit(matrix_UV[train_users])
+            values_UD = np.empty((matrix_UV.shape[0], size), dtype=np.float32)
+            for start in range(0, len(values_UD), _CHUNK):
+                values_UD[start : start + _CHUNK] = svd.transform(matrix_UV[start : start + _CHUNK])
+        return cls(values_UD)
+
+
+@dataclass(frozen=True)
+class SvdScore:
+    """What SVD with logistic regression reached on a profile task.
+
+    Attributes:
+        score: Accuracy on all test examples.
+        dimensions: Number of singular directions, chosen on validation.
+        validation_score: Accuracy on validation at that choice; None without validation examples.
+    """
+
+    score: float
+    dimensions: int
+    validation_score: float | None
+
+
+def svd_logistic_regression(
+    features: SvdFeatures,
+    *,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    split: NDArray[np.int8],
+    dimensions: Sequence[int] = DIMENSIONS,
+) -> SvdScore:
+    """Fit a multinomial logistic regression on SVD features and score it on the test examples.
+
+    Features are standardised on the training examples; the penalty is L2 with C = 1. The number of directions is the one with the
+    best validation accuracy, the smallest of equals; without validation examples the largest is taken.
+
+    Args:
+        features: Of all users of the data set.
+        rows: int64 [E], each example's user.
+        labels: integers [E], each example's class.
+        split: int8 [E], each example's `Split`.
+        dimensions: Numbers of directions to try, cut to those there are.
+
+    Raises:
+        TeraconError: scikit-learn is not installed.
+        ValueError: no training or no test example, or no dimension to try.
+    """
+    _need_sklearn()
+    train, validation, test = ((rows[split == part], labels[split == part]) for part in Split)
+    _need_targets(test[1])
+    if not len(train[1]):
+        raise ValueError("logistic regression needs at least one training example")
+    tried = sorted({min(size, features.projected.shape[1]) for size in dimensions})
+    if not tried or tried[0] < 1:
+        raise ValueError(f"dimensions is {tuple(dimensions)}; it must hold positive numbers")
+    best: SvdScore | None = None
+    for size in tried if len(validation[1]) else tried[-1:]:
+        model = _fit_classifier(features.projected[:, :size], *train)
+        reached = _accuracy(model, features.projected[:, :size], *validation) if len(validation[1]) else None
+        if best is None or (reached is not None and best.validation_score is not None and reached > best.validation_score):
+            best = SvdScore(_accuracy(model, features.projected[:, :size], *test), size, reached)
+    assert best is not None
+    return best
+
+
+def _fit_classifier(values_UD: NDArray[np.float32], rows: NDArray[np.int64], labels: NDArray[np.int64]) -> Any:
+    from sklearn.dummy import DummyClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # scikit-learn refuses to fit a single class, for which the answer is plain.
+    single = labels.min() == labels.max()
+    classifier = DummyClassifier(strategy="most_frequent") if single else LogisticRegression(C=1.0, max_iter=1000)
+    with _one_thread():
+        return make_pipeline(StandardScaler(), classifier).fit(values_UD[rows].astype(np.float64), labels)
+
+
+def _accuracy(model: Any, values_UD: NDArray[np.float32], rows: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+
+    with _one_thread():
+        return float((model.predict(values_UD[rows].astype(np.float64)) == labels).mean())
+
+
+def _tf_idf(values: NDArray[np.int32], offsets: NDArray[np.int64], *, items: int, train_users: NDArray[np.int64]) -> csr_matrix:
+    """Return the matrix [U, V] of counts times ln((1 + U_train) / (1 + users with the item)) + 1, rows of length 1.
+
+    An item that no training user has weighs nothing, as no direction fitted on training users could use it.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.preprocessing import normalize
+
+    ones_N = np.ones(len(values), dtype=np.float32)
+    # Copied, as summing duplicates works in place and would otherwise rewrite the caller's sequences.
+    counts_UV = csr_matrix((ones_N, values, offsets), shape=(len(offsets) - 1, items), copy=True)
+    counts_UV.sum_duplicates()
+    users_V = np.bincount(counts_UV[train_users].indices, minlength=items)
+    weight_V = np.where(users_V > 0, np.log((1 + len(train_users)) / (1 + users_V)) + 1, 0.0).astype(np.float32)
+    counts_UV.data *= weight_V[counts_UV.indices]
+    return normalize(counts_UV, norm="l2", copy=False)
+
+
+def _need_targets(targets: NDArray[Any]) -> None:
+    if not len(targets):
+        raise ValueError("there is no example to score")
+
+
+def _need_sklearn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise TeraconError(
+            "the SVD baseline needs scikit-learn, which is not installed; run: pip install 'dist-teracon[baselines]'"
+        ) from None
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Hold BLAS to one thread: sums in another order change the last digits, and with them a close choice of dimension."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return cast("AbstractContextManager[Any]", threadpool_limits(limits=1))
