@@ -30,7 +30,7 @@ from dist_teracon.report.values import difference_text, percent_text, score_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SMALL, MEDIUM = 270, 500
+TINY, SMALL, MEDIUM = 230, 270, 420
 MAX_POINTS = 400
 
 
@@ -47,7 +47,7 @@ def make_figures(run: RunData) -> dict[str, Figure]:
 
 def retained_scores(run: RunData) -> Figure | None:
     """R as a heat map, each task shaded by its change since it was learned."""
-    if not run.scores:
+    if len(run.scores) < 2:
         return None
     learned = run.learned
     changes = [
@@ -56,7 +56,7 @@ def retained_scores(run: RunData) -> Figure | None:
     ]
     span = max([0.02, *(abs(c) for row in changes for c in row if c is not None)])
     rows, columns = len(run.scores), len(run.tasks)
-    with Plot(max(MEDIUM, 120 + 66 * columns), 46 + 44 * rows, "Scores after each stage") as plot:
+    with Plot(max(MEDIUM, 96 + 54 * columns), 36 + 38 * rows, "Scores after each stage") as plot:
         _matrix_axes(plot.axes, [f"after {short(name, 14)}" for name in run.stage_names], [short(task, 12) for task in run.tasks])
         for j, (name, row) in enumerate(zip(run.stage_names, run.scores, strict=True)):
             for i, (value, change) in enumerate(zip(row, changes[j], strict=True)):
@@ -70,7 +70,7 @@ def retained_scores(run: RunData) -> Figure | None:
                 plot.axes.text(i, j - (0 if first else 0.14), score_text(value), ha="center", va="center", size=11, color=INK)
                 if not first:
                     below = percent_text(None if change is None else 100 * change)
-                    plot.axes.text(i, j + 0.23, below, ha="center", va="center", size=8.5, color=MUTED)
+                    plot.axes.text(i, j + 0.23, below, ha="center", va="center", size=8.5, color=INK)
         panel = plot.panel("")
     return Figure(
         "retained",
@@ -88,7 +88,7 @@ def transfer(run: RunData) -> Figure | None:
     if not kinds:
         return None
     height = 0.78 / len(kinds)
-    with Plot(MEDIUM, 46 + len(run.tasks) * 22 * max(len(kinds), 2), "Transfer forward and backward") as plot:
+    with Plot(MEDIUM, 40 + len(run.tasks) * 18 * max(len(kinds), 2), "Transfer forward and backward") as plot:
         known = [value for _, values, _, _ in kinds for value in values if value is not None]
         low, high = min(0.0, *known, 0.0), max(0.0, *known, 0.0)
         margin = max(high - low, 1e-3)
@@ -120,6 +120,8 @@ def transfer(run: RunData) -> Figure | None:
 def final_scores(run: RunData) -> Figure | None:
     """Final scores beside single-task training and the baselines, a panel a task."""
     panels = []
+    if run.baselines is None and not any(run.single_task):
+        return None
     for i, (task, score) in enumerate(zip(run.tasks, run.final, strict=True)):
         if score is None:
             continue
@@ -158,7 +160,7 @@ def learning_curves(run: RunData) -> Figure | None:
         if not points:
             continue
         metric = next((epoch.metric for epoch in epochs if epoch.metric), "score")
-        with Plot(SMALL, 168, f"Validation score in stage {stage}") as plot:
+        with Plot(SMALL, 152, f"Validation score in stage {stage}") as plot:
             _line(plot.axes, points, 0)
             best = [(x, epoch.validation) for x, epoch in enumerate(epochs) if epoch.best and epoch.validation is not None]
             if best:
@@ -166,16 +168,14 @@ def learning_curves(run: RunData) -> Figure | None:
                 (mark,) = plot.axes.plot([x], [y], "o", markersize=6, color=ACCENT)
                 plot.tip(mark, f"best: epoch {epochs[x].epoch}, {metric} {score_text(y)}")
             _epoch_axis(plot.axes, epochs)
-            panels.append(plot.panel(f"{_stage_title(run, stage)} · {metric}"))
+            panels.append(plot.panel(f"{stage_title(run, stage)} · {metric}"))
     caption = "Epoch 0 is before training. The dot marks the epoch that was kept."
     return Figure("learning", "Validation score an epoch", caption, tuple(panels), wide=True) if panels else None
 
 
 def training_loss(run: RunData) -> Figure | None:
     """Training loss of the new task an epoch, a panel a stage."""
-    return _loss_figure(
-        run, "class/", "loss", "Training loss an epoch", "Mean cross-entropy of the stage's own task; steps logged, weights not applied."
-    )
+    return _loss_figure(run, "class/", "loss", "Training loss an epoch", "Mean over an epoch's steps, of the task that the stage learns.")
 
 
 def retention_loss(run: RunData) -> Figure | None:
@@ -193,7 +193,7 @@ def sampling_rates(run: RunData) -> Figure | None:
             continue
         # A step may be counted within its epoch; a line needs one axis.
         rising = all(a.step < b.step for a, b in pairwise(steps))
-        with Plot(SMALL, 168, f"Sampling rates in stage {stage}") as plot:
+        with Plot(SMALL, 152, f"Sampling rates in stage {stage}") as plot:
             for name in dict.fromkeys(name for step in steps for name in step.rho):
                 index = _index(run, name)
                 shown.add((index, name))
@@ -202,7 +202,7 @@ def sampling_rates(run: RunData) -> Figure | None:
             plot.axes.set_ylim(bottom=0)
             plot.axes.set_xlabel("step" if rising else "logged step", loc="right")
             plot.axes.locator_params(axis="both", nbins=4)
-            panels.append(plot.panel(_stage_title(run, stage)))
+            panels.append(plot.panel(stage_title(run, stage)))
     caption = "Share of the stage's users that are replayed for a past task: the more alike the masks of two tasks, the fewer."
     legend = tuple(series_key(name, index) for index, name in sorted(shown))
     return Figure("rho", "Sampling rate ρ of past tasks", caption, tuple(panels), legend, wide=True) if panels else None
@@ -220,7 +220,7 @@ def mask_similarity(run: RunData) -> Figure | None:
     low, high = min(apart), max(apart)
     span = max(high - low, 0.05)
     labels = [short(name, 12) for name in names]
-    with Plot(max(MEDIUM, 110 + 58 * len(names)), 46 + 40 * len(names), "Similarity of task masks") as plot:
+    with Plot(max(MEDIUM, 84 + 56 * len(names)), 36 + 38 * len(names), "Similarity of task masks") as plot:
         _matrix_axes(plot.axes, labels, labels)
         for j, row in enumerate(cells[: len(names)]):
             for i, value in enumerate(row[: len(names)]):
@@ -243,7 +243,7 @@ def mask_histograms(run: RunData) -> Figure | None:
         if total <= 0:
             continue
         width = 1 / len(counts)
-        with Plot(SMALL, 120, f"Mask values of task {_index(run, name) + 1}") as plot:
+        with Plot(TINY, 104, f"Mask values of task {_index(run, name) + 1}") as plot:
             bars = plot.axes.bar(
                 [(k + 0.5) * width for k in range(len(counts))], [100 * c / total for c in counts], width * 0.88, color=ACCENT
             )
@@ -251,12 +251,13 @@ def mask_histograms(run: RunData) -> Figure | None:
                 plot.tip(bar, f"{name}: {100 * count / total:.1f} % of channels in {k * width:.2f} to {(k + 1) * width:.2f}")
             plot.axes.set_xlim(0, 1)
             plot.axes.set_xticks([0, 0.5, 1], ["closed", "0.5", "open"])
+            plot.axes.tick_params(axis="x", pad=6)
             plot.axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
             plot.axes.locator_params(axis="y", nbins=3)
             plot.axes.grid(visible=False, axis="x")
             panels.append(plot.panel(name))
     caption = f"Share of channels by mask value after stage {masks.stage}: 0 blocks a channel, 1 lets it through." if masks else ""
-    return Figure("histograms", "Mask values of each task", caption, tuple(panels), wide=True) if panels else None
+    return Figure("histograms", "Mask values of each task", caption, tuple(panels), wide=len(panels) > 6) if panels else None
 
 
 def stage_seconds(run: RunData) -> Figure | None:
@@ -266,7 +267,7 @@ def stage_seconds(run: RunData) -> Figure | None:
         return None
     longest = max(time.seconds or 0 for time in times) or 1.0
     used: dict[str, Key] = {}
-    with Plot(MEDIUM, 42 + 30 * len(times), "Seconds of each stage") as plot:
+    with Plot(MEDIUM, 40 + 28 * len(times), "Seconds of each stage") as plot:
         for row, time in enumerate(times):
             known = [("training", time.training, 0), ("pseudo-labels", time.pseudo_labels, 1), ("evaluation", time.evaluation, 2)]
             rest = (time.seconds or 0) - sum(value or 0 for _, value, _ in known)
@@ -306,21 +307,23 @@ _BUILDERS: tuple[Callable[[RunData], Figure | None], ...] = (
 def _loss_figure(run: RunData, prefix: str, name: str, title: str, caption: str) -> Figure | None:
     panels: list[Panel] = []
     shown: set[tuple[int, str]] = set()
+    several = any(sum(term.startswith(prefix) for term in epoch.loss) > 1 for epoch in run.events.epochs)
     for stage, epochs in _stages(run):
         terms = dict.fromkeys(term for epoch in epochs for term in epoch.loss if term.startswith(prefix))
         if not terms:
             continue
         values = [epoch.loss[term] for epoch in epochs for term in terms if term in epoch.loss]
-        with Plot(SMALL, 168, f"{title} in stage {stage}") as plot:
+        with Plot(SMALL, 152, f"{title} in stage {stage}") as plot:
             for term in terms:
-                index = _index(run, term.removeprefix(prefix))
+                # One line a panel needs no colour of its own; its task stands above it.
+                index = _index(run, term.removeprefix(prefix)) if several else 0
                 shown.add((index, term.removeprefix(prefix)))
                 _line(plot.axes, [(x, epoch.loss[term]) for x, epoch in enumerate(epochs) if term in epoch.loss], index)
             if min(values) > 0 and max(values) > 30 * min(values):
                 plot.axes.set_yscale("log")
             _epoch_axis(plot.axes, epochs)
-            panels.append(plot.panel(_stage_title(run, stage)))
-    legend = tuple(series_key(task, index) for index, task in sorted(shown))
+            panels.append(plot.panel(stage_title(run, stage)))
+    legend = tuple(series_key(task, index) for index, task in sorted(shown)) if several else ()
     return Figure(name, title, caption, tuple(panels), legend, wide=True) if panels else None
 
 
@@ -335,7 +338,8 @@ def _stages(run: RunData) -> list[tuple[int, list[Epoch]]]:
     return [(stage, run.events.epochs_of(stage)) for stage in dict.fromkeys(epoch.stage for epoch in run.events.epochs)]
 
 
-def _stage_title(run: RunData, stage: int) -> str:
+def stage_title(run: RunData, stage: int) -> str:
+    """Return a stage's number and task."""
     place = run.tasks[stage - 1] if 0 < stage <= len(run.tasks) else ""
     return f"{stage} · {run.events.stages.get(stage) or place}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -12,9 +12,9 @@ from typing import Any
 
 from dist_teracon import io
 from dist_teracon.errors import RunError, TeraconError
-from dist_teracon.report.figures import make_figures
+from dist_teracon.report.figures import make_figures, stage_title
 from dist_teracon.report.plot import SERIES
-from dist_teracon.report.run_data import RunData, read_run
+from dist_teracon.report.run_data import Baselines, RunData, read_run
 from dist_teracon.report.summary import above_baselines, headline, standard_error
 from dist_teracon.report.table import score_rows
 from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
@@ -77,7 +77,7 @@ def render(runs: Sequence[RunData]) -> str:
         notes=_flat(run.dataset.notes) if run.dataset else [],
         configuration=_flat(run.config),
         environment=_environment(run),
-        passes=[(entry.stage, entry.past, count_text(entry.rows), seconds_text(entry.seconds)) for entry in run.events.pseudo_labels],
+        passes=_passes(run) if run.events.pseudo_labels else None,
         comparison=_comparison(runs) if len(runs) > 1 else None,
     )
 
@@ -134,11 +134,19 @@ def _protocol(run: RunData) -> list[tuple[str, str]]:
         ("Ranking", "full: rank = 1 + number of labels with a greater score; ties count by the expected reciprocal rank over their order"),
         ("Unseen targets", "a test target that training never saw is a miss, and is counted below"),
     ]
+    if run.baselines and any(run.baselines.svd_logistic_regression):
+        entries.append(("SVD + LR", "; ".join(_svd_texts(run.tasks, run.baselines))))
     if run.max_users is not None:
         entries.append(("Cut", f"evaluated on at most {count_text(run.max_users)} users a task (evaluate.max_users): a trial"))
     if run.dataset:
         entries.append(("Sequences", f"the last {run.dataset.length_limit} items at most; {count_text(run.dataset.events)} events in all"))
     return entries
+
+
+def _svd_texts(tasks: Sequence[str], baselines: Baselines) -> Iterator[str]:
+    for task, entry in zip(tasks, baselines.svd_logistic_regression, strict=True):
+        if entry:
+            yield f"{task}: {entry.dimensions or '?'} dimensions, chosen on validation ({score_text(entry.validation_score)})"
 
 
 def _protocol_tasks(run: RunData) -> list[tuple[str, ...]]:
@@ -166,6 +174,19 @@ def _protocol_tasks(run: RunData) -> list[tuple[str, ...]]:
     return rows
 
 
+def _passes(run: RunData) -> dict[str, Any]:
+    """Return the table of the teacher's passes: a row a stage, a column a past task, and their time."""
+    passes = run.events.pseudo_labels
+    tasks = list(dict.fromkeys(entry.past for entry in passes))
+    rows = []
+    for stage in dict.fromkeys(entry.stage for entry in passes):
+        made = {entry.past: entry for entry in passes if entry.stage == stage}
+        seconds = [entry.seconds for entry in made.values() if entry.seconds is not None]
+        users = [count_text(made[task].rows) if task in made else "" for task in tasks]
+        rows.append([stage_title(run, stage), *users, seconds_text(sum(seconds) if seconds else None)])
+    return {"tasks": tasks, "rows": rows}
+
+
 def _environment(run: RunData) -> list[tuple[str, str]]:
     entries = []
     if run.machine:
@@ -186,52 +207,51 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
 
 
 def _comparison(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Return columns, rows and warnings of the table that sets runs side by side."""
-    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
-    rows = []
-    for run in runs:
-        cells = []
-        for task in tasks:
-            i = run.tasks.index(task) if task in run.tasks else None
-            cells.append((None, None) if i is None else (run.final[i], run.bwt[i]))
-        bwt = [value for value in run.bwt if value is not None]
-        rows.append((run, cells, fmean(bwt) if bwt else None))
+    """Return tasks and rows of the table that sets runs side by side, and whether their scores compare."""
     comparable = len({run.dataset.fingerprint if run.dataset else run.dataset_name for run in runs}) == 1
     comparable = comparable and len({run.max_users for run in runs}) == 1
-    best = [
-        max((score for _, cells, _ in rows for score, _ in cells[k : k + 1] if score is not None), default=None) for k in range(len(tasks))
-    ]
-    metrics = {task: metric for run in reversed(runs) for task, metric in zip(run.tasks, run.metrics, strict=True)}
-    return {
-        "tasks": [(task, metrics[task] or "score") for task in tasks],
-        "rows": [
-            {
-                "folder": run.folder.name or str(run.folder),
-                "about": ", ".join([run.method, run.dataset_name] + ([f"seed {run.seed}"] if run.seed is not None else [])),
-                "cells": [
-                    (score_text(score), percent_text(bwt) if bwt is not None else "", comparable and score is not None and score == best[k])
-                    for k, (score, bwt) in enumerate(cells)
-                ],
-                "bwt": percent_text(mean),
-                "seconds": seconds_text(run.seconds),
-                "finished": run.finished,
-            }
-            for run, cells, mean in rows
-        ],
-        "comparable": comparable,
-    }
+    metrics: dict[str, str] = {}
+    finals: list[dict[str, float | None]] = []
+    for run in runs:
+        finals.append(dict(zip(run.tasks, run.final, strict=True)))
+        for task, metric in zip(run.tasks, run.metrics, strict=True):
+            metrics.setdefault(task, metric or "score")
+    best: dict[str, float] = {}
+    for run, final in zip(runs, finals, strict=True):
+        for task, score in final.items():
+            # A score that later stages may still change wins nothing.
+            if comparable and run.finished and score is not None:
+                best[task] = max(score, best.get(task, score))
+    rows = []
+    for run, final in zip(runs, finals, strict=True):
+        transfer = dict(zip(run.tasks, run.bwt, strict=True))
+        known = [value for value in run.bwt if value is not None]
+        cells = []
+        for task in metrics:
+            score, bwt = final.get(task), transfer.get(task)
+            is_best = run.finished and score is not None and score == best.get(task)
+            cells.append((score_text(score), "" if bwt is None else percent_text(bwt), is_best))
+        about = [run.method, run.dataset_name, *([f"seed {run.seed}"] if run.seed is not None else [])]
+        about += [] if run.finished else ["unfinished"]
+        mean = percent_text(fmean(known) if known else None)
+        name = run.folder.name or str(run.folder)
+        rows.append({"folder": name, "about": " · ".join(about), "cells": cells, "bwt": mean, "seconds": seconds_text(run.seconds)})
+    return {"tasks": list(metrics.items()), "rows": rows, "comparable": comparable}
 
 
 def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:
     """Return nested mappings as (dotted name, text)."""
     if isinstance(value, dict) and value:
         return [pair for key, entry in value.items() for pair in _flat(entry, f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(value, list | tuple) and value and not any(isinstance(entry, dict | list | tuple) for entry in value):
-        return [(prefix, ", ".join(map(str, value)))]
     if isinstance(value, list | tuple) and value:
+        if not any(isinstance(entry, dict | list | tuple) for entry in value):
+            return [(prefix, ", ".join(map(_plain, value)))]
         return [pair for k, entry in enumerate(value) for pair in _flat(entry, f"{prefix}[{k}]")]
-    return (
-        [(prefix, "none" if value is None or value in ({}, []) else str(value).lower() if isinstance(value, bool) else str(value))]
-        if prefix
-        else []
-    )
+    return [(prefix, _plain(value))] if prefix else []
+
+
+def _plain(value: object) -> str:
+    """Write a value as YAML would, nothing as `none`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None or value in ({}, [], ()) else str(value)

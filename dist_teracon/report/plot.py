@@ -212,4 +212,6 @@ def _clean(element: ET.Element, referred: set[str], salt: str) -> None:
 
 def _style(value: str) -> str:
     value = re.sub(r"#[0-9a-f]{6}", lambda match: f"var(--{_VARIABLES[match[0]]})" if match[0] in _VARIABLES else match[0], value)
-    return re.sub(r"font: (?:[\w ]* )?([\d.]+)px [^;]*", r"font-size: \1px", value)
+    # Only size and weight stay of the font, whose family is the page's; older versions of matplotlib write the short form.
+    value = re.sub(r"font: (?:(\d+) )?([\d.]+)px [^;]*", lambda font: f"font-size: {font[2]}px; font-weight: {font[1] or 400}", value)
+    return re.sub(r"font-family: [^;]*;? ?", "", value)

@@ -210,6 +210,7 @@ def test_page_holds_every_number(page: str, run_folder: Path) -> None:
     for name in ("popularity", "majority"):
         numbers += [score_text(value) for value in _BASELINES[name] if isinstance(value, float)]
     numbers += [score_text(entry["score"]) for entry in _BASELINES["svd_logistic_regression"] if isinstance(entry, dict)]
+    numbers += [score_text(entry["validation_score"]) for entry in _BASELINES["svd_logistic_regression"] if isinstance(entry, dict)]
     numbers += [count_text(value) for value in (*results["test_examples"], *results["unseen_targets"], 26571, 5000)]
     numbers += [seconds_text(stage["seconds"]) for stage in json.loads((run_folder / "timing.json").read_text())["stages"]]
     assert [number for number in numbers if number not in text] == []
@@ -348,6 +349,42 @@ def test_headline_counts_what_the_numbers_say(tmp_path: Path) -> None:
         "teracon learned 6 tasks on ml-100k: 3 of 5 later tasks scored above the same task learned alone (median FWT +4.0 %), "
         "2 of 5 earlier tasks lost score by the end (most: star5, BWT −7.5 %), and 5 of 6 tasks end above every baseline (not age)."
     )
+
+
+def test_odd_values_neither_stop_the_page_nor_become_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    zeros = {"tasks": ["a", "b"], "metrics": ["mrr@5", None], "scores": [[0.0], [0.0, None], [math.nan, 0]], "single_task": [0.0, "x"]}
+    (folder / "results.json").write_text(json.dumps({**zeros, "fwt": [None, None], "bwt": [None], "test_examples": [0, -1]}))
+    (folder / "timing.json").write_text('{"stages": [{"stage": 1, "task": "a", "seconds": 0.0}, {"seconds": null}, 7]}')
+    events = [
+        {"event": "stage", "stage": "one"},
+        {"event": "stage", "stage": 1, "task": "a"},
+        {"event": "step", "stage": 1, "step": 0, "rho": {"a": None, "b": 0.0}},
+        {"event": "epoch", "stage": 1, "epoch": 0, "loss": {"class/a": math.inf, "retention/b": 0.0}, "validation": math.nan},
+        {"event": "epoch", "stage": 9, "epoch": 5, "loss": {"class/z": 1.0}, "validation": 0.5, "best": True},
+        {"event": "masks", "stage": 1, "tasks": ["a", "b"], "similarity": [[1, 0.5], [None]], "histograms": {"a": [], "z": [0, 3]}},
+        {"event": "pseudo_labels", "stage": 1, "past": "a"},
+        {"event": "unknown"},
+        [1],
+    ]
+    (folder / "events.jsonl").write_text("\n".join(map(json.dumps, events)) + "\n")
+    run = read_run(folder)
+    page = render([run, run])
+    parse(page)
+    assert re.findall(r"\b(?:nan|inf)\b", page) == []
+    assert "nan" not in printed(run)
+
+
+def test_many_tasks_with_long_names(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    names = [f"a rather long name of the task number {k}" for k in range(20)]
+    scores = [[0.1 + 0.01 * k for k in range(j + 1)] for j in range(20)]
+    results = {"tasks": names, "metrics": ["mrr@5"] * 20, "scores": scores, "bwt": [0.0] * 19 + [None]}
+    (folder / "results.json").write_text(json.dumps(results))
+    text = " ".join(parse(render([read_run(folder)])).text)
+    assert all(name in text for name in names)
 
 
 def test_standard_error_of_an_accuracy() -> None:
