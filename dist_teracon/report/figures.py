@@ -57,7 +57,7 @@ def retained_scores(run: RunData) -> Figure | None:
     span = max([0.02, *(abs(c) for row in changes for c in row if c is not None)])
     rows, columns = len(run.scores), len(run.tasks)
     with Plot(max(MEDIUM, 96 + 54 * columns), 36 + 38 * rows, "Scores after each stage") as plot:
-        _matrix_axes(plot.axes, [f"after {short(name, 14)}" for name in run.stage_names], [short(task, 12) for task in run.tasks])
+        _matrix_axes(plot.axes, [f"after {short(name, 14)}" for name in run.stage_names], [short(task, 10) for task in run.tasks])
         for j, (name, row) in enumerate(zip(run.stage_names, run.scores, strict=True)):
             for i, (value, change) in enumerate(zip(row, changes[j], strict=True)):
                 if value is None:
@@ -78,6 +78,7 @@ def retained_scores(run: RunData) -> Figure | None:
         f"Rows: after learning a task. Shade: change since the task was learned (framed), full at ±{100 * span:.1f} %.",
         (panel,),
         (Key("better than when learned", "better"), Key("worse", "worse")),
+        wide=columns > 8,
     )
 
 
@@ -219,7 +220,7 @@ def mask_similarity(run: RunData) -> Figure | None:
         return None
     low, high = min(apart), max(apart)
     span = max(high - low, 0.05)
-    labels = [short(name, 12) for name in names]
+    labels = [short(name, 10) for name in names]
     with Plot(max(MEDIUM, 84 + 56 * len(names)), 36 + 38 * len(names), "Similarity of task masks") as plot:
         _matrix_axes(plot.axes, labels, labels)
         for j, row in enumerate(cells[: len(names)]):
@@ -231,7 +232,7 @@ def mask_similarity(run: RunData) -> Figure | None:
                 plot.axes.text(i, j, f"{value:.3f}", ha="center", va="center", size=10.5, color=MUTED if i == j else INK)
         panel = plot.panel("")
     caption = f"Mean cosine over the masked layers after stage {masks.stage}. Shade: {low:.3f} to {high:.3f}."
-    return Figure("similarity", "Similarity of task masks", caption, (panel,))
+    return Figure("similarity", "Similarity of task masks", caption, (panel,), wide=len(names) > 8)
 
 
 def mask_histograms(run: RunData) -> Figure | None:

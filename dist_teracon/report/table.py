@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dist_teracon.report.run_data import RunData
 from dist_teracon.report.summary import headline
-from dist_teracon.report.values import difference_text, percent_text, score_text, seconds_text
+from dist_teracon.report.values import NO_BREAK, difference_text, percent_text, score_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,8 +118,8 @@ def _sign_style(cell: str, group: str) -> str:
 
 def printable(text: str) -> str:
     """Replace control characters, which a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    return "".join(sign if sign.isprintable() or sign == NO_BREAK else "?" for sign in text)
 
 
 def _ascii(text: str) -> str:
-    return text.replace("−", "-").replace("–", "-")
+    return text.replace("−", "-").replace("–", "-").replace(NO_BREAK, " ")

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 NONE = "–"
+NO_BREAK = "\u00a0"
 
 
 def as_mapping(value: object) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def score_text(value: float | None) -> str:
 
 def percent_text(value: float | None) -> str:
     """Write a signed percentage with one decimal; a value that rounds to nothing has no sign."""
-    return NONE if value is None else _signed(value, 1) + " %"
+    return NONE if value is None else _signed(value, 1) + NO_BREAK + "%"
 
 
 def difference_text(value: float | None) -> str:
@@ -46,8 +47,8 @@ def difference_text(value: float | None) -> str:
 
 
 def count_text(value: int | None) -> str:
-    """Write a count with thin groups of three digits."""
-    return NONE if value is None else f"{value:,}".replace(",", " ")
+    """Write a count in groups of three digits."""
+    return NONE if value is None else f"{value:,}".replace(",", NO_BREAK)
 
 
 def seconds_text(value: float | None) -> str:
@@ -67,8 +68,11 @@ def seconds_text(value: float | None) -> str:
 
 
 def short(name: str, length: int = 18) -> str:
-    """Cut a name that would crowd out a figure; the page's tables hold it whole."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """Cut the middle of a name that would crowd out a figure, as names often differ at their ends; tables hold it whole."""
+    if len(name) <= length:
+        return name
+    tail = length // 3
+    return f"{name[: length - 1 - tail].rstrip()}…{name[-tail:].lstrip()}"
 
 
 def _signed(value: float, decimals: int) -> str:
