@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data.adapters import ADAPTERS
 from dist_teracon.data.badrows import BadRows
-from dist_teracon.data.recipe import Recipe, read_recipe
+from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
 from dist_teracon.data.schema import (
     FIRST_ITEM,
     FORMAT_VERSION,
@@ -199,6 +199,9 @@ def _check(tables: Tables) -> None:
     if len(sequences.values) and not -1 <= int(sequences.values.min()) <= int(sequences.values.max()) < len(tables.items):
         raise DataError(f"data set '{tables.name}': an item lies outside of the catalogue of {len(tables.items)}")
     names = [tables.next_task, *(table.name for table in tables.labels)]
+    for name in names:
+        if not TASK_NAME.fullmatch(name) or name == "items":
+            raise DataError(f"task '{name}': letters, digits, '_', '-', '.' are allowed in a name, and 'items' is taken")
     if len(set(names)) != len(names):
         raise DataError(f"data set '{tables.name}': two tasks have one name ({', '.join(names)})")
     for table in tables.labels:

@@ -35,10 +35,12 @@ class Wanted:
     Attributes:
         kind: `token` (a name), `number`, or `time` (seconds since 1970, or an ISO date and time, read as UTC).
         required: Rows where it is empty are malformed.
+        per_second: Of a time that is written as a number, 1000 for milliseconds.
     """
 
     kind: Literal["token", "number", "time"]
     required: bool = False
+    per_second: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, 
     except pa.ArrowInvalid:
         for _ in _filled_lines(uri, dialect):  # raises for bytes that are not text, with their line
             pass
-        table, skipped = _parse(uri, dict.fromkeys(wanted, pa.string()), header, dialect)
+        try:
+            table, skipped = _parse(uri, dict.fromkeys(wanted, pa.string()), header, dialect)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{uri}: cannot be read as delimited text ({error})") from None
     locate = _Locator(uri, dialect, [ordinal for ordinal, _ in skipped])
     for ordinal, message in skipped:
         bad.add("wrong number of columns", locate.place(ordinal), text=message)
@@ -145,7 +150,7 @@ def read_parquet(uri: str, wanted: Mapping[str, Wanted], *, bad: BadRows) -> Raw
         column = table.column(name)
         try:
             if want.kind == "time" and pa.types.is_temporal(column.type):
-                columns[name] = pc.divide(column.cast(pa.timestamp("us", tz=getattr(column.type, "tz", None))).cast(pa.int64()), 1e6)
+                columns[name] = column
             elif want.kind != "token" and not pa.types.is_string(column.type):
                 columns[name] = column.cast(pa.float64(), safe=False)
             else:
@@ -209,7 +214,7 @@ def _finish(uri: str, table: Any, wanted: Mapping[str, Wanted], *, bad: BadRows,
         if want.required:
             reject(f"empty {name}", np.asarray(column.is_null()))
         if want.kind != "token":
-            column, unreadable = _numbers(column, allow_dates=want.kind == "time")
+            column, unreadable = _numbers(column, want)
             reject(f"{name} is not a {want.kind}", unreadable, table.column(name))
         columns[name] = column
     bad.check(uri, rows)
@@ -222,16 +227,20 @@ def _finish(uri: str, table: Any, wanted: Mapping[str, Wanted], *, bad: BadRows,
     return RawTable(columns, rows, lambda row: where(int(kept[row])))
 
 
-def _numbers(column: Any, *, allow_dates: bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _numbers(column: Any, want: Wanted) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return float64 values (NaN for nothing) and a mask of those that are there and cannot be read."""
+    if pa.types.is_temporal(column.type):
+        zone = getattr(column.type, "tz", None)
+        micros = column.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64()).cast(pa.float64())
+        return micros.to_numpy(zero_copy_only=False) / 1e6, np.zeros(len(column), dtype=bool)
     if not pa.types.is_string(column.type):
-        values = np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+        values = column.to_numpy(zero_copy_only=False) / want.per_second
         return values, np.asarray(column.is_valid()) & ~np.isfinite(values)
     text = pc.utf8_trim_whitespace(column)
     numeric = np.asarray(pc.fill_null(pc.match_substring_regex(text, _NUMBER), False))
     values = np.full(len(column), np.nan)
-    values[numeric] = np.asarray(text.filter(pa.array(numeric)).cast(pa.float64()))
-    if allow_dates:
+    values[numeric] = np.asarray(text.filter(pa.array(numeric)).cast(pa.float64())) / want.per_second
+    if want.kind == "time":
         dated = np.asarray(pc.fill_null(pc.match_substring_regex(text, _DATE), False))
         values[dated] = _dates(text.filter(pa.array(dated)))
     return values, np.asarray(column.is_valid()) & ~np.isfinite(values)

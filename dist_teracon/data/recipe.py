@@ -30,7 +30,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
 }  # fmt: skip
 _COMPARISON = re.compile(r"\s*(<=|>=|==|!=|<|>|=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
-_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def parse_comparisons(text: str) -> list[tuple[Callable[[Any, Any], Any], float]]:
@@ -226,7 +226,7 @@ class Recipe(_Part):
     @classmethod
     def _fit_for_folders(cls, value: Any, info: ValidationInfo) -> Any:
         for name in value if isinstance(value, dict) else (value,):
-            if not _TASK_NAME.fullmatch(name) or name == "items":
+            if not TASK_NAME.fullmatch(name) or name == "items":
                 raise ValueError(f"'{name}' cannot name a task: letters, digits, '_', '-', '.' are allowed, and 'items' is taken")
             if info.field_name == "tasks" and name == info.data.get("first_task"):
                 raise ValueError(f"'{name}' is the first task's name already")

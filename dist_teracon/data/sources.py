@@ -17,6 +17,8 @@ from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.tables import Tables
 from dist_teracon.errors import ConfigError, DataError, nearest
 
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
 
 @dataclass(frozen=True)
 class Names:
@@ -159,19 +161,19 @@ def event_columns(columns: Columns, header: Sequence[str], own: Mapping[str, str
     return found
 
 
-def event_wants(found: Mapping[str, str]) -> dict[str, Wanted]:
+def event_wants(found: Mapping[str, str], columns: Columns) -> dict[str, Wanted]:
     """Return how the columns of events are read."""
     kinds = {
         "user": Wanted("token", required=True),
         "item": Wanted("token", required=True),
-        "timestamp": Wanted("time", required=True),
+        "timestamp": Wanted("time", required=True, per_second=_PER_SECOND[columns.timestamp_unit]),
         "type": Wanted("token"),
         "value": Wanted("number"),
     }
     return {name: kinds[role] for role, name in found.items()}
 
 
-def events_from(tables: Sequence[RawTable], found: Mapping[str, str], columns: Columns) -> Events:
+def events_from(tables: Sequence[RawTable], found: Mapping[str, str]) -> Events:
     """Put raw tables of events, one after another, into the common form."""
 
     def column(role: str) -> Any:
@@ -180,8 +182,5 @@ def events_from(tables: Sequence[RawTable], found: Mapping[str, str], columns: C
     def names(role: str) -> Names | None:
         return Names.from_arrow(column(role)) if role in found else None
 
-    timestamp = column("timestamp")
-    if timestamp is not None and columns.timestamp_unit != "s":
-        timestamp = timestamp / {"ms": 1e3, "us": 1e6, "ns": 1e9}[columns.timestamp_unit]
     user, item = Names.from_arrow(column("user")), Names.from_arrow(column("item"))
-    return Events(user, item, timestamp, names("type"), column("value"))
+    return Events(user, item, column("timestamp"), names("type"), column("value"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -89,6 +90,17 @@ def _timestamps(where: str, events: Events) -> NDArray[np.float64]:
     return events.timestamp
 
 
+def _period(events: Events) -> str:
+    """Say when the events were, for an error's text."""
+    if events.timestamp is None:
+        return ""
+    try:
+        first, last = (datetime.fromtimestamp(float(edge), UTC).date() for edge in (events.timestamp.min(), events.timestamp.max()))
+    except (ValueError, OverflowError, OSError):
+        return "; their timestamps are no seconds since 1970 (columns.timestamp_unit says otherwise)"
+    return f"; they run from {first} to {last}"
+
+
 def _in_time(rows: NDArray[np.int64], events: Events, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order the chosen events by user row, then time, then file order."""
     if events.timestamp is None:
@@ -102,7 +114,9 @@ def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_
     counts = np.bincount(events.user.codes[chosen], minlength=len(events.user.names))
     kept = np.flatnonzero(counts >= rule.minimum)
     if len(kept) == 0:
-        raise DataError(f"history: no user has {rule.minimum} or more events; {len(chosen)} of {len(events)} events fit history.events")
+        raise DataError(
+            f"history: no user has {rule.minimum} or more events; {len(chosen)} of {len(events)} events fit history.events{_period(events)}"
+        )
     notes["users_with_too_short_history"] = len(events.user.names) - len(kept)
 
     kept = np.array(sorted(kept.tolist(), key=events.user.names.__getitem__), dtype=np.int64)

@@ -48,11 +48,11 @@ def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
     columns = recipe.columns if recipe else Columns()
     events = _files_of(folder, "events")
     found = event_columns(columns, _header(events[0]), _OWN, where=events[0])
-    tables = [_read(uri, event_wants(found), bad) for uri in events]
+    tables = [_read(uri, event_wants(found, columns), bad) for uri in events]
     users, items = (
         _attributes(folder, stem, getattr(columns, key) or _OWN[key], bad) for stem, key in (("users", "user"), ("items", "item"))
     )
-    return Source(folder_name(folder), events_from(tables, found, columns), users, items)
+    return Source(folder_name(folder), events_from(tables, found), users, items)
 
 
 def _attributes(folder: str, stem: str, key: str, bad: BadRows) -> Attributes | None:

@@ -15,7 +15,7 @@ from dist_teracon.data.badrows import BadRows
 from dist_teracon.data.rawtable import Dialect, RawTable, Wanted, read_delimited
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import Adapter, Attributes, Source, attributes_from, event_wants, events_from, folder_name
-from dist_teracon.errors import DataError
+from dist_teracon.errors import ConfigError, DataError
 
 _GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir",
@@ -79,17 +79,24 @@ def _layout(folder: str) -> _Layout:
 
 
 def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
-    """Read a MovieLens folder."""
+    """Read a MovieLens folder.
+
+    Raises:
+        ConfigError: the recipe names columns, which this format fixes.
+        DataError: a missing or empty file, or too many malformed rows.
+    """
+    if recipe is not None and recipe.columns != Columns():
+        raise ConfigError("columns: format 'movielens' has its own columns, none can be named")
     layout = _layout(folder)
     found = dict(zip(("user", "item", "timestamp", "value"), layout.ratings_wants, strict=True))
-    ratings = read_delimited(io.join(folder, layout.ratings), event_wants(found), dialect=layout.events, bad=bad)
+    ratings = read_delimited(io.join(folder, layout.ratings), event_wants(found, Columns()), dialect=layout.events, bad=bad)
     users = items = None
     there = {uri.rsplit("/", 1)[-1] for uri in files(folder)}
     if layout.users in there and layout.people:
         users = _attributes(io.join(folder, layout.users), "user", layout.people, bad)
     if layout.items in there:
         items = _movies(io.join(folder, layout.items), layout, bad)
-    return Source(folder_name(folder), events_from([ratings], found, recipe.columns if recipe else Columns()), users, items)
+    return Source(folder_name(folder), events_from([ratings], found), users, items)
 
 
 def _attributes(uri: str, key: str, dialect: Dialect, bad: BadRows) -> Attributes:

@@ -42,7 +42,7 @@ def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
     inter, *others = files(folder)
     header = _header(inter)
     found = event_columns(columns, list(header), _OWN, where=inter)
-    table = _read(inter, header, event_wants(found), bad)
+    table = _read(inter, header, event_wants(found, columns), bad)
     attributes: dict[str, Attributes] = {}
     for uri in others:
         kind = "user" if uri.removesuffix(".gz").endswith(".user") else "item"
@@ -52,7 +52,7 @@ def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
             raise DataError(f"{uri}:1: no column '{key}'{nearest(key, fields)} (there are: {', '.join(fields)})")
         raw = _read(uri, fields, {name: Wanted("token", required=name == key) for name in fields}, bad)
         attributes[kind] = attributes_from(raw, key, file=uri, bad=bad)
-    return Source(folder_name(folder), events_from([table], found, columns), attributes.get("user"), attributes.get("item"))
+    return Source(folder_name(folder), events_from([table], found), attributes.get("user"), attributes.get("item"))
 
 
 def _header(uri: str) -> dict[str, str]:

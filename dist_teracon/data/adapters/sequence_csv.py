@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.badrows import BadRows
-from dist_teracon.data.recipe import Recipe
+from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import Adapter, folder_name
 from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, stable_hash
 from dist_teracon.errors import ConfigError, DataError, nearest
@@ -25,6 +25,7 @@ from dist_teracon.errors import ConfigError, DataError, nearest
 _ROW = re.compile(r"(?:0,)*([1-9][0-9]*(?:,[1-9][0-9]*)*)(?:,,([0-9]+(?:,[0-9]+)*))?", re.ASCII)
 _PADDING = re.compile(r"0(?:,0)*(?:,,.*)?", re.ASCII)
 _TASK = re.compile(r"^task\d+[_-]?(?=.)", re.IGNORECASE)
+_LONG = re.compile(r"[0-9]{10}", re.ASCII)
 _LARGEST = 2**31 - 1
 _MOST_CLASSES = 100
 
@@ -116,7 +117,13 @@ def _notes(users: _Users) -> dict[str, int]:
 
 def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item", "profile"] | None]:
     """Return the tasks after the first in their order, with the kind that the recipe says."""
-    if recipe is None or not recipe.tasks:
+    if recipe is None:
+        return dict.fromkeys(names)
+    if recipe.columns != Columns():
+        raise ConfigError("columns: this format has no columns to name")
+    if more := sorted(recipe.history.model_fields_set - {"length"}):
+        raise ConfigError(f"history.{more[0]}: this format has its sequences in the file; only 'length' is allowed")
+    if not recipe.tasks:
         return dict.fromkeys(names)
     kinds: dict[str, Literal["item", "profile"] | None] = {}
     for name, task in recipe.tasks.items():
@@ -125,10 +132,6 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
         if (extra := next(iter(sorted(task.model_fields_set - {"kind"})), None)) is not None:
             raise ConfigError(f"tasks.{name}.{extra}: this format has its targets in the file; only 'kind' is allowed")
         kinds[name] = task.kind
-    if "columns" in recipe.model_fields_set:
-        raise ConfigError("columns: this format has no columns to name")
-    if more := sorted(recipe.history.model_fields_set - {"length"}):
-        raise ConfigError(f"history.{more[0]}: this format has its sequences in the file; only 'length' is allowed")
     return kinds
 
 
@@ -167,7 +170,7 @@ def _fault(line: str, match: re.Match[str] | None, *, targets: bool) -> str | No
         return "a field that is not a whole number of 0 or more, or padding (0) after the first item"
     if (match.group(2) is not None) != targets:
         return "no ',,' with targets" if targets else "targets after ',,' in the first task's file"
-    if any(len(part) > 9 and int(part) > _LARGEST for part in line.split(",") if part):
+    if _LONG.search(line) and any(int(part) > _LARGEST for part in line.split(",") if part):
         return f"a number above {_LARGEST}"
     return None
 

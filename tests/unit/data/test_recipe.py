@@ -1,0 +1,98 @@
+"""Recipes: what they may say, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_teracon.data.recipe import parse_comparisons, parse_recipe, read_recipe
+from dist_teracon.data.tasks import bin_names
+from dist_teracon.errors import ConfigError
+
+RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_is_valid(path):
+    recipe = read_recipe(str(path))
+    assert parse_recipe(recipe.to_json()) == recipe
+
+
+def wrong(tmp_path: Path, text: str) -> str:
+    """Return what is said of a recipe's text."""
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_recipe(str(tmp_path / "r.yaml"))
+    assert str(error.value).startswith(str(tmp_path / "r.yaml"))
+    return str(error.value).removeprefix(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("histroy: {}", ": histroy: unknown field; did you mean 'history'? (known: name, seed, "),
+        ("history: {lenght: 3}", ": history.lenght: unknown field; did you mean 'length'? "),
+        ("history: {events: {form: 2020-01-01}}", ": history.events.form: unknown field; did you mean 'from'? "),
+        ("tasks: {a: {kind: item, target: 3}}", ": tasks.a.target: unknown field; did you mean 'targets'? "),
+        ("tasks: {a: {kind: profil}}", ": tasks.a.kind: 'item' or 'profile' is wanted, not 'profil'"),
+        ("tasks: {a: {targets: 3}}", ": tasks.a.kind: 'item' or 'profile' is wanted, not None"),
+        ("tasks: {a: {kind: item, targets: 0}}", ": tasks.a.targets: input should be greater than or equal to 1, not 0"),
+        ("tasks: {a: {kind: item, choose: last}}", ": tasks.a.choose: input should be 'random', 'first' or 'next', not 'last'"),
+        ("tasks: {a: {kind: item, choose: next}}", ": tasks.a: 'choose: next' wants a date in events.from"),
+        ("tasks: {a: {kind: item, events: {value: 'three'}}}", ": tasks.a.events.value: comparisons such as '<= 3'"),
+        ("tasks: {a: {kind: item, events: {value: '<= 3; import os'}}}", ", not '<= 3; import os'"),
+        ("tasks: {a: {kind: profile, bins: [3, 3]}}", ": tasks.a.bins: edges must ascend, not [3, 3]"),
+        ("tasks: {a: {kind: profile, bins: [3], classes: [x, y]}}", ": tasks.a: give bins or classes, not both"),
+        ("tasks: {a/b: {kind: profile}}", ": tasks: 'a/b' cannot name a task"),
+        ("tasks: {next: {kind: profile}}", ": tasks: 'next' is the first task's name already"),
+        ("history: {events: {from: soon}}", ": history.events.from: a date (2026-01-31)"),
+        ("history: {events: {from: 2020-02-01, until: 2020-01-01}}", ": history.events: 'from' must lie before 'until'"),
+        ("split: {train: 0.9}", ": split: train, validation and test must add up to 1"),
+        ("split: {folds: 3, fold: 3}", ": split: fold must be below folds (3)"),
+        ("split: {by: rovs}", ": split.by: input should be 'users' or 'rows', not 'rovs'"),
+        ("seed: -1", ": seed: input should be greater than or equal to 0, not -1"),
+        ("seed: 1\nseed: 2", ":2: not valid YAML: 'seed' stands there twice"),
+        ("name: [", ":1: not valid YAML"),
+        ("- name", ": a mapping of fields is wanted"),
+        ("", ": a mapping of fields is wanted"),
+    ],
+)
+def test_a_wrong_recipe_is_named_by_file_and_field(tmp_path, text, said):
+    assert said in wrong(tmp_path, text)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    lines = wrong(tmp_path, "seed: x\nhistory: {length: 0}\nsplitt: {}").splitlines()
+    assert len(lines) == 3
+
+
+def test_no_such_recipe(tmp_path):
+    with pytest.raises(ConfigError, match="no such recipe"):
+        read_recipe(str(tmp_path / "none.yaml"))
+
+
+@given(st.sampled_from(["<", "<=", "==", "=", "!=", ">=", ">"]), st.integers(-9, 9), st.integers(-9, 9))
+def test_comparisons_hold_as_python_has_them(sign, bound, value):
+    ((compare, number),) = parse_comparisons(f" {sign}  {bound}")
+    python = {"=": value == bound, "==": value == bound, "!=": value != bound, "<": value < bound, "<=": value <= bound}
+    assert compare(value, number) == {**python, ">": value > bound, ">=": value >= bound}[sign]
+
+
+def test_several_comparisons_must_all_hold():
+    pairs = parse_comparisons("> 1, <= 3.5")
+    assert [all(compare(value, number) for compare, number in pairs) for value in (1, 2, 3.5, 4)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("written", ["2022-05-01", "2022-05-01 00:00:00", "'2022-05-01T02:00:00+02:00'", "1651363200"])
+def test_moments_are_dates_times_or_seconds(tmp_path, written):
+    (tmp_path / "r.yaml").write_text(f"history: {{events: {{from: {written}}}}}")
+    assert read_recipe(str(tmp_path / "r.yaml")).history.events.since == datetime(2022, 5, 1, tzinfo=UTC).timestamp()
+
+
+def test_bins_are_named_for_people():
+    assert bin_names([18, 25, 26]) == ["<18", "18-24", "25", "26+"]
+    assert bin_names([0.5, 1.5]) == ["<0.5", "[0.5, 1.5)", "1.5+"]
