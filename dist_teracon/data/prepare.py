@@ -101,7 +101,7 @@ def prepare(
     notes = {**tables.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
     tables = replace(tables, source=made_from, notes=notes)
     for kind, count in notes["malformed_rows"].items():
-        say(f"left out {count} malformed rows: {kind}")
+        say(f"left out malformed rows: {count} × {kind}")
     say(f"writing {len(tables.sequences.user_ids)} users, {len(tables.items)} items, {1 + len(tables.labels)} tasks to {out}")
     return write_dataset(tables, out, rule, shards=shards)
 
@@ -137,6 +137,11 @@ def existing_dataset(out: str, made_from: dict[str, Any]) -> DatasetInfo | None:
     return info
 
 
+def default_shards(users: int) -> int:
+    """Return the number of shards for so many users: a power of two, 8 or more, with at most 50,000 users a shard."""
+    return max(_SMALL_SHARDS, 1 << (users // _USERS_A_SHARD).bit_length())
+
+
 def _size(uri: str) -> int:
     filesystem, path = url_to_fs(uri)
     return int(filesystem.size(path))
@@ -151,7 +156,7 @@ def write_dataset(tables: Tables, out: str, split_rule: SplitRule, *, shards: in
         DataError: the tables cannot make a data set, or a local `out` is there already and not empty.
     """
     _check(tables)
-    count = shards or max(_SMALL_SHARDS, 1 << ((len(tables.sequences.user_ids) // _USERS_A_SHARD).bit_length()))
+    count = shards or default_shards(len(tables.sequences.user_ids))
     if io.is_local(out):
         with io.atomic_folder(io.local_path(out)) as folder:
             return _fill(folder, tables, effective(split_rule), count)
