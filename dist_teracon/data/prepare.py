@@ -183,6 +183,8 @@ class _Examples:
     split: NDArray[np.int8]
 
     def task(self) -> Task:
+        if self.kind == "next" and len(self.users) == 0:
+            raise DataError(f"task '{self.name}': no user has two items or more whose last one is in the catalogue")
         train, validation, test = np.bincount(self.split, minlength=3).tolist()
         for part, size in (("training", train), ("validation", validation), ("test", test)):
             if size == 0:

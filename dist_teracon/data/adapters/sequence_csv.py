@@ -22,10 +22,11 @@ from dist_teracon.data.sources import Adapter, folder_name
 from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, stable_hash
 from dist_teracon.errors import ConfigError, DataError, nearest
 
-_ROW = re.compile(r"(?:0,)*([1-9][0-9]*(?:,[1-9][0-9]*)*)(?:,,([0-9]+(?:,[0-9]+)*))?", re.ASCII)
+# Numbers of up to nine digits fit in 32 bits; only rows with longer ones are looked at number by number.
+_ROW = re.compile(r"(?:0,)*([1-9][0-9]{0,8}(?:,[1-9][0-9]{0,8})*)(?:,,([0-9]{1,9}(?:,[0-9]{1,9})*))?")
+_LONG_ROW = re.compile(r"(?:0,)*([1-9][0-9]*(?:,[1-9][0-9]*)*)(?:,,([0-9]+(?:,[0-9]+)*))?")
 _PADDING = re.compile(r"0(?:,0)*(?:,,.*)?", re.ASCII)
 _TASK = re.compile(r"^task\d+[_-]?(?=.)", re.IGNORECASE)
-_LONG = re.compile(r"[0-9]{10}", re.ASCII)
 _LARGEST = 2**31 - 1
 _MOST_CLASSES = 100
 
@@ -142,7 +143,7 @@ def _read_file(uri: str, users: _Users, *, targets: bool, bad: BadRows) -> _File
         if not line:
             continue
         rows += 1
-        match = _ROW.fullmatch(line)
+        match = _ROW.fullmatch(line) or _LONG_ROW.fullmatch(line)
         kind = _fault(line, match, targets=targets)
         if kind is not None or match is None:
             bad.add(kind or "malformed", f"{uri}:{number}", text=line)
@@ -170,7 +171,7 @@ def _fault(line: str, match: re.Match[str] | None, *, targets: bool) -> str | No
         return "a field that is not a whole number of 0 or more, or padding (0) after the first item"
     if (match.group(2) is not None) != targets:
         return "no ',,' with targets" if targets else "targets after ',,' in the first task's file"
-    if _LONG.search(line) and any(int(part) > _LARGEST for part in line.split(",") if part):
+    if match.re is _LONG_ROW and any(int(part) > _LARGEST for part in line.split(",") if part):
         return f"a number above {_LARGEST}"
     return None
 

@@ -223,3 +223,9 @@ def test_two_forms_of_one_table(events_folder, tmp_path):
     (folder / "events.csv").write_text("user,item\n")
     with pytest.raises(DataError, match="events are there more than once"):
         prepare("events", str(folder), str(tmp_path / "out"), recipe=parse_recipe({}))
+
+
+def test_users_of_one_item_each_have_nothing_to_predict(events_folder, tmp_path):
+    folder = events_folder({"user": [str(user) for user in range(60)], "item": ["a", "b"] * 30})
+    with pytest.raises(DataError, match="task 'next': no user has two items or more"):
+        prepare("events", str(folder), str(tmp_path / "out"), recipe=parse_recipe({}))

@@ -98,6 +98,16 @@ def test_padding_of_another_width_is_the_same_user(tmp_path, read):
     assert info.users == 60
 
 
+def test_numbers_up_to_32_bits_are_items_and_targets(folder, tmp_path, read):
+    path = folder / "task2_bought.csv"
+    path.write_text(path.read_text() + "0,0,0,0,2147483647,1000000000,,2147483646\n")
+    prepare("sequence-csv", str(folder), str(tmp_path / "out"))
+    back = read(tmp_path / "out")
+    user = key("2147483647,1000000000")
+    assert back.sequences[user] == ["2147483647", "1000000000"]
+    assert back.labels["bought"][user][0][0] == "2147483646"
+
+
 def test_compressed_files_are_read(folder, tmp_path):
     plain = prepare("sequence-csv", str(folder), str(tmp_path / "plain"))
     for path in list(folder.glob("*.csv")):
