@@ -1,0 +1,142 @@
+"""The command line: one sub-command a job, each importing what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_teracon import __version__
+from dist_teracon.errors import ConfigError, TeraconError
+
+if TYPE_CHECKING:
+    from dist_teracon.data.schema import DatasetInfo
+
+_FORMATS = ("recbole", "movielens", "sequence-csv", "events", "synthetic")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is told without a traceback and exits with 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.job(options)
+    except TeraconError as error:
+        print(f"dist-teracon: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dist-teracon", description="Universal user representations that keep learning: prepare data, train, report."
+    )
+    parser.add_argument("--version", action="version", version=f"dist-teracon {__version__}")
+    jobs = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prepare(jobs)
+    _add_train(jobs)
+    report = jobs.add_parser("report", help="write report.html of one or several runs and print the table")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
+    report.set_defaults(job=_report)
+    return parser
+
+
+def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    prepare = jobs.add_parser("prepare", help="turn raw logs into a data set")
+    prepare.add_argument("format", choices=_FORMATS, help="what SRC holds")
+    prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
+    prepare.add_argument("--recipe", help="YAML file that says how tasks come from events")
+    prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
+    prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
+    prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
+    prepare.add_argument("--users", type=int, default=20_000, help="synthetic: number of users")
+    prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set")
+    prepare.set_defaults(job=_prepare)
+
+
+def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = jobs.add_parser("train", help="learn the tasks in order; the same command again resumes")
+    train.add_argument("config", help="run configuration (YAML)")
+    train.add_argument("--run", type=Path, required=True, help="folder of the run")
+    train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
+    train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
+    train.add_argument("--verbose", action="store_true", help="tell more of what is chosen and why")
+    train.set_defaults(job=_train)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    if options.format == "synthetic":
+        if len(options.paths) != 1:
+            raise ConfigError("prepare synthetic wants one path, the data set's folder: dist-teracon prepare synthetic OUT --users 20000")
+        info = _prepare_synthetic(options, options.paths[0])
+    else:
+        if len(options.paths) != 2:
+            raise ConfigError(f"prepare {options.format} wants two paths: dist-teracon prepare {options.format} SRC OUT")
+        from dist_teracon.data.prepare import prepare
+
+        info = prepare(
+            options.format, options.paths[0], options.paths[1], recipe=options.recipe, split=options.split,
+            max_bad_rows=options.max_bad_rows, shards=options.shards, say=_say,
+        )  # fmt: skip
+    from dist_teracon.data.summary import dataset_lines
+
+    print("\n".join(dataset_lines(info)))
+
+
+def _prepare_synthetic(options: argparse.Namespace, out: str) -> DatasetInfo:
+    from dist_teracon.data.prepare import prepare_tables
+    from dist_teracon.data.schema import SplitRule
+    from dist_teracon.data.synthetic import parse_synthetic
+
+    tables = parse_synthetic(f"synthetic:{options.like}?users={options.users}")
+    return prepare_tables(tables, out, SplitRule(by=options.split or "users"), shards=options.shards, say=_say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dist_teracon.config import load_config
+    from dist_teracon.log import Voice, set_up_logging
+
+    config = load_config(options.config, options.set)
+    if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
+        raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
+    set_up_logging(verbose=options.verbose)
+    from dist_teracon.launch.runtime import process_group
+    from dist_teracon.train.run import train
+
+    with process_group() as runtime:
+        voice = Voice(speaks=runtime.is_main)
+        train(config, runtime, options.run, where=options.config, voice=voice, with_single_task=options.with_single_task)
+        if runtime.is_main:
+            _tell(options.run, [options.run], options.run / "report.html")
+
+
+def _report(options: argparse.Namespace) -> None:
+    _tell(options.runs[0], options.runs, options.out or options.runs[0] / "report.html")
+
+
+def _tell(run: Path, runs: Sequence[Path], page: Path) -> None:
+    """Print the table of a run and write the page of all."""
+    from dist_teracon.report.html import write_report
+    from dist_teracon.report.run_data import read_run
+    from dist_teracon.report.table import print_scores
+
+    print_scores(read_run(run))
+    try:
+        print(f"report: {write_report(runs, page)}")
+    except TeraconError as error:
+        print(f"the table is whole, the page is left out: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

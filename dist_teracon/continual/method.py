@@ -1,0 +1,233 @@
+"""The contract of a continual-learning method; a method is one file beside this one, and the trainer knows no method by name."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dist_teracon.config import Frozen, ModelConfig, RunConfig, StageTraining, validate
+from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.schema import Task
+from dist_teracon.data.shards import Dataset
+from dist_teracon.data.tables import stable_hash
+from dist_teracon.engine.contract import Engine, Runtime
+from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.models.heads import Head, cross_entropy_sum
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training within a stage.
+
+    Attributes:
+        name: As in events, `train` for a method with one phase.
+        tasks: What is learned; several for joint learning.
+        training: Learning rate, batch, epochs, patience.
+        select: Keep the weights of the epoch with the best validation score of `tasks`; else the last epoch's.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    training: StageTraining
+    select: bool = True
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a method may reach beyond its own weights while a task is learned.
+
+    Attributes:
+        dataset: The data set.
+        runtime: This process's place in the world.
+        folder: The stage's folder, for files of the method's own.
+        training: The stage's settings.
+        max_steps: Optimiser steps that the stage will take at most, or None.
+        track: Wraps a long loop with progress: `track(iterator, total, description)`.
+        event: Writes an event to the run's log.
+    """
+
+    dataset: Dataset
+    runtime: Runtime
+    folder: Path
+    training: StageTraining
+    max_steps: int | None
+    track: Callable[[Iterator[Any], int, str], Iterator[Any]]
+    event: Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built from.
+
+    Attributes:
+        model: The backbone's configuration.
+        seed: Of initial values and samples.
+        items: Size of the item table.
+        tasks: All tasks in the order in which they will be learned.
+        training: Stage settings, one a task.
+    """
+
+    model: ModelConfig
+    seed: int
+    items: int
+    tasks: tuple[Task, ...]
+    training: tuple[StageTraining, ...]
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a generator of initial values of its own for each purpose, so that they depend on seed and purpose alone."""
+        return torch.Generator().manual_seed(stable_hash(f"{self.seed}:{purpose}") >> 1)
+
+
+class Method(ABC):
+    """A way to learn tasks one after another.
+
+    The trainer's order of calls for a task: `begin_task`, `prepare`, then for each of `phases`: `begin_phase`, `parameter_groups`,
+    `gradient_hooks` (before the engine is made), the steps (`begin_epoch`, `extend`, `loss`, `project`), then `end_task`.
+    A finished stage is restored by `begin_task` and `end_task` for every learned task, and `load_tensors`.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[Frozen]] = Frozen
+
+    def __init__(self, setup: Setup, settings: Frozen) -> None:
+        self.setup = setup
+        self.settings = settings
+        self.learned: list[str] = []
+
+    @abstractmethod
+    def begin_task(self, task: Task) -> None:
+        """Grow for a task. Initial values depend on the setup alone."""
+
+    def prepare(self, context: StageContext) -> None:
+        """Do what the task needs of the data before training, as pseudo-labels."""
+
+    def phases(self, task: Task) -> Sequence[Phase]:
+        """Return the phases of a task's stage; none where nothing is trained in it."""
+        return (Phase("train", (task,), self.training(task)),)
+
+    def begin_phase(self, phase: Phase) -> None:
+        """Get ready for a phase, as by pruning or freezing."""
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """Return the module that the present task trains; the engine wraps it."""
+
+    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
+        """Return Adam's groups; parameters that are in none must not require gradients."""
+        return [{"params": [p for p in self.module().parameters() if p.requires_grad], "lr": phase.training.learning_rate}]
+
+    def gradient_hooks(self, phase: Phase) -> None:
+        """Register hooks that edit gradients; called before the engine is made."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start an epoch, counted from 1."""
+
+    def extend(self, batch: PackedBatch) -> PackedBatch:
+        """Add rows to a batch, as replayed users."""
+        return batch
+
+    @abstractmethod
+    def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """Return the loss as named terms, each `weight · local sum / global count`.
+
+        Every trainable parameter takes part, also where this rank holds no rows.
+        """
+
+    def project(self, engine: Engine) -> None:
+        """Correct the weights after a step, on the engine's masters."""
+
+    def logs(self) -> dict[str, Any]:
+        """Return what a step's event should say beside the loss."""
+        return {}
+
+    def end_task(self) -> None:
+        """Settle the task that was learned."""
+
+    @abstractmethod
+    def slot(self, task: str) -> int:
+        """Return the row of the mask table that a task's rows use."""
+
+    @abstractmethod
+    def encode(self, batch: PackedBatch, task: str) -> Tensor:
+        """Return the representations under the task's own weights or masks, as at inference: [B, C]."""
+
+    @abstractmethod
+    def head(self, task: str) -> Head:
+        """Return a task's head."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all weights of the tasks learned so far, fp32, by name."""
+
+    @abstractmethod
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave; the structure has been grown by `begin_task`."""
+
+    def progress(self) -> dict[str, Any]:
+        """Return the small state in the middle of a stage, as JSON values, beyond weights."""
+        return {}
+
+    def load_progress(self, state: dict[str, Any]) -> None:
+        """Take over what `progress` gave."""
+
+    def masks(self) -> Tensor | None:
+        """Return all tasks' masks at inference [T, K, C] for the report, or None for a method without."""
+        return None
+
+    def training(self, task: Task) -> StageTraining:
+        """Return a task's stage settings."""
+        return self.setup.training[[known.name for known in self.setup.tasks].index(task.name)]
+
+    def class_terms(self, batch: PackedBatch, hidden: Tensor) -> dict[str, Tensor]:
+        """Return the cross-entropy terms of a batch's examples."""
+        return {
+            f"class/{part.task}": cross_entropy_sum(self.head(part.task), hidden.index_select(0, part.index), part.labels)
+            / max(1, part.total)
+            for part in batch.examples
+        }
+
+
+# name -> module of that name's file; the class in it that bears the name is the method
+METHODS = {"teracon": "teracon", "sinmo": "sinmo", "fineall": "fineall"}
+_registered: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator: make a method known by its name."""
+    _registered[method.name] = method
+    return method
+
+
+def method_class(name: str) -> type[Method]:
+    """Return a method by name.
+
+    Raises:
+        ConfigError: no such method; names the nearest.
+    """
+    if name not in _registered and name in METHODS:
+        importlib.import_module(f"dist_teracon.continual.{METHODS[name]}")
+    if name not in _registered:
+        known = sorted({*METHODS, *_registered})
+        raise ConfigError(f"method.name: there is no method '{name}'{nearest(name, known)} (there are: {', '.join(known)})")
+    return _registered[name]
+
+
+def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], Frozen]:
+    """Return the configured method's class and validated settings.
+
+    Raises:
+        ConfigError: an unknown method, field or value.
+    """
+    values = dict(config.method)
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: method.name: this field is wanted (one of: {', '.join(sorted(METHODS))})")
+    kind = method_class(name)
+    return kind, validate(kind.Settings, values, where=f"{where}: method")

@@ -1,0 +1,195 @@
+"""Pseudo-labels ahead of time: pools of users, the frozen teacher's pass, the store and the stream of replayed rows (SPEC section 4).
+
+On disk, a past task and shard: `pseudo_labels/<past task>/shard-00042.arrow` with `row` (int32, of the user in the shard) and
+`target` (fixed-size list of float32: the teacher's logits, or its representation where the labels are too many to store).
+
+Legend: n rows, C channels, Y labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_teracon import io
+from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate, take_rows
+from dist_teracon.data.loader import own_shards
+from dist_teracon.data.schema import Split
+from dist_teracon.data.shards import Dataset
+from dist_teracon.data.tables import mix64, stable_hash
+
+# `pool: auto` keeps every training user of a task of at most so many.
+SMALL_TASK = 100_000
+
+Track = Callable[[Iterator[Path], int, str], Iterator[Path]]
+
+
+def pool_of_users(dataset: Dataset, task: str, past: str, *, seed: int, share: float) -> list[NDArray[np.int64]]:
+    """Choose the users to replay for a past task: for each shard the rows of `task`'s training users whose keyed hash lies in `share`.
+
+    Rows are ordered by hash, so a smaller pool is the beginning of a larger one.
+    """
+    key = stable_hash(f"{task}:{past}:{seed}")
+    pool = []
+    for shard in range(dataset.info.shards):
+        users = dataset.labels(task, shard).of(Split.TRAIN).users
+        hashed = mix64(dataset.shard(shard).user_hash[users], key=key)
+        order = np.lexsort((users, hashed))
+        inside = hashed[order] < np.uint64(min(share * 2.0**64, 2.0**64 - 2048)) if share < 1 else slice(None)
+        pool.append(users[order][inside])
+    return pool
+
+
+def pool_share(setting: float | str, *, users: int, largest_rate: float, batch: int, max_steps: int | None) -> float:
+    """Resolve `pool: auto`: all of a small task's users, else four times the largest ρ, cut to what `max_steps` can draw."""
+    if not isinstance(setting, str):
+        return float(setting)
+    share = 1.0 if users <= SMALL_TASK else min(1.0, 4 * largest_rate)
+    if max_steps is not None and users:
+        drawn = max_steps * max(1.0, 4 * largest_rate * batch)
+        share = min(share, max(drawn / users, min(1.0, 100 / users)))
+    return share
+
+
+def write_pseudo_labels(
+    teach: Callable[[PackedBatch], Tensor],
+    dataset: Dataset,
+    pool: Sequence[NDArray[np.int64]],
+    *,
+    folder: Path,
+    slot: int,
+    shards: range,
+    batch: int = 1024,
+) -> Iterator[Path]:
+    """Run the teacher over a pool, shard by shard; yields each shard's file once it is whole. What is there is kept and extended.
+
+    Args:
+        teach: Maps a packed batch of whole sequences to targets [n, d].
+        pool: `pool_of_users`.
+        folder: Where the shards' files go.
+        slot: Row of the teacher's mask table.
+        shards: The shards that this rank owns.
+        batch: Users encoded at a time.
+    """
+    for shard in shards:
+        path = folder / f"shard-{shard:05d}.arrow"
+        rows, targets = read_shard(path) if path.exists() else (np.zeros(0, dtype=np.int32), None)
+        kept = min(len(rows), len(pool[shard]))
+        if not np.array_equal(rows[:kept], pool[shard][:kept]):
+            kept = 0  # made for another pool
+        data = dataset.shard(shard)
+        parts = [] if targets is None or not kept else [targets[:kept]]
+        wanted = pool[shard][kept:]
+        for first in range(0, len(wanted), batch):
+            packed = take_rows(data.values, data.offsets, wanted[first : first + batch])
+            parts.append(teach(_plain_batch(packed, slot)).float().cpu().numpy())
+        if wanted.size or targets is None:
+            _write_shard(path, pool[shard], np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32))
+        yield path
+
+
+def _plain_batch(rows: PackedRows, slot: int) -> PackedBatch:
+    return PackedBatch(
+        values=torch.from_numpy(rows.values),
+        row_offsets=torch.from_numpy(rows.offsets),
+        task_of_row=torch.full((rows.rows,), slot, dtype=torch.int32),
+        positions="last",
+    )
+
+
+def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[np.float32]) -> None:
+    values = pa.FixedSizeListArray.from_arrays(pa.array(targets.reshape(-1)), targets.shape[1])
+    table = pa.table({"row": pa.array(rows.astype(np.int32)), "target": values})
+    with io.atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_shard(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Map a shard of the store: rows int32 [n] and targets float32 [n, d], read from disk as they are touched."""
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    target = table["target"].combine_chunks()
+    width = table.schema.field("target").type.list_size
+    return table["row"].combine_chunks().to_numpy(), target.flatten().to_numpy().reshape(-1, width)
+
+
+class ReplayStream:
+    """The rows of one past task in the order in which batches draw them, the same at any world size.
+
+    Args:
+        dataset: Where the sequences are.
+        pool: `pool_of_users`, all shards.
+        targets: float32 [n, d] of each own shard, rows as in the pool; None where a teacher answers online.
+        key: Distinguishes streams.
+        seed: Seed of the order.
+        shards: The shards that this rank owns.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        pool: Sequence[NDArray[np.int64]],
+        targets: dict[int, NDArray[np.float32]] | None,
+        *,
+        key: str,
+        seed: int,
+        shards: range,
+    ) -> None:
+        self.dataset, self.pool, self.targets = dataset, pool, targets
+        self.seed, self.key, self.shards = seed, stable_hash(key), shards
+        self.starts = np.concatenate([[0], np.cumsum([len(rows) for rows in pool])])
+        self.begin_epoch(1)
+
+    @property
+    def size(self) -> int:
+        """Rows of the whole pool."""
+        return int(self.starts[-1])
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Shuffle anew."""
+        self.epoch, self.passes, self.position = epoch, 0, 0
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        sequence = np.random.SeedSequence([self.seed, self.key, self.epoch, self.passes])
+        self.order = np.random.Generator(np.random.PCG64(sequence)).permutation(self.size)
+
+    def draw(self, count: int) -> tuple[PackedRows, Tensor | None, int]:
+        """Draw the next `count` rows of the stream, at most the pool.
+
+        Returns:
+            This rank's rows among them, their targets [n, d] (None for an online teacher), and how many were drawn over all ranks.
+        """
+        count = min(count, self.size)
+        if self.position + count > self.size:
+            self.passes, self.position = self.passes + 1, 0
+            self._shuffle()
+        drawn = self.order[self.position : self.position + count]
+        self.position += count
+        parts, targets = [], []
+        for shard in self.shards:
+            local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
+            data = self.dataset.shard(shard)
+            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local]))
+            if self.targets is not None:
+                targets.append(self.targets[shard][local])
+        found = torch.from_numpy(np.concatenate(targets)) if self.targets is not None and targets else None
+        return concatenate(parts), found, count
+
+
+def open_store(folder: Path, pool: Sequence[NDArray[np.int64]], shards: range, width: int) -> dict[int, NDArray[np.float32]]:
+    """Return the targets of each own shard, cut to the pool."""
+    opened = {}
+    for shard in shards:
+        _, targets = read_shard(folder / f"shard-{shard:05d}.arrow")
+        opened[shard] = targets[: len(pool[shard])] if len(pool[shard]) else np.zeros((0, width), dtype=np.float32)
+    return opened
+
+
+__all__ = ["ReplayStream", "open_store", "own_shards", "pool_of_users", "pool_share", "read_shard", "write_pseudo_labels"]

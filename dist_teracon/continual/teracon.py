@@ -1,0 +1,309 @@
+"""TERACON: task-specific soft masks with relations, and knowledge retention with relation-aware sampling (SPEC sections 3 and 4).
+
+Legend: T tasks, K masked layers, C channels, s scale.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dist_teracon.config import Frozen
+from dist_teracon.continual.method import Method, Setup, StageContext, register
+from dist_teracon.continual.pseudo_labels import (
+    ReplayStream,
+    open_store,
+    own_shards,
+    pool_of_users,
+    pool_share,
+    write_pseudo_labels,
+)
+from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_size, sampling_rates
+from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.schema import Task
+from dist_teracon.engine.contract import Engine
+from dist_teracon.models.backbones import make_backbone
+from dist_teracon.models.heads import Head, squared_error_sum
+from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale
+from dist_teracon.models.network import Network
+
+
+class RetentionSettings(Frozen):
+    """How past tasks are kept.
+
+    Attributes:
+        alpha: Weight α of the retention loss; 0 switches it off.
+        teacher: `store`: pseudo-labels made ahead of time; `online`: the teacher runs in every step, at the step's scale.
+        scale: Scale of past tasks' masks in training: `s_max`, where stored labels were made, or `annealed` for comparison.
+        sampling: ρ by the formula, its least value for all tasks, or everybody.
+        constant: c in ρ.
+        minimum: Least rows of a past task in a global batch.
+        refresh_every: Optimiser steps between two refreshes of ρ.
+        pool: Share of users with pseudo-labels; `auto` takes all of a small task's.
+    """
+
+    alpha: Annotated[float, Field(ge=0)] = 0.7
+    teacher: Literal["store", "online"] = "store"
+    scale: Literal["s_max", "annealed"] = "s_max"
+    sampling: Strategy = "formula"
+    constant: float = 6.0
+    minimum: Annotated[int, Field(ge=1)] = 1
+    refresh_every: Annotated[int, Field(ge=1)] = 10
+    pool: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
+
+
+class TeraconSettings(Frozen):
+    """TERACON's settings.
+
+    Attributes:
+        s_max: Largest scale of the masks, and that of inference.
+        annealing: `epoch`: from 1/s_max at an epoch's first batch to s_max at its last; `paper`: as published, short of s_max.
+        relation, relation_init: See `TaskMasks`.
+        embedding_range: Bounds of initial task embeddings.
+        mask_regulariser: Weight of the mean of T1's mask in T1's loss; the published code has it off.
+        retention: How past tasks are kept.
+    """
+
+    s_max: Annotated[float, Field(gt=0)] = 50.0
+    annealing: Literal["epoch", "paper"] = "epoch"
+    relation: Relation = "per_channel"
+    relation_init: RelationInit = "extend"
+    embedding_range: tuple[float, float] = (0.0, 2.0)
+    mask_regulariser: Annotated[float, Field(ge=0)] = 0.0
+    retention: RetentionSettings = RetentionSettings()
+
+
+@register
+class Teracon(Method):
+    """One network for all tasks; a frozen copy of the stage before teaches it the past tasks."""
+
+    name = "teracon"
+    Settings = TeraconSettings
+
+    def __init__(self, setup: Setup, settings: TeraconSettings) -> None:
+        super().__init__(setup, settings)
+        self.options, self.retention = settings, settings.retention
+        backbone = make_backbone(setup.model, items=setup.items, generator=setup.generator("backbone"))
+        low, high = settings.embedding_range
+        self.network = Network(
+            backbone,
+            TaskMasks(
+                layers=backbone.masks,
+                channels=backbone.channels,
+                relation=settings.relation,
+                relation_init=settings.relation_init,
+                embedding_range=(low, high),
+            ),
+        )
+        self.teacher: Network | None = None
+        self.teacher_masks: Tensor | None = None
+        self.streams: dict[str, ReplayStream] = {}
+        self.rates: list[float] = []
+        self.pending: Tensor | None = None
+        self.steps_taken = 0
+        self.batch = 1
+        self.drawn: dict[str, int] = {}
+
+    # -- a task begins and ends
+
+    def begin_task(self, task: Task) -> None:
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False) if self.learned else None
+        self.learned.append(task.name)
+        self.network.add_task(task.name, task.labels, generator=self.setup.generator(f"task:{task.name}"))
+        self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0
+
+    def prepare(self, context: StageContext) -> None:
+        if self.teacher is None or self.retention.alpha == 0:
+            return
+        device = context.runtime.device
+        self.teacher.to(device)
+        self.teacher_masks = self._teacher_masks(self.options.s_max)
+        self.network.to(device)
+        self.rates = self._measure_rates().tolist()
+        self.batch = context.training.batch
+        for past in self.learned[:-1]:
+            self.streams[past] = self._open_stream(context, past)
+
+    def end_task(self) -> None:
+        self.teacher, self.teacher_masks, self.streams = None, None, {}
+
+    # -- training
+
+    def module(self) -> nn.Module:
+        return self.network
+
+    def parameter_groups(self, phase: Any) -> list[dict[str, Any]]:
+        for past in self.learned[:-1]:
+            # without retention nothing reaches past heads, and every parameter handed to the engine must take part
+            self.network.head(past).requires_grad_(bool(self.streams))
+        return super().parameter_groups(phase)
+
+    def begin_epoch(self, epoch: int) -> None:
+        for stream in self.streams.values():
+            stream.begin_epoch(epoch)
+
+    def extend(self, batch: PackedBatch) -> PackedBatch:
+        if not self.streams:
+            return batch
+        self._refresh_rates()
+        parts, terms = [], []
+        for past, rate in zip(self.learned, apply_strategy(self.rates, self.retention.sampling), strict=False):
+            wanted = sample_size(rate, self.batch, minimum=self.retention.minimum)
+            rows, targets, total = self.streams[past].draw(wanted)
+            if targets is None:
+                scale = self._scale(batch)
+                targets = self._teach(_as_batch(rows, self.slot(past)), past, self._teacher_masks(scale), logits=True)
+            parts.append((rows, self.slot(past)))
+            terms.append((past, targets, total))
+            self.drawn[past] = total
+        return batch.with_retention(parts, terms)
+
+    def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
+        scale = self._scale(batch)
+        past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
+        masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
+        hidden = self.network(batch.values, batch.row_offsets, batch.task_of_row, masks, positions=batch.positions)
+        terms = self.class_terms(batch, hidden)
+        weights = dict(zip(self.learned, _normalised(self.rates), strict=False))
+        for part in batch.retention:
+            head = self.network.head(part.task)
+            error = squared_error_sum(head, hidden.index_select(0, part.index), part.targets, self._stored_head(part.task))
+            mean = error / (max(1, part.total) * head.labels)
+            terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
+        if len(self.learned) == 1 and self.options.mask_regulariser and masks is not None:
+            # every rank holds the whole term, and ranks' losses are summed
+            terms["masks"] = self.options.mask_regulariser * masks.mean() / self._world_size()
+        return terms
+
+    def project(self, engine: Engine) -> None:
+        masks = self.network.masks
+        assert masks is not None
+        engine.edit_masters(masks.embeddings, lambda values, _: values.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT))
+        self.steps_taken += 1
+
+    def logs(self) -> dict[str, Any]:
+        if not self.streams:
+            return {}
+        return {"rho": dict(zip(self.learned, self.rates, strict=False)), "rows": dict(self.drawn)}
+
+    def _scale(self, batch: PackedBatch) -> float:
+        return annealed_scale(batch.step, batch.steps, s_max=self.options.s_max, paper=self.options.annealing == "paper")
+
+    def _refresh_rates(self) -> None:
+        """Take over ρ as it was launched one interval ago, so that no step waits for the device, and launch it anew."""
+        if self.steps_taken % self.retention.refresh_every:
+            return
+        if self.pending is not None:
+            self.rates = self.pending.tolist()
+        self.pending = self._measure_rates()
+
+    def _measure_rates(self) -> Tensor:
+        assert self.teacher_masks is not None
+        with torch.no_grad():
+            table = self.network.mask_table([self.options.s_max] * len(self.learned))
+            assert table is not None
+            return sampling_rates(table[-1], self.teacher_masks, constant=self.retention.constant).to("cpu", non_blocking=True)
+
+    @staticmethod
+    def _world_size() -> int:
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+    # -- the teacher
+
+    def _teacher_masks(self, scale: float) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad():
+            table = self.teacher.mask_table([scale] * (len(self.learned) - 1))
+        assert table is not None
+        return table
+
+    def _stored_head(self, past: str) -> Head | None:
+        """The frozen head that turns stored representations into logits, for tasks of more labels than channels."""
+        assert self.teacher is not None
+        head = self.teacher.head(past)
+        return head if self.retention.teacher == "store" and head.labels > self.network.backbone.channels else None
+
+    @torch.no_grad()
+    def _teach(self, batch: PackedBatch, past: str, masks: Tensor, *, logits: bool) -> Tensor:
+        assert self.teacher is not None
+        batch = batch.to(masks.device)
+        hidden: Tensor = self.teacher(batch.values, batch.row_offsets, batch.task_of_row, masks, positions="last")
+        result: Tensor = self.teacher.head(past)(hidden) if logits else hidden
+        return result
+
+    def _open_stream(self, context: StageContext, past: str) -> ReplayStream:
+        dataset, runtime, task = context.dataset, context.runtime, self.learned[-1]
+        shards = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
+        online = self.retention.teacher == "online"
+        info = dataset.info.task(task)
+        share = pool_share(
+            1.0 if online else self.retention.pool,
+            users=info.users,
+            largest_rate=max(apply_strategy(self.rates, self.retention.sampling)),
+            batch=self.batch,
+            max_steps=context.max_steps,
+        )
+        pool = pool_of_users(dataset, task, past, seed=self.setup.seed, share=share)
+        targets = None
+        if not online:
+            folder = context.folder / "pseudo_labels" / past
+            masks, logits = self.teacher_masks, self._stored_head(past) is None
+            assert masks is not None
+            written = write_pseudo_labels(
+                lambda batch: self._teach(batch, past, masks, logits=logits),
+                dataset, pool, folder=folder, slot=self.slot(past), shards=shards,
+            )  # fmt: skip
+            for _ in context.track(written, len(shards), f"pseudo-labels of {past}"):
+                pass
+            width = self.network.head(past).labels if logits else self.network.backbone.channels
+            targets = open_store(folder, pool, shards, width)
+            context.event("pseudo_labels", past=past, rows=sum(len(rows) for rows in pool), share=share)
+        return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.setup.seed, shards=shards)
+
+    # -- inference and state
+
+    def slot(self, task: str) -> int:
+        return self.learned.index(task)
+
+    def encode(self, batch: PackedBatch, task: str) -> Tensor:
+        return self.network(batch.values, batch.row_offsets, batch.task_of_row, self.masks(), positions="last")  # type: ignore[no-any-return]
+
+    def head(self, task: str) -> Head:
+        return self.network.head(task)
+
+    def masks(self) -> Tensor | None:
+        return self.network.mask_table([self.options.s_max] * len(self.learned))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.network.state_dict().items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
+
+    def progress(self) -> dict[str, Any]:
+        pending = None if self.pending is None else self.pending.tolist()
+        return {"rates": self.rates, "pending": pending, "steps_taken": self.steps_taken}
+
+    def load_progress(self, state: dict[str, Any]) -> None:
+        self.rates, self.steps_taken = state["rates"], state["steps_taken"]
+        self.pending = None if state["pending"] is None else torch.tensor(state["pending"])
+
+
+def _normalised(rates: list[float]) -> list[float]:
+    if not rates:
+        return []
+    total = sum(rates)
+    return [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)
+
+
+def _as_batch(rows: Any, slot: int) -> PackedBatch:
+    return PackedBatch(
+        values=torch.from_numpy(rows.values),
+        row_offsets=torch.from_numpy(rows.offsets),
+        task_of_row=torch.full((rows.rows,), slot, dtype=torch.int32),
+        positions="last",
+    )

@@ -1,0 +1,173 @@
+"""Packed batches: rows of any lengths and tasks laid end to end without padding (ARCHITECTURE 4).
+
+Legend: N packed positions, B rows (users), E examples, C channels, Y labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Sequences end to end: `values` int32 [N], `offsets` int64 [B + 1]."""
+
+    values: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        return self.offsets.shape[0] - 1
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A labelled term of a batch's loss.
+
+    Attributes:
+        task: Its name.
+        index: int64 [E], which row of the batch's output (position for `all`, row for `last`) an example reads.
+        labels: int64 [E].
+        total: Examples in the global batch, over all ranks and micro-batches.
+    """
+
+    task: str
+    index: Tensor
+    labels: Tensor
+    total: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Rows of a past task with what the frozen teacher said of them.
+
+    Attributes:
+        task: The past task's name.
+        index: int64 [n], rows of the batch.
+        targets: [n, Y] the teacher's logits, or [n, C] its representations.
+        total: Rows in the global batch.
+    """
+
+    task: str
+    index: Tensor
+    targets: Tensor
+    total: int
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A rank's share of a global batch.
+
+    Attributes:
+        values: int32 [N].
+        row_offsets: int64 [B + 1].
+        task_of_row: int32 [B], row of the mask table.
+        positions: Which positions of the output the examples read.
+        examples: The labelled terms.
+        retention: Past tasks' rows.
+        step, steps: Which batch of how many of the epoch this is.
+    """
+
+    values: Tensor
+    row_offsets: Tensor
+    task_of_row: Tensor
+    positions: Literal["all", "last"]
+    examples: tuple[Examples, ...] = ()
+    retention: tuple[Retention, ...] = ()
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        return self.row_offsets.shape[0] - 1
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Return the batch on a device."""
+        if device.type == self.values.device.type:
+            return self
+        return replace(
+            self,
+            values=self.values.to(device, non_blocking=True),
+            row_offsets=self.row_offsets.to(device, non_blocking=True),
+            task_of_row=self.task_of_row.to(device, non_blocking=True),
+            examples=tuple(replace(e, index=e.index.to(device), labels=e.labels.to(device)) for e in self.examples),
+            retention=tuple(replace(r, index=r.index.to(device), targets=r.targets.to(device)) for r in self.retention),
+        )
+
+    def with_retention(self, parts: Sequence[tuple[PackedRows, int]], terms: Sequence[tuple[str, Tensor, int]]) -> PackedBatch:
+        """Return the batch with rows of past tasks behind its own.
+
+        Args:
+            parts: For each past task its rows and their row of the mask table.
+            terms: For each past task its name, targets and rows in the global batch.
+        """
+        rows = concatenate([PackedRows(self.values.numpy(), self.row_offsets.numpy()), *(part for part, _ in parts)])
+        tasks = torch.cat([self.task_of_row, *(torch.full((part.rows,), slot, dtype=torch.int32) for part, slot in parts)])
+        retention, first = [], self.rows
+        for (part, _), (task, targets, total) in zip(parts, terms, strict=True):
+            retention.append(Retention(task, torch.arange(first, first + part.rows), targets, total))
+            first += part.rows
+        return replace(
+            self,
+            values=torch.from_numpy(rows.values),
+            row_offsets=torch.from_numpy(rows.offsets),
+            task_of_row=tasks,
+            retention=tuple(retention),
+        )
+
+    def split(self, parts: int) -> list[PackedBatch]:
+        """Cut the batch into micro-batches, row r going to part `r mod parts`; totals stay those of the global batch."""
+        return [self] if parts == 1 else [self._select(torch.arange(self.rows) % parts == part) for part in range(parts)]
+
+    def _select(self, kept: Tensor) -> PackedBatch:
+        lengths = self.row_offsets.diff()
+        position_kept = torch.repeat_interleave(kept, lengths)
+        offsets = torch.cat([self.row_offsets.new_zeros(1), torch.cumsum(lengths[kept], 0)])
+        output_kept = position_kept if self.positions == "all" else kept
+        renumbered = torch.cumsum(output_kept, 0) - 1
+        examples = tuple(
+            replace(e, index=renumbered[e.index[output_kept[e.index]]], labels=e.labels[output_kept[e.index]]) for e in self.examples
+        )
+        retention = tuple(
+            replace(r, index=renumbered[r.index[output_kept[r.index]]], targets=r.targets[output_kept[r.index]]) for r in self.retention
+        )
+        return replace(
+            self,
+            values=self.values[position_kept],
+            row_offsets=offsets,
+            task_of_row=self.task_of_row[kept],
+            examples=examples,
+            retention=retention,
+        )
+
+
+def ragged_positions(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions `starts[i] … starts[i] + lengths[i] − 1` of all i, one behind the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if ends.size else 0
+    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def take_rows(values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.int64], *, without_last: bool = False) -> PackedRows:
+    """Gather rows of a ragged column, each without its last item where `without_last`."""
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts - int(without_last)
+    return PackedRows(values[ragged_positions(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
+    """Lay packed rows behind one another."""
+    if len(parts) == 1:
+        return parts[0]
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts]) if parts else np.zeros(0, dtype=np.int64)
+    values = np.concatenate([part.values for part in parts]) if parts else np.zeros(0, dtype=np.int32)
+    return PackedRows(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))

@@ -1,0 +1,85 @@
+"""Scores of a method on a task: full ranking over the task's labels by counting, in chunks (SPEC section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.loader import evaluation_batches
+from dist_teracon.data.schema import Split
+from dist_teracon.data.shards import Dataset
+from dist_teracon.engine.contract import Runtime
+from dist_teracon.evaluate.metrics import METRIC_CUTOFF, count_candidates, reciprocal_rank
+from dist_teracon.models.heads import Head, rows_at_once
+
+
+class Encoder(Protocol):
+    """What is scored: representations and heads by task name."""
+
+    def slot(self, task: str) -> int: ...
+
+    def encode(self, batch: PackedBatch, task: str) -> Tensor: ...
+
+    def head(self, task: str) -> Head: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's score.
+
+    Attributes:
+        value: Mean over examples; None without any.
+        examples: How many there were.
+        unseen: Targets that training never saw; each is a miss.
+    """
+
+    value: float | None
+    examples: int
+    unseen: int
+
+
+@torch.no_grad()
+def score_task(
+    encoder: Encoder, dataset: Dataset, task: str, split: Split, *, runtime: Runtime, batch: int, max_users: int | None, seed: int
+) -> Score:
+    """Score a task on a split by its own metric; every rank scores its shards and all get the sum."""
+    info = dataset.info.task(task)
+    seen = torch.from_numpy(dataset.train_counts(task) > 0)
+    # sum of scores, examples, unseen targets
+    sums = np.zeros(3)
+    batches = evaluation_batches(
+        dataset, info, split, slot=encoder.slot(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
+        max_users=max_users, seed=seed,
+    )  # fmt: skip
+    for packed in batches:
+        (examples,) = packed.examples
+        known = seen[examples.labels]
+        hidden = encoder.encode(packed.to(runtime.device), task)
+        values = _score_rows(encoder.head(task), hidden, examples.index, examples.labels, cutoff=METRIC_CUTOFF[info.metric])
+        sums += [float(values[known].sum()), examples.labels.shape[0], int((~known).sum())]
+    total = torch.from_numpy(sums)
+    if runtime.world_size > 1:
+        total = total.to(runtime.device)
+        dist.all_reduce(total)
+    value, count, unseen = total.tolist()
+    return Score(value / count if count else None, int(count), int(unseen))
+
+
+def _score_rows(head: Head, hidden_BC: Tensor, index_E: Tensor, labels_E: Tensor, *, cutoff: int) -> Tensor:
+    """Expected reciprocal rank of each example, float64 [E] on the CPU. Logits are fp32 at least: in bf16 half of them would tie."""
+    dtype = torch.promote_types(hidden_BC.dtype, torch.float32)
+    weight, bias, hidden_BC = head.weight.to(dtype), head.bias.to(dtype), hidden_BC.to(dtype)
+    values = []
+    for chunk in torch.arange(index_E.shape[0]).split(rows_at_once(head.labels)):
+        rows, example_row = torch.unique(index_E[chunk], return_inverse=True)
+        logits = F.linear(hidden_BC[rows.to(hidden_BC.device)], weight, bias)
+        greater, equal = count_candidates(logits[example_row.to(logits.device)], labels_E[chunk].to(logits.device))
+        values.append(reciprocal_rank(greater, equal, cutoff=cutoff).cpu())
+    return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)

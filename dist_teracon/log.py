@@ -1,0 +1,74 @@
+"""What a person sees while a run works: progress bars on a terminal, plain lines elsewhere, one process speaking for all."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# On something that is no terminal, a long loop tells of itself this often.
+_PLAIN_INTERVAL_S = 30.0
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Send the project's log to standard error; libraries speak only from warnings up."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("dist_teracon").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+class Voice:
+    """The output of a run; every process but the main one is silent.
+
+    Args:
+        speaks: Whether this process is the one that speaks.
+    """
+
+    def __init__(self, *, speaks: bool) -> None:
+        self.speaks = speaks
+        self._terminal = speaks and sys.stderr.isatty()
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        if self.speaks:
+            print(text, file=sys.stderr, flush=True)
+
+    def track(self, items: Iterator[T], total: int, description: str) -> Iterator[T]:
+        """Pass items on, showing how far a long loop is, how fast, and how long it will take."""
+        if self._terminal:
+            yield from _bar(items, total, description)
+        elif self.speaks:
+            yield from self._plain(items, total, description)
+        else:
+            yield from items
+
+    def _plain(self, items: Iterator[T], total: int, description: str) -> Iterator[T]:
+        started = told = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            if now - told >= _PLAIN_INTERVAL_S and done < total:
+                rate = done / (now - started)
+                self.line(f"{description}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
+                told = now
+
+
+def _bar(items: Iterator[T], total: int, description: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Task as Bar
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Bar) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "–/s", style="dim")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(description, total=total)
+        for item in items:
+            yield item
+            progress.advance(bar)

@@ -1,0 +1,173 @@
+"""A run on disk: stages, the checkpoint within a stage, the event log and who may write (ARCHITECTURE 5)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from dist_teracon import io
+from dist_teracon.errors import RunError
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors, atomically."""
+    content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    with io.atomic_write(path) as file:
+        file.write(content)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors.
+
+    Raises:
+        RunError: the file is missing or not whole.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); remove the stage's folder to train it again") from None
+
+
+class EventLog:
+    """`events.jsonl`: appended as the run goes, cut back to the checkpoint on resume; only the main process writes."""
+
+    def __init__(self, path: Path, *, writes: bool, position: int) -> None:
+        self._file = None
+        if writes:
+            self._file = path.open("ab")
+            self._file.truncate(min(position, path.stat().st_size))
+        self.stage: dict[str, Any] = {}
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append an event with the time and the present stage."""
+        if self._file is not None:
+            record = {"event": event, "time": round(time.time(), 3), **self.stage, **fields}
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def commit(self) -> int:
+        """Bring everything to disk; returns the length in bytes, for a checkpoint to remember."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Commit and close."""
+        if self._file is not None:
+            self.commit()
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The checkpoint within a stage, at the end of an epoch.
+
+    Attributes:
+        phase, epoch: Where the stage is; epochs count from 1.
+        state: Small state as JSON values: early stopping, the method's, the event log's length.
+        engine: The engine's state.
+        best: Parameters of the best epoch so far; empty if there is none.
+    """
+
+    phase: int
+    epoch: int
+    state: dict[str, Any]
+    engine: dict[str, Tensor]
+    best: dict[str, Tensor]
+
+
+class StageFolder:
+    """`RUN/stages/03-star5`: a finished stage, or one with progress in it."""
+
+    def __init__(self, run: Path, position: int, task: str) -> None:
+        self.path = run / "stages" / f"{position + 1:02d}-{task}"
+        self._progress = self.path / "progress"
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the stage is whole: its state is written last."""
+        return (self.path / "state.json").exists()
+
+    def state(self) -> dict[str, Any]:
+        """Return a finished stage's state."""
+        state: dict[str, Any] = io.read_json(str(self.path / "state.json"))
+        return state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return a finished stage's weights."""
+        return load_tensors(self.path / "model.safetensors")
+
+    def finish(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write a stage's weights and, last, its state; its progress is no longer needed."""
+        save_tensors(self.path / "model.safetensors", tensors)
+        io.write_json(self.path / "state.json", state)
+        shutil.rmtree(self._progress, ignore_errors=True)
+
+    def save_phase_start(self, phase: int, tensors: dict[str, Tensor]) -> None:
+        """Keep all weights as a later phase found them; its checkpoints hold what it trains."""
+        save_tensors(self._progress / f"phase-{phase}.safetensors", tensors)
+
+    def phase_start(self, phase: int) -> dict[str, Tensor]:
+        """Return what `save_phase_start` kept."""
+        return load_tensors(self._progress / f"phase-{phase}.safetensors")
+
+    def save_progress(self, progress: Progress) -> None:
+        """Write a checkpoint as a folder that appears whole, then drop the one before."""
+        name = f"phase-{progress.phase}-epoch-{progress.epoch:05d}"
+        older = [folder for folder in self._checkpoints() if folder.name != name]
+        shutil.rmtree(self._progress / name, ignore_errors=True)
+        with io.atomic_folder(self._progress / name) as folder:
+            save_tensors(folder / "engine.safetensors", progress.engine)
+            if progress.best:
+                save_tensors(folder / "best.safetensors", progress.best)
+            io.write_json(folder / "state.json", {"phase": progress.phase, "epoch": progress.epoch, **progress.state})
+        for folder in older:
+            shutil.rmtree(folder)
+
+    def load_progress(self) -> Progress | None:
+        """Return the newest checkpoint, or None."""
+        folders = self._checkpoints()
+        if not folders:
+            return None
+        newest = folders[-1]
+        state = io.read_json(str(newest / "state.json"))
+        best = newest / "best.safetensors"
+        return Progress(
+            phase=state["phase"],
+            epoch=state["epoch"],
+            state=state,
+            engine=load_tensors(newest / "engine.safetensors"),
+            best=load_tensors(best) if best.exists() else {},
+        )
+
+    def _checkpoints(self) -> list[Path]:
+        found = [folder for folder in self._progress.glob("phase-*-epoch-*") if (folder / "state.json").exists()]
+        return sorted(found, key=lambda folder: [int(part) for part in folder.name.split("-")[1::2]])
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Hold a run folder for writing.
+
+    Raises:
+        RunError: another process is writing it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{run}: another process is writing this run; wait for it or name another folder") from None
+        yield

@@ -1,0 +1,60 @@
+"""`results.json`: the matrix R and what follows from it; nothing in it depends on time or machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_teracon import io
+from dist_teracon.config import RunConfig
+from dist_teracon.data.schema import Task
+from dist_teracon.evaluate.transfer import backward_transfer, forward_transfer
+from dist_teracon.train.checkpoint import StageFolder
+
+
+def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> None:
+    """Write the results of the stages finished so far."""
+    states = _finished(folder, tasks)
+    if not states:
+        return
+    scores = [state["scores"] for state in states]
+    single = _single_task(folder, config, tasks, scores)
+    forward = forward_transfer(scores, single) if single is not None else None
+    backward = backward_transfer(scores)
+    results = {
+        "format_version": 1,
+        "method": config.method["name"],
+        "seed": config.seed,
+        "tasks": [task.name for task in tasks],
+        "metrics": [task.metric for task in tasks],
+        "scores": scores,
+        "single_task": single,
+        "fwt": forward.percent if forward else None,
+        "bwt": backward.percent,
+        "fwt_absolute": forward.absolute if forward else None,
+        "bwt_absolute": backward.absolute,
+        "test_examples": states[-1]["test_examples"],
+        "unseen_targets": states[-1]["unseen_targets"],
+    }
+    io.write_json(folder / "results.json", results)
+
+
+def _finished(folder: Path, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    states = []
+    for position, task in enumerate(tasks):
+        stage = StageFolder(folder, position, task.name)
+        if not stage.finished:
+            break
+        states.append(stage.state())
+    return states
+
+
+def _single_task(
+    folder: Path, config: RunConfig, tasks: Sequence[Task], scores: Sequence[Sequence[float | None]]
+) -> list[float | None] | None:
+    """Each task's score when learned alone: the diagonal of the SinMo run beside this one, once it has as many stages."""
+    if config.method["name"] == "sinmo":
+        return [row[-1] for row in scores]
+    states = _finished(folder / "single-task", tasks)
+    return [state["scores"][-1] for state in states] if len(states) == len(tasks) else None

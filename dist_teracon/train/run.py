@@ -1,0 +1,322 @@
+"""A run: the tasks in their order, one stage each, and what is written of them. Two of its lines are the whole story:
+a stage is trained, then all tasks so far are scored."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from dist_teracon import io
+from dist_teracon.config import RunConfig, dump_config
+from dist_teracon.continual.method import Method, Setup, resolve_method
+from dist_teracon.data.opening import open_dataset
+from dist_teracon.data.schema import Split, Task
+from dist_teracon.data.shards import Dataset
+from dist_teracon.engine.contract import Runtime
+from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.evaluate.baseline_table import baseline_table
+from dist_teracon.evaluate.scorer import Score, score_task
+from dist_teracon.log import Voice
+from dist_teracon.train.checkpoint import EventLog, StageFolder, writing
+from dist_teracon.train.results import write_results
+from dist_teracon.train.stage import Stage
+
+_VERSIONS = ("dist-teracon", "torch", "deepspeed", "ray", "triton", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every stage of a run shares."""
+
+    config: RunConfig
+    dataset: Dataset
+    tasks: tuple[Task, ...]
+    runtime: Runtime
+    folder: Path
+    voice: Voice
+
+    def stage_folder(self, position: int) -> StageFolder:
+        return StageFolder(self.folder, position, self.tasks[position].name)
+
+
+def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voice: Voice, with_single_task: bool = False) -> None:
+    """Learn the tasks in their order; the same call again goes on where a killed run stopped, or finds it finished.
+
+    Args:
+        config: The run's configuration.
+        runtime: This process's place in the world; the default process group exists.
+        folder: The run's folder.
+        where: Where the configuration came from, for error messages.
+        voice: What a person sees.
+        with_single_task: Train every task alone too (SinMo, in `folder/single-task`), for forward transfer.
+
+    Raises:
+        TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
+    """
+    kind, settings = resolve_method(config, where=where)
+    dataset = _open(config, runtime, voice)
+    tasks = tuple(dataset.info.task(name) for name in config.tasks) if config.tasks is not None else dataset.info.tasks
+    for name in config.train.by_task:
+        dataset.info.task(name)
+    run = _Run(config, dataset, tasks, runtime, folder, voice)
+    with _alone(run):
+        _claim(run)
+        setup = Setup(
+            model=config.model, seed=config.seed, items=dataset.info.items, tasks=tasks,
+            training=tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks)),
+        )  # fmt: skip
+        _learn(run, kind(setup, settings))
+        if with_single_task:
+            _learn_alone(run, where)
+        if runtime.is_main:
+            _write_baselines(run)
+            write_results(folder, config, tasks)
+
+
+def _learn(run: _Run, method: Method) -> None:
+    done = _finished_stages(run)
+    position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
+    progress = run.stage_folder(done).load_progress() if done < len(run.tasks) else None
+    if progress is not None:
+        position = progress.state["events_bytes"]
+    events = EventLog(run.folder / "events.jsonl", writes=run.runtime.is_main, position=position)
+    try:
+        if not position:
+            _tell_run(run, events, method)
+        for number in range(done):
+            method.begin_task(run.tasks[number])
+            method.end_task()
+        if done:
+            method.load_tensors(run.stage_folder(done - 1).tensors())
+            told = "finished" if done == len(run.tasks) else f"going on with {run.tasks[done].name}"
+            run.voice.line(f"{run.folder}: {done} of {len(run.tasks)} stages are there, {told}")
+        for number in range(done, len(run.tasks)):
+            _learn_task(run, method, number, events)
+    finally:
+        events.close()
+
+
+def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> None:
+    task, folder = run.tasks[number], run.stage_folder(number)
+    events.stage = {"stage": number + 1, "task": task.name}
+    if not folder.load_progress():
+        events.write("stage")
+    label = f"stage {number + 1}/{len(run.tasks)} {task.name}"
+    summary = Stage(
+        run.config, method, run.dataset, task, runtime=run.runtime, folder=folder, events=events, voice=run.voice, label=label
+    ).run()
+    began = time.monotonic()
+    method_to(method, run.runtime.device)
+    scores = [_score(run, method, past.name) for past in run.tasks[: number + 1]]
+    evaluation_seconds = time.monotonic() - began
+    _tell_scores(run, method, scores, events, evaluation_seconds, label)
+    if run.runtime.is_main:
+        timing = {
+            "stage": number + 1,
+            "task": task.name,
+            "seconds": summary.training_seconds + summary.prepare_seconds + evaluation_seconds,
+            "training_seconds": summary.training_seconds,
+            "pseudo_label_seconds": summary.prepare_seconds,
+            "evaluation_seconds": evaluation_seconds,
+            "epochs": summary.epochs,
+        }
+        state = {
+            "format_version": 1,
+            "stage": number + 1,
+            "task": task.name,
+            "learned": list(method.learned),
+            "scores": [score.value for score in scores],
+            "test_examples": [score.examples for score in scores],
+            "unseen_targets": [score.unseen for score in scores],
+            "epochs": summary.epochs,
+            "events_bytes": events.commit(),
+        }
+        io.write_json(folder.path / "timing.json", timing)
+        folder.finish(method.tensors(), state)
+        _write_timing(run)
+        write_results(run.folder, run.config, run.tasks)
+    _wait(run.runtime)
+
+
+def method_to(method: Method, device: torch.device) -> None:
+    """Bring what is scored onto the device; the engine gives its module back where it trained."""
+    method.module().to(device)
+
+
+def _score(run: _Run, method: Method, task: str) -> Score:
+    evaluate = run.config.evaluate
+    return score_task(
+        method, run.dataset, task, Split.TEST, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
+        seed=run.config.seed,
+    )  # fmt: skip
+
+
+def _tell_run(run: _Run, events: EventLog, method: Method) -> None:
+    names = [task.name for task in run.tasks]
+    events.write("run", method=method.name, seed=run.config.seed, tasks=names, world_size=run.runtime.world_size, versions=_versions())
+    info = run.dataset.info
+    run.voice.line(
+        f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events in {info.shards} shards; "
+        f"{method.name}, seed {run.config.seed}, {run.runtime.world_size} process(es) on {run.runtime.device.type}"
+    )
+    if run.config.evaluate.max_users is not None:
+        run.voice.line(f"scores are taken on at most {run.config.evaluate.max_users} users a task and split (evaluate.max_users)")
+
+
+def _tell_scores(run: _Run, method: Method, scores: Sequence[Score], events: EventLog, seconds: float, label: str) -> None:
+    events.write("scores", scores={task.name: s.value for task, s in zip(run.tasks, scores, strict=False)}, seconds=seconds)
+    with torch.no_grad():
+        masks = method.masks()
+    if masks is not None:
+        flat = masks.flatten(1)
+        similarity = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=-1)
+        counts = [torch.histc(mask.float().cpu(), bins=20, min=0, max=1).int().tolist() for mask in flat]
+        histograms = dict(zip(method.learned, counts, strict=True))
+        events.write("masks", tasks=list(method.learned), similarity=similarity.tolist(), histograms=histograms)
+    told = ", ".join(
+        f"{task.name} {'–' if score.value is None else f'{score.value:.4f}'}" for task, score in zip(run.tasks, scores, strict=False)
+    )
+    run.voice.line(f"{label} · test: {told}")
+
+
+def _learn_alone(run: _Run, where: str) -> None:
+    """Train SinMo on the same data and seeds beside the run; a SinMo run is its own denominator."""
+    if run.config.method.get("name") == "sinmo":
+        return
+    run.voice.line("every task alone, for forward transfer (SinMo)")
+    alone = run.config.model_copy(update={"method": {"name": "sinmo"}})
+    train(alone, run.runtime, run.folder / "single-task", where=where, voice=run.voice)
+
+
+def _open(config: RunConfig, runtime: Runtime, voice: Voice) -> Dataset:
+    """Open the data set, the main process first: it prepares what is made on first use."""
+    if not runtime.is_main:
+        _agree(runtime, "")
+        return open_dataset(config.dataset)
+    try:
+        dataset = open_dataset(config.dataset, say=voice.line)
+    except TeraconError as error:
+        _agree(runtime, str(error))
+        raise
+    _agree(runtime, "")
+    return dataset
+
+
+def _write_baselines(run: _Run) -> None:
+    path = run.folder / "baselines.json"
+    if not path.exists():
+        io.write_json(path, baseline_table(run.dataset, run.tasks, seed=run.config.seed, say=run.voice.line))
+
+
+def _finished_stages(run: _Run) -> int:
+    done = 0
+    while done < len(run.tasks) and run.stage_folder(done).finished:
+        done += 1
+    return done
+
+
+def _claim(run: _Run) -> None:
+    """Make the folder a run of this configuration and data set, or check that it is one already."""
+    written, copy = run.folder / "config.yaml", run.folder / "dataset.json"
+    problem = ""
+    if written.exists():
+        problem = _difference(run, written, copy)
+    elif run.runtime.is_main:
+        leftovers = [entry.name for entry in run.folder.iterdir() if not entry.name.startswith(".")]
+        if leftovers:
+            problem = f"{run.folder}: is no run of this program and not empty (it holds {leftovers[0]}); name a new folder"
+        else:
+            io.write_json(copy, run.dataset.info.to_json())
+            with io.atomic_write(written) as file:
+                file.write(dump_config(run.config).encode())
+    _agree(run.runtime, problem)
+
+
+def _difference(run: _Run, written: Path, copy: Path) -> str:
+    before = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
+    now = _flat(yaml.safe_load(dump_config(run.config)))
+    for field in sorted({*before, *now}):
+        if before.get(field) != now.get(field):
+            return (
+                f"{run.folder}: was started with another configuration: {field} was {before.get(field)!r} and is now "
+                f"{now.get(field)!r}; use the old value or name a new folder with --run"
+            )
+    if io.read_json(str(copy)) != yaml.safe_load(yaml.safe_dump(run.dataset.info.to_json())):
+        return (
+            f"{run.folder}: the data set {run.config.dataset} has changed since this run began (dataset.json differs); "
+            "bring the old one back or name a new folder with --run"
+        )
+    return ""
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {name: leaf for key, entry in value.items() for name, leaf in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+class _alone:  # noqa: N801 - reads as a statement where it is used
+    """Hold the run's folder on the main process; a refusal reaches every rank."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._held: Any = None
+
+    def __enter__(self) -> None:
+        problem = ""
+        if self._run.runtime.is_main:
+            self._held = writing(self._run.folder)
+            try:
+                self._held.__enter__()
+            except RunError as error:
+                self._held, problem = None, str(error)
+        _agree(self._run.runtime, problem)
+
+    def __exit__(self, *error: object) -> None:
+        if self._held is not None:
+            self._held.__exit__(*error)
+
+
+def _agree(runtime: Runtime, problem: str) -> None:
+    """Raise the main process's problem on every rank, so that none waits for a peer that has given up."""
+    told = [problem]
+    if runtime.world_size > 1:
+        dist.broadcast_object_list(told, src=0)
+    if told[0]:
+        raise RunError(told[0])
+
+
+def _wait(runtime: Runtime) -> None:
+    if runtime.world_size > 1:
+        dist.barrier()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), **found}
+
+
+def _write_timing(run: _Run) -> None:
+    stages = [io.read_json(str(path)) for path in sorted((run.folder / "stages").glob("*/timing.json"))]
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": torch.get_num_threads() * run.runtime.world_size,
+        "device": run.runtime.device.type,
+        "world_size": run.runtime.world_size,
+        "versions": _versions(),
+    }
+    io.write_json(run.folder / "timing.json", {"stages": stages, "machine": machine})

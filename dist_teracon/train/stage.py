@@ -1,0 +1,256 @@
+"""One task's stage: its phases, epochs, early stopping and checkpoints; knows no method by name."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_teracon.config import RunConfig
+from dist_teracon.continual.method import Method, Phase, StageContext
+from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.loader import TrainingLoader
+from dist_teracon.data.schema import Split, Task
+from dist_teracon.data.shards import Dataset
+from dist_teracon.engine.contract import Engine, Runtime
+from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
+from dist_teracon.errors import TrainingError
+from dist_teracon.evaluate.scorer import score_task
+from dist_teracon.log import Voice
+from dist_teracon.train.checkpoint import EventLog, Progress, StageFolder
+from dist_teracon.train.step import LossMeter, LossModule, train_step
+
+
+@dataclass
+class Stopping:
+    """Early stopping on the validation score; a later equal score is no better one."""
+
+    best: float | None = None
+    best_epoch: int = 0
+    waited: int = 0
+
+    def take(self, score: float | None, epoch: int) -> bool:
+        """Take in an epoch's score; tells whether it is the best so far."""
+        better = score is not None and (self.best is None or score > self.best)
+        if better:
+            self.best, self.best_epoch, self.waited = score, epoch, 0
+        else:
+            self.waited += 1
+        return better
+
+
+@dataclass
+class _PhaseState:
+    """Where a phase is: everything that its checkpoint holds beside the engine's state."""
+
+    epoch: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    stopping: Stopping = field(default_factory=Stopping)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What a stage took: epochs over all phases, seconds of training and of pseudo-labels."""
+
+    epochs: int
+    training_seconds: float
+    prepare_seconds: float
+
+
+class Stage:
+    """Learns one task.
+
+    Args:
+        config: The run's.
+        method: Restored to the stage before.
+        dataset: The data set.
+        task: The task to learn.
+        runtime: This process's place in the world.
+        folder: The stage's folder.
+        events: The run's log.
+        voice: What a person sees.
+        label: How the stage is called in progress lines.
+    """
+
+    def __init__(
+        self, config: RunConfig, method: Method, dataset: Dataset, task: Task, *,
+        runtime: Runtime, folder: StageFolder, events: EventLog, voice: Voice, label: str,
+    ) -> None:  # fmt: skip
+        self.config, self.method, self.dataset, self.task = config, method, dataset, task
+        self.runtime, self.folder, self.events, self.voice, self.label = runtime, folder, events, voice, label
+
+    def run(self) -> StageSummary:
+        """Train all phases, going on from the last finished epoch if there is one."""
+        started = time.monotonic()
+        resumed = self.folder.load_progress()
+        self.method.begin_task(self.task)
+        self.method.prepare(self._context())
+        prepared = time.monotonic() - started
+        if resumed is not None:
+            prepared = resumed.state["prepare_seconds"]
+        epochs, seconds = (resumed.state["earlier_epochs"], resumed.state["earlier_seconds"]) if resumed else (0, 0.0)
+        for number, phase in enumerate(self.method.phases(self.task)):
+            if resumed is not None and number < resumed.phase:
+                continue
+            here = resumed if resumed is not None and number == resumed.phase else None
+            if number:
+                self._phase_weights(number, resumed=here is not None)
+            self._earlier = {"prepare_seconds": prepared, "earlier_epochs": epochs, "earlier_seconds": seconds}
+            state = self._train_phase(number, phase, here)
+            epochs, seconds = epochs + state.epoch, seconds + state.seconds
+        self.method.end_task()
+        return StageSummary(epochs, seconds, prepared)
+
+    def _context(self) -> StageContext:
+        return StageContext(
+            dataset=self.dataset,
+            runtime=self.runtime,
+            folder=self.folder.path,
+            training=self.method.training(self.task),
+            max_steps=self.config.train.max_steps,
+            track=lambda items, total, text: self.voice.track(items, total, f"{self.label} · {text}"),
+            event=self.events.write,
+        )
+
+    def _phase_weights(self, number: int, *, resumed: bool) -> None:
+        """Later phases start from weights that no earlier checkpoint holds whole: keep them, or take them up again."""
+        if resumed:
+            self.method.load_tensors(self.folder.phase_start(number))
+        elif self.runtime.is_main:
+            self.folder.save_phase_start(number, self.method.tensors())
+
+    def _train_phase(self, number: int, phase: Phase, resumed: Progress | None) -> _PhaseState:
+        self.method.begin_phase(phase)
+        groups = self.method.parameter_groups(phase)
+        self.method.gradient_hooks(phase)
+        module = LossModule(self.method)
+        engine = DeepSpeedEngine(module, groups, config=self.config.train, runtime=self.runtime)
+        loader = TrainingLoader(
+            self.dataset, phase.tasks, slot=self.method.slot(phase.tasks[0].name), batch=phase.training.batch,
+            seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size,
+        )  # fmt: skip
+        state = self._resume(engine, resumed) if resumed is not None else _PhaseState()
+        if resumed is None:
+            self._tell_epoch(phase, state, {}, self._validate(phase), better=False)
+        while not self._done(phase, state):
+            began = time.monotonic()
+            state.epoch += 1
+            means = self._train_epoch(engine, loader, phase, state)
+            score = self._validate(phase)
+            better = state.stopping.take(score, state.epoch)
+            snapshot = engine.state()
+            if better:
+                state.best = {name: value for name, value in snapshot.items() if name.startswith("parameter/")}
+            state.seconds += time.monotonic() - began
+            self._tell_epoch(phase, state, means, score, better=better, seconds=time.monotonic() - began)
+            self._save(number, state, snapshot)
+        engine.release()
+        if phase.select and state.best:
+            _load_parameters(module, state.best)
+        return state
+
+    def _done(self, phase: Phase, state: _PhaseState) -> bool:
+        limit, patience = self.config.train.max_steps, phase.training.patience
+        return (
+            state.epoch >= phase.training.epochs
+            or (limit is not None and state.steps >= limit)
+            or bool(patience and state.stopping.best is not None and state.stopping.waited >= patience)
+        )
+
+    def _train_epoch(self, engine: Engine, loader: TrainingLoader, phase: Phase, state: _PhaseState) -> dict[str, float]:
+        meter = LossMeter(self.runtime)
+        self.method.begin_epoch(state.epoch)
+        limit, every = self.config.train.max_steps, self.config.train.log_every
+        batches = loader.epoch(state.epoch)
+        steps = loader.plan(state.epoch).steps
+        first = state.steps
+        for batch in self.voice.track(batches, steps, f"{self.label} · epoch {state.epoch}"):
+            if limit is not None and state.steps >= limit:
+                break
+            meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
+            state.steps += 1
+            if state.steps % every == 0:
+                self._tell_step(phase, state, batch, meter.fetch())
+        self._check(meter.fetch(), state.steps, phase)
+        assert state.steps > first or limit is not None
+        return meter.means()
+
+    def _tell_step(self, phase: Phase, state: _PhaseState, batch: PackedBatch, losses: list[dict[str, float]]) -> None:
+        self._check(losses, state.steps, phase)
+        self.events.write(
+            "step", phase=phase.name, epoch=state.epoch, step=state.steps, batch=batch.step, loss=losses[-1], **self.method.logs()
+        )
+
+    def _check(self, losses: list[dict[str, float]], last_step: int, phase: Phase) -> None:
+        for step, terms in enumerate(losses, start=last_step - len(losses) + 1):
+            bad = [name for name, value in terms.items() if not math.isfinite(value)]
+            if bad:
+                self.events.write("failure", phase=phase.name, step=step, terms=bad)
+                self.events.commit()
+                raise TrainingError(
+                    f"task '{self.task.name}', phase '{phase.name}', step {step}: the loss {', '.join(bad)} is not a finite number. "
+                    f"Try a lower learning rate (now {phase.training.learning_rate:g}), train.gradient_clipping=1.0 "
+                    f"(now {self.config.train.gradient_clipping:g}), or train.precision=fp32 (now {self.config.train.precision}); "
+                    "finished stages are kept"
+                )
+
+    def _validate(self, phase: Phase) -> float | None:
+        """Mean validation score of the phase's tasks; None where no task has validation examples."""
+        scores = [
+            score_task(
+                self.method, self.dataset, task.name, Split.VALIDATION, runtime=self.runtime, batch=self.config.evaluate.batch,
+                max_users=self.config.evaluate.max_users, seed=self.config.seed,
+            ).value
+            for task in phase.tasks
+        ]  # fmt: skip
+        known = [score for score in scores if score is not None]
+        return sum(known) / len(known) if known else None
+
+    def _tell_epoch(
+        self, phase: Phase, state: _PhaseState, means: dict[str, float], score: float | None, *, better: bool, seconds: float = 0.0
+    ) -> None:
+        metric = phase.tasks[0].metric
+        self.events.write(
+            "epoch", phase=phase.name, epoch=state.epoch, loss=means, validation=score, metric=metric, best=better, seconds=seconds
+        )
+        if state.epoch:
+            told = "–" if score is None else f"{score:.4f}"
+            loss = sum(means.values())
+            mark = " (best)" if better else ""
+            self.voice.line(f"{self.label} · epoch {state.epoch}: loss {loss:.4f}, validation {metric} {told}{mark}, {seconds:.1f} s")
+
+    def _save(self, number: int, state: _PhaseState, engine_state: dict[str, Tensor]) -> None:
+        if self.runtime.is_main:
+            small: dict[str, Any] = {
+                "steps": state.steps,
+                "seconds": state.seconds,
+                "best": state.stopping.best,
+                "best_epoch": state.stopping.best_epoch,
+                "waited": state.stopping.waited,
+                "method": self.method.progress(),
+                "events_bytes": self.events.commit(),
+                **self._earlier,
+            }
+            self.folder.save_progress(Progress(number, state.epoch, small, engine_state, state.best))
+        if self.runtime.world_size > 1:
+            dist.barrier()
+
+    def _resume(self, engine: Engine, progress: Progress) -> _PhaseState:
+        engine.load(progress.engine)
+        saved = progress.state
+        self.method.load_progress(saved["method"])
+        self.voice.line(f"{self.label} · going on after epoch {progress.epoch}")
+        stopping = Stopping(saved["best"], saved["best_epoch"], saved["waited"])
+        return _PhaseState(progress.epoch, saved["steps"], saved["seconds"], stopping, progress.best)
+
+
+def _load_parameters(module: LossModule, values: dict[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        if (value := values.get(f"parameter/{name}")) is not None:
+            parameter.data.copy_(value)

@@ -1,0 +1,83 @@
+"""One optimiser step, and the losses of the steps since they were last told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dist_teracon.continual.method import Method
+from dist_teracon.data.batches import PackedBatch
+from dist_teracon.engine.contract import Engine, Runtime
+
+
+class LossModule(nn.Module):
+    """What the engine wraps: a batch in, the method's loss terms and their sum out."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.trained = method.module()
+        self._loss = method.loss
+
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = self._loss(batch)
+        return torch.stack(list(terms.values())).sum(), terms
+
+
+def train_step(engine: Engine, method: Method, batch: PackedBatch, *, runtime: Runtime, accumulation: int) -> dict[str, Tensor]:
+    """Take one optimiser step on this rank's share of a global batch.
+
+    Every term is a local sum over a global count, and the engine averages gradients over ranks and micro-batches, so the loss is
+    multiplied by both (SPEC section 4, accounting).
+
+    Returns:
+        This rank's part of each term, detached, on the device.
+    """
+    parts: dict[str, Tensor] = {}
+    for micro in method.extend(batch).split(accumulation):
+        total, terms = engine.loss(micro.to(runtime.device))
+        engine.backward(total * (runtime.world_size * accumulation))
+        for name, term in terms.items():
+            parts[name] = parts[name] + term.detach() if name in parts else term.detach()
+        engine.step()
+    method.project(engine)
+    return parts
+
+
+class LossMeter:
+    """Collects the terms of steps on the device and fetches them together, so that no step waits for them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._names: list[str] = []
+        self._steps: list[Tensor] = []
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take in a step's terms."""
+        self._names = list(terms)
+        self._steps.append(torch.stack([term.float() for term in terms.values()]))
+
+    def fetch(self) -> list[dict[str, float]]:
+        """Return the steps taken in since the last call, each term summed over ranks."""
+        if not self._steps:
+            return []
+        table = torch.stack(self._steps)
+        if self._runtime.world_size > 1:
+            dist.all_reduce(table)
+        steps = [dict(zip(self._names, row, strict=True)) for row in table.tolist()]
+        for step in steps:
+            for name, value in step.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += len(steps)
+        self._steps = []
+        return steps
+
+    def means(self) -> dict[str, float]:
+        """Return the mean over all steps fetched, and start anew."""
+        means: dict[str, Any] = {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
