@@ -25,11 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TeraconError as error:
         print(f"dist-teracon: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
+        print(f"dist-teracon: error: {error.filename or 'a file'}: {error.strerror or error}; what was finished is kept", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 141
     return 0
 
 

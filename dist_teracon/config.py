@@ -171,7 +171,7 @@ def _known_fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str
     """Names of the fields at a dotted path of a model, as far as it can be followed."""
     current: Any = model
     for part in path:
-        field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        field = current.model_fields.get(str(part)) if isinstance(current, type) and issubclass(current, BaseModel) else None
         if field is None:
             # a table with free keys, as train.by_task: its values' model is the annotation's last argument
             arguments = getattr(current, "__args__", ())

@@ -51,7 +51,7 @@ class SinMo(Method):
         return self.class_terms(batch, hidden)
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network(task)(batch.values, batch.row_offsets, batch.task_of_row, None, positions="last")  # type: ignore[no-any-return]
+        return self.network(task)(batch.values, batch.row_offsets, batch.task_of_row, None, positions="last")
 
     def head(self, task: str) -> Head:
         return self.network(task).head(task)

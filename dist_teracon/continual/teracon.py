@@ -182,7 +182,7 @@ class Teracon(Method):
     def project(self, engine: Engine) -> None:
         masks = self.network.masks
         assert masks is not None
-        engine.edit_masters(masks.embeddings, lambda values, _: values.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT))
+        engine.edit_masters(masks.embeddings, _clamp)
         self.steps_taken += 1
 
     def logs(self) -> dict[str, Any]:
@@ -270,7 +270,7 @@ class Teracon(Method):
         return self.learned.index(task)
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network(batch.values, batch.row_offsets, batch.task_of_row, self.masks(), positions="last")  # type: ignore[no-any-return]
+        return self.network(batch.values, batch.row_offsets, batch.task_of_row, self.masks(), positions="last")
 
     def head(self, task: str) -> Head:
         return self.network.head(task)
@@ -291,6 +291,10 @@ class Teracon(Method):
     def load_progress(self, state: dict[str, Any]) -> None:
         self.rates, self.steps_taken = state["rates"], state["steps_taken"]
         self.pending = None if state["pending"] is None else torch.tensor(state["pending"])
+
+
+def _clamp(values: Tensor, _start: int) -> None:
+    values.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)
 
 
 def _normalised(rates: list[float]) -> list[float]:

@@ -150,7 +150,7 @@ class TrainingLoader:
             parts.append(take_rows(data.values, data.offsets, self._rows[shard].users[rows], without_last=self._next))
         packed = concatenate(parts)
         if self._next:
-            examples = (self._next_examples(picked, totals[0]),)
+            examples: tuple[Examples, ...] = (self._next_examples(picked, totals[0]),)
         else:
             examples = tuple(self._examples(task, picked, total) for task, total in enumerate(totals))
         return PackedBatch(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +104,18 @@ def prepare(
         say(f"left out malformed rows: {count} × {kind}")
     say(f"writing {len(tables.sequences.user_ids)} users, {len(tables.items)} items, {1 + len(tables.labels)} tasks to {out}")
     return write_dataset(tables, out, rule, shards=shards)
+
+
+def prepare_tables(
+    tables: Tables, out: str, split_rule: SplitRule, *, shards: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> DatasetInfo:
+    """Write tables that were made by a generator, or find that they are there already; raises as `write_dataset`."""
+    made_from = {**tables.source, "split": asdict(effective(split_rule)), "shards": shards}
+    made_from["fingerprint"] = fingerprint(made_from)
+    if (there := existing_dataset(out, made_from)) is not None:
+        say(f"{out}: is there already, made from the same options; nothing to do")
+        return there
+    return write_dataset(replace(tables, source=made_from), out, split_rule, shards=shards)
 
 
 def fingerprint(made_from: dict[str, Any]) -> str:

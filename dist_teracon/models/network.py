@@ -55,4 +55,4 @@ class Network(nn.Module):
         self, values: Tensor, row_offsets: Tensor, task_of_row: Tensor, masks_TKC: Tensor | None, *, positions: Positions
     ) -> Tensor:
         """Encode packed rows, each under its own task's mask: [N, C] or [B, C]."""
-        return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions)  # type: ignore[no-any-return]
+        return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions)

@@ -22,7 +22,6 @@ def golden():
         return {key: archive[key] for key in archive.files if key != "meta"}
 
 
-
 def _fill(parameter, value):
     parameter.data = torch.as_tensor(value, dtype=torch.float64)
 

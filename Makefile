@@ -1,0 +1,49 @@
+# Everything works on a fresh clone with Python ≥ 3.11, pip and make alone. `make demo` and `make test` do their own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where only CPUs are, a CPU build of torch saves gigabytes: give pip the index or folder that has one, as in
+#   make install PIP_OPTIONS="--extra-index-url <index of CPU builds>"
+PIP_OPTIONS ?=
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test lint types gate clean help
+
+help:
+	@echo "make demo     set up, learn six synthetic tasks in order, print the table, write runs/demo/report.html"
+	@echo "make test     set up, style, types, tests"
+	@echo "make gate     the tests and those too slow for every change"
+
+install: $(INSTALLED)
+
+# torch first: with it in place no other package's range brings another build
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is wanted, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade $(PIP_OPTIONS) -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[baselines,report,dev]'
+	touch $(INSTALLED)
+
+demo: install
+	$(BIN)/dist-teracon train configs/demo.yaml --run runs/demo
+
+test: install lint types
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+gate: install lint types
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The type checker sees the packages where they are installed: kernels, launch and configs below dist_teracon.
+types: install
+	rm -rf .build/types && mkdir -p .build/types/dist_teracon
+	ln -s $(CURDIR)/dist_teracon/* .build/types/dist_teracon/
+	for package in kernels launch configs; do ln -s $(CURDIR)/$$package .build/types/dist_teracon/$$package; done
+	cd .build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p dist_teracon
+
+clean:
+	rm -rf .build build *.egg-info .mypy_cache .ruff_cache .pytest_cache
