@@ -189,7 +189,7 @@ def read_yaml(uri: str) -> dict[str, Any]:
     """
     text = _read_text(uri)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)  # a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -199,14 +199,32 @@ def read_yaml(uri: str) -> dict[str, Any]:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key written twice, which YAML would let win silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
+            seen.add(key if isinstance(key, str | int | float) else None)
+        return super().construct_mapping(node, deep)
+
+
 def _read_text(uri: str) -> str:
     if io.exists(uri):
-        return io.read_bytes(uri).decode()
-    packaged = resources.files("dist_teracon.configs").joinpath(uri.removeprefix("configs/"))
-    if "://" not in uri and packaged.is_file():
+        try:
+            return io.read_bytes(uri).decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{uri}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    packaged = resources.files("dist_teracon.configs").joinpath(*uri.removeprefix("configs/").split("/"))
+    if "://" not in uri and not uri.startswith("/") and packaged.is_file():
         return packaged.read_text(encoding="utf-8")
-    shipped = sorted(entry.name for entry in resources.files("dist_teracon.configs").iterdir() if entry.name.endswith(".yaml"))
-    raise ConfigError(f"{uri}: no such file{nearest(Path(uri).name, shipped)} (shipped with the package: {', '.join(shipped)})")
+    folder = "recipes" if "recipe" in uri else ""
+    listed = resources.files("dist_teracon.configs").joinpath(folder).iterdir()
+    shipped = sorted(entry.name for entry in listed if entry.name.endswith(".yaml"))
+    raise ConfigError(f"{uri}: no such file{nearest(Path(uri).name, shipped)} (shipped in configs/{folder}: {', '.join(shipped)})")
 
 
 def apply_overrides(value: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from datetime import UTC, date, datetime, time
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dist_teracon import io
+from dist_teracon.config import read_yaml
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.errors import ConfigError, nearest
 
@@ -248,17 +247,7 @@ def read_recipe(uri: str) -> Recipe:
     Raises:
         ConfigError: the file is missing, no YAML, or says something that is not allowed; names the dotted field.
     """
-    if not io.exists(uri):
-        raise ConfigError(f"{uri}: no such recipe")
-    try:  # the loader is a safe one
-        value = yaml.load(io.read_bytes(uri), Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{uri}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise ConfigError(f"{uri}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {problem}") from None
-    return parse_recipe(value, where=uri)
+    return parse_recipe(read_yaml(uri), where=uri)
 
 
 def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
@@ -298,16 +287,3 @@ def _explain(where: str, recipe: dict[str, Any], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(problem["input"], dict | BaseModel) else f", not {problem['input']!r}"
     return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that refuses a key written twice, which YAML would let win silently."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
-            seen.add(key if isinstance(key, str | int | float) else None)
-        return super().construct_mapping(node, deep)

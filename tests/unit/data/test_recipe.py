@@ -71,7 +71,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
 
 
 def test_no_such_recipe(tmp_path):
-    with pytest.raises(ConfigError, match="no such recipe"):
+    with pytest.raises(ConfigError, match="no such file"):
         read_recipe(str(tmp_path / "none.yaml"))
 
 
