@@ -6,6 +6,7 @@ Legend: T tasks, K masked layers, C channels, s scale.
 from __future__ import annotations
 
 import copy
+import time
 from typing import Annotated, Any, Literal
 
 import torch
@@ -250,7 +251,7 @@ class Teracon(Method):
         pool = pool_of_users(dataset, task, past, seed=self.setup.seed, share=share)
         targets = None
         if not online:
-            folder = context.folder / "pseudo_labels" / past
+            folder, began = context.folder / "pseudo_labels" / past, time.monotonic()
             masks, logits = self.teacher_masks, self._stored_head(past) is None
             assert masks is not None
             written = write_pseudo_labels(
@@ -261,7 +262,7 @@ class Teracon(Method):
                 pass
             width = self.network.head(past).labels if logits else self.network.backbone.channels
             targets = open_store(folder, pool, shards, width)
-            context.event("pseudo_labels", past=past, rows=sum(len(rows) for rows in pool), share=share)
+            context.event("pseudo_labels", past=past, rows=sum(len(rows) for rows in pool), share=share, seconds=time.monotonic() - began)
         return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.setup.seed, shards=shards)
 
     # -- inference and state

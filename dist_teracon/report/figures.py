@@ -322,6 +322,9 @@ def _loss_figure(run: RunData, prefix: str, name: str, title: str, caption: str)
                 _line(plot.axes, [(x, epoch.loss[term]) for x, epoch in enumerate(epochs) if term in epoch.loss], index)
             if min(values) > 0 and max(values) > 30 * min(values):
                 plot.axes.set_yscale("log")
+                # the default writes powers as mathematical markup, which stands in the page as it is
+                plot.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                plot.axes.yaxis.set_minor_formatter(lambda *_: "")
             _epoch_axis(plot.axes, epochs)
             panels.append(plot.panel(stage_title(run, stage)))
     legend = tuple(series_key(task, index) for index, task in sorted(shown)) if several else ()

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from dist_teracon import io
+from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.report.figures import make_figures, stage_title
 from dist_teracon.report.plot import SERIES
@@ -88,7 +89,7 @@ def _facts(run: RunData) -> list[str]:
     facts.append(f"{done} of {len(run.tasks)} tasks learned" if not run.finished else f"{done} tasks")
     if run.dataset:
         facts.append(f"{count_text(run.dataset.users)} users")
-        facts.append(f"{count_text(run.dataset.items)} items")
+        facts.append(f"{count_text(run.dataset.items - FIRST_ITEM)} items")
     if run.seconds is not None:
         facts.append(seconds_text(run.seconds))
     if run.events.last_time is not None:

@@ -175,7 +175,7 @@ class Stage:
                 break
             meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
             state.steps += 1
-            if state.steps % every == 0:
+            if state.steps % every == 0 or batch.step + 1 == batch.steps:
                 self._tell_step(phase, state, batch, meter.fetch())
         self._check(meter.fetch(), state.steps, phase)
         assert state.steps > first or limit is not None
