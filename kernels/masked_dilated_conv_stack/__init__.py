@@ -11,6 +11,7 @@ import os
 
 from torch import Tensor
 
+from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.kernels.masked_dilated_conv_stack import gathered, reference
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
@@ -24,7 +25,8 @@ _logger = logging.getLogger(__name__)
 @functools.cache
 def _choose(device_type: str, override: str) -> str:
     if override and override not in _BACKENDS:
-        raise ValueError(f"DIST_TERACON_KERNELS={override!r} is no backend; there are: {', '.join(sorted(_BACKENDS))}")
+        known = sorted(_BACKENDS)
+        raise ConfigError(f"DIST_TERACON_KERNELS={override}: no such backend{nearest(override, known)} (there are: {', '.join(known)})")
     chosen = override or "gathered"
     why = "set by DIST_TERACON_KERNELS" if override else "default"
     _logger.info("masked_dilated_conv_stack on %s: backend '%s' (%s)", device_type, chosen, why)
@@ -45,6 +47,26 @@ def masked_dilated_conv_stack(
 
     Returns:
         [N, C] for `positions="all"`, [B, C] for `"last"`.
+
+    Raises:
+        ValueError: shapes that do not fit each other or the layout.
+        ConfigError: DIST_TERACON_KERNELS names no backend.
     """
+    _check_shapes(x_NC, layout, parameters, masks_TKC)
     backend = _choose(x_NC.device.type, os.environ.get("DIST_TERACON_KERNELS", ""))
     return _BACKENDS[backend](x_NC, layout, parameters, masks_TKC, eps=eps)
+
+
+def _check_shapes(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None) -> None:
+    """Refuse what would be read past its end, or broadcast to something else than was meant."""
+    stages, taps, width = len(layout.taps), layout.taps[0].forward.shape[1], x_NC.shape[-1]
+    if x_NC.shape != (layout.taps[0].backward.shape[0], width):
+        raise ValueError(f"x {tuple(x_NC.shape)} has other positions than the layout, {layout.taps[0].backward.shape[0]}")
+    wanted = ((width, width, taps), (width,), (width,), (width,))
+    for name, values, shape in zip(parameters._fields, parameters, wanted, strict=True):
+        if len(values) != stages or values[0].shape != shape:
+            raise ValueError(f"{name}: {stages} convolutions of shape {shape} are wanted, not {len(values)} of {tuple(values[0].shape)}")
+    if masks_TKC is not None:
+        tasks = masks_TKC.shape[0]
+        if masks_TKC.shape != (tasks, stages, width) or tasks <= (layout.single_task or 0):
+            raise ValueError(f"masks {tuple(masks_TKC.shape)} do not fit {stages} convolutions, {width} channels and the rows' tasks")

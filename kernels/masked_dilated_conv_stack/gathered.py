@@ -20,7 +20,7 @@ from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParame
 def _gather(x_NC: Tensor, index: Tensor) -> Tensor:
     """Rows of x by [M, k] index, the row past the end being zero: [M, k·C]."""
     padded = torch.cat([x_NC, x_NC.new_zeros(1, x_NC.shape[1])])
-    return padded.index_select(0, index.flatten()).view(index.shape[0], -1)
+    return padded.index_select(0, index.flatten()).view(index.shape[0], index.shape[1] * x_NC.shape[1])
 
 
 class _GatheredConv(torch.autograd.Function):

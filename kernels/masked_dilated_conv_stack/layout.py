@@ -69,10 +69,10 @@ def build_layout(
         positions: Which positions of the output are wanted.
 
     Raises:
-        ValueError: a dilation or the kernel size is not positive, or the shapes do not fit.
+        ValueError: a dilation or the kernel size is not positive, there is no block, or the shapes do not fit.
     """
-    if kernel_size < 1 or any(d < 1 for d in dilations):
-        raise ValueError(f"kernel size and dilations are at least 1, not {kernel_size} and {list(dilations)}")
+    if kernel_size < 1 or not dilations or any(d < 1 for d in dilations):
+        raise ValueError(f"a block or more, kernel size and dilations of at least 1 are wanted, not {kernel_size} and {list(dilations)}")
     if row_offsets.ndim != 1 or task_of_row.shape[0] != row_offsets.shape[0] - 1:
         raise ValueError(f"row_offsets {tuple(row_offsets.shape)} needs one entry more than task_of_row {tuple(task_of_row.shape)}")
     stage_dilations = [step * d for d in dilations for step in (1, 2)]
@@ -156,5 +156,5 @@ def _taps_of_last(
         if stage % 2:
             residual.append(block_input[:, torch.searchsorted(block_offsets, seen)][valid])
             block_input, block_offsets = table, seen
-    output_row = None if bool((lengths > 0).all()) else taps[-1].rows if taps else None
+    output_row = None if bool((lengths > 0).all()) else taps[-1].rows
     return tuple(taps), tuple(residual), output_row
