@@ -62,14 +62,16 @@ class TaskMasks(nn.Module):
     def add_task(self, generator: torch.Generator) -> None:
         """Make room for one more task; past relation layers follow `relation_init`."""
         low, high = self.embedding_range
-        self.embeddings.append(nn.Parameter(torch.empty(self.layers, self.channels).uniform_(low, high, generator=generator)))
+        embedding = torch.empty(self.layers, self.channels).uniform_(low, high, generator=generator)
+        self.embeddings.append(nn.Parameter(embedding.to(self.embeddings[0].data) if self.tasks else embedding))
         if not self.related:
             return
         n = self.tasks
         weights, biases = [], []
         for task in range(n):
             past = task < n - 1
-            weight, bias = self._fresh_relation(n, generator)
+            # drawn in fp32 on the CPU whatever the module is, then brought to where and what the past weights are
+            weight, bias = (value.to(self.embeddings[0].data) for value in self._fresh_relation(n, generator))
             if past and self.relation_init == "extend":
                 # a plainly learned T1 has no relation layer yet: its w, b start at zero beside g = 1
                 weight, bias = weight.zero_(), bias.zero_()
