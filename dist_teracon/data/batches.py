@@ -51,7 +51,7 @@ class Retention:
 
     Attributes:
         task: The past task's name.
-        index: int64 [n], rows of the batch.
+        index: int64 [n], which row of the batch's output (position for `all`, row for `last`) a row's representation is.
         targets: [n, Y] the teacher's logits, or [n, C] its representations.
         total: Rows in the global batch.
     """
@@ -74,6 +74,7 @@ class PackedBatch:
         examples: The labelled terms.
         retention: Past tasks' rows.
         step, steps: Which batch of how many of the epoch this is.
+        parts: Into how many micro-batches its step was cut.
     """
 
     values: Tensor
@@ -84,6 +85,7 @@ class PackedBatch:
     retention: tuple[Retention, ...] = ()
     step: int = 0
     steps: int = 1
+    parts: int = 1
 
     @property
     def rows(self) -> int:
@@ -112,23 +114,26 @@ class PackedBatch:
         """
         rows = concatenate([PackedRows(self.values.numpy(), self.row_offsets.numpy()), *(part for part, _ in parts)])
         tasks = torch.cat([self.task_of_row, *(torch.full((part.rows,), slot, dtype=torch.int32) for part, slot in parts)])
+        offsets = torch.from_numpy(rows.offsets)
+        # a user's representation is the last position, also where all positions are computed
+        place = offsets[1:] - 1 if self.positions == "all" else torch.arange(rows.rows)
         retention, first = [], self.rows
         for (part, _), (task, targets, total) in zip(parts, terms, strict=True):
-            retention.append(Retention(task, torch.arange(first, first + part.rows), targets, total))
+            retention.append(Retention(task, place[first : first + part.rows], targets, total))
             first += part.rows
         return replace(
             self,
             values=torch.from_numpy(rows.values),
-            row_offsets=torch.from_numpy(rows.offsets),
+            row_offsets=offsets,
             task_of_row=tasks,
             retention=tuple(retention),
         )
 
     def split(self, parts: int) -> list[PackedBatch]:
         """Cut the batch into micro-batches, row r going to part `r mod parts`; totals stay those of the global batch."""
-        return [self] if parts == 1 else [self._select(torch.arange(self.rows) % parts == part) for part in range(parts)]
+        return [self] if parts == 1 else [self._select(torch.arange(self.rows) % parts == part, parts) for part in range(parts)]
 
-    def _select(self, kept: Tensor) -> PackedBatch:
+    def _select(self, kept: Tensor, parts: int) -> PackedBatch:
         lengths = self.row_offsets.diff()
         position_kept = torch.repeat_interleave(kept, lengths)
         offsets = torch.cat([self.row_offsets.new_zeros(1), torch.cumsum(lengths[kept], 0)])
@@ -142,6 +147,7 @@ class PackedBatch:
         )
         return replace(
             self,
+            parts=parts,
             values=self.values[position_kept],
             row_offsets=offsets,
             task_of_row=self.task_of_row[kept],
