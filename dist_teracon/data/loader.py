@@ -189,7 +189,7 @@ def evaluation_batches(
 ) -> Iterator[PackedBatch]:
     """Yield this rank's rows of a split, `batch` users at a time, each with its labels; a next-item row without its last item.
 
-    With `max_users` the users are those with the least keyed hash, so the choice depends on neither order nor world size.
+    With `max_users` the users are those with the least keyed hash, so the choice depends on neither batch nor world size.
     """
     labels = [dataset.labels(task.name, shard).of(split) for shard in range(dataset.info.shards)]
     if max_users is not None:
@@ -213,13 +213,16 @@ def evaluation_batches(
 def _fewer_users(dataset: Dataset, labels: Sequence[Labels], max_users: int, seed: int) -> list[Labels]:
     key = stable_hash(f"evaluate:{seed}")
     hashes = [mix64(dataset.shard(shard).user_hash[part.users], key=key) for shard, part in enumerate(labels)]
-    everyone = np.sort(np.concatenate(hashes))
+    everyone = np.concatenate(hashes)
     if everyone.shape[0] <= max_users:
         return list(labels)
-    limit = everyone[max_users - 1]
+    # users of one group have one hash; a stable order keeps the number exact and smaller sets nested
+    chosen = np.zeros(everyone.shape[0], dtype=bool)
+    chosen[np.argsort(everyone, kind="stable")[:max_users]] = True
+    ends: list[int] = np.cumsum([hashed.shape[0] for hashed in hashes]).tolist()
     fewer = []
-    for part, hashed in zip(labels, hashes, strict=True):
-        rows = np.flatnonzero(hashed <= limit)
+    for part, inside in zip(labels, np.split(chosen, ends[:-1]), strict=True):
+        rows = np.flatnonzero(inside)
         counts = part.counts[rows]
         positions = ragged_positions(part.offsets[rows], counts)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
