@@ -10,14 +10,19 @@ from torch import Tensor
 
 METRIC_CUTOFF = {"mrr@5": 5, "accuracy": 1}
 
+# The rank of a score that is not a number; a task may have fewer labels than the cutoff.
+_BELOW_ALL = 1 << 62
+
 
 def count_candidates(logits_EY: Tensor, labels_E: Tensor) -> tuple[Tensor, Tensor]:
     """Count for each example the labels that score higher than its own, and the others that score the same: two int64 [E].
 
-    A score that is not a number counts as higher, so that a broken model never wins.
+    A score that is not a number counts as higher, and an own score that is none has more above it than any cutoff reaches, so that
+    a broken model never wins.
     """
     target = logits_EY.gather(1, labels_E[:, None])
     greater = logits_EY.shape[1] - (logits_EY <= target).sum(dim=1)
+    greater = greater.masked_fill(target.isnan().squeeze(1), _BELOW_ALL)
     equal = (logits_EY == target).sum(dim=1) - 1
     return greater, equal.clamp_min(0)
 
