@@ -9,6 +9,7 @@ Legend: n rows, C channels, Y labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +115,24 @@ def read_shard(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Map a shard of the store: rows int32 [n] and targets float32 [n, d], read from disk as they are touched."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
-    target = table["target"].combine_chunks()
     width = table.schema.field("target").type.list_size
-    return table["row"].combine_chunks().to_numpy(), target.flatten().to_numpy().reshape(-1, width)
+    if not table.num_rows:
+        return np.zeros(0, dtype=np.int32), np.zeros((0, width), dtype=np.float32)
+    # a shard is written as one chunk: taken as it lies, since combining chunks would copy it into memory
+    return table["row"].chunk(0).to_numpy(), table["target"].chunk(0).flatten().to_numpy().reshape(-1, width)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Stored targets of one past task.
+
+    Attributes:
+        width: Numbers a row, d.
+        shards: float32 [n, d] by own shard, rows as in the pool; none where a rank owns no shard.
+    """
+
+    width: int
+    shards: dict[int, NDArray[np.float32]]
 
 
 class ReplayStream:
@@ -125,7 +141,7 @@ class ReplayStream:
     Args:
         dataset: Where the sequences are.
         pool: `pool_of_users`, all shards.
-        targets: float32 [n, d] of each own shard, rows as in the pool; None where a teacher answers online.
+        targets: From `open_store`; None where a teacher answers online.
         key: Distinguishes streams.
         seed: Seed of the order.
         shards: The shards that this rank owns.
@@ -135,7 +151,7 @@ class ReplayStream:
         self,
         dataset: Dataset,
         pool: Sequence[NDArray[np.int64]],
-        targets: dict[int, NDArray[np.float32]] | None,
+        targets: Store | None,
         *,
         key: str,
         seed: int,
@@ -172,24 +188,27 @@ class ReplayStream:
             self._shuffle()
         drawn = self.order[self.position : self.position + count]
         self.position += count
-        parts, targets = [], []
+        parts: list[PackedRows] = []
+        targets: list[NDArray[np.float32]] = []
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
             data = self.dataset.shard(shard)
             parts.append(take_rows(data.values, data.offsets, self.pool[shard][local]))
             if self.targets is not None:
-                targets.append(self.targets[shard][local])
-        found = torch.from_numpy(np.concatenate(targets)) if self.targets is not None and targets else None
-        return concatenate(parts), found, count
+                targets.append(self.targets.shards[shard][local])
+        if self.targets is None:
+            return concatenate(parts), None, count
+        none = np.zeros((0, self.targets.width), dtype=np.float32)
+        return concatenate(parts), torch.from_numpy(np.concatenate([none, *targets])), count
 
 
-def open_store(folder: Path, pool: Sequence[NDArray[np.int64]], shards: range, width: int) -> dict[int, NDArray[np.float32]]:
+def open_store(folder: Path, pool: Sequence[NDArray[np.int64]], shards: range, width: int) -> Store:
     """Return the targets of each own shard, cut to the pool."""
     opened = {}
     for shard in shards:
         _, targets = read_shard(folder / f"shard-{shard:05d}.arrow")
         opened[shard] = targets[: len(pool[shard])] if len(pool[shard]) else np.zeros((0, width), dtype=np.float32)
-    return opened
+    return Store(width, opened)
 
 
-__all__ = ["ReplayStream", "open_store", "own_shards", "pool_of_users", "pool_share", "read_shard", "write_pseudo_labels"]
+__all__ = ["ReplayStream", "Store", "open_store", "own_shards", "pool_of_users", "pool_share", "read_shard", "write_pseudo_labels"]
