@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.data.shards import Dataset
+from dist_teracon.errors import DataError
 
 SYNTHETIC = "synthetic:"
 
@@ -38,7 +39,7 @@ def open_dataset(uri: str, *, say: Callable[[str], None] = lambda _: None) -> Da
         say(f"preparing {uri} in {folder}")
         try:
             write_dataset(tables, str(folder), SplitRule())
-        except OSError:
+        except (OSError, DataError):
             if not (folder / "dataset.json").exists():  # else another process was faster, with the same result
                 raise
     return Dataset(str(folder))
