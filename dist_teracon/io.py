@@ -13,10 +13,12 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
+from uuid import uuid4
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -106,15 +108,16 @@ def sha256(uri: str) -> str:
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Write a local file under a temporary name and rename it once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # not mkstemp, whose files only their owner may read: others read reports and results
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -161,5 +164,5 @@ def text_lines(uri: str, *, encoding: str = "utf-8-sig") -> Iterator[str]:
             raise DataError(
                 f"{uri}:{number + 1}: not {encoding.removesuffix('-sig')} text; name the file's encoding or convert it"
             ) from None
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{uri}:{number + 1}: cannot be read on ({error}); was the file cut off?") from None
