@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dist_teracon import io
 from dist_teracon.errors import ConfigError, nearest
@@ -61,6 +61,18 @@ class StageOverride(Frozen):
     patience: Annotated[int, Field(ge=0)] | None = None
 
 
+# DeepSpeed settings that are derived, and from what.
+_DEEPSPEED_TAKEN = {
+    "train_batch_size": "the stages' batch",
+    "train_micro_batch_size_per_gpu": "the stages' batch",
+    "gradient_accumulation_steps": "train.accumulation",
+    "gradient_clipping": "train.gradient_clipping",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "optimizer": "the method's parameter groups",
+}
+
+
 class TrainConfig(Frozen):
     """Training (SPEC section 5).
 
@@ -93,6 +105,16 @@ class TrainConfig(Frozen):
         if self.precision == "bf16" and self.zero == 0:
             raise ValueError("precision bf16 keeps its fp32 masters in ZeRO: set train.zero to 1 or 2")
         return self
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _only_further_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        zero = value.get("zero_optimization")
+        taken = [key for key in value if key in _DEEPSPEED_TAKEN]
+        if taken or (isinstance(zero, dict) and "stage" in zero):
+            key = taken[0] if taken else "zero_optimization.stage"
+            raise ValueError(f"'{key}' follows from {_DEEPSPEED_TAKEN.get(key, 'train.zero')}; set that instead")
+        return value
 
     def stage(self, position: int, task: str) -> StageTraining:
         """Return the settings of the task at `position` (0 for T1)."""
@@ -187,9 +209,10 @@ def read_yaml(uri: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML (with the line), or not a mapping.
     """
-    text = _read_text(uri)
     try:
-        value = yaml.load(text, Loader=_Loader)  # a safe loader
+        value = yaml.load(_read_text(uri), Loader=_Loader)  # a safe loader
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{uri}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -205,6 +228,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
