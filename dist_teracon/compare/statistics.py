@@ -1,0 +1,124 @@
+"""Scores of many runs as arrays, and paired bootstrap intervals over users and seeds.
+
+Legend: V variants, S seeds, U users, M tasks, D draws of the bootstrap.
+
+A draw resamples the seeds and, within each, the test users; the same users for all tasks, stages and variants, so differences are
+paired. A score is a mean over examples, Σ w·sum / Σ w·count with the users' weights w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dist_teracon import io
+
+Float = NDArray[np.float64]
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """One run's test scores by user.
+
+    Attributes:
+        users: uint64 [U], hashes in ascending order, each once.
+        sums, counts: (stage, task) -> [U], a user's sum of scores and number of examples; zeros where the task has none.
+        tasks: Names.
+    """
+
+    users: NDArray[np.uint64]
+    sums: dict[tuple[int, int], Float]
+    counts: dict[tuple[int, int], Float]
+    tasks: tuple[str, ...]
+
+
+def read_run_scores(run: Path, *, split: str = "test") -> RunScores:
+    """Read a finished run's scores by user.
+
+    Args:
+        run: The run's folder.
+        split: `test` or `validation`.
+    """
+    tasks = tuple(io.read_json(str(run / "results.json"))["tasks"])
+    tables = [pq.read_table(run / "stages" / f"{i + 1:02d}-{task}" / "scores.parquet") for i, task in enumerate(tasks)]
+    tables = [table.filter(np.asarray(table["split"].to_pylist()) == split) for table in tables]
+    users = np.unique(np.concatenate([table["user_hash"].to_numpy() for table in tables]))
+    sums, counts = {}, {}
+    for stage, table in enumerate(tables):
+        names = np.asarray(table["task"].to_pylist())
+        place = np.searchsorted(users, table["user_hash"].to_numpy())
+        for task, name in enumerate(tasks[: stage + 1]):
+            mine = names == name
+            sums[stage, task] = np.bincount(place[mine], weights=table["score"].to_numpy()[mine], minlength=users.size)
+            counts[stage, task] = np.bincount(place[mine], weights=table["examples"].to_numpy()[mine], minlength=users.size)
+    return RunScores(users, sums, counts, tasks)
+
+
+class Bootstrap:
+    """Draws of seeds and users, shared by all variants of a comparison.
+
+    Args:
+        runs: A seed's runs, one a variant, with the same test users.
+        draws: D.
+        seed: Of the draws.
+    """
+
+    def __init__(self, runs: Sequence[Sequence[RunScores]], *, draws: int = DRAWS, seed: int = 0) -> None:
+        self.runs = runs
+        generator = np.random.Generator(np.random.PCG64(seed))
+        seeds = len(runs)
+        # how often each seed is drawn: [D, S]; row 0 is the data as they are
+        picked = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) if seeds > 1 else np.ones((draws, 1))
+        self.seed_weight = np.concatenate([np.ones((1, seeds)), picked]) / seeds
+        self.user_weight = []
+        for of_seed in runs:
+            users = of_seed[0].users
+            if any(not np.array_equal(users, run.users) for run in of_seed):
+                raise ValueError("the runs of a seed have other test users; compare runs on the same data set and split")
+            resampled = generator.multinomial(users.size, np.full(users.size, 1 / users.size), size=draws)
+            self.user_weight.append(np.concatenate([np.ones((1, users.size)), resampled]))
+
+    def score(self, seed: int, variant: int, stage: int, task: int) -> Float:
+        """Return R(stage, task) of a run in every draw, [D + 1]; entry 0 is the score itself."""
+        run, weight = self.runs[seed][variant], self.user_weight[seed]
+        counted = weight @ run.counts[stage, task]
+        return weight @ run.sums[stage, task] / np.maximum(counted, 1e-12)
+
+    def over_seeds(self, statistic: Callable[[int], Float]) -> Float:
+        """Return the mean over seeds of a statistic of each seed, in every draw."""
+        values = np.stack([statistic(seed) for seed in range(len(self.runs))], axis=1)
+        return (values * self.seed_weight).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, and the deviation over seeds where there are several."""
+
+    value: float
+    low: float
+    high: float
+    deviation: float | None = None
+
+
+def estimate(draws: Float, by_seed: Sequence[float] = ()) -> Estimate:
+    """Summarise draws whose entry 0 is the value itself (percentile interval)."""
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
+    return Estimate(float(draws[0]), float(low), float(high), deviation)
+
+
+def backward_transfer(bootstrap: Bootstrap, seed: int, variant: int, tasks: Sequence[int], last: int) -> Float:
+    """Mean BWT in percent over tasks of one run, in every draw."""
+    changes = []
+    for task in tasks:
+        learned = bootstrap.score(seed, variant, task, task)
+        kept = bootstrap.score(seed, variant, last, task)
+        changes.append((kept - learned) / np.maximum(learned, 1e-12) * 100)
+    return np.mean(changes, axis=0)
