@@ -10,25 +10,43 @@ import torch
 import torch.distributed as dist
 
 from dist_teracon.engine.contract import Runtime
+from dist_teracon.errors import ConfigError, TeraconError
+
+_FAILURE = "dist-teracon/failure"
 
 
 @contextmanager
 def process_group() -> Iterator[Runtime]:
     """Join the process group and leave it at the end.
 
-    Without a launcher's `RANK` and `WORLD_SIZE` the group is this process alone and opens no port.
+    Without a launcher's `RANK` the group is this process alone and opens no port. A process that gives up says why to the others,
+    whose collectives break then.
+
+    Raises:
+        ConfigError: there is a `RANK` without the variables that go with it.
+        TeraconError: another process of the group has given up with that message.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     backend = "nccl" if cuda else "gloo"
     if cuda:
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        try:
+            dist.init_process_group(backend)
+        except ValueError as error:
+            raise ConfigError(f"RANK is set, so the variables that torchrun sets are expected: {error}") from None
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    store = dist.distributed_c10d._get_default_store()
     try:
-        yield Runtime(rank, world_size, device)
+        yield Runtime(dist.get_rank(), dist.get_world_size(), device)
+    except TeraconError as error:
+        store.set(_FAILURE, str(error))
+        raise
+    except RuntimeError:
+        if store.check([_FAILURE]):
+            raise TeraconError(f"another process has given up: {store.get(_FAILURE).decode()}") from None
+        raise
     finally:
         dist.destroy_process_group()

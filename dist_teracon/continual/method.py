@@ -229,5 +229,8 @@ def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], Froz
     name = values.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{where}: method.name: this field is wanted (one of: {', '.join(sorted(METHODS))})")
-    kind = method_class(name)
+    try:
+        kind = method_class(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     return kind, validate(kind.Settings, values, where=f"{where}: method")

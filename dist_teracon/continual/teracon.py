@@ -176,8 +176,8 @@ class Teracon(Method):
             mean = error / (max(1, part.total) * head.labels)
             terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
         if len(self.learned) == 1 and self.options.mask_regulariser and masks is not None:
-            # every rank holds the whole term, and ranks' losses are summed
-            terms["masks"] = self.options.mask_regulariser * masks.mean() / self._world_size()
+            # every micro-batch of every rank holds the whole term, and their losses are summed
+            terms["masks"] = self.options.mask_regulariser * masks.mean() / (self._world_size() * batch.parts)
         return terms
 
     def project(self, engine: Engine) -> None:

@@ -49,6 +49,8 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed()
         self._module = module.to(runtime.device)
         self._zero = config.zero
+        # in bf16 the whole module is cast, what is not trained too, and that has no masters to come back from
+        self._untrained = _untrained(self._module) if config.precision == "bf16" else {}
         optimizer = torch.optim.Adam(list(groups), lr=1e-3, weight_decay=0.0)
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -93,7 +95,7 @@ class DeepSpeedEngine:
     def release(self) -> None:
         values = {name: self._whole(parameter, None) for name, parameter in self._parameters.items()}
         self._engine.destroy()
-        _renew_parameters(self._module, values)
+        _renew_parameters(self._module, {**self._untrained, **values})
 
     def _whole(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
         """Gather a parameter's fp32 values, or one of its moments, from the ranks' fragments: a CPU tensor on every rank."""
@@ -148,6 +150,12 @@ def _fragment_of(value: Tensor, mapping: Any) -> Tensor:
     return value.flatten().narrow(0, address.start, address.numel)
 
 
+def _untrained(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters without gradients and of the buffers."""
+    kept = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
+    return {**kept, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
+
+
 def _renew_parameters(module: nn.Module, values: dict[str, Tensor]) -> None:
     """Replace every parameter by a fresh fp32 one: DeepSpeed leaves hooks and views of flat buffers on those it has trained."""
     module.float()
@@ -160,6 +168,9 @@ def _renew_parameters(module: nn.Module, values: dict[str, Tensor]) -> None:
             owner[int(leaf)] = fresh
         else:
             setattr(owner, leaf, fresh)
+    for name, buffer in module.named_buffers():
+        if name in values:
+            buffer.copy_(values[name])
 
 
 def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
@@ -176,4 +187,13 @@ def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         # one kind of ZeRO optimiser for stages 1 and 2; gradients are summed over ranks in fp32
         derived["data_types"] = {"grad_accum_dtype": "bf16"}
         derived["communication_data_type"] = "fp32"
-    return {**derived, **config.deepspeed}
+    return _laid_over(derived, config.deepspeed)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merge settings field by field, so that one field of a group does not drop the others."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -113,7 +113,21 @@ class StageFolder:
         """Write a stage's weights and, last, its state; its progress is no longer needed."""
         save_tensors(self.path / "model.safetensors", tensors)
         io.write_json(self.path / "state.json", state)
+        self.drop_progress()
+
+    def drop_progress(self) -> None:
+        """Remove the checkpoints of a finished stage, also where a run was killed before it could."""
         shutil.rmtree(self._progress, ignore_errors=True)
+
+    @property
+    def in_progress(self) -> bool:
+        """Tell whether there is a checkpoint within the stage."""
+        return bool(self._checkpoints())
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return the small state of the newest checkpoint."""
+        state: dict[str, Any] = io.read_json(str(self._checkpoints()[-1] / "state.json"))
+        return state
 
     def save_phase_start(self, phase: int, tensors: dict[str, Tensor]) -> None:
         """Keep all weights as a later phase found them; its checkpoints hold what it trains."""
@@ -162,8 +176,15 @@ def writing(run: Path) -> Iterator[None]:
     """Hold a run folder for writing.
 
     Raises:
-        RunError: another process is writing it.
+        RunError: another process is writing it, or it is something else; then nothing is written into it.
     """
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{run}: is a file; name a folder for the run")
+    if run.is_dir() and not (run / "config.yaml").exists():
+        # a run killed before its configuration was whole has left these at most
+        others = sorted(entry.name for entry in run.iterdir() if not entry.name.startswith(".") and entry.name != "dataset.json")
+        if others:
+            raise RunError(f"{run}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as lock:
         try:

@@ -3,6 +3,7 @@ a stage is trained, then all tasks so far are scored."""
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from dist_teracon.data.opening import open_dataset
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
 from dist_teracon.engine.contract import Runtime
-from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.log import Voice
@@ -63,10 +64,14 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
         TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
     """
     kind, settings = resolve_method(config, where=where)
+    # stored and compared with every field of the method's, so that a default that changes later is seen
+    config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})
     dataset = _open(config, runtime, voice)
-    tasks = tuple(dataset.info.task(name) for name in config.tasks) if config.tasks is not None else dataset.info.tasks
+    tasks = dataset.info.tasks
+    if config.tasks is not None:
+        tasks = tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
     for name in config.train.by_task:
-        dataset.info.task(name)
+        _task(dataset, name, f"{where}: train.by_task")
     run = _Run(config, dataset, tasks, runtime, folder, voice)
     with _alone(run):
         _claim(run)
@@ -79,20 +84,22 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
             _learn_alone(run, where)
         if runtime.is_main:
             _write_baselines(run)
+            _write_timing(run)
             write_results(folder, config, tasks)
 
 
 def _learn(run: _Run, method: Method) -> None:
     done = _finished_stages(run)
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
-    progress = run.stage_folder(done).load_progress() if done < len(run.tasks) else None
-    if progress is not None:
-        position = progress.state["events_bytes"]
+    if done < len(run.tasks) and run.stage_folder(done).in_progress:
+        position = run.stage_folder(done).progress_state()["events_bytes"]
     events = EventLog(run.folder / "events.jsonl", writes=run.runtime.is_main, position=position)
     try:
         if not position:
             _tell_run(run, events, method)
         for number in range(done):
+            if run.runtime.is_main:
+                run.stage_folder(number).drop_progress()
             method.begin_task(run.tasks[number])
             method.end_task()
         if done:
@@ -108,7 +115,7 @@ def _learn(run: _Run, method: Method) -> None:
 def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> None:
     task, folder = run.tasks[number], run.stage_folder(number)
     events.stage = {"stage": number + 1, "task": task.name}
-    if not folder.load_progress():
+    if not folder.in_progress:
         events.write("stage")
     label = f"stage {number + 1}/{len(run.tasks)} {task.name}"
     summary = Stage(
@@ -197,6 +204,14 @@ def _learn_alone(run: _Run, where: str) -> None:
     train(alone, run.runtime, run.folder / "single-task", where=where, voice=run.voice)
 
 
+def _task(dataset: Dataset, name: str, field: str) -> Task:
+    """Return a task that a field of the configuration names."""
+    try:
+        return dataset.info.task(name)
+    except DataError as error:
+        raise ConfigError(f"{field}: {error}") from None
+
+
 def _open(config: RunConfig, runtime: Runtime, voice: Voice) -> Dataset:
     """Open the data set, the main process first: it prepares what is made on first use."""
     if not runtime.is_main:
@@ -231,13 +246,9 @@ def _claim(run: _Run) -> None:
     if written.exists():
         problem = _difference(run, written, copy)
     elif run.runtime.is_main:
-        leftovers = [entry.name for entry in run.folder.iterdir() if not entry.name.startswith(".")]
-        if leftovers:
-            problem = f"{run.folder}: is no run of this program and not empty (it holds {leftovers[0]}); name a new folder"
-        else:
-            io.write_json(copy, run.dataset.info.to_json())
-            with io.atomic_write(written) as file:
-                file.write(dump_config(run.config).encode())
+        io.write_json(copy, run.dataset.info.to_json())
+        with io.atomic_write(written) as file:
+            file.write(dump_config(run.config).encode())
     _agree(run.runtime, problem)
 
 
@@ -250,7 +261,7 @@ def _difference(run: _Run, written: Path, copy: Path) -> str:
                 f"{run.folder}: was started with another configuration: {field} was {before.get(field)!r} and is now "
                 f"{now.get(field)!r}; use the old value or name a new folder with --run"
             )
-    if io.read_json(str(copy)) != yaml.safe_load(yaml.safe_dump(run.dataset.info.to_json())):
+    if io.read_json(str(copy)) != json.loads(json.dumps(run.dataset.info.to_json())):
         return (
             f"{run.folder}: the data set {run.config.dataset} has changed since this run began (dataset.json differs); "
             "bring the old one back or name a new folder with --run"

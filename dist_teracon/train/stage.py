@@ -90,7 +90,7 @@ class Stage:
         started = time.monotonic()
         resumed = self.folder.load_progress()
         self.method.begin_task(self.task)
-        self.method.prepare(self._context())
+        self.method.prepare(self._context(tells=resumed is None))
         prepared = time.monotonic() - started
         if resumed is not None:
             prepared = resumed.state["prepare_seconds"]
@@ -107,7 +107,7 @@ class Stage:
         self.method.end_task()
         return StageSummary(epochs, seconds, prepared)
 
-    def _context(self) -> StageContext:
+    def _context(self, *, tells: bool) -> StageContext:
         return StageContext(
             dataset=self.dataset,
             runtime=self.runtime,
@@ -115,7 +115,8 @@ class Stage:
             training=self.method.training(self.task),
             max_steps=self.config.train.max_steps,
             track=lambda items, total, text: self.voice.track(items, total, f"{self.label} · {text}"),
-            event=self.events.write,
+            # the log of a resumed stage has these events already
+            event=self.events.write if tells else _silent,
         )
 
     def _phase_weights(self, number: int, *, resumed: bool) -> None:
@@ -197,7 +198,7 @@ class Stage:
                     f"task '{self.task.name}', phase '{phase.name}', step {step}: the loss {', '.join(bad)} is not a finite number. "
                     f"Try a lower learning rate (now {phase.training.learning_rate:g}), train.gradient_clipping=1.0 "
                     f"(now {self.config.train.gradient_clipping:g}), or train.precision=fp32 (now {self.config.train.precision}); "
-                    "finished stages are kept"
+                    "with a new --run folder; this one keeps its finished stages"
                 )
 
     def _validate(self, phase: Phase) -> float | None:
@@ -248,6 +249,10 @@ class Stage:
         self.voice.line(f"{self.label} · going on after epoch {progress.epoch}")
         stopping = Stopping(saved["best"], saved["best_epoch"], saved["waited"])
         return _PhaseState(progress.epoch, saved["steps"], saved["seconds"], stopping, progress.best)
+
+
+def _silent(_event: str, **_fields: Any) -> None:
+    pass
 
 
 def _load_parameters(module: LossModule, values: dict[str, Tensor]) -> None:

@@ -1,0 +1,57 @@
+"""A run killed at any moment goes on with the same command and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import events, run_worlds, settings, timeless, what_lasts
+
+MOMENTS = (
+    "step:1:4",
+    "half-checkpoint:1:2",
+    "pseudo:2:3",
+    "checkpoint:2:1",
+    "half-stage:2",
+    "finished:2",
+    "pseudo:3:12",
+    "step:3:4",
+    "checkpoint:3:2",
+)
+
+
+def _killed_again_and_again(config: dict[str, Any], folder: Path, moments: tuple[str, ...], world: int) -> tuple[Path, Path]:
+    whole, killed = folder / "whole", folder / "killed"
+    jobs: list[dict[str, Any]] = [{"config": config, "run": str(whole), "world": world}]
+    jobs += [{"config": config, "run": str(killed), "world": world, "moment": moment} for moment in moments]
+    jobs.append({"config": config, "run": str(killed), "world": world})
+    codes = run_worlds(jobs, folder)
+    assert all(code[-1] == -9 for code in codes[1:-1])
+    return whole, killed
+
+
+@pytest.fixture(scope="module")
+def runs(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An undisturbed run and one that was killed nine times."""
+    return _killed_again_and_again(settings(small), tmp_path_factory.mktemp("resume"), MOMENTS, world=1)
+
+
+def test_a_run_killed_at_nine_moments_ends_bit_for_bit_as_undisturbed(runs: tuple[Path, Path]) -> None:
+    whole, killed = (what_lasts(run) for run in runs)
+    assert len(whole) == 1 + 3 + 3 * 8
+    assert killed.keys() == whole.keys()
+    assert [name for name in whole if killed[name] != whole[name]] == []
+
+
+def test_the_event_log_of_a_killed_run_is_that_of_an_undisturbed_one(runs: tuple[Path, Path]) -> None:
+    whole, killed = ([timeless(event) for event in events(run)] for run in runs)
+    assert killed == whole
+
+
+def test_a_resumed_run_leaves_no_checkpoints_behind_and_times_every_stage(runs: tuple[Path, Path]) -> None:
+    _, killed = runs
+    assert not list(killed.glob("stages/*/progress"))
+    timing = json.loads((killed / "timing.json").read_text())
+    assert [stage["task"] for stage in timing["stages"]] == ["next", "likes", "age"]

@@ -1,0 +1,154 @@
+"""Worlds of processes that train: `worlds.py JOBS.json`. Torch and DeepSpeed are imported once, and every process is forked.
+
+A job: `config` (a run's configuration), `run` (its folder), `world` (processes, default 1), `moment` (when a process kills itself by
+SIGKILL: see `_arm`), `rank` (which one, default the last). Prints the exit codes of each job's ranks as JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dist_teracon.continual.fineall
+import dist_teracon.continual.teracon
+import dist_teracon.train.stage as stage_module
+from dist_teracon.config import RunConfig, validate
+from dist_teracon.engine.deepspeed_engine import _import_deepspeed
+from dist_teracon.errors import TeraconError
+from dist_teracon.launch.runtime import process_group
+from dist_teracon.log import Voice
+from dist_teracon.train import checkpoint
+from dist_teracon.train.run import train
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(moment: str) -> None:
+    """Die at `step:STAGE:N` (before the N-th step), `pseudo:STAGE:N` (after N shards), `checkpoint:STAGE:EPOCH` (once it is whole),
+    `half-checkpoint:STAGE:EPOCH`, `half-stage:STAGE` (weights there, state not) or `finished:STAGE` (before the results)."""
+    kind, stage, *rest = moment.split(":")
+    number = int(rest[0]) if rest else 0
+    folder = f"{int(stage):02d}-"
+    seen = {"count": 0}
+
+    def reached(here: bool) -> None:
+        seen["count"] += here
+        if here and seen["count"] == number:
+            _die()
+
+    def before_step(_engine: Any, method: Any, *_: Any, **__: Any) -> None:
+        reached(len(method.learned) == int(stage))
+
+    def before_json(path: Path, _: Any) -> None:
+        names = (path.parent.name, path.parents[2].name)
+        if kind == "half-checkpoint" and names[0].startswith(f".phase-0-epoch-{number:05d}") and names[1].startswith(folder):
+            _die()
+        if kind == "half-stage" and path.name == "state.json" and names[0].startswith(folder):
+            _die()
+
+    def after_checkpoint(self: Any, progress: Any) -> None:
+        if self.path.name.startswith(folder) and progress.epoch == number:
+            _die()
+
+    def after_finish(self: Any, *_: Any) -> None:
+        if self.path.name.startswith(folder):
+            _die()
+
+    def pseudo_labels(*arguments: Any, **options: Any) -> Any:
+        for path in write(*arguments, **options):
+            reached(folder in str(path))
+            yield path
+
+    if kind == "step":
+        stage_module.train_step = _first(before_step, stage_module.train_step)
+    elif kind.startswith("half-"):
+        checkpoint.io.write_json = _first(before_json, checkpoint.io.write_json)
+    elif kind == "checkpoint":
+        checkpoint.StageFolder.save_progress = _then(checkpoint.StageFolder.save_progress, after_checkpoint)
+    elif kind == "finished":
+        checkpoint.StageFolder.finish = _then(checkpoint.StageFolder.finish, after_finish)
+    else:
+        write = dist_teracon.continual.teracon.write_pseudo_labels
+        dist_teracon.continual.teracon.write_pseudo_labels = pseudo_labels
+
+
+def _first(check: Callable[..., None], job: Callable[..., Any]) -> Any:
+    @functools.wraps(job)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        check(*arguments, **options)
+        return job(*arguments, **options)
+
+    return wrapped
+
+
+def _then(job: Callable[..., Any], check: Callable[..., None]) -> Any:
+    @functools.wraps(job)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        result = job(*arguments, **options)
+        check(*arguments, **options)
+        return result
+
+    return wrapped
+
+
+def _process(job: dict[str, Any], rank: int, world: int, port: int) -> int:
+    if world > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if job.get("moment") and rank == job.get("rank", world - 1):
+        _arm(job["moment"])
+    try:
+        with process_group() as runtime:
+            config = validate(RunConfig, job["config"], where="job")
+            train(config, runtime, Path(job["run"]), where="job", voice=Voice(speaks=False))
+    except TeraconError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        return 2
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _world(job: dict[str, Any]) -> list[int]:
+    world = job.get("world", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            os._exit(_process(job, rank, world, port))
+        children.append(child)
+    codes: dict[int, int] = {}
+    failed_at = None
+    while len(codes) < world:
+        for child in set(children) - set(codes):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                if codes[child] and failed_at is None:
+                    failed_at = time.monotonic()
+            elif failed_at is not None and time.monotonic() - failed_at > 5:  # torchrun ends the others too
+                os.kill(child, signal.SIGTERM)
+        time.sleep(0.01)
+    return [codes[child] for child in children]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _import_deepspeed()
+    print(json.dumps([_world(job) for job in json.loads(Path(sys.argv[1]).read_text())]))
