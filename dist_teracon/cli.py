@@ -115,7 +115,7 @@ def _train(options: argparse.Namespace) -> None:
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
         raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
     set_up_logging(verbose=options.verbose)
-    from dist_teracon.launch.runtime import process_group
+    from dist_teracon.engine.process_group import process_group
     from dist_teracon.train.run import train
 
     with process_group() as runtime:

@@ -7,6 +7,7 @@ SIGKILL: see `_arm`), `rank` (which one, default the last). Prints the exit code
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import signal
@@ -25,8 +26,8 @@ import dist_teracon.continual.teracon
 import dist_teracon.train.stage as stage_module
 from dist_teracon.config import RunConfig, validate
 from dist_teracon.engine.deepspeed_engine import _import_deepspeed
+from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TeraconError
-from dist_teracon.launch.runtime import process_group
 from dist_teracon.log import Voice
 from dist_teracon.train import checkpoint
 from dist_teracon.train.run import train
@@ -151,4 +152,6 @@ def _world(job: dict[str, Any]) -> list[int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     _import_deepspeed()
+    for library in ("sklearn.decomposition", "sklearn.linear_model", "torch._dynamo"):  # what every run imports on its way
+        importlib.import_module(library)
     print(json.dumps([_world(job) for job in json.loads(Path(sys.argv[1]).read_text())]))

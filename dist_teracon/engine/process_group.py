@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,4 +50,12 @@ def process_group() -> Iterator[Runtime]:
             raise TeraconError(f"another process has given up: {store.get(_FAILURE).decode()}") from None
         raise
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the group; DeepSpeed, where it was used, remembers it and has to forget it, or the next run in this process would fail."""
+    if (deepspeed := sys.modules.get("deepspeed")) is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    else:
         dist.destroy_process_group()
