@@ -91,6 +91,9 @@ class Method(ABC):
     The trainer's order of calls for a task: `begin_task`, `prepare`, then for each of `phases`: `begin_phase`, `parameter_groups`,
     `gradient_hooks` (before the engine is made), the steps (`begin_epoch`, `extend`, `loss`, `project`), then `end_task`.
     A finished stage is restored by `begin_task` and `end_task` for every learned task, and `load_tensors`.
+    A stage resumed in a later phase gets the weights with which that phase began by `load_tensors`, then its `begin_phase`; those of
+    the phases before are not called again. So what a phase decides (what is pruned, what is frozen) lies in `tensors`, as buffers.
+    After a phase the module's parameters are new objects: a method keeps no references to them.
     """
 
     name: ClassVar[str]

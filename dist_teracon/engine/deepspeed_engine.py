@@ -49,11 +49,15 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed()
         self._module = module.to(runtime.device)
         self._zero = config.zero
-        # in bf16 the whole module is cast, what is not trained too, and that has no masters to come back from
-        self._untrained = _untrained(self._module) if config.precision == "bf16" else {}
+        # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast
+        whole = _copies(self._module) if config.precision == "bf16" else {}
         optimizer = torch.optim.Adam(list(groups), lr=1e-3, weight_decay=0.0)
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._untrained = {name: value for name, value in whole.items() if name not in self._parameters}
+        for name, parameter in self._parameters.items():
+            if name in whole and (mapping := self._fragment(parameter)) is not None:
+                mapping.hp_fragment.data.copy_(_fragment_of(whole[name], mapping))
 
     def loss(self, batch: Any) -> Any:
         return self._engine(batch)
@@ -150,10 +154,9 @@ def _fragment_of(value: Tensor, mapping: Any) -> Tensor:
     return value.flatten().narrow(0, address.start, address.numel)
 
 
-def _untrained(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters without gradients and of the buffers."""
-    kept = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
-    return {**kept, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers by name."""
+    return {name: value.detach().clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
 def _renew_parameters(module: nn.Module, values: dict[str, Tensor]) -> None:
