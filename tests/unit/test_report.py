@@ -462,8 +462,10 @@ def test_the_table_needs_no_heavy_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_pyplot_and_the_users_settings_stay_untouched(run_folder: Path) -> None:
+def test_pyplot_and_the_users_settings_stay_untouched(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
+
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # other libraries load it
 
     def settings() -> dict[str, Any]:
         return {name: mpl.rcParams[name] for name in mpl.rcParams if name != "backend"}  # to read that one loads pyplot
