@@ -28,12 +28,21 @@ Rate = Annotated[float, Field(gt=0, lt=10)]
 
 
 class ModelConfig(Frozen):
-    """The shared backbone (SPEC section 2)."""
+    """The shared backbone (SPEC section 2).
+
+    Attributes:
+        backbone: Its name.
+        channels: Width C of items and representations.
+        dilations: The dilation d of each block, whose convolutions have d and 2d.
+        kernel_size: Taps of a convolution.
+        pooling: `mean` adds the normalised mean of the sequence's items to the representation, `last` (as published) does not.
+    """
 
     backbone: Literal["nextitnet"] = "nextitnet"
     channels: Annotated[int, Field(ge=1, le=4096)] = 256
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
     kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
+    pooling: Literal["last", "mean"] = "mean"
 
 
 class StageTraining(Frozen):
@@ -140,12 +149,14 @@ class RunConfig(Frozen):
 
     Attributes:
         dataset: Folder or URI of a prepared data set, or `synthetic:six-tasks-v1?users=2000`, prepared on first use.
+        preset: `paper` starts from the published recipe (`configs/presets/paper.yaml`) where this configuration says nothing.
         tasks: Which tasks, in which order; None for the data set's in its order.
         seed: Seed of initial values, batches and samples.
         method: `name` and the method's own settings.
     """
 
     dataset: str
+    preset: Literal["paper"] | None = None
     tasks: tuple[str, ...] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     method: dict[str, Any] = {"name": "teracon"}
@@ -287,7 +298,27 @@ def load_config(uri: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with file and dotted field.
     """
-    return validate(RunConfig, apply_overrides(read_yaml(uri), overrides), where=uri)
+    return make_config(apply_overrides(read_yaml(uri), overrides), where=uri)
+
+
+def make_config(value: dict[str, Any], *, where: str) -> RunConfig:
+    """Validate a run's configuration, its preset laid below it.
+
+    Raises:
+        ConfigError: with `where` and dotted field.
+    """
+    if (preset := value.get("preset")) == "paper":
+        value = lay_over(read_yaml(f"configs/presets/{preset}.yaml"), value)
+    return validate(RunConfig, value, where=where)
+
+
+def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings field by field, so that one field of a group does not drop the others."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = lay_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def dump_config(config: RunConfig) -> str:

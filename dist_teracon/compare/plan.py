@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from dist_teracon.config import Frozen, RunConfig, apply_overrides, read_yaml, validate
+from dist_teracon.config import Frozen, RunConfig, apply_overrides, make_config, read_yaml, validate
 
 
 class Plan(Frozen):
@@ -28,7 +28,7 @@ class Plan(Frozen):
     """
 
     config: str
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     baseline: str
@@ -78,7 +78,7 @@ def _cells(plan: Plan, base: dict[str, Any], uri: str) -> Iterator[Cell]:
         for variant, fields in plan.variants.items():
             settings = [_setting(field, value, seed) for field, value in {**plan.set, **fields}.items()]
             where = f"{uri}: variant '{variant}'"
-            config = validate(RunConfig, apply_overrides({**base, "seed": seed}, settings), where=where)
+            config = make_config(apply_overrides({**base, "seed": seed}, settings), where=where)
             resolve_method(config, where=where)
             yield Cell(variant, seed, config)
 

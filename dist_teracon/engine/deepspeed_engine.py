@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dist_teracon.config import TrainConfig
+from dist_teracon.config import TrainConfig, lay_over
 from dist_teracon.engine.contract import Edit, Runtime
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -190,13 +190,4 @@ def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         # one kind of ZeRO optimiser for stages 1 and 2; gradients are summed over ranks in fp32
         derived["data_types"] = {"grad_accum_dtype": "bf16"}
         derived["communication_data_type"] = "fp32"
-    return _laid_over(derived, config.deepspeed)
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Merge settings field by field, so that one field of a group does not drop the others."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+    return lay_over(derived, config.deepspeed)

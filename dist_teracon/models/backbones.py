@@ -17,7 +17,14 @@ Backbone = NextItNet
 
 
 def _nextitnet(model: ModelConfig, items: int, generator: torch.Generator) -> Backbone:
-    return NextItNet(items=items, channels=model.channels, dilations=model.dilations, kernel_size=model.kernel_size, generator=generator)
+    return NextItNet(
+        items=items,
+        channels=model.channels,
+        dilations=model.dilations,
+        kernel_size=model.kernel_size,
+        generator=generator,
+        pooling=model.pooling,
+    )
 
 
 BACKBONES: dict[str, Callable[[Any, int, torch.Generator], Backbone]] = {"nextitnet": _nextitnet}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dist_teracon.kernels.masked_dilated_conv_stack import Positions, StackParameters, build_layout, masked_dilated_conv_stack
+from dist_teracon.models.pooling import mean_so_far
 
 
 class NextItNet(nn.Module):
@@ -23,10 +25,21 @@ class NextItNet(nn.Module):
         dilations: The dilation d of each block, whose convolutions have d and 2d.
         kernel_size: Taps of a convolution.
         generator: Source of the initial values.
+        pooling: `last`: the representation is the last position's; `mean`: the normalised mean of the items is added to it.
     """
 
-    def __init__(self, *, items: int, channels: int, dilations: Sequence[int], kernel_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        *,
+        items: int,
+        channels: int,
+        dilations: Sequence[int],
+        kernel_size: int,
+        generator: torch.Generator,
+        pooling: Literal["last", "mean"] = "last",
+    ) -> None:
         super().__init__()
+        self.pooling = pooling
         self.channels = channels
         self.dilations = tuple(dilations)
         self.kernel_size = kernel_size
@@ -63,4 +76,5 @@ class NextItNet(nn.Module):
         layout = build_layout(row_offsets, task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions)
         x_NC = nn.functional.embedding(values, self.items)
         masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
-        return masked_dilated_conv_stack(x_NC, layout, self.stack_parameters(), masks)
+        hidden = masked_dilated_conv_stack(x_NC, layout, self.stack_parameters(), masks)
+        return hidden if self.pooling == "last" else hidden + mean_so_far(x_NC, row_offsets, positions=positions)

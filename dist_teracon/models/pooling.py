@@ -1,0 +1,36 @@
+"""What a representation takes from a sequence beside its last position.
+
+Legend: N packed positions, B rows (users), C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dist_teracon.kernels.masked_dilated_conv_stack import Positions
+
+
+def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps: float = 1e-8) -> Tensor:
+    """Mean of a row's inputs up to each position, normalised over channels: [N, C], or [B, C] over whole rows.
+
+    The order-free summary that an SVD with logistic regression works on. The residual stream alone keeps little of it, as its last
+    position is dominated by the last items (docs/experiments.md). An empty row gives zeros.
+
+    Args:
+        x_NC: The packed positions' inputs.
+        row_offsets: int64 [B + 1].
+        positions: `all` for every position, `last` for each row's last.
+        eps: Added to the variance.
+    """
+    lengths = row_offsets.diff()
+    # one running sum over the whole batch, in float64 so that a row's differences do not depend on the rows before it
+    reached = torch.cat([x_NC.new_zeros(1, x_NC.shape[1], dtype=torch.float64), torch.cumsum(x_NC.double(), 0)])
+    if positions == "last":
+        sums, counts = reached[row_offsets[1:]] - reached[row_offsets[:-1]], lengths
+    else:
+        starts = torch.repeat_interleave(row_offsets[:-1], lengths)
+        sums = reached[1:] - reached[starts]
+        counts = torch.arange(1, x_NC.shape[0] + 1, device=x_NC.device) - starts
+    mean = (sums / counts.clamp_min(1)[:, None]).to(x_NC.dtype)
+    return nn.functional.layer_norm(mean, mean.shape[1:], eps=eps)
