@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def conure(alone: None, small: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_frozen_weights_of_old_tasks_stay_bit_equal_through_all_later_stages(conure: Path) -> None:
     stages = [weights(conure, stage) for stage in STAGES]
-    for number, (before, after) in enumerate(zip(stages, stages[1:], strict=False), start=1):
+    for number, (before, after) in enumerate(pairwise(stages), start=1):
         frozen = before["owner"] > 0
         assert torch.equal(before[CONV][frozen], after[CONV][frozen])
         new = after["owner"] == number + 1

@@ -55,3 +55,10 @@ def test_a_resumed_run_leaves_no_checkpoints_behind_and_times_every_stage(runs: 
     assert not list(killed.glob("stages/*/progress"))
     timing = json.loads((killed / "timing.json").read_text())
     assert [stage["task"] for stage in timing["stages"]] == ["next", "likes", "age"]
+
+
+def test_two_processes_of_which_one_is_killed_end_bit_for_bit_as_undisturbed(small: str, tmp_path: Path) -> None:
+    config = settings(small, tasks=("next", "likes"), zero=2)
+    whole, killed = _killed_again_and_again(config, tmp_path, ("step:2:7",), world=2)
+    assert what_lasts(killed) == what_lasts(whole)
+    assert [timeless(event) for event in events(killed)] == [timeless(event) for event in events(whole)]

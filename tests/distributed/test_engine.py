@@ -1,0 +1,143 @@
+"""The engine's contract at every ZeRO stage and precision, in this process; several processes: `test_same_losses.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from small_runs import ALONE
+from torch import Tensor, nn
+
+from dist_teracon.config import TrainConfig
+from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine, _deepspeed_config
+from dist_teracon.engine.process_group import process_group
+
+SETTINGS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """A process group of this process."""
+    with process_group():
+        yield
+
+
+class Toy(nn.Module):
+    """Two trained matrices, a frozen vector and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.first = nn.Parameter(torch.randn(5, 7, generator=generator))
+        self.second = nn.ParameterList([nn.Parameter(torch.randn(5, generator=generator))])
+        self.frozen = nn.Parameter(torch.randn(7, generator=generator), requires_grad=False)
+        self.register_buffer("kept", torch.randn(7, generator=generator))
+
+    def forward(self, step: int) -> Tensor:
+        inputs = torch.sin(torch.arange(7.0) * (step + 1)).to(self.first.dtype)
+        result: Tensor = ((self.first @ (inputs * self.frozen + self.kept).to(self.first.dtype)) - self.second[0]).float().square().mean()
+        return result
+
+
+def _engine(zero: int, precision: str, learning_rate: float = 0.1) -> tuple[Toy, DeepSpeedEngine]:
+    toy = Toy()
+    groups: list[dict[str, Any]] = [{"params": [toy.first, *toy.second], "lr": learning_rate}]
+    config = TrainConfig.model_validate({"zero": zero, "precision": precision})
+    return toy, DeepSpeedEngine(toy, groups, config=config, runtime=ALONE)
+
+
+def _steps(engine: DeepSpeedEngine, first: int, last: int) -> None:
+    for step in range(first, last):
+        engine.backward(engine.loss(step))
+        engine.step()
+
+
+@pytest.mark.parametrize(("zero", "precision"), SETTINGS)
+def test_an_engine_that_takes_over_a_state_goes_on_bit_for_bit(zero: int, precision: str) -> None:
+    _, whole = _engine(zero, precision)
+    _steps(whole, 0, 3)
+    state = whole.state()
+    _steps(whole, 3, 6)
+    _, other = _engine(zero, precision)
+    other.load(state)
+    _steps(other, 3, 6)
+    expected, found = whole.state(), other.state()
+    assert int(found["steps"]) == 6
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not torch.equal(state["parameter/first"], expected["parameter/first"])
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 1), (1, 2)])
+def test_a_state_is_free_of_the_zero_stage(before: int, after: int) -> None:
+    _, old = _engine(before, "fp32")
+    _steps(old, 0, 3)
+    _, new = _engine(after, "fp32")
+    new.load(old.state())
+    _steps(old, 3, 5)
+    _steps(new, 3, 5)
+    for name, value in old.state().items():
+        torch.testing.assert_close(new.state()[name], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("zero", "precision"), SETTINGS)
+def test_the_engine_changes_nothing_but_what_it_trains(zero: int, precision: str) -> None:
+    start = {name: value.clone() for name, value in Toy().state_dict().items()}
+    toy, engine = _engine(zero, precision)
+    engine.release()
+    assert all(torch.equal(value, start[name]) for name, value in toy.state_dict().items())
+    toy, engine = _engine(zero, precision)
+    _steps(engine, 0, 4)
+    trained = engine.state()
+    engine.release()
+    assert all(value.dtype == torch.float32 for value in toy.state_dict().values())
+    assert torch.equal(toy.frozen, start["frozen"])
+    assert torch.equal(toy.kept, start["kept"])
+    assert torch.equal(toy.first, trained["parameter/first"])
+    assert not torch.equal(toy.first, start["first"])
+    assert [p.requires_grad for p in (toy.first, toy.second[0], toy.frozen)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("zero", "precision"), SETTINGS)
+def test_an_edit_bounds_masters_and_copies_after_large_steps(zero: int, precision: str) -> None:
+    toy, engine = _engine(zero, precision, learning_rate=8.0)
+    unbounded = 0.0
+    for step in range(5):
+        _steps(engine, step, step + 1)
+        unbounded = max(unbounded, float(engine.state()["parameter/first"].abs().max()))
+        engine.edit_masters([toy.first], lambda values, _: values.clamp_(-6, 6))
+        assert engine.state()["parameter/first"].abs().max() <= 6
+        assert toy.first.abs().max() <= 6
+    assert unbounded > 6  # else this shows nothing
+
+
+@pytest.mark.parametrize(("zero", "precision"), SETTINGS)
+def test_an_edit_knows_where_in_the_parameter_its_values_lie(zero: int, precision: str) -> None:
+    toy, engine = _engine(zero, precision)
+    wanted = torch.arange(35.0)
+
+    def write(values: Tensor, start: int) -> None:
+        values.copy_(wanted[start : start + values.numel()])
+
+    engine.edit_masters([toy.first], write)
+    assert torch.equal(engine.state()["parameter/first"].flatten(), wanted)
+    assert torch.equal(toy.first.detach().float().flatten(), wanted)
+
+
+def test_bf16_without_masters_is_an_error() -> None:
+    with pytest.raises(ValidationError, match=r"set train\.zero to 1 or 2"):
+        TrainConfig.model_validate({"zero": 0, "precision": "bf16"})
+
+
+def test_further_deepspeed_settings_do_not_drop_the_zero_stage() -> None:
+    config = TrainConfig.model_validate({"zero": 2, "deepspeed": {"zero_optimization": {"reduce_bucket_size": 1000}}})
+    assert _deepspeed_config(config)["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+
+
+@pytest.mark.parametrize("setting", [{"gradient_clipping": 1.0}, {"bf16": {"enabled": True}}, {"zero_optimization": {"stage": 3}}])
+def test_deepspeed_settings_that_follow_from_others_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="set that instead"):
+        TrainConfig.model_validate({"deepspeed": setting})

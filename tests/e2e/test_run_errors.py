@@ -1,0 +1,177 @@
+"""What a user can do wrong with a run ends with one message, exit code 2 and no traceback; what was finished stays."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from small_runs import results, run_worlds, settings, train_here, what_lasts, write_small
+
+from dist_teracon.cli import main
+from dist_teracon.engine.process_group import process_group
+from dist_teracon.errors import TrainingError
+from dist_teracon.train import stage as stage_module
+from dist_teracon.train.checkpoint import writing
+
+ONE_EPOCH = {"learning_rate": 0.01, "batch": 32, "epochs": 1}
+SHORT = {"first": ONE_EPOCH, "second": ONE_EPOCH, "later": ONE_EPOCH}
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group for one test: the command line makes its own."""
+    with process_group():
+        yield
+
+
+@pytest.fixture
+def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Give tests a `train` on the command line that has to fail; returns the one message."""
+
+    def run(values: dict[str, Any], folder: Path, *overrides: str) -> str:
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(values))
+        options = [part for override in overrides for part in ("--set", override)]
+        capsys.readouterr()  # what was said before
+        assert main(["train", str(config), "--run", str(folder), *options]) == 2
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        assert said.err.count("dist-teracon: error: ") == 1
+        assert said.out == ""
+        return said.err.split("dist-teracon: error: ")[1].strip()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A finished run of one task and its configuration, made through the command line."""
+    folder = tmp_path_factory.mktemp("finished")
+    values = settings(small, method="sinmo", tasks=("age",), **SHORT)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(folder / "config.yaml"), "--run", str(folder / "run")]) == 0
+    return values, folder / "run"
+
+
+def test_a_run_folder_of_another_configuration_names_the_field(finished: tuple[dict[str, Any], Path], fails: Fails) -> None:
+    values, run = finished
+    before = what_lasts(run)
+    said = fails(values, run, "train.first.learning_rate=0.5")
+    assert f"{run}: was started with another configuration: train.first.learning_rate was 0.01 and is now 0.5" in said
+    assert "method.name was 'sinmo' and is now 'fineall'" in fails({**values, "method": {"name": "fineall"}}, run)
+    assert what_lasts(run) == before
+
+
+def test_the_stored_configuration_holds_every_field_of_the_method(alone: None, small: str, tmp_path: Path) -> None:
+    train_here(settings(small, tasks=("age",), **SHORT), tmp_path / "run")
+    stored = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert stored["method"]["retention"]["alpha"] == 0.7
+    assert stored["train"]["zero"] == 0
+
+
+def test_a_data_set_changed_under_a_run_is_refused(tmp_path: Path, fails: Fails) -> None:
+    values = settings(write_small(tmp_path / "set"), method="sinmo", tasks=("age",), **SHORT)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run")]) == 0
+    shutil.rmtree(tmp_path / "set")
+    write_small(tmp_path / "set", users=150)
+    assert "has changed since this run began" in fails_cleanly(fails, values, tmp_path / "run")
+
+
+def fails_cleanly(fails: Fails, values: dict[str, Any], run: Path) -> str:
+    """Fail and leave everything as it was."""
+    before = what_lasts(run)
+    said = fails(values, run)
+    assert what_lasts(run) == before
+    return said
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path, fails: Fails) -> None:
+    values = settings(write_small(tmp_path / "set"), method="sinmo", tasks=("age",), **SHORT)
+    shard = tmp_path / "set/users/shard-00003.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    said = fails(values, tmp_path / "run")
+    assert str(shard) in said
+    assert "SHA-256" in said
+
+
+def test_a_rank_that_gives_up_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
+    values = settings(write_small(tmp_path / "set"), method="sinmo", tasks=("age",), **SHORT)
+    (tmp_path / "set/users/shard-00003.parquet").write_bytes(b"")  # read by the second process only
+    assert run_worlds([{"config": values, "run": str(tmp_path / "run"), "world": 2, "fails": True}], tmp_path) == [[2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("tasks", "[next, agee]", r"tasks: data set 'small' has no task 'agee'; did you mean 'age'?"),
+        ("train.by_task", "{gendr: {epochs: 3}}", r"train.by_task: data set 'small' has no task 'gendr'; did you mean 'gender'?"),
+        ("method.name", "terracon", "method.name: there is no method 'terracon'; did you mean 'teracon'?"),
+        ("method", "{name: teracon, retention: {alfa: 1}}", "method: retention.alfa: unknown field; did you mean 'alpha'?"),
+        ("train.precision", "bf16", "set train.zero to 1 or 2"),
+        ("train.first.epochz", "3", "train.first.epochz: unknown field; did you mean 'epochs'?"),
+        ("dataset", "/nowhere/set", "/nowhere/set: no data set there"),
+    ],
+)
+def test_a_wrong_configuration_names_field_value_and_the_nearest(
+    small: str, tmp_path: Path, fails: Fails, field: str, value: str, said: str
+) -> None:
+    assert said in fails(settings(small, **SHORT), tmp_path / "run", f"{field}={value}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_process_may_not_write_the_same_run(finished: tuple[dict[str, Any], Path], fails: Fails) -> None:
+    values, run = finished
+    with writing(run):
+        assert "another process is writing this run" in fails(values, run)
+
+
+def test_a_folder_of_something_else_is_left_alone(small: str, tmp_path: Path, fails: Fails) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter1.tex").write_text("x")
+    assert f"{folder}: is no run of this program and not empty (it holds chapter1.tex)" in fails(settings(small), folder)
+    assert [entry.name for entry in folder.iterdir()] == ["chapter1.tex"]
+    assert "is a file; name a folder" in fails(settings(small), folder / "chapter1.tex")
+
+
+def test_a_run_killed_while_its_folder_was_made_goes_on(alone: None, small: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / "dataset.json").write_text("{}")
+    train_here(settings(small, method="sinmo", tasks=("age",), **SHORT), run)
+    assert results(run)["tasks"] == ["age"]
+
+
+def test_a_loss_that_is_no_number_stops_with_step_task_and_advice_and_the_run_can_go_on(
+    alone: None, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = settings(small, method="sinmo", tasks=("age", "gender"))
+    real, seen = stage_module.train_step, []
+
+    def poisoned(engine: Any, method: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(len(method.learned) == 2)
+        if sum(seen) == 5:
+            method.head("gender").bias.data.fill_(torch.nan)
+        return real(engine, method, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "train_step", poisoned)
+        with pytest.raises(TrainingError) as told:
+            train_here(values, tmp_path / "run")
+    for part in ("task 'gender'", "phase 'train'", "step 5", "class/gender", "learning rate (now 0.01)", "gradient_clipping", "--run"):
+        assert part in str(told.value)
+    assert len(results(tmp_path / "run")["scores"]) == 1
+    train_here(values, tmp_path / "run")
+    train_here(values, tmp_path / "whole")
+    assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "whole")
