@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     jobs = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_prepare(jobs)
     _add_train(jobs)
+    compare = jobs.add_parser("compare", help="run variants of a configuration on several seeds and write tables with intervals")
+    compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
+    compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
+    compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
+    compare.set_defaults(job=_compare)
     report = jobs.add_parser("report", help="write report.html of one or several runs and print the table")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
@@ -71,6 +76,7 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
+    train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
     train.add_argument("--verbose", action="store_true", help="tell more of what is chosen and why")
     train.set_defaults(job=_train)
 
@@ -121,8 +127,17 @@ def _train(options: argparse.Namespace) -> None:
     with process_group() as runtime:
         voice = Voice(speaks=runtime.is_main)
         train(config, runtime, options.run, where=options.config, voice=voice, with_single_task=options.with_single_task)
-        if runtime.is_main:
+        if runtime.is_main and not options.no_report:
             _tell(options.run, [options.run], options.run / "report.html")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dist_teracon.compare.run import compare
+    from dist_teracon.log import Voice
+
+    page = compare(options.plan, options.out, parallel=options.parallel, voice=Voice(speaks=True))
+    print(page.read_text(encoding="utf-8"))
+    print(f"tables: {page}")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -50,14 +50,16 @@ def read_run_scores(run: Path, *, split: str = "test") -> RunScores:
     tables = [pq.read_table(run / "stages" / f"{i + 1:02d}-{task}" / "scores.parquet") for i, task in enumerate(tasks)]
     tables = [table.filter(np.asarray(table["split"].to_pylist()) == split) for table in tables]
     users = np.unique(np.concatenate([table["user_hash"].to_numpy() for table in tables]))
-    sums, counts = {}, {}
+    sums: dict[tuple[int, int], Float] = {}
+    counts: dict[tuple[int, int], Float] = {}
     for stage, table in enumerate(tables):
         names = np.asarray(table["task"].to_pylist())
         place = np.searchsorted(users, table["user_hash"].to_numpy())
+        score, examples = table["score"].to_numpy(), table["examples"].to_numpy()
         for task, name in enumerate(tasks[: stage + 1]):
             mine = names == name
-            sums[stage, task] = np.bincount(place[mine], weights=table["score"].to_numpy()[mine], minlength=users.size)
-            counts[stage, task] = np.bincount(place[mine], weights=table["examples"].to_numpy()[mine], minlength=users.size)
+            sums[stage, task] = np.bincount(place[mine], weights=score[mine], minlength=users.size).astype(np.float64)
+            counts[stage, task] = np.bincount(place[mine], weights=examples[mine], minlength=users.size).astype(np.float64)
     return RunScores(users, sums, counts, tasks)
 
 

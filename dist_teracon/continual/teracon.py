@@ -10,7 +10,7 @@ import time
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dist_teracon.config import Frozen
@@ -27,6 +27,7 @@ from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_siz
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
+from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbones import make_backbone
 from dist_teracon.models.heads import Head, squared_error_sum
 from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale
@@ -76,6 +77,13 @@ class TeraconSettings(Frozen):
     embedding_range: tuple[float, float] = (0.0, 2.0)
     mask_regulariser: Annotated[float, Field(ge=0)] = 0.0
     retention: RetentionSettings = RetentionSettings()
+
+    @model_validator(mode="after")
+    def _range_ascends(self) -> TeraconSettings:
+        low, high = self.embedding_range
+        if not -EMBEDDING_LIMIT <= low <= high <= EMBEDDING_LIMIT:
+            raise ValueError(f"embedding_range ascends within ±{EMBEDDING_LIMIT:g}, not {list(self.embedding_range)}")
+        return self
 
 
 @register
@@ -249,6 +257,11 @@ class Teracon(Method):
             max_steps=context.max_steps,
         )
         pool = pool_of_users(dataset, task, past, seed=self.setup.seed, share=share)
+        if not any(len(rows) for rows in pool):
+            raise ConfigError(
+                f"method.retention.pool: a share of {share:g} of the {info.users} users of task '{task}' holds nobody, and "
+                f"'{past}' would be forgotten; take a larger share, or auto"
+            )
         targets = None
         if not online:
             folder, began = context.folder / "pseudo_labels" / past, time.monotonic()

@@ -74,6 +74,7 @@ class PackedBatch:
         examples: The labelled terms.
         retention: Past tasks' rows.
         step, steps: Which batch of how many of the epoch this is.
+        user_hash: uint64 [B], whose rows they are; only in evaluation.
         parts: Into how many micro-batches its step was cut.
     """
 
@@ -85,6 +86,7 @@ class PackedBatch:
     retention: tuple[Retention, ...] = ()
     step: int = 0
     steps: int = 1
+    user_hash: NDArray[np.uint64] | None = None
     parts: int = 1
 
     @property

@@ -207,6 +207,7 @@ def evaluation_batches(
                 task_of_row=torch.full((rows.rows,), slot, dtype=torch.int32),
                 positions="last",
                 examples=(Examples(task.name, torch.from_numpy(index), torch.from_numpy(part.values[begin:end].copy()), 0),),
+                user_hash=data.user_hash[users],
             )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon.data.batches import PackedBatch
@@ -31,6 +32,15 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class UserScores:
+    """Scores by user: `user_hash` uint64 [B], `score` float64 [B] the sum over the user's examples, `examples` int64 [B]."""
+
+    user_hash: NDArray[np.uint64]
+    score: NDArray[np.float64]
+    examples: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Score:
     """A task's score.
 
@@ -38,11 +48,13 @@ class Score:
         value: Mean over examples; None without any.
         examples: How many there were.
         unseen: Targets that training never saw; each is a miss.
+        by_user: This rank's users, for intervals over users.
     """
 
     value: float | None
     examples: int
     unseen: int
+    by_user: UserScores
 
 
 @torch.no_grad()
@@ -54,6 +66,7 @@ def score_task(
     seen = torch.from_numpy(dataset.train_counts(task) > 0)
     # sum of scores, examples, unseen targets
     sums = np.zeros(3)
+    users: list[UserScores] = []
     batches = evaluation_batches(
         dataset, info, split, slot=encoder.slot(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=max_users, seed=seed,
@@ -63,13 +76,28 @@ def score_task(
         known = seen[examples.labels]
         hidden = encoder.encode(packed.to(runtime.device), task)
         values = _score_rows(encoder.head(task), hidden, examples.index, examples.labels, cutoff=METRIC_CUTOFF[info.metric])
-        sums += [float(values[known].sum()), examples.labels.shape[0], int((~known).sum())]
+        values = torch.where(known, values, 0.0)
+        sums += [float(values.sum()), examples.labels.shape[0], int((~known).sum())]
+        assert packed.user_hash is not None
+        counts = np.bincount(examples.index.numpy(), minlength=packed.rows)
+        summed = np.bincount(examples.index.numpy(), weights=values.numpy(), minlength=packed.rows)
+        users.append(UserScores(packed.user_hash, summed.astype(np.float64), counts))
     total = torch.from_numpy(sums)
     if runtime.world_size > 1:
         total = total.to(runtime.device)
         dist.all_reduce(total)
     value, count, unseen = total.tolist()
-    return Score(value / count if count else None, int(count), int(unseen))
+    return Score(value / count if count else None, int(count), int(unseen), _joined(users))
+
+
+def _joined(parts: list[UserScores]) -> UserScores:
+    if not parts:
+        return UserScores(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0, np.int64))
+    return UserScores(
+        np.concatenate([part.user_hash for part in parts]),
+        np.concatenate([part.score for part in parts]),
+        np.concatenate([part.examples for part in parts]),
+    )
 
 
 def _score_rows(head: Head, hidden_BC: Tensor, index_E: Tensor, labels_E: Tensor, *, cutoff: int) -> Tensor:

@@ -7,17 +7,25 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.torch
 from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.errors import RunError
+from dist_teracon.evaluate.scorer import UserScores
+
+_USER_SCORES = pa.schema(
+    {"split": pa.string(), "task": pa.string(), "user_hash": pa.uint64(), "score": pa.float64(), "examples": pa.int64()}
+)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -114,6 +122,21 @@ class StageFolder:
         save_tensors(self.path / "model.safetensors", tensors)
         io.write_json(self.path / "state.json", state)
         self.drop_progress()
+
+    def save_user_scores(self, parts: Sequence[tuple[str, str, UserScores]]) -> None:
+        """Write `scores.parquet`: split, task, user_hash, score (the sum over a user's examples), examples; in one order always."""
+        table = pa.table(
+            {
+                "split": np.concatenate([np.full(part.score.shape[0], split, dtype=object) for split, _, part in parts]),
+                "task": np.concatenate([np.full(part.score.shape[0], task, dtype=object) for _, task, part in parts]),
+                "user_hash": np.concatenate([part.user_hash for _, _, part in parts]),
+                "score": np.concatenate([part.score for _, _, part in parts]),
+                "examples": np.concatenate([part.examples for _, _, part in parts]),
+            },
+            schema=_USER_SCORES,
+        ).sort_by([(name, "ascending") for name in ("split", "task", "user_hash", "score", "examples")])
+        with io.atomic_write(self.path / "scores.parquet") as file:
+            pq.write_table(table, file)
 
     def drop_progress(self) -> None:
         """Remove the checkpoints of a finished stage, also where a run was killed before it could."""

@@ -123,7 +123,9 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
     ).run()
     began = time.monotonic()
     method_to(method, run.runtime.device)
-    scores = [_score(run, method, past.name) for past in run.tasks[: number + 1]]
+    scores = [_score(run, method, past.name, Split.TEST) for past in run.tasks[: number + 1]]
+    validation = [_score(run, method, past.name, Split.VALIDATION) for past in run.tasks[: number + 1]]
+    _write_user_scores(run, folder, {"test": scores, "validation": validation})
     evaluation_seconds = time.monotonic() - began
     _tell_scores(run, method, scores, events, evaluation_seconds, label)
     if run.runtime.is_main:
@@ -142,6 +144,7 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
             "task": task.name,
             "learned": list(method.learned),
             "scores": [score.value for score in scores],
+            "validation_scores": [score.value for score in validation],
             "test_examples": [score.examples for score in scores],
             "unseen_targets": [score.unseen for score in scores],
             "epochs": summary.epochs,
@@ -159,12 +162,23 @@ def method_to(method: Method, device: torch.device) -> None:
     method.module().to(device)
 
 
-def _score(run: _Run, method: Method, task: str) -> Score:
+def _score(run: _Run, method: Method, task: str, split: Split) -> Score:
     evaluate = run.config.evaluate
     return score_task(
-        method, run.dataset, task, Split.TEST, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
+        method, run.dataset, task, split, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
         seed=run.config.seed,
     )  # fmt: skip
+
+
+def _write_user_scores(run: _Run, folder: StageFolder, scores: dict[str, list[Score]]) -> None:
+    """Write every user's scores after a stage, from which comparisons draw their intervals."""
+    parts = [(split, task.name, score.by_user) for split, row in scores.items() for task, score in zip(run.tasks, row, strict=False)]
+    gathered: list[Any] = [parts]
+    if run.runtime.world_size > 1:
+        gathered = [None] * run.runtime.world_size
+        dist.all_gather_object(gathered, parts)
+    if run.runtime.is_main:
+        folder.save_user_scores([part for of_rank in gathered for part in of_rank])
 
 
 def _tell_run(run: _Run, events: EventLog, method: Method) -> None:
