@@ -48,12 +48,12 @@ class RetentionSettings(Frozen):
         pool: Share of users with pseudo-labels; `auto` takes all of a small task's.
     """
 
-    alpha: Annotated[float, Field(ge=0)] = 0.7
+    alpha: Annotated[float, Field(ge=0)] = 5.0
     teacher: Literal["store", "online"] = "store"
     scale: Literal["s_max", "annealed"] = "s_max"
     sampling: Strategy = "formula"
     constant: float = 6.0
-    minimum: Annotated[int, Field(ge=1)] = 1
+    minimum: Annotated[int, Field(ge=1)] = 64
     refresh_every: Annotated[int, Field(ge=1)] = 10
     pool: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
 
