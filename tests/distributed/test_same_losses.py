@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import events, run_worlds, settings, write_small
+from small_runs import events, run_worlds, settings, weights, write_small
 
 from dist_teracon.continual.pseudo_labels import read_shard
 
 STEPS = 20
-TWO_STAGES = ("next", "likes", "age")
+STAGES = ("next", "likes", "age")
 # name of the run of one process -> what it trains
 ALONE = ("all", "one-shard", "small-pool")
 # name: (its one-process run, processes, ZeRO stage, micro-batches)
@@ -41,7 +41,7 @@ def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[st
     stage = {"learning_rate": 1e-3, "batch": 16, "epochs": 20, "patience": 0}
     dataset = str(folder / ("one-shard" if kind == "one-shard" else "all"))
     return settings(
-        dataset, method=method, tasks=TWO_STAGES, first=stage, second=stage, later=stage, max_steps=STEPS,
+        dataset, method=method, tasks=STAGES, first=stage, second=stage, later=stage, max_steps=STEPS,
         zero=zero, accumulation=accumulation,
     )  # fmt: skip
 
@@ -53,6 +53,9 @@ def _train(folder: Path, together: dict[str, tuple[str, int, int, int]]) -> Path
     for name, (kind, world, zero, accumulation) in together.items():
         config = _config(kind, folder, zero=zero, accumulation=accumulation)
         jobs.append({"config": config, "run": str(folder / name), "world": world})
+    fast = {"learning_rate": 3.0, "batch": 16, "epochs": 1}
+    values = settings(str(folder / "all"), tasks=STAGES[:2], first=fast, second=fast, zero=2, precision="bf16")
+    jobs.append({"config": values, "run": str(folder / "bf16"), "world": 2})
     run_worlds(jobs, folder)
     return folder
 
@@ -78,6 +81,13 @@ def _check(alone: Path, together: Path) -> None:
 @pytest.mark.parametrize("name", list(TOGETHER))
 def test_losses_and_rates_of_the_first_steps_equal_one_processs(runs: Path, name: str) -> None:
     _check(runs / f"alone {TOGETHER[name][0]}", runs / name)
+
+
+def test_task_embeddings_stay_bounded_on_masters_spread_over_ranks(runs: Path) -> None:
+    embeddings = [value for name, value in weights(runs / "bf16", "02-likes").items() if name.startswith("masks.embeddings")]
+    largest = [float(value.abs().max()) for value in embeddings]
+    assert len(largest) == 2
+    assert max(largest) == 6  # steps of 3 have carried some of them to the bound, and none past it
 
 
 @pytest.mark.slow

@@ -59,6 +59,18 @@ def test_a_resumed_run_leaves_no_checkpoints_behind_and_times_every_stage(runs: 
 
 def test_two_processes_of_which_one_is_killed_end_bit_for_bit_as_undisturbed(small: str, tmp_path: Path) -> None:
     config = settings(small, tasks=("next", "likes"), zero=2)
-    whole, killed = _killed_again_and_again(config, tmp_path, ("step:2:7",), world=2)
+    whole, killed = _killed_again_and_again(config, tmp_path, ("step:2:10",), world=2)
     assert what_lasts(killed) == what_lasts(whole)
     assert [timeless(event) for event in events(killed)] == [timeless(event) for event in events(whole)]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_another_number_of_processes(small: str, tmp_path: Path) -> None:
+    config = settings(small, tasks=("next", "likes"), zero=2)
+    moved, whole = tmp_path / "moved", tmp_path / "whole"
+    jobs = [{"config": config, "run": str(moved), "world": 2, "moment": "step:2:10"}, {"config": config, "run": str(moved), "world": 3}]
+    run_worlds([*jobs, {"config": config, "run": str(whole)}], tmp_path)
+    one, other = (events(run, "step") for run in (whole, moved))
+    assert [event["step"] for event in one] == [event["step"] for event in other]
+    for expected, found in zip(one, other, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
