@@ -65,7 +65,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing on the way catches it."""
 
 
-@pytest.mark.parametrize(("phase", "step"), [("train", 5), ("retrain", 2), ("retrain", 5)])
+@pytest.mark.parametrize(("phase", "step"), [("train", 5), ("retrain", 2), ("retrain", 9)])
 def test_a_run_stopped_in_any_phase_ends_bit_for_bit_as_undisturbed(
     alone: None, small: str, conure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, step: int
 ) -> None:

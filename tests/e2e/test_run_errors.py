@@ -13,6 +13,7 @@ import yaml
 from small_runs import results, run_worlds, settings, train_here, what_lasts, write_small
 
 from dist_teracon.cli import main
+from dist_teracon.continual.teracon import RetentionSettings
 from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TrainingError
 from dist_teracon.train import stage as stage_module
@@ -72,7 +73,7 @@ def test_a_run_folder_of_another_configuration_names_the_field(finished: tuple[d
 def test_the_stored_configuration_holds_every_field_of_the_method(alone: None, small: str, tmp_path: Path) -> None:
     train_here(settings(small, tasks=("age",), **SHORT), tmp_path / "run")
     stored = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert stored["method"]["retention"]["alpha"] == 0.7
+    assert stored["method"]["retention"]["alpha"] == RetentionSettings().alpha
     assert stored["train"]["zero"] == 0
 
 

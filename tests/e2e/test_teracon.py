@@ -20,7 +20,8 @@ SHORT = {"first": ONE_EPOCH, "second": ONE_EPOCH, "later": ONE_EPOCH}
 @pytest.fixture(scope="module")
 def run(alone: None, small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four tasks."""
-    return train_here(settings(small, tasks=TASKS), tmp_path_factory.mktemp("teracon") / "run")
+    method = {"name": "teracon", "retention": {"minimum": 1}}
+    return train_here(settings(small, method=method, tasks=TASKS), tmp_path_factory.mktemp("teracon") / "run")
 
 
 def _steps(run: Path, stage: int) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def test_large_heads_are_stored_as_representations_and_small_ones_as_logits(run:
 
 @pytest.mark.parametrize(("strategy", "choose"), [("minimum", min), ("all", lambda rates: 1.0)])
 def test_sampling_strategies_choose_the_rows(alone: None, small: str, tmp_path: Path, strategy: str, choose: Any) -> None:
-    method = {"name": "teracon", "retention": {"sampling": strategy}}
+    method = {"name": "teracon", "retention": {"sampling": strategy, "minimum": 1}}
     run = train_here(settings(small, method=method, tasks=TASKS[:3], **SHORT), tmp_path / "run")
     for event in _steps(run, 3):
         assert set(event["rows"].values()) == {max(1, round(choose(event["rho"].values()) * 32))}

@@ -205,7 +205,7 @@ def test_override_chooses_the_backend_and_is_logged_once(fresh_choice, monkeypat
     layout = build_layout(row_offsets, tasks, dilations=(1, 4))
     called = []
     monkeypatch.setitem(fresh_choice._BACKENDS, "reference", lambda *a, **k: called.append(1) or reference.stack(*a, **k))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="dist_teracon"):
         masked_dilated_conv_stack(x, layout, parameters, masks)
         assert not called
         monkeypatch.setenv("DIST_TERACON_KERNELS", "reference")
