@@ -98,3 +98,15 @@ def test_initial_values():
     assert head.labels == 1000
     assert 0.0095 < head.weight.std() < 0.0105
     assert (head.bias == 0.1).all()
+
+
+def test_differences_by_rounding_alone_leave_no_gradient():
+    generator = torch.Generator().manual_seed(3)
+    head = Head(8, 50, generator=generator)
+    hidden = torch.randn(4, 8, generator=generator)
+    wanted = head(hidden).detach()
+    nearly = wanted * (1 + 4 * torch.finfo(torch.float32).eps)
+    squared_error_sum(head, hidden, nearly, None).backward()
+    assert not head.weight.grad.any()
+    squared_error_sum(head, hidden, wanted * 1.001, None).backward()
+    assert head.weight.grad.any()
