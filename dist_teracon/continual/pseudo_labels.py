@@ -89,13 +89,14 @@ def write_pseudo_labels(
         wanted = pool[shard][kept:]
         for first in range(0, len(wanted), batch):
             packed = take_rows(data.values, data.offsets, wanted[first : first + batch])
-            parts.append(teach(_plain_batch(packed, slot)).float().cpu().numpy())
+            parts.append(teach(plain_batch(packed, slot)).float().cpu().numpy())
         if wanted.size or targets is None:
             _write_shard(path, pool[shard], np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32))
         yield path
 
 
-def _plain_batch(rows: PackedRows, slot: int) -> PackedBatch:
+def plain_batch(rows: PackedRows, slot: int) -> PackedBatch:
+    """Return rows of one task as a batch whose last positions are read."""
     return PackedBatch(
         values=torch.from_numpy(rows.values),
         row_offsets=torch.from_numpy(rows.offsets),

@@ -19,6 +19,7 @@ from dist_teracon.continual.pseudo_labels import (
     ReplayStream,
     open_store,
     own_shards,
+    plain_batch,
     pool_of_users,
     pool_share,
     write_pseudo_labels,
@@ -165,7 +166,7 @@ class Teracon(Method):
             rows, targets, total = self.streams[past].draw(wanted)
             if targets is None:
                 scale = self._scale(batch)
-                targets = self._teach(_as_batch(rows, self.slot(past)), past, self._teacher_masks(scale), logits=True)
+                targets = self._teach(plain_batch(rows, self.slot(past)), past, self._teacher_masks(scale), logits=True)
             parts.append((rows, self.slot(past)))
             terms.append((past, targets, total))
             self.drawn[past] = total
@@ -316,12 +317,3 @@ def _normalised(rates: list[float]) -> list[float]:
         return []
     total = sum(rates)
     return [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)
-
-
-def _as_batch(rows: Any, slot: int) -> PackedBatch:
-    return PackedBatch(
-        values=torch.from_numpy(rows.values),
-        row_offsets=torch.from_numpy(rows.offsets),
-        task_of_row=torch.full((rows.rows,), slot, dtype=torch.int32),
-        positions="last",
-    )
