@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_teracon import __version__
+from dist_teracon.bench import BENCHMARKS
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
@@ -54,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
     report.set_defaults(job=_report)
+    bench = jobs.add_parser("bench", help="measure: " + ", ".join(BENCHMARKS), add_help=False)
+    bench.add_argument("what", choices=sorted(BENCHMARKS), help="; ".join(f"{name}: {text}" for name, text in BENCHMARKS.items()))
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="the benchmark's own, see dist-teracon bench WHAT --help")
+    bench.set_defaults(job=_bench)
     return parser
 
 
@@ -138,6 +144,10 @@ def _compare(options: argparse.Namespace) -> None:
     page = compare(options.plan, options.out, parallel=options.parallel, voice=Voice(speaks=True))
     print(page.read_text(encoding="utf-8"))
     print(f"tables: {page}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    importlib.import_module(f"dist_teracon.bench.{options.what}").main(options.arguments)
 
 
 def _report(options: argparse.Namespace) -> None:

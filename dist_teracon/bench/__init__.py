@@ -1,0 +1,3 @@
+"""What `dist-teracon bench` runs; a benchmark is one file here with `main(arguments)`, and one name below."""
+
+BENCHMARKS = {"step": "a training step against a plain eager one"}
