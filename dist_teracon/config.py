@@ -36,6 +36,8 @@ class ModelConfig(Frozen):
         dilations: The dilation d of each block, whose convolutions have d and 2d.
         kernel_size: Taps of a convolution.
         pooling: `mean` adds the normalised mean of the sequence's items to the representation, `last` (as published) does not.
+        item_init: Initial item vectors: `svd` of which items occur together, or `uniform` (as published).
+        dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
     """
 
     backbone: Literal["nextitnet"] = "nextitnet"
@@ -43,6 +45,8 @@ class ModelConfig(Frozen):
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
     kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
     pooling: Literal["last", "mean"] = "mean"
+    item_init: Literal["uniform", "svd"] = "uniform"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class StageTraining(Frozen):
@@ -53,12 +57,14 @@ class StageTraining(Frozen):
         batch: Examples a global batch; sequences for the next-item task.
         epochs: At most so many.
         patience: Stop after so many epochs without a better validation score; 0 never stops early.
+        weight_decay: Decoupled (AdamW's), of the backbone's matrices and the new head's; never of past heads, masks, norms and biases.
     """
 
     learning_rate: Rate = 1e-3
     batch: Positive = 1024
     epochs: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=0)] = 5
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
 
 
 class StageOverride(Frozen):
@@ -68,6 +74,7 @@ class StageOverride(Frozen):
     batch: Positive | None = None
     epochs: Annotated[int, Field(ge=0)] | None = None
     patience: Annotated[int, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
 
 
 # DeepSpeed settings that are derived, and from what.

@@ -19,6 +19,7 @@ from dist_teracon.data.shards import Dataset
 from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.models.backbones import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum
 
 
@@ -72,6 +73,7 @@ class Setup:
         items: Size of the item table.
         tasks: All tasks in the order in which they will be learned.
         training: Stage settings, one a task.
+        item_vectors: Initial item vectors [V, C] where they are not drawn.
     """
 
     model: ModelConfig
@@ -79,6 +81,11 @@ class Setup:
     items: int
     tasks: tuple[Task, ...]
     training: tuple[StageTraining, ...]
+    item_vectors: Tensor | None = None
+
+    def backbone(self) -> Backbone:
+        """Build the configured backbone; the same weights each time."""
+        return make_backbone(self.model, items=self.items, generator=self.generator("backbone"), item_vectors=self.item_vectors)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator of initial values of its own for each purpose, so that they depend on seed and purpose alone."""
@@ -124,7 +131,16 @@ class Method(ABC):
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         """Return Adam's groups; parameters that are in none must not require gradients."""
-        return [{"params": [p for p in self.module().parameters() if p.requires_grad], "lr": phase.training.learning_rate}]
+        trained = {name: p for name, p in self.module().named_parameters() if p.requires_grad}
+        decayed = self.decayed(list(trained)) if phase.training.weight_decay else set()
+        parts = [(phase.training.weight_decay, [p for name, p in trained.items() if name in decayed])]
+        parts += [(0.0, [p for name, p in trained.items() if name not in decayed])]
+        return [{"params": part, "lr": phase.training.learning_rate, "weight_decay": decay} for decay, part in parts if part]
+
+    def decayed(self, names: Sequence[str]) -> set[str]:
+        """Return which of the module's parameters weight decay acts on: item table, convolutions, the present task's head."""
+        wanted = ("backbone.items", "backbone.conv_weight", f"heads.{self.learned[-1]}.weight")
+        return {name for name in names if name in wanted}
 
     def gradient_hooks(self, phase: Phase) -> None:
         """Register hooks that edit gradients; called before the engine is made."""

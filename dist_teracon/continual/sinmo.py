@@ -8,7 +8,6 @@ from dist_teracon.config import Frozen
 from dist_teracon.continual.method import Method, Setup, register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
-from dist_teracon.models.backbones import make_backbone
 from dist_teracon.models.heads import Head
 from dist_teracon.models.network import Network
 
@@ -31,7 +30,7 @@ class SinMo(Method):
 
     def start(self, task: Task) -> Network:
         """Return the network that a task starts from, without its head."""
-        return Network(make_backbone(self.setup.model, items=self.setup.items, generator=self.setup.generator("backbone")))
+        return Network(self.setup.backbone())
 
     def module(self) -> nn.Module:
         return self.networks[self.learned[-1]]
@@ -47,7 +46,7 @@ class SinMo(Method):
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         network = self.network(self.learned[-1])
-        hidden = network(batch.values, batch.row_offsets, batch.task_of_row, None, positions=batch.positions)
+        hidden = network(batch.values, batch.row_offsets, batch.task_of_row, None, positions=batch.positions, noise_key=batch.noise_key)
         return self.class_terms(batch, hidden)
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:

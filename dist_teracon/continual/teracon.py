@@ -29,7 +29,6 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
-from dist_teracon.models.backbones import make_backbone
 from dist_teracon.models.heads import Head, squared_error_sum
 from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale
 from dist_teracon.models.network import Network
@@ -97,7 +96,7 @@ class Teracon(Method):
     def __init__(self, setup: Setup, settings: TeraconSettings) -> None:
         super().__init__(setup, settings)
         self.options, self.retention = settings, settings.retention
-        backbone = make_backbone(setup.model, items=setup.items, generator=setup.generator("backbone"))
+        backbone = setup.backbone()
         low, high = settings.embedding_range
         self.network = Network(
             backbone,
@@ -176,7 +175,9 @@ class Teracon(Method):
         scale = self._scale(batch)
         past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
         masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
-        hidden = self.network(batch.values, batch.row_offsets, batch.task_of_row, masks, positions=batch.positions)
+        hidden = self.network(
+            batch.values, batch.row_offsets, batch.task_of_row, masks, positions=batch.positions, noise_key=batch.noise_key
+        )
         terms = self.class_terms(batch, hidden)
         weights = dict(zip(self.learned, _normalised(self.rates), strict=False))
         for part in batch.retention:

@@ -76,6 +76,7 @@ class PackedBatch:
         step, steps: Which batch of how many of the epoch this is.
         user_hash: uint64 [B], whose rows they are; only in evaluation.
         parts: Into how many micro-batches its step was cut.
+        noise_key: int64 [B], what a row's dropout at this step follows from; 0 for none, as for replayed rows.
     """
 
     values: Tensor
@@ -88,6 +89,7 @@ class PackedBatch:
     steps: int = 1
     user_hash: NDArray[np.uint64] | None = None
     parts: int = 1
+    noise_key: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -103,6 +105,7 @@ class PackedBatch:
             values=self.values.to(device, non_blocking=True),
             row_offsets=self.row_offsets.to(device, non_blocking=True),
             task_of_row=self.task_of_row.to(device, non_blocking=True),
+            noise_key=None if self.noise_key is None else self.noise_key.to(device, non_blocking=True),
             examples=tuple(replace(e, index=e.index.to(device), labels=e.labels.to(device)) for e in self.examples),
             retention=tuple(replace(r, index=r.index.to(device), targets=r.targets.to(device)) for r in self.retention),
         )
@@ -129,6 +132,8 @@ class PackedBatch:
             row_offsets=offsets,
             task_of_row=tasks,
             retention=tuple(retention),
+            # what a teacher said of a whole sequence is held against what the student says of it whole
+            noise_key=None if self.noise_key is None else torch.cat([self.noise_key, self.noise_key.new_zeros(rows.rows - self.rows)]),
         )
 
     def split(self, parts: int) -> list[PackedBatch]:
@@ -153,6 +158,7 @@ class PackedBatch:
             values=self.values[position_kept],
             row_offsets=offsets,
             task_of_row=self.task_of_row[kept],
+            noise_key=None if self.noise_key is None else self.noise_key[kept],
             examples=examples,
             retention=retention,
         )

@@ -90,12 +90,16 @@ class TrainingLoader:
         batch: Examples a global batch; sequences for a next-item task.
         seed: Seed of the order.
         rank, world_size: Whose rows are built.
+        noise: Give every row a key for its dropout.
 
     Raises:
         ValueError: a next-item task together with others.
     """
 
-    def __init__(self, dataset: Dataset, tasks: Sequence[Task], *, slot: int, batch: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, dataset: Dataset, tasks: Sequence[Task], *, slot: int, batch: int, seed: int, rank: int, world_size: int, noise: bool = False
+    ) -> None:  # fmt: skip
+        self.noise = noise
         self.dataset, self.tasks, self.slot, self.batch, self.seed = dataset, tuple(tasks), slot, batch, seed
         self._next = any(task.kind == "next" for task in tasks)
         if self._next and len(tasks) > 1:
@@ -118,7 +122,7 @@ class TrainingLoader:
         plan = self.plan(epoch)
         totals = [plan.totals([rows.counts[task] for rows in self._rows]) for task in range(len(self.tasks))]
         for step in range(plan.steps):
-            yield self._build(plan, step, [int(total[step]) for total in totals])
+            yield self._build(plan, step, [int(total[step]) for total in totals], f"noise:{self.seed}:{epoch}:{step}")
 
     def _shard_rows(self, shard: int) -> _ShardRows:
         labels = [self.dataset.labels(task.name, shard).of(Split.TRAIN) for task in self.tasks]
@@ -142,7 +146,7 @@ class TrainingLoader:
         counts = known[data.offsets[users + 1]] - known[data.offsets[users] + 1]
         return _ShardRows(users, [counts], [data.offsets[users]], [data.values.astype(np.int64) - FIRST_ITEM])
 
-    def _build(self, plan: BatchPlan, step: int, totals: list[int]) -> PackedBatch:
+    def _build(self, plan: BatchPlan, step: int, totals: list[int], noise: str) -> PackedBatch:
         picked = [(shard, plan.rows(step, shard)) for shard in self._own]
         parts: list[PackedRows] = []
         for shard, rows in picked:
@@ -161,7 +165,14 @@ class TrainingLoader:
             examples=examples,
             step=step,
             steps=plan.steps,
+            noise_key=self._noise_keys(picked, noise) if self.noise else None,
         )
+
+    def _noise_keys(self, picked: Sequence[tuple[int, NDArray[np.int64]]], noise: str) -> torch.Tensor:
+        """Keys that depend on user and step alone; odd, so never the 0 of rows without dropout."""
+        key = stable_hash(noise)
+        hashes = [self.dataset.shard(shard).user_hash[self._rows[shard].users[rows]] for shard, rows in picked]
+        return _tensor([mix64(part, key=key).view(np.int64) | 1 for part in hashes])
 
     def _examples(self, task: int, picked: Sequence[tuple[int, NDArray[np.int64]]], total: int) -> Examples:
         index, labels, first = [], [], 0

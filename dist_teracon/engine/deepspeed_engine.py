@@ -51,7 +51,7 @@ class DeepSpeedEngine:
         self._zero = config.zero
         # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast
         whole = _copies(self._module) if config.precision == "bf16" else {}
-        optimizer = torch.optim.Adam(list(groups), lr=1e-3, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(list(groups), lr=1e-3, weight_decay=0.0)  # with a decay of 0 this is Adam
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._untrained = {name: value for name, value in whole.items() if name not in self._parameters}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dist_teracon.models.nextitnet import NextItNet
 
@@ -24,12 +25,17 @@ def _nextitnet(model: ModelConfig, items: int, generator: torch.Generator) -> Ba
         kernel_size=model.kernel_size,
         generator=generator,
         pooling=model.pooling,
+        dropout=model.dropout,
     )
 
 
 BACKBONES: dict[str, Callable[[Any, int, torch.Generator], Backbone]] = {"nextitnet": _nextitnet}
 
 
-def make_backbone(model: ModelConfig, *, items: int, generator: torch.Generator) -> Backbone:
-    """Build the configured backbone with fresh weights."""
-    return BACKBONES[model.backbone](model, items, generator)
+def make_backbone(model: ModelConfig, *, items: int, generator: torch.Generator, item_vectors: Tensor | None = None) -> Backbone:
+    """Build the configured backbone with fresh weights, the items' from `item_vectors` [V, C] where there are any."""
+    backbone = BACKBONES[model.backbone](model, items, generator)
+    if item_vectors is not None:
+        with torch.no_grad():
+            backbone.items.copy_(item_vectors)
+    return backbone

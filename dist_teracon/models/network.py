@@ -52,7 +52,14 @@ class Network(nn.Module):
         return None if self.masks is None else self.masks(scales)
 
     def forward(
-        self, values: Tensor, row_offsets: Tensor, task_of_row: Tensor, masks_TKC: Tensor | None, *, positions: Positions
+        self,
+        values: Tensor,
+        row_offsets: Tensor,
+        task_of_row: Tensor,
+        masks_TKC: Tensor | None,
+        *,
+        positions: Positions,
+        noise_key: Tensor | None = None,
     ) -> Tensor:
-        """Encode packed rows, each under its own task's mask: [N, C] or [B, C]."""
-        return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions)
+        """Encode packed rows, each under its own task's mask: [N, C] or [B, C]; with dropout where a row has a noise key."""
+        return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions, noise_key=noise_key)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_teracon.kernels.masked_dilated_conv_stack import Positions, StackParameters, build_layout, masked_dilated_conv_stack
+from dist_teracon.models.dropout import row_dropout
 from dist_teracon.models.pooling import mean_so_far
 
 
@@ -26,6 +27,7 @@ class NextItNet(nn.Module):
         kernel_size: Taps of a convolution.
         generator: Source of the initial values.
         pooling: `last`: the representation is the last position's; `mean`: the normalised mean of the items is added to it.
+        dropout: Rate on items and on representations, for rows with a noise key.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class NextItNet(nn.Module):
         kernel_size: int,
         generator: torch.Generator,
         pooling: Literal["last", "mean"] = "last",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = dropout
         self.pooling = pooling
         self.channels = channels
         self.dilations = tuple(dilations)
@@ -59,7 +63,14 @@ class NextItNet(nn.Module):
         return StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
 
     def forward(
-        self, values: Tensor, row_offsets: Tensor, task_of_row: Tensor, masks_TKC: Tensor | None, *, positions: Positions
+        self,
+        values: Tensor,
+        row_offsets: Tensor,
+        task_of_row: Tensor,
+        masks_TKC: Tensor | None,
+        *,
+        positions: Positions,
+        noise_key: Tensor | None = None,
     ) -> Tensor:
         """Encode packed rows.
 
@@ -69,12 +80,27 @@ class NextItNet(nn.Module):
             task_of_row: int32 [B], row of the mask table.
             masks_TKC: [T, K, C] or None.
             positions: `all` for every position, `last` for each row's last.
+            noise_key: int64 [B], what a row's dropout follows from; rows of key 0 have none.
 
         Returns:
             [N, C] or [B, C].
         """
         layout = build_layout(row_offsets, task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions)
         x_NC = nn.functional.embedding(values, self.items)
+        noisy = noise_key is not None and self.dropout > 0
+        if noisy:
+            lengths = row_offsets.diff()
+            row_N = torch.repeat_interleave(torch.arange(lengths.shape[0], device=lengths.device), lengths)
+            place_N = torch.arange(x_NC.shape[0], device=lengths.device) - row_offsets[:-1].index_select(0, row_N)
+            assert noise_key is not None
+            x_NC = row_dropout(x_NC, self.dropout, key_B=noise_key, row=row_N, place=place_N, layer=0)
         masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
         hidden = masked_dilated_conv_stack(x_NC, layout, self.stack_parameters(), masks)
-        return hidden if self.pooling == "last" else hidden + mean_so_far(x_NC, row_offsets, positions=positions)
+        if self.pooling == "mean":
+            hidden = hidden + mean_so_far(x_NC, row_offsets, positions=positions)
+        if noisy:
+            assert noise_key is not None
+            if positions == "last":
+                row_N, place_N = torch.arange(lengths.shape[0], device=lengths.device), lengths - 1
+            hidden = row_dropout(hidden, self.dropout, key_B=noise_key, row=row_N, place=place_N, layer=1)
+        return hidden

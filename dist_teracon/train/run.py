@@ -19,6 +19,7 @@ import yaml
 from dist_teracon import io
 from dist_teracon.config import RunConfig, dump_config
 from dist_teracon.continual.method import Method, Setup, resolve_method
+from dist_teracon.data.item_vectors import cooccurrence_vectors
 from dist_teracon.data.opening import open_dataset
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
@@ -75,8 +76,11 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
     run = _Run(config, dataset, tasks, runtime, folder, voice)
     with _alone(run):
         _claim(run)
+        vectors = None
+        if config.model.item_init == "svd" and _finished_stages(run) < len(tasks):
+            vectors = cooccurrence_vectors(dataset, tasks[0], config.model.channels, seed=config.seed)
         setup = Setup(
-            model=config.model, seed=config.seed, items=dataset.info.items, tasks=tasks,
+            model=config.model, item_vectors=vectors, seed=config.seed, items=dataset.info.items, tasks=tasks,
             training=tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks)),
         )  # fmt: skip
         _learn(run, kind(setup, settings))

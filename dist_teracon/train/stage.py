@@ -135,6 +135,7 @@ class Stage:
         loader = TrainingLoader(
             self.dataset, phase.tasks, slot=self.method.slot(phase.tasks[0].name), batch=phase.training.batch,
             seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size,
+            noise=self.config.model.dropout > 0,
         )  # fmt: skip
         state = self._resume(engine, resumed) if resumed is not None else _PhaseState()
         if resumed is None:

@@ -1,0 +1,41 @@
+"""Dropout whose noise belongs to a row: the same at any world size, micro-batching and order of rows, and after a resume.
+
+Legend: N packed positions, B rows (users), C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# odd multipliers of well-mixing 32-bit hashes (the finaliser of MurmurHash3, and two of Knuth's kind)
+_MIX_1, _MIX_2 = 0x85EBCA6B - (1 << 32), 0xC2B2AE35 - (1 << 32)
+_BY_PLACE, _BY_CHANNEL = 0x9E3779B1 - (1 << 32), 0x27D4EB2F
+_BITS = 24
+
+
+def row_dropout(x: Tensor, rate: float, *, key_B: Tensor, row: Tensor, place: Tensor, layer: int) -> Tensor:
+    """Zero each entry with probability `rate` and scale the others up, by a hash of (row's key, place, channel, layer).
+
+    Args:
+        x: [M, C].
+        rate: In [0, 1).
+        key_B: int64 [B], a row's key at this step; rows of key 0 stay as they are.
+        row: int64 [M], which row an entry is of.
+        place: int64 [M], which position of its row.
+        layer: Tells several dropouts of one network apart.
+    """
+    key_M = key_B.index_select(0, row)
+    seed = (key_M ^ (key_M >> 32)).to(torch.int32) ^ (place.to(torch.int32) * _BY_PLACE + (layer * 0x3C6EF372) % (1 << 31))
+    channel = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * _BY_CHANNEL
+    bits = _mixed(_mixed(seed)[:, None] + channel)
+    dropped = (bits & ((1 << _BITS) - 1)) < round(rate * (1 << _BITS))
+    noisy = (key_M != 0)[:, None]
+    return (x * torch.where(noisy, 1 / (1 - rate), 1.0).to(x.dtype)).masked_fill(dropped & noisy, 0)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Mix int32 bits; products wrap around, and the shifts' copies of the sign do not harm a bijection."""
+    bits = (bits ^ (bits >> 16)) * _MIX_1
+    bits = (bits ^ (bits >> 13)) * _MIX_2
+    return bits ^ (bits >> 16)
