@@ -51,7 +51,9 @@ def cooccurrence_vectors(dataset: Dataset, task: Task, channels: int, *, seed: i
         _, strength, right = torch.svd_lowrank(matrix, q=min(items, width + 10), niter=_ITERATIONS)
     vectors = torch.zeros(items, channels)
     vectors[:, :width] = right[:, :width] * strength[:width].sqrt()
-    spread = float(vectors[torch.from_numpy(by_item > 0)].std()) if kept.any() else 0.0
+    taken = torch.from_numpy(by_item > 0)
+    vectors[~taken] = 0
+    spread = float(vectors[taken].std()) if kept.any() else 0.0
     return vectors * (SCALE / spread) if spread > 0 else vectors
 
 

@@ -15,7 +15,7 @@ from dist_teracon.train.checkpoint import load_tensors
 STEPS = 20
 STAGES = ("next", "likes", "age")
 # name of the run of one process -> what it trains
-ALONE = ("all", "one-shard", "small-pool")
+ALONE = ("all", "one-shard", "small-pool", "dropout")
 # name: (its one-process run, processes, ZeRO stage, micro-batches)
 TOGETHER = {
     "zero 0": ("all", 2, 0, 1),
@@ -23,6 +23,7 @@ TOGETHER = {
     "zero 2, 3 processes on 8 shards": ("all", 3, 2, 1),
     "zero 2, a task's users on one rank": ("one-shard", 2, 2, 1),
     "zero 2, all replayed rows on one rank": ("small-pool", 2, 2, 1),
+    "zero 1, accumulation 2, dropout and weight decay": ("dropout", 2, 1, 2),
 }
 TOGETHER_SLOW = {
     "zero 1": ("all", 2, 1, 1),
@@ -42,10 +43,14 @@ def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[st
         method["retention"]["pool"] = 0.011
     stage = {"learning_rate": 1e-3, "batch": 16, "epochs": 20, "patience": 0}
     dataset = str(folder / ("one-shard" if kind == "one-shard" else "all"))
-    return settings(
+    config = settings(
         dataset, method=method, tasks=STAGES, first=stage, second=stage, later=stage,
         max_steps=STEPS, zero=zero, accumulation=accumulation,
     )  # fmt: skip
+    if kind == "dropout":
+        config["model"] = {**config["model"], "dropout": 0.3, "item_init": "svd"}
+        config["train"]["later"] = config["train"]["first"] = {**stage, "weight_decay": 0.5}
+    return config
 
 
 def _train(folder: Path, together: dict[str, tuple[str, int, int, int]]) -> Path:

@@ -36,7 +36,9 @@ def _killed_again_and_again(config: dict[str, Any], folder: Path, moments: tuple
 def runs(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An undisturbed run and one that was killed nine times."""
     method = {"name": "teracon", "retention": {"refresh_every": 1}}  # rates in use are then those of earlier steps
-    return _killed_again_and_again(settings(small, method=method), tmp_path_factory.mktemp("resume"), MOMENTS, world=1)
+    config = settings(small, method=method)
+    config["model"] = {**config["model"], "dropout": 0.2, "item_init": "svd"}
+    return _killed_again_and_again(config, tmp_path_factory.mktemp("resume"), MOMENTS, world=1)
 
 
 def test_a_run_killed_at_nine_moments_ends_bit_for_bit_as_undisturbed(runs: tuple[Path, Path]) -> None:

@@ -1,0 +1,112 @@
+"""Initial item vectors say which items occur together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_runs import settings, small_tables, train_here, weights, write_small
+
+from dist_teracon.data import item_vectors
+from dist_teracon.data.batches import ragged_positions
+from dist_teracon.data.item_vectors import SCALE, cooccurrence_vectors
+from dist_teracon.data.opening import open_dataset
+from dist_teracon.data.prepare import write_dataset
+from dist_teracon.data.schema import FIRST_ITEM, Split, SplitRule
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(write_small(tmp_path_factory.mktemp("vectors") / "data"))
+
+
+def vectors_of(dataset, channels=8, seed=0):
+    return cooccurrence_vectors(dataset, dataset.info.tasks[0], channels, seed=seed)
+
+
+def trained_items(dataset):
+    found = [np.zeros(0, np.int64)]
+    for shard in range(dataset.info.shards):
+        data = dataset.shard(shard)
+        for user in dataset.labels("next", shard).of(Split.TRAIN).users:
+            found.append(data.values[data.offsets[user] : data.offsets[user + 1]])
+    return np.unique(np.concatenate(found))
+
+
+def test_items_of_the_same_users_are_near(dataset) -> None:
+    """The small set's users like one of four stretches of items, which overlap."""
+    unit = torch.nn.functional.normalize(vectors_of(dataset)[FIRST_ITEM:], dim=1)
+    ordered = (unit @ unit.T).sort(dim=1, descending=True).values
+    assert float(ordered[:, 1:7].mean()) > 0.5
+    assert float(ordered[:, 14:].mean()) < 0.2
+
+
+def test_items_that_training_users_never_took_have_no_vector(dataset) -> None:
+    vectors, known = vectors_of(dataset), trained_items(dataset)
+    zero = np.flatnonzero((vectors == 0).all(dim=1).numpy())
+    assert set(zero) >= {0, 1}
+    assert not set(zero) & set(known[known >= FIRST_ITEM])
+    assert abs(float(vectors[torch.from_numpy(known)].std()) / SCALE - 1) < 0.1
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_torchs_generator_alone(dataset) -> None:
+    state = torch.get_rng_state()
+    assert torch.equal(vectors_of(dataset), vectors_of(dataset))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_more_channels_than_items_leaves_the_rest_zero(dataset) -> None:
+    vectors = vectors_of(dataset, channels=64)
+    assert vectors.shape == (dataset.info.items, 64)
+    assert (vectors[:, dataset.info.items :] == 0).all()
+
+
+def test_too_many_pairs_leave_out_users_not_the_rest(dataset, monkeypatch) -> None:
+    monkeypatch.setattr(item_vectors, "PAIRS", 2 * item_vectors.WINDOW * 300)
+    kept = item_vectors._sequences(dataset, dataset.info.tasks[0], 0)
+    everyone = sum(len(dataset.labels("next", shard).of(Split.TRAIN).users) for shard in range(dataset.info.shards))
+    assert 0 < sum(len(offsets) - 1 for _, offsets in kept) < everyone
+    assert vectors_of(dataset).abs().sum() > 0
+
+
+def test_validation_and_test_users_say_nothing(tmp_path) -> None:
+    tables = small_tables()
+    rule = SplitRule(train=0.6, validation=0.2, test=0.2)
+    write_dataset(tables, str(tmp_path / "one"), rule, shards=8)
+    one = open_dataset(str(tmp_path / "one"))
+    changed = small_tables()
+    outside = {
+        int(user)
+        for shard in range(8)
+        for split in (Split.VALIDATION, Split.TEST)
+        for user in one.shard(shard).user_hash[one.labels("next", shard).of(split).users]
+    }
+    rows = np.flatnonzero([int(user) in outside for user in changed.sequences.user_hash])
+    starts, lengths = changed.sequences.offsets[rows], np.diff(changed.sequences.offsets)[rows]
+    places = ragged_positions(starts, lengths)
+    # the same items in all, so that the vocabulary stays; dealt to other users
+    changed.sequences.values[places] = np.random.default_rng(0).permutation(changed.sequences.values[places])
+    write_dataset(changed, str(tmp_path / "other"), rule, shards=8)
+    assert torch.equal(vectors_of(open_dataset(str(tmp_path / "other"))), vectors_of(one))
+
+
+def test_a_run_starts_from_them(alone: None, dataset, tmp_path) -> None:
+    config = settings(dataset.uri, tasks=("next",), max_steps=1)
+    config["model"] = {**config["model"], "item_init": "svd"}
+    run = train_here(config, tmp_path / "run")
+    assert float((weights(run, "01-next")["backbone.items"] - vectors_of(dataset)).abs().max()) <= 0.0101  # one step of Adam at 0.01
+
+
+def test_weight_decay_pulls_matrices_and_the_present_head_alone(alone: None, dataset, tmp_path) -> None:
+    """Of two one-step runs, the decayed weights differ by rate · decay · start, and nothing else differs."""
+    found = {}
+    for decay in (0.0, 0.5):
+        config = settings(dataset.uri, tasks=("next",), max_steps=1)
+        config["train"]["first"] = {**config["train"]["first"], "weight_decay": decay}
+        config["model"] = {**config["model"], "item_init": "svd"}
+        found[decay] = weights(train_here(config, tmp_path / f"run-{decay}"), "01-next")
+    start = vectors_of(dataset)
+    pulled = found[0.0]["backbone.items"] - found[0.5]["backbone.items"]
+    torch.testing.assert_close(pulled, 0.01 * 0.5 * start, atol=1e-6, rtol=1e-4)
+    differ = {name for name, value in found[0.0].items() if not torch.equal(value, found[0.5][name])}
+    assert differ == {"backbone.items", "backbone.conv_weight", "heads.next.weight"}
