@@ -36,7 +36,7 @@ class ModelConfig(Frozen):
         dilations: The dilation d of each block, whose convolutions have d and 2d.
         kernel_size: Taps of a convolution.
         pooling: `mean` adds the normalised mean of the sequence's items to the representation, `last` (as published) does not.
-        item_init: Initial item vectors: `svd` of which items occur together, or `uniform` (as published).
+        item_init: Initial item vectors: `svd` of which items the first task's training users take together, or `uniform` (as published).
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
     """
 

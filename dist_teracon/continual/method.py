@@ -73,7 +73,7 @@ class Setup:
         items: Size of the item table.
         tasks: All tasks in the order in which they will be learned.
         training: Stage settings, one a task.
-        item_vectors: Initial item vectors [V, C] where they are not drawn.
+        item_vectors: Initial item vectors [V, C] from a task's own training users, where they are not drawn.
     """
 
     model: ModelConfig
@@ -81,11 +81,12 @@ class Setup:
     items: int
     tasks: tuple[Task, ...]
     training: tuple[StageTraining, ...]
-    item_vectors: Tensor | None = None
+    item_vectors: Callable[[Task], Tensor] | None = None
 
-    def backbone(self) -> Backbone:
-        """Build the configured backbone; the same weights each time."""
-        return make_backbone(self.model, items=self.items, generator=self.generator("backbone"), item_vectors=self.item_vectors)
+    def backbone(self, task: Task) -> Backbone:
+        """Build the configured backbone for a first task; what is drawn is the same each time."""
+        vectors = None if self.item_vectors is None else self.item_vectors(task)
+        return make_backbone(self.model, items=self.items, generator=self.generator("backbone"), item_vectors=vectors)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator of initial values of its own for each purpose, so that they depend on seed and purpose alone."""

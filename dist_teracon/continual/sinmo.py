@@ -30,7 +30,7 @@ class SinMo(Method):
 
     def start(self, task: Task) -> Network:
         """Return the network that a task starts from, without its head."""
-        return Network(self.setup.backbone())
+        return Network(self.setup.backbone(task))
 
     def module(self) -> nn.Module:
         return self.networks[self.learned[-1]]

@@ -96,7 +96,7 @@ class Teracon(Method):
     def __init__(self, setup: Setup, settings: TeraconSettings) -> None:
         super().__init__(setup, settings)
         self.options, self.retention = settings, settings.retention
-        backbone = setup.backbone()
+        backbone = setup.backbone(setup.tasks[0])
         low, high = settings.embedding_range
         self.network = Network(
             backbone,

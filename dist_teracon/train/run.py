@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.config import RunConfig, dump_config
@@ -76,11 +77,8 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
     run = _Run(config, dataset, tasks, runtime, folder, voice)
     with _alone(run):
         _claim(run)
-        vectors = None
-        if config.model.item_init == "svd" and _finished_stages(run) < len(tasks):
-            vectors = cooccurrence_vectors(dataset, tasks[0], config.model.channels, seed=config.seed)
         setup = Setup(
-            model=config.model, item_vectors=vectors, seed=config.seed, items=dataset.info.items, tasks=tasks,
+            model=config.model, item_vectors=_item_vectors(run), seed=config.seed, items=dataset.info.items, tasks=tasks,
             training=tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks)),
         )  # fmt: skip
         _learn(run, kind(setup, settings))
@@ -242,6 +240,20 @@ def _open(config: RunConfig, runtime: Runtime, voice: Voice) -> Dataset:
         raise
     _agree(runtime, "")
     return dataset
+
+
+def _item_vectors(run: _Run) -> Callable[[Task], Tensor] | None:
+    """Return where initial item vectors come from; tasks already learned get zeros, their weights are about to be loaded."""
+    model, done = run.config.model, {task.name for task in run.tasks[: _finished_stages(run)]}
+    if model.item_init == "uniform":
+        return None
+
+    def vectors(task: Task) -> Tensor:
+        if task.name in done:
+            return torch.zeros(run.dataset.info.items, model.channels)
+        return cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
+
+    return vectors
 
 
 def _write_baselines(run: _Run) -> None:
