@@ -1,0 +1,139 @@
+"""The product's own stage, set up as a run sets it up, so that a benchmark can train its epochs; and the plain ones beside it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_teracon.bench.eager_baseline import EagerNetwork, EagerStage, PlainBlockStack, padded_examples
+from dist_teracon.config import RunConfig, make_config
+from dist_teracon.continual.method import Method, Setup, StageContext, resolve_method
+from dist_teracon.data.loader import TrainingLoader
+from dist_teracon.data.opening import open_dataset
+from dist_teracon.engine.contract import Runtime
+from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
+from dist_teracon.train.step import LossModule, train_step
+
+DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained: the data set, examples a step, replayed rows a past task and step."""
+
+    dataset: str
+    channels: int
+    batch: int
+    replayed: int
+
+
+class OurStage:
+    """Epochs of one stage of TERACON as `dist-teracon train` takes them, without validation and checkpoints."""
+
+    def __init__(self, method: Method, engine: DeepSpeedEngine, loader: TrainingLoader, runtime: Runtime) -> None:
+        self.method, self.engine, self.loader, self.runtime = method, engine, loader, runtime
+        self.epochs = self.steps = 0
+
+    def epoch(self) -> None:
+        """Train one epoch."""
+        self.epochs += 1
+        self.method.begin_epoch(self.epochs)
+        for batch in self.loader.epoch(self.epochs):
+            train_step(self.engine, self.method, batch, runtime=self.runtime, accumulation=1)
+            self.steps += 1
+
+
+def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Runtime, folder: Path) -> OurStage:
+    """Set up stage `stage` (from 1) with fresh weights; its pseudo-labels go below `folder`."""
+    config = _config(size, channels, precision)
+    dataset = open_dataset(config.dataset)
+    tasks = dataset.info.tasks
+    kind, settings = resolve_method(config, where="bench")
+    training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
+    method = kind(Setup(model=config.model, seed=0, items=dataset.info.items, tasks=tasks, training=training), settings)
+    for earlier in tasks[: stage - 1]:
+        method.begin_task(earlier)
+        method.end_task()
+    task = tasks[stage - 1]
+    method.begin_task(task)
+    folder.mkdir(parents=True)
+    method.prepare(
+        StageContext(
+            dataset=dataset, runtime=runtime, folder=folder, training=method.training(task), max_steps=None,
+            track=lambda items, _total, _text: items, event=_silent,
+        )
+    )  # fmt: skip
+    (phase,) = method.phases(task)
+    method.begin_phase(phase)
+    engine = DeepSpeedEngine(LossModule(method), method.parameter_groups(phase), config=config.train, runtime=runtime)
+    loader = TrainingLoader(
+        dataset, (task,), slot=method.slot(task.name), batch=phase.training.batch, seed=0, rank=0, world_size=1,
+        noise=config.model.dropout > 0,
+    )  # fmt: skip
+    return OurStage(method, engine, loader, runtime)
+
+
+def _config(size: Size, channels: int, precision: str) -> RunConfig:
+    later = {"batch": size.batch, "learning_rate": 1e-3}
+    return make_config(
+        {
+            "dataset": size.dataset,
+            "method": {"name": "teracon", "retention": {"minimum": size.replayed}},
+            "model": {"channels": channels, "dilations": DILATIONS, "kernel_size": KERNEL_SIZE, "item_init": "uniform"},
+            "train": {"second": later, "later": later, "precision": precision, "zero": 1 if precision == "bf16" else 0},
+        },
+        where="bench",
+    )
+
+
+def eager_stage(size: Size, channels: int, stage: int) -> EagerStage:
+    """Set up the same stage in the plain eager way."""
+    torch.manual_seed(0)
+    dataset = open_dataset(size.dataset)
+    tasks = dataset.info.tasks[:stage]
+    network = EagerNetwork(dataset.info.items, channels, DILATIONS, KERNEL_SIZE, tasks)
+    return EagerStage(network, padded_examples(dataset, tasks[-1]), batch=size.batch, replayed=size.replayed, learning_rate=1e-3)
+
+
+def plain_stacks(size: Size, channels: int) -> dict[str, Callable[[], object]]:
+    """Return the plain stack with masks, and a bare stack of `Conv2d`, norm and ReLU, each forward and backward."""
+    torch.manual_seed(0)
+    length = open_dataset(size.dataset).info.length_limit
+    masked = PlainBlockStack(channels, DILATIONS, KERNEL_SIZE)
+    masks = torch.rand(2 * len(DILATIONS), channels, requires_grad=True)
+    x = torch.randn(size.batch, length, channels, requires_grad=True)
+    bare = _BareStack(channels)
+    return {
+        "ours plain": lambda: masked(x, masks).sum().backward(),
+        "bare Conv2d": lambda: bare(x).sum().backward(),
+    }
+
+
+class _BareStack(nn.Module):
+    """The least that computes the blocks with `Conv2d`: its own left padding and no masks."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        dilations = list(itertools.chain.from_iterable((d, 2 * d) for d in DILATIONS))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, (1, KERNEL_SIZE), dilation=(1, d), padding=(0, (KERNEL_SIZE - 1) * d)) for d in dilations
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in dilations)
+
+    def forward(self, x_BLC: torch.Tensor) -> torch.Tensor:
+        h, length = x_BLC, x_BLC.shape[1]
+        for stage, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            h = torch.relu(norm(conv(h.permute(0, 2, 1).unsqueeze(2))[..., :length].squeeze(2).permute(0, 2, 1)))
+            if stage % 2:
+                h = x_BLC = x_BLC + h
+        return h
+
+
+def _silent(_event: str, **_fields: Any) -> None:
+    pass

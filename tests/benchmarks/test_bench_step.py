@@ -1,0 +1,40 @@
+"""`dist-teracon bench step` runs and says what it measured; its times decide nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SIZE = ["--dataset", "synthetic:six-tasks-v1?users=200", "--channels", "8", "--stages", "2", "3", "--repeats", "1", "--batch", "64"]
+
+
+def _bench(*arguments: str) -> str:
+    command = [sys.executable, "-m", "dist_teracon.cli", "bench", "step", *SIZE, "--replayed", "4", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep prepared data out of the user's cache."""
+    monkeypatch.setenv("DIST_TERACON_CACHE", str(tmp_path))
+
+
+def test_it_compares_both_stages_with_the_plain_way() -> None:
+    told = _bench()
+    rows = [line for line in told.splitlines() if line.startswith(("| 2 |", "| 3 |"))]
+    assert len(rows) == 2
+    assert all(float(cell) > 0 for row in rows for cell in row.strip("| ").split(" | "))
+    assert "times a bare Conv2d stack" in told
+    assert "torch" in told.splitlines()[0]
+
+
+def test_its_profile_accounts_for_all_of_a_step() -> None:
+    told = _bench("--profile")
+    shares = [float(line.split("|")[-2].strip(" %")) for line in told.splitlines() if line.endswith("% |")]
+    assert abs(sum(shares) - 200) < 3  # two stages
+    assert "| blocks |" in told
+    assert "| backward |" in told
