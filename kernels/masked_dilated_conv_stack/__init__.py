@@ -59,9 +59,9 @@ def masked_dilated_conv_stack(
 
 def _check_shapes(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None) -> None:
     """Refuse what would be read past its end, or broadcast to something else than was meant."""
-    stages, taps, width = len(layout.taps), layout.taps[0].forward.shape[1], x_NC.shape[-1]
-    if x_NC.shape != (layout.taps[0].backward.shape[0], width):
-        raise ValueError(f"x {tuple(x_NC.shape)} has other positions than the layout, {layout.taps[0].backward.shape[0]}")
+    stages, taps, width = len(layout.stage_dilations), layout.kernel_size, x_NC.shape[-1]
+    if x_NC.shape != (layout.packed, width):
+        raise ValueError(f"x {tuple(x_NC.shape)} has other positions than the layout, {layout.packed}")
     wanted = ((width, width, taps), (width,), (width,), (width,))
     for name, values, shape in zip(parameters._fields, parameters, wanted, strict=True):
         if len(values) != stages or values[0].shape != shape:

@@ -1,0 +1,189 @@
+"""The stack on a CPU as one function with a backward pass of its own, over groups of rows whose activations stay in the cache.
+
+Legend: N packed positions, B rows (users), C channels, T tasks, K convolutions (two a block), k taps.
+
+Between matrix products a batch's activations would travel to memory and back for every small operation; a group's are still in the
+cache. The sums of fp32 convolutions of three taps are rearranged (`cpu_convs.Paired`), those of others, bf16 above all, where rounding
+would suffer, are not. What is kept for the backward pass is each convolution's input and output, and LayerNorm's two numbers a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Direct, Paired
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import RowsPlan, plan
+from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
+from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
+
+# A group's activations at one stage; a few such arrays are in use at once, and large second- or small third-level caches hold them.
+GROUP_BYTES = 1_600_000
+
+
+def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
+    """Run the residual blocks; same arguments and result as `reference.stack`, differentiable once."""
+    weights = [p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_NC, masks_TKC, *weights)):
+        out: Tensor = _Stack.apply(x_NC, masks_TKC, *weights, layout, eps)
+        return out
+    with torch.no_grad():
+        return _Run(layout, x_NC, masks_TKC, weights, eps).forward(x_NC, saved=None)
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, masks: Tensor | None, w: Tensor, b: Tensor, g: Tensor, h: Tensor, layout: Layout, eps: float) -> Tensor:
+        saved: list[Tensor] = []
+        out = _Run(layout, x, masks, (w, b, g, h), eps).forward(x, saved)
+        ctx.save_for_backward(x, masks, w, b, g, h, *saved)
+        ctx.layout, ctx.eps = layout, eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, masks, *rest = ctx.saved_tensors
+        run = _Run(ctx.layout, x, masks, rest[:4], ctx.eps)
+        wanted = ctx.needs_input_grad
+        dx = run.backward(grads[0], rest[4:], dx=wanted[0], dw=wanted[2])
+        made = (dx, run.dmasks, run.weight_gradient() if wanted[2] else None, run.dbias, run.dnorm_weight, run.dnorm_bias)
+        return *(None if grad is None or not want else grad.to(x.dtype) for grad, want in zip(made, wanted[:6], strict=True)), None, None
+
+
+@dataclass
+class _Stage:
+    """One convolution's saved numbers: [N_in, C], [N_out, C], twice [N_out, 1]."""
+
+    x: Tensor
+    u: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+_PER_STAGE = 4
+
+
+class _Run:
+    """A pass over one batch: parameters as the products take them, and in the backward pass the gradients' sums."""
+
+    def __init__(self, layout: Layout, x_NC: Tensor, masks: Tensor | None, weights: Sequence[Tensor], eps: float) -> None:
+        weight, self.bias, self.norm_weight, self.norm_bias = weights
+        self.layout, self.masks, self.eps = layout, masks, eps
+        self.stages, self.channels = self.bias.shape
+        paired = layout.kernel_size == 3 and x_NC.dtype in (torch.float32, torch.float64)
+        self.conv: type[Direct] | type[Paired] = Paired if paired else Direct
+        at_once = max(1, GROUP_BYTES // (self.channels * x_NC.element_size()))
+        self.parts = plan(layout, positions_at_once=at_once, paired=paired)
+        self.matrices = [self.conv.matrices(weight[stage]) for stage in range(self.stages)]
+
+    def forward(self, x_NC: Tensor, saved: list[Tensor] | None) -> Tensor:
+        """Run all groups; what the backward pass needs is appended to `saved`."""
+        outputs = [self._forward_group(part, x_NC[part.start : part.stop], saved) for part in self.parts]
+        if self.layout.positions == "all":
+            return torch.cat(outputs) if outputs else x_NC.clone()
+        out = x_NC.new_zeros(self.layout.rows, self.channels)
+        for part, y in zip(self.parts, outputs, strict=True):
+            rows = out[part.first : part.last]
+            rows.copy_(y) if part.group.filled is None else rows.index_copy_(0, part.group.filled, y)
+        return out
+
+    def _forward_group(self, part: RowsPlan, x: Tensor, saved: list[Tensor] | None) -> Tensor:
+        for block, kept in enumerate(part.group.residual):
+            h = x
+            for stage in (2 * block, 2 * block + 1):
+                u = part.group.convs[stage].run(h, self.matrices[stage]).add_(self.bias[stage])
+                n, mean, rstd = self._normalise(u, stage)
+                if saved is not None:
+                    saved += [h, u, mean, rstd]
+                h = n.relu_()
+                if self.masks is not None:
+                    h.mul_(self._mask(part, stage))
+            x = (x if kept is None else x.index_select(0, kept[0])) + h
+        return x
+
+    def backward(self, dout: Tensor, saved: Sequence[Tensor], *, dx: bool, dw: bool) -> Tensor | None:
+        """Add up all gradients over the groups, and return the input's if wanted."""
+        wide = torch.promote_types(dout.dtype, torch.float32)  # sums over groups
+
+        def zeros(like: Tensor) -> Tensor:
+            return torch.zeros(like.shape, dtype=wide)
+
+        self.dmatrices = [zeros(m) for m in self.matrices] if dw else None
+        self.dbias, self.dnorm_weight, self.dnorm_bias = (zeros(p) for p in (self.bias, self.norm_weight, self.norm_bias))
+        self.dmasks = None if self.masks is None else zeros(self.masks)
+        inputs = []
+        for number, part in enumerate(self.parts):
+            if self.layout.positions == "all":
+                dy = dout[part.start : part.stop]
+            else:
+                dy = dout[part.first : part.last]
+                dy = dy if part.group.filled is None else dy.index_select(0, part.group.filled)
+            at = number * self.stages * _PER_STAGE
+            stages = [_Stage(*saved[at + i : at + i + _PER_STAGE]) for i in range(0, self.stages * _PER_STAGE, _PER_STAGE)]
+            inputs.append(self._backward_group(part, dy.contiguous(), stages, dx=dx))
+        if not dx:
+            return None
+        return torch.cat([grad for grad in inputs if grad is not None]) if inputs else dout.new_zeros(0, self.channels)
+
+    def _backward_group(self, part: RowsPlan, dy: Tensor, stages: Sequence[_Stage], *, dx: bool) -> Tensor | None:
+        for block in reversed(range(len(part.group.residual))):
+            dh = self._backward_stage(part, 2 * block + 1, dy, stages[2 * block + 1], dx=True)
+            assert dh is not None
+            dblock = self._backward_stage(part, 2 * block, dh, stages[2 * block], dx=dx or block > 0)
+            if dblock is None:
+                return None
+            kept = part.group.residual[block]
+            if kept is not None:
+                dy = torch.cat([dy, dy.new_zeros(1, self.channels)]).index_select(0, kept[1])
+            dy = dblock.add_(dy)
+        return dy
+
+    def _backward_stage(self, part: RowsPlan, stage: int, dh: Tensor, kept: _Stage, *, dx: bool) -> Tensor | None:
+        r = self._normalise(kept.u, stage)[0].relu_()  # again: cheaper than to keep it
+        if self.masks is not None:
+            assert self.dmasks is not None
+            self._add_mask_gradient(self.dmasks, part, stage, dh * r)
+            dh = dh * self._mask(part, stage)
+        dn = torch.ops.aten.threshold_backward(dh, r, 0)
+        du, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+            dn, kept.u, [self.channels], kept.mean, kept.rstd, self.norm_weight[stage], self.norm_bias[stage], [True, True, True]
+        )
+        self.dnorm_weight[stage] += dweight
+        self.dnorm_bias[stage] += dbias
+        self.dbias[stage] += du.sum(0)
+        into = None if self.dmatrices is None else self.dmatrices[stage]
+        return part.group.convs[stage].differentiate(du, kept.x, self.matrices[stage], into, dx=dx)
+
+    def _normalise(self, u: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(u, [self.channels], self.norm_weight[stage], self.norm_bias[stage], self.eps)
+
+    def _tasks(self, part: RowsPlan, stage: int) -> Tensor:
+        assert self.layout.task_of_row is not None
+        return self.layout.task_of_row[part.first : part.last].index_select(0, part.group.rows[stage])
+
+    def _mask(self, part: RowsPlan, stage: int) -> Tensor:
+        """Return each position's mask: [C] where all rows are of one task, else [N_out, C]."""
+        assert self.masks is not None
+        if self.layout.single_task is not None:
+            return self.masks[self.layout.single_task, stage]
+        return self.masks[:, stage].index_select(0, self._tasks(part, stage))
+
+    def _add_mask_gradient(self, into: Tensor, part: RowsPlan, stage: int, grad_NC: Tensor) -> None:
+        if self.layout.single_task is not None:
+            into[self.layout.single_task, stage] += grad_NC.sum(0)
+            return
+        # a product with the rows' tasks as ones and zeros: sums by task in a fixed order, far faster than index_add
+        tasks = self._tasks(part, stage)
+        member = (torch.arange(into.shape[0])[:, None] == tasks).to(grad_NC.dtype)
+        into[:, stage] += member @ grad_NC
+
+    def weight_gradient(self) -> Tensor:
+        """Return the weight's gradient [K, C, C, k]."""
+        assert self.dmatrices is not None
+        return torch.stack([self.conv.weight_gradient(grad, self.layout.kernel_size) for grad in self.dmatrices])
