@@ -57,7 +57,7 @@ class StageTraining(Frozen):
         batch: Examples a global batch; sequences for the next-item task.
         epochs: At most so many.
         patience: Stop after so many epochs without a better validation score; 0 never stops early.
-        weight_decay: Decoupled (AdamW's), of the backbone's matrices and the new head's; never of past heads, masks, norms and biases.
+        weight_decay: Decoupled (AdamW's), of the backbone's matrices and the new head's, TERACON's later stages the head's alone.
     """
 
     learning_rate: Rate = 1e-3

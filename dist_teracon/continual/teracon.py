@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -150,6 +151,11 @@ class Teracon(Method):
             # without retention nothing reaches past heads, and every parameter handed to the engine must take part
             self.network.head(past).requires_grad_(bool(self.streams))
         return super().parameter_groups(phase)
+
+    def decayed(self, names: Sequence[str]) -> set[str]:
+        """In later stages the new head alone: what past tasks read is not to drift, and a pull towards zero made it (docs/experiments.md)."""
+        named = super().decayed(names)
+        return named if len(self.learned) == 1 else {name for name in named if name.startswith("heads.")}
 
     def begin_epoch(self, epoch: int) -> None:
         for stream in self.streams.values():

@@ -38,7 +38,9 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
 
 class _Stack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, masks: Tensor | None, w: Tensor, b: Tensor, g: Tensor, h: Tensor, layout: Layout, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, masks: Tensor | None, w: Tensor, b: Tensor, g: Tensor, h: Tensor, layout: Layout, eps: float
+    ) -> Tensor:
         saved: list[Tensor] = []
         out = _Run(layout, x, masks, (w, b, g, h), eps).forward(x, saved)
         ctx.save_for_backward(x, masks, w, b, g, h, *saved)

@@ -42,7 +42,9 @@ def _linear(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
     except (AttributeError, RuntimeError):
         right = False
     if not right:
-        _logger.info("masked_dilated_conv_stack: torch %s has no oneDNN linear operator as known; fp32 products run by F.linear", torch.__version__)
+        _logger.info(
+            "masked_dilated_conv_stack: torch %s has no oneDNN linear operator as known; fp32 products run by F.linear", torch.__version__
+        )
         return F.linear
     return lambda x, w: onednn(x, w, None, "none", [], "")  # type: ignore[no-any-return]
 

@@ -170,5 +170,3 @@ def _paired(before: Spots, after: Spots, dilation: int) -> Paired:
         which = np.flatnonzero(far < length[single])
         reads.append((single[which], before.find(one[which], far[which])))
     return Paired.build(before.total, after.total, earlier, later, inputs, inside, reads)
-
-
