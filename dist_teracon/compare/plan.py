@@ -24,6 +24,7 @@ class Plan(Frozen):
         variants: Name to dotted fields of its own.
         baseline: The variant that the others are held against.
         single_task: The variant (of method `sinmo`) that gives forward transfer its denominator.
+        cross_fitting: The seeds are folds over the users: each user is tested in one of them, and scores are pooled over all.
         notes: What a reader of the tables should know.
     """
 
@@ -33,6 +34,7 @@ class Plan(Frozen):
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     baseline: str
     single_task: str | None = None
+    cross_fitting: bool = False
     notes: str = ""
 
     @model_validator(mode="after")

@@ -63,6 +63,13 @@ def read_run_scores(run: Path, *, split: str = "test") -> RunScores:
     return RunScores(users, sums, counts, tasks)
 
 
+def pooled(folds: Sequence[RunScores]) -> RunScores:
+    """Lay the users of a cross-fitted variant's folds behind one another, as one run's; each was tested once."""
+    sums = {key: np.concatenate([fold.sums[key] for fold in folds]) for key in folds[0].sums}
+    counts = {key: np.concatenate([fold.counts[key] for fold in folds]) for key in folds[0].counts}
+    return RunScores(np.concatenate([fold.users for fold in folds]), sums, counts, folds[0].tasks)
+
+
 class Bootstrap:
     """Draws of seeds and users, shared by all variants of a comparison.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dist_teracon.compare.plan import Cell, Plan
-from dist_teracon.compare.statistics import Bootstrap, Estimate, Float, RunScores, backward_transfer, estimate, read_run_scores
+from dist_teracon.compare.statistics import Bootstrap, Estimate, Float, RunScores, backward_transfer, estimate, pooled, read_run_scores
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Comparison:
 
     def summary(self, statistic: Callable[[int], Float]) -> Estimate:
         """Return a statistic's mean over seeds, its interval and its deviation over seeds."""
-        by_seed = [float(statistic(seed)[0]) for seed in range(len(self.seeds))]
+        by_seed = [float(statistic(seed)[0]) for seed in range(len(self.bootstrap.runs))]
         return estimate(self.bootstrap.over_seeds(statistic), by_seed)
 
     def difference(self, statistic: Callable[[int], Float], other: Callable[[int], Float]) -> Estimate:
@@ -75,21 +75,30 @@ def gather(plan: Plan, cells: Sequence[Cell], out: Path, *, finished: Callable[[
     runs: list[list[RunScores]] = [
         [read_run_scores(by_place[variant, seed].folder(out), split=split) for variant in variants] for seed in seeds
     ]
+    if plan.cross_fitting:
+        runs = [[pooled(folds) for folds in zip(*runs, strict=True)]]
     return Comparison(plan, variants, seeds, Bootstrap(runs), runs[0][0].tasks, split)
 
 
 def markdown(comparison: Comparison) -> str:
     """Return all tables of a comparison."""
     parts = [
-        f"Scores on the {comparison.split} split, seeds {', '.join(map(str, comparison.seeds))}; {len(comparison.variants)} variants. "
-        "Mean ± standard deviation over seeds, [95 % bootstrap interval over users and seeds]; differences are paired.",
+        f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.",
         comparison.plan.notes,
         "Final scores, R(M, i):\n\n" + _score_table(comparison, comparison.final),
         "Scores when learned, R(i, i):\n\n" + _score_table(comparison, comparison.learned),
         "Transfer, %:\n\n" + _transfer_table(comparison),
+        "BWT, %:\n\n" + _backward_table(comparison),
         f"Final scores less those of `{comparison.plan.baseline}`:\n\n" + _difference_table(comparison),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _drawn(comparison: Comparison) -> str:
+    seeds, variants = ", ".join(map(str, comparison.seeds)), f"{len(comparison.variants)} variants"
+    if comparison.plan.cross_fitting:
+        return f"folds {seeds} pooled; {variants}. [95 % bootstrap interval over users]"
+    return f"seeds {seeds}; {variants}. Mean ± standard deviation over seeds, [95 % bootstrap interval over users and seeds]"
 
 
 def _score_table(comparison: Comparison, statistic: Callable[[str, int], Callable[[int], Float]]) -> str:
@@ -109,6 +118,14 @@ def _transfer_table(comparison: Comparison) -> str:
         values = [comparison.bwt(variant), *(comparison.fwt(variant, task) for task in forward)]
         rows.append([variant, *(_percent(comparison.summary(value)) for value in values)])
     return _table(columns, rows)
+
+
+def _backward_table(comparison: Comparison) -> str:
+    tasks = range(len(comparison.tasks) - 1)
+    rows = [
+        [variant, *(_percent(comparison.summary(comparison.bwt(variant, [task]))) for task in tasks)] for variant in comparison.variants
+    ]
+    return _table(["variant", *(comparison.tasks[task] for task in tasks)], rows)
 
 
 def _difference_table(comparison: Comparison) -> str:

@@ -215,7 +215,7 @@ class Method(ABC):
 
 
 # name -> module of that name's file; the class in it that bears the name is the method
-METHODS = {"teracon": "teracon", "sinmo": "sinmo", "fineall": "fineall"}
+METHODS = {"teracon": "teracon", "sinmo": "sinmo", "fineall": "fineall", "popularity": "popularity"}
 _registered: dict[str, type[Method]] = {}
 
 

@@ -153,7 +153,7 @@ class Teracon(Method):
         return super().parameter_groups(phase)
 
     def decayed(self, names: Sequence[str]) -> set[str]:
-        """In later stages the new head alone: what past tasks read is not to drift, and a pull towards zero made it (docs/experiments.md)."""
+        """In later stages the new head alone: a pull towards zero made what past tasks read drift (docs/experiments.md)."""
         named = super().decayed(names)
         return named if len(self.learned) == 1 else {name for name in named if name.startswith("heads.")}
 

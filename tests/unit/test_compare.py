@@ -8,7 +8,7 @@ import yaml
 
 from dist_teracon import io
 from dist_teracon.compare.plan import read_plan
-from dist_teracon.compare.statistics import Bootstrap, backward_transfer, estimate, read_run_scores
+from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, pooled, read_run_scores
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.scorer import UserScores
 from dist_teracon.train.checkpoint import StageFolder
@@ -98,3 +98,18 @@ def test_a_bad_plan_is_told_before_anything_runs(tmp_path, fields, parts):
 def test_the_shipped_plans_are_whole():
     plan, cells = read_plan("configs/compare/retention-six-tasks.yaml")
     assert len(cells) == len(plan.variants) * len(plan.seeds)
+
+
+def test_folds_are_pooled_each_users_score_once(tmp_path):
+    """Folds of unequal size: the score is the mean over users, not over folds, and no draw leaves a fold out whole."""
+    generator = np.random.default_rng(1)
+    sizes, folds = (30, 10), []
+    for fold, size in enumerate(sizes):
+        scores = {place: np.full(40, float(fold)) for place in ((0, 0), (1, 0), (1, 1))}
+        run = write_run(tmp_path / str(fold), scores)
+        sums, counts = ({key: values[:size] for key, values in part.items()} for part in (run.sums, run.counts))
+        folds.append(RunScores(run.users[:size] + np.uint64(fold), sums, counts, run.tasks))
+    bootstrap = Bootstrap([[pooled(folds)]], draws=300, seed=int(generator.integers(9)))
+    drawn = bootstrap.score(0, 0, 1, 1)
+    assert drawn[0] == pytest.approx(10 / 40)
+    assert 0 < drawn[1:].min() < drawn[1:].max() < 1
