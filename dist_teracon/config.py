@@ -45,8 +45,8 @@ class ModelConfig(Frozen):
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
     kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
     pooling: Literal["last", "mean"] = "mean"
-    item_init: Literal["uniform", "svd"] = "uniform"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    item_init: Literal["uniform", "svd"] = "svd"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 
 class StageTraining(Frozen):
@@ -104,7 +104,7 @@ class TrainConfig(Frozen):
         deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
     """
 
-    first: StageTraining = StageTraining(learning_rate=1e-3, batch=32, epochs=10)
+    first: StageTraining = StageTraining(learning_rate=1e-3, batch=32, epochs=10, weight_decay=1.0)
     second: StageTraining = StageTraining(learning_rate=1e-3)
     later: StageTraining = StageTraining(learning_rate=1e-4)
     by_task: dict[str, StageOverride] = {}

@@ -75,7 +75,7 @@ def settings(dataset: str, *, method: dict[str, Any] | str = "teracon", tasks: S
         "dataset": dataset,
         "tasks": list(tasks),
         "method": {"name": method} if isinstance(method, str) else method,
-        "model": {"channels": 8, "dilations": [1, 2]},
+        "model": {"channels": 8, "dilations": [1, 2], "item_init": "uniform", "dropout": 0.0},
         "train": {"first": stage, "second": stage, "later": stage, "log_every": 1, **train},
     }
 
