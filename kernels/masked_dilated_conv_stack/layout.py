@@ -45,6 +45,9 @@ class Layout:
         single_task: The one task of the batch, or None.
         output_row: For `last`: int64 [N_out], the row that each output belongs to; None where every row has one.
         rows: Number of rows B.
+        row_offsets: int64 [B + 1], where each row's positions start.
+        dilations: Of each convolution.
+        tasks: The least number of tasks that a mask table needs: the largest index in use and one more.
     """
 
     positions: Positions
@@ -54,6 +57,9 @@ class Layout:
     single_task: int | None
     output_row: Tensor | None
     rows: int
+    row_offsets: Tensor
+    dilations: tuple[int, ...]
+    tasks: int
 
 
 def build_layout(
@@ -69,12 +75,14 @@ def build_layout(
         positions: Which positions of the output are wanted.
 
     Raises:
-        ValueError: a dilation or the kernel size is not positive, there is no block, or the shapes do not fit.
+        ValueError: a dilation or the kernel size is not positive, there is no block, the shapes do not fit, offsets fall, a task is
+            negative.
     """
     if kernel_size < 1 or not dilations or any(d < 1 for d in dilations):
         raise ValueError(f"a block or more, kernel size and dilations of at least 1 are wanted, not {kernel_size} and {list(dilations)}")
     if row_offsets.ndim != 1 or task_of_row.shape[0] != row_offsets.shape[0] - 1:
         raise ValueError(f"row_offsets {tuple(row_offsets.shape)} needs one entry more than task_of_row {tuple(task_of_row.shape)}")
+    low, high = _check_values(row_offsets, task_of_row)
     stage_dilations = [step * d for d in dilations for step in (1, 2)]
     if positions == "all":
         taps = _taps_of_all(row_offsets, stage_dilations, kernel_size)
@@ -82,11 +90,25 @@ def build_layout(
         output_row = None
     else:
         taps, residual, output_row = _taps_of_last(row_offsets, stage_dilations, kernel_size)
-    tasks = task_of_row.long()
-    first = int(tasks[0]) if tasks.numel() else 0
-    single = first if bool((tasks == first).all()) else None
+    single = low if low == high else None
+    several = task_of_row.long() if single is None else None
     rows = row_offsets.shape[0] - 1
-    return Layout(positions, taps, residual, None if single is not None else tasks, single, output_row, rows)
+    return Layout(positions, taps, residual, several, single, output_row, rows, row_offsets, tuple(stage_dilations), high + 1)
+
+
+def _check_values(row_offsets: Tensor, task_of_row: Tensor) -> tuple[int, int]:
+    """Return the smallest and the largest task; one look at the device for all that must hold."""
+    if not task_of_row.numel():
+        first, least, low, high = int(row_offsets[0]), 0, 0, 0
+    else:
+        task_low, task_high = task_of_row.long().aminmax()
+        lengths = row_offsets[1:] - row_offsets[:-1]
+        first, least, low, high = torch.stack([row_offsets[0].long(), lengths.min().long(), task_low, task_high]).tolist()
+    if first != 0 or least < 0:
+        raise ValueError(f"row_offsets: 0 and then what never falls is wanted, not a start at {first} and a shortest row of {least}")
+    if low < 0:
+        raise ValueError(f"task_of_row: indices of 0 and more are wanted, not {low}")
+    return low, high
 
 
 def _invert(forward: Tensor, inputs: int) -> Tensor:
