@@ -5,7 +5,7 @@ Every entry is compiled to machine code and checked for spills and shared memory
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kernel = Literal["forward", "backward", "weights"]
@@ -43,7 +43,7 @@ def padded_channels(channels: int) -> int:
     return max(16, 1 << (channels - 1).bit_length())
 
 
-def choose_tile(kernel: Kernel, device: Device, *, bits: int, channels: int) -> Tile:
+def choose_tile(kernel: Kernel, device: Device, *, bits: int, channels: int, gather: bool) -> Tile:
     """Look a tile up.
 
     Args:
@@ -51,6 +51,7 @@ def choose_tile(kernel: Kernel, device: Device, *, bits: int, channels: int) -> 
         device: What it runs on.
         bits: Of a number, 16 or 32.
         channels: C, 16 to 512 on a GPU.
+        gather: Rows are read by index. The pipeliner gives half of its depth to the indices, so it gets twice the depth.
 
     Raises:
         ValueError: more channels than the table has.
@@ -59,18 +60,42 @@ def choose_tile(kernel: Kernel, device: Device, *, bits: int, channels: int) -> 
         raise ValueError(f"channels: the Triton kernels hold a position's channels in one program, {MAX_CHANNELS} at most, not {channels}")
     columns = padded_channels(channels)
     if device == "interpreter":
-        return Tile(rows=16, columns=columns if kernel != "weights" else 16, inner=16, parts=2, warps=4, stages=2)
+        return Tile(rows=16, columns=16 if kernel == "weights" else columns, inner=16, parts=2, warps=4, stages=2)
     if kernel == "weights":
+        return _weights(device, bits, columns)
+    tile = _positions_16(kernel, device, columns) if bits == 16 else _positions_32(device, columns)
+    return replace(tile, stages=2 * tile.stages - 1) if gather and device != "gfx942" else tile
+
+
+def _positions_16(kernel: Kernel, device: Device, columns: int) -> Tile:
+    """Forward and backward on tensor cores: 128 positions where their fp32 sums and an epilogue fit the registers."""
+    wide = columns > 256
+    warps = 8 if columns >= 128 else 4
+    parts = max(1, min(8, columns // 64))
+    if device == "gfx942":
+        return Tile(rows=32 if wide else 64, columns=columns, inner=min(32, columns), parts=parts, warps=warps, stages=2)
+    if kernel == "backward" and device == "sm_90":
+        return Tile(rows=64 if wide else 128, columns=columns, inner=min(64, columns), parts=max(1, min(8, columns // 32)), warps=warps, stages=3)
+    rows = 64 if wide or kernel == "backward" else 128
+    inner = 32 if wide and device == "sm_86" else min(64, columns)
+    return Tile(rows=rows, columns=columns, inner=inner, parts=parts, warps=warps, stages=4 if device == "sm_80" and not wide else 3)
+
+
+def _positions_32(device: Device, columns: int) -> Tile:
+    """Forward and backward without tensor cores."""
+    parts = max(1, min(8, columns // 64))
+    return Tile(rows=32, columns=columns, inner=16, parts=parts, warps=8 if columns >= 128 else 4, stages=2)
+
+
+def _weights(device: Device, bits: int, columns: int) -> Tile:
+    """Its positions are always masked by what was loaded, so its pipeline is as deep as a gather's."""
+    if bits == 32:
+        side = min(columns, 64)
+        return Tile(rows=side, columns=side, inner=16, parts=1, warps=4, stages=3)
+    if device == "gfx942":
         side = min(columns, 128)
-        if bits == 16:
-            return Tile(rows=side, columns=columns if columns <= 256 else 256, inner=64, parts=1, warps=8 if columns >= 128 else 4, stages=3)
-        return Tile(rows=min(side, 64), columns=min(side, 64), inner=16, parts=1, warps=4, stages=2)
-    if bits == 16:
-        rows = {"forward": 128, "backward": 64}[kernel] if columns <= 256 else 64
-        return Tile(
-            rows=rows, columns=columns, inner=min(64, columns), parts=max(1, min(8, columns // 64)), warps=8 if columns > 64 else 4, stages=3
-        )
-    return Tile(rows=32, columns=columns, inner=16, parts=max(1, min(8, columns // 64)), warps=8 if columns >= 128 else 4, stages=2)
+        return Tile(rows=side, columns=side, inner=32, parts=1, warps=8 if side == 128 else 4, stages=2)
+    return Tile(rows=min(columns, 128), columns=min(columns, 256), inner=64, parts=1, warps=8 if columns >= 128 else 4, stages=5)
 
 
 def weight_splits(device: Device, tile: Tile, *, channels: int, stages: int, kernel_size: int, positions: int) -> int:

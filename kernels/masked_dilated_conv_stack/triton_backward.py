@@ -22,7 +22,8 @@ from dist_teracon.kernels.masked_dilated_conv_stack.triton_tiles import (
 )
 
 
-@triton.jit
+# ragged batches change these from call to call: no new machine code for each
+@triton.jit(do_not_specialize=["sources", "besides", "dilation", "tasks"], do_not_specialize_on_alignment=["rstd", "index"])
 def backward_stage(
     du, weight, beside, norm_weight, norm_bias, masks, normed, rstd, dx, du_below, sums,
     index, after, order, reader, bounds,
@@ -111,7 +112,7 @@ def _through_relu(dh, n, columns, norm_weight, norm_bias, mask, C: tl.constexpr,
     return passed * gamma, passed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tasks", "tiles"])
 def sum_tiles(
     sums, bounds, out, tasks, tiles,
     C: tl.constexpr, TASKS_P: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,

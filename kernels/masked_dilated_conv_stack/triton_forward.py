@@ -18,7 +18,8 @@ from dist_teracon.kernels.masked_dilated_conv_stack.triton_tiles import (
 )
 
 
-@triton.jit
+# ragged batches change these from call to call: no new machine code for each
+@triton.jit(do_not_specialize=["sources", "dilation", "tasks"], do_not_specialize_on_alignment=["rstd", "index"])
 def forward_stage(
     source, weight, bias, norm_weight, norm_bias, masks, residual, out, normed, rstd,
     index, before, order, kept, bounds,

@@ -111,7 +111,7 @@ class _Work:
         return cls(plan, weight.shape[1], weight.shape[3], _device(x_NC), x_NC.element_size() * 8, precision)
 
     def tile(self, kernel: Kernel) -> Tile:
-        return choose_tile(kernel, self.device, bits=self.bits, channels=self.channels)
+        return choose_tile(kernel, self.device, bits=self.bits, channels=self.channels, gather=self.plan.forward is not None)
 
     def constants(self, tile: Tile, *, taps: int, gather: bool, order: Tensor | None, masks: Tensor | None) -> dict[str, Any]:
         """Return the compile-time arguments that forward and backward have in common."""
