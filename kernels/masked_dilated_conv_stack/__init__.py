@@ -17,7 +17,7 @@ from dist_teracon.kernels.masked_dilated_conv_stack import gathered, reference
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
-__all__ = ["Layout", "Positions", "StackParameters", "build_layout", "masked_dilated_conv_stack"]
+__all__ = ["Layout", "Positions", "StackParameters", "backend_of", "build_layout", "masked_dilated_conv_stack"]
 
 _logger = logging.getLogger(__name__)
 

@@ -216,7 +216,7 @@ def _backward_weight(work: _Work, inputs: Tensor, du: Tensor) -> Tensor:
         inputs, du, partial, plan.forward if plan.forward is not None else plan.table,
         plan.before if plan.before is not None else plan.table, plan.table, stages,
         C=channels, TAPS=taps, GATHER=plan.forward is not None, PRECISION=work.precision,
-        STEPS=-(-most // (splits * tile.inner)) if work.device == "interpreter" else 0,
+        STEPS=max(1, -(-most // (splits * tile.inner))) if work.device == "interpreter" else 0,
         ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, SPLITS=splits,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
