@@ -22,9 +22,8 @@ __all__ = ["Layout", "Positions", "StackParameters", "backend_of", "build_layout
 _logger = logging.getLogger(__name__)
 
 
-def _triton(
-    x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float
-) -> Tensor:  # triton is loaded where it runs alone
+def _triton(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
+    # where no GPU is, Triton need not even be there
     from dist_teracon.kernels.masked_dilated_conv_stack import triton_stack
 
     return triton_stack.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
@@ -90,9 +89,9 @@ def masked_dilated_conv_stack(
 
 def _check_shapes(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None) -> None:
     """Refuse what would be read past its end, or broadcast to something else than was meant."""
-    stages, taps, width = len(layout.taps), layout.taps[0].forward.shape[1], x_NC.shape[-1]
-    if x_NC.shape != (layout.taps[0].backward.shape[0], width):
-        raise ValueError(f"x {tuple(x_NC.shape)} has other positions than the layout, {layout.taps[0].backward.shape[0]}")
+    stages, taps, width = len(layout.stage_dilations), layout.kernel_size, x_NC.shape[-1]
+    if x_NC.shape != (layout.packed, width):
+        raise ValueError(f"x {tuple(x_NC.shape)} has other positions than the layout, {layout.packed}")
     wanted = ((width, width, taps), (width,), (width,), (width,))
     for name, values, shape in zip(parameters._fields, parameters, wanted, strict=True):
         if len(values) != stages or values[0].shape != shape:
@@ -100,5 +99,5 @@ def _check_shapes(x_NC: Tensor, layout: Layout, parameters: StackParameters, mas
     if masks_TKC is not None:
         tasks = masks_TKC.shape[0]
         if masks_TKC.shape != (tasks, stages, width) or tasks < layout.tasks:
-            wanted = f"[{layout.tasks} or more, {stages}, {width}]"
-            raise ValueError(f"masks {tuple(masks_TKC.shape)} do not fit the rows' tasks, convolutions and channels: {wanted} is wanted")
+            fits = f"[{layout.tasks} or more, {stages}, {width}]"
+            raise ValueError(f"masks {tuple(masks_TKC.shape)} do not fit the rows' tasks, convolutions and channels: {fits} is wanted")

@@ -9,8 +9,9 @@ With `positions="last"` a stage computes only what the last position of a row ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,32 +35,74 @@ class Taps:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What every convolution and every block reads, row by row.
+
+    Attributes:
+        taps: Two a block: dilation d, then 2d.
+        residual: For each block int64 [N_out], the block's input position behind each output; None where they are the same.
+        output_row: For `last`: int64 [N_out], the row that each output belongs to; None where every row has one.
+    """
+
+    taps: tuple[Taps, ...]
+    residual: tuple[Tensor | None, ...]
+    output_row: Tensor | None
+
+
+@dataclass(frozen=True)
 class Layout:
     """A batch's plan for one stack of residual blocks, two convolutions a block.
 
     Attributes:
         positions: `all`: the stack's output is [N, C] in packed order; `last`: [B, C], one a row (zero for an empty row).
-        taps: Two a block: dilation d, then 2d.
-        residual: For each block int64 [N_out], the block's input position behind each output; None where they are the same.
+        row_offsets: int64 [B + 1], where each row's positions start.
+        stage_dilations: Two a block: d, then 2d.
+        kernel_size: Taps k of a convolution.
         task_of_row: int64 [B], index into the mask table; None where all rows are of one task (`single_task`).
         single_task: The one task of the batch, or None.
-        output_row: For `last`: int64 [N_out], the row that each output belongs to; None where every row has one.
-        rows: Number of rows B.
-        row_offsets: int64 [B + 1], where each row's positions start.
-        dilations: Of each convolution.
-        tasks: The least number of tasks that a mask table needs: the largest index in use and one more.
+        tasks: How many tasks a mask table needs at least: the largest index and one more.
+        plans: What backends derive from the layout once and read again, by a key of their own.
     """
 
     positions: Positions
-    taps: tuple[Taps, ...]
-    residual: tuple[Tensor | None, ...]
+    row_offsets: Tensor
+    stage_dilations: tuple[int, ...]
+    kernel_size: int
     task_of_row: Tensor | None
     single_task: int | None
-    output_row: Tensor | None
-    rows: int
-    row_offsets: Tensor
-    dilations: tuple[int, ...]
     tasks: int
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        return self.row_offsets.shape[0] - 1
+
+    @cached_property
+    def packed(self) -> int:
+        """Number of packed positions N."""
+        return int(self.row_offsets[-1]) if self.rows else 0
+
+    @cached_property
+    def reads(self) -> Reads:
+        """Each convolution's reads, made when a backend first asks: not every backend works by them."""
+        make = _taps_of_all if self.positions == "all" else _taps_of_last
+        return Reads(*make(self.row_offsets, self.stage_dilations, self.kernel_size))
+
+    @property
+    def taps(self) -> tuple[Taps, ...]:
+        """Each convolution's reads."""
+        return self.reads.taps
+
+    @property
+    def residual(self) -> tuple[Tensor | None, ...]:
+        """Each block's input positions behind its outputs."""
+        return self.reads.residual
+
+    @property
+    def output_row(self) -> Tensor | None:
+        """The row that each output belongs to, in `last` mode where some row has none."""
+        return self.reads.output_row
 
 
 def build_layout(
@@ -82,33 +125,27 @@ def build_layout(
         raise ValueError(f"a block or more, kernel size and dilations of at least 1 are wanted, not {kernel_size} and {list(dilations)}")
     if row_offsets.ndim != 1 or task_of_row.shape[0] != row_offsets.shape[0] - 1:
         raise ValueError(f"row_offsets {tuple(row_offsets.shape)} needs one entry more than task_of_row {tuple(task_of_row.shape)}")
-    low, high = _check_values(row_offsets, task_of_row)
-    stage_dilations = [step * d for d in dilations for step in (1, 2)]
-    if positions == "all":
-        taps = _taps_of_all(row_offsets, stage_dilations, kernel_size)
-        residual: tuple[Tensor | None, ...] = (None,) * len(dilations)
-        output_row = None
-    else:
-        taps, residual, output_row = _taps_of_last(row_offsets, stage_dilations, kernel_size)
-    single = low if low == high else None
-    several = task_of_row.long() if single is None else None
-    rows = row_offsets.shape[0] - 1
-    return Layout(positions, taps, residual, several, single, output_row, rows, row_offsets, tuple(stage_dilations), high + 1)
+    total, low, high = _check_values(row_offsets, task_of_row)
+    stage_dilations = tuple(step * d for d in dilations for step in (1, 2))
+    several = task_of_row.long() if low != high else None
+    layout = Layout(positions, row_offsets, stage_dilations, kernel_size, several, low if low == high else None, high + 1)
+    vars(layout)["packed"] = total  # known already: on a GPU asking again would wait for the device
+    return layout
 
 
-def _check_values(row_offsets: Tensor, task_of_row: Tensor) -> tuple[int, int]:
-    """Return the smallest and the largest task; one look at the device for all that must hold."""
+def _check_values(row_offsets: Tensor, task_of_row: Tensor) -> tuple[int, int, int]:
+    """Return the number of positions, the smallest and the largest task: one wait for the device in all."""
     if not task_of_row.numel():
-        first, least, low, high = int(row_offsets[0]), 0, 0, 0
+        first = total = int(row_offsets[0])
+        least = low = high = 0
     else:
-        task_low, task_high = task_of_row.long().aminmax()
-        lengths = row_offsets[1:] - row_offsets[:-1]
-        first, least, low, high = torch.stack([row_offsets[0].long(), lengths.min().long(), task_low, task_high]).tolist()
+        bounds = torch.stack([row_offsets[0], row_offsets[-1], row_offsets.diff().min(), *task_of_row.to(row_offsets.dtype).aminmax()])
+        first, total, least, low, high = bounds.tolist()
     if first != 0 or least < 0:
         raise ValueError(f"row_offsets: 0 and then what never falls is wanted, not a start at {first} and a shortest row of {least}")
     if low < 0:
         raise ValueError(f"task_of_row: indices of 0 and more are wanted, not {low}")
-    return low, high
+    return total, low, high
 
 
 def _invert(forward: Tensor, inputs: int) -> Tensor:
@@ -124,7 +161,9 @@ def _row_of_position(row_offsets: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(lengths.shape[0], device=row_offsets.device), lengths)
 
 
-def _taps_of_all(row_offsets: Tensor, stage_dilations: Sequence[int], kernel_size: int) -> tuple[Taps, ...]:
+def _taps_of_all(
+    row_offsets: Tensor, stage_dilations: Sequence[int], kernel_size: int
+) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...], Tensor | None]:
     rows = _row_of_position(row_offsets)
     total = rows.shape[0]
     packed = torch.arange(total, device=row_offsets.device)
@@ -135,10 +174,10 @@ def _taps_of_all(row_offsets: Tensor, stage_dilations: Sequence[int], kernel_siz
         reach = back * dilation
         forward = torch.where(within[:, None] >= reach, packed[:, None] - reach, total)
         made[dilation] = Taps(forward, _invert(forward, total), rows)
-    return tuple(made[dilation] for dilation in stage_dilations)
+    return tuple(made[dilation] for dilation in stage_dilations), (None,) * (len(stage_dilations) // 2), None
 
 
-def _seen_offsets(stage_dilations: Sequence[int], kernel_size: int, longest: int) -> list[Tensor]:
+def seen_offsets(stage_dilations: Sequence[int], kernel_size: int, longest: int) -> list[Tensor]:
     """For each stage, and ahead of them the input, the distances from the last position that the result depends on, ascending."""
     wanted = [torch.zeros(1, dtype=torch.int64)]
     for dilation in reversed(stage_dilations):
@@ -155,7 +194,7 @@ def _taps_of_last(
     lengths = row_offsets[1:] - row_offsets[:-1]
     count = lengths.shape[0]
     longest = max(1, int(lengths.max())) if count else 1
-    offsets = [seen.to(device) for seen in _seen_offsets(stage_dilations, kernel_size, longest)]
+    offsets = [seen.to(device) for seen in seen_offsets(stage_dilations, kernel_size, longest)]
     total = int(row_offsets[-1]) if count else 0
     # table[b, i] = packed index of the input at distance offsets[i] from row b's last position, or `inputs` where there is none
     table = row_offsets[1:, None] - 1 - offsets[0][None, :]

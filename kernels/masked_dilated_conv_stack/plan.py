@@ -71,26 +71,50 @@ def make_plan(layout: Layout, *, tasks: int | None) -> Plan:
         layout: From `build_layout`.
         tasks: T, rows of the mask table; None without masks.
     """
-    inputs = tuple(taps.backward.shape[0] for taps in layout.taps)
-    outputs = tuple(taps.forward.shape[0] for taps in layout.taps)
     task_of_row = None if tasks is None else layout.task_of_row
     tasks = 1 if tasks is None or task_of_row is None else tasks
-    groups = _group(layout, task_of_row, tasks)
-    first_input, first_output = _starts(inputs), _starts(outputs)
-    device = layout.taps[0].forward.device
-    table = torch.tensor(list(zip(first_input, first_output, inputs, outputs, layout.dilations, strict=False)), dtype=torch.int64)
-    before = after = forward = backward = None
-    if layout.positions == "all":
-        before, after = _places(layout)
-    else:
-        forward = torch.cat([taps.forward for taps in layout.taps]).int()
-        backward = torch.cat([taps.backward for taps in layout.taps]).int()
+    key = ("triton", tasks, task_of_row is None)
+    if key not in layout.plans:
+        layout.plans[key] = (_plan_all if layout.positions == "all" else _plan_last)(layout, task_of_row, tasks)
+    made: Plan = layout.plans[key]
+    return made
+
+
+def _plan_all(layout: Layout, task_of_row: Tensor | None, tasks: int) -> Plan:
+    """Every position at every stage: a tap is one offset for all, and where a sequence starts and ends says all the rest."""
+    device, total, stages = layout.row_offsets.device, layout.packed, len(layout.stage_dilations)
+    lengths = layout.row_offsets.diff()
+    rows = torch.repeat_interleave(torch.arange(layout.rows, device=device), lengths, output_size=total)
+    packed = torch.arange(total, device=device)
+    before = packed - layout.row_offsets.index_select(0, rows)
+    group = _grouping(task_of_row, rows, tasks)
+    counts = (total,) * stages
     return Plan(
-        inputs, outputs, first_input, first_output, layout.dilations, tasks, groups, _all_as_one(inputs[0], device),
-        torch.stack([group.bounds for group in groups]), table.to(device, non_blocking=True), before, after, forward, backward,
+        counts, counts, _starts(counts), _starts(counts), layout.stage_dilations, tasks, (group,) * stages, _all_as_one(total, device),
+        group.bounds.expand(stages, -1).contiguous(), _table(layout, counts, counts),
+        before.int(), (lengths.index_select(0, rows) - 1 - before).int(), None, None,
+        (None,) * (stages // 2), (None,) * (stages // 2),
+    )  # fmt: skip
+
+
+def _plan_last(layout: Layout, task_of_row: Tensor | None, tasks: int) -> Plan:
+    """What the last positions see: each stage has positions of its own, and reads by index."""
+    inputs = tuple(taps.backward.shape[0] for taps in layout.taps)
+    outputs = tuple(taps.forward.shape[0] for taps in layout.taps)
+    groups = tuple(_grouping(task_of_row, taps.rows, tasks) for taps in layout.taps)
+    return Plan(
+        inputs, outputs, _starts(inputs), _starts(outputs), layout.stage_dilations, tasks, groups,
+        _all_as_one(inputs[0], layout.row_offsets.device), torch.stack([group.bounds for group in groups]),
+        _table(layout, inputs, outputs), None, None,
+        torch.cat([taps.forward for taps in layout.taps]).int(), torch.cat([taps.backward for taps in layout.taps]).int(),
         tuple(None if kept is None else kept.int() for kept in layout.residual),
         tuple(None if kept is None else _reverse(kept, inputs[2 * block]) for block, kept in enumerate(layout.residual)),
     )  # fmt: skip
+
+
+def _table(layout: Layout, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Tensor:
+    stages = zip(_starts(inputs), _starts(outputs), inputs, outputs, layout.stage_dilations, strict=False)
+    return torch.tensor(list(stages), dtype=torch.int64).to(layout.row_offsets.device, non_blocking=True)
 
 
 def _starts(counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -106,14 +130,6 @@ def _reverse(kept: Tensor, inputs: int) -> Tensor:
     return reader.scatter_(0, kept, torch.arange(outputs, dtype=torch.int32, device=kept.device))
 
 
-def _group(layout: Layout, task_of_row: Tensor | None, tasks: int) -> tuple[Grouping, ...]:
-    made: dict[int, Grouping] = {}
-    for taps in layout.taps:
-        if id(taps.rows) not in made:  # all stages share one where every position is wanted
-            made[id(taps.rows)] = _grouping(task_of_row, taps.rows, tasks)
-    return tuple(made[id(taps.rows)] for taps in layout.taps)
-
-
 def _all_as_one(count: int, device: torch.device) -> Grouping:
     return Grouping(None, count * torch.arange(2, dtype=torch.int32, device=device))
 
@@ -125,11 +141,3 @@ def _grouping(task_of_row: Tensor | None, rows: Tensor, tasks: int) -> Grouping:
     ordered, order = torch.sort(task_of_row.index_select(0, rows).to(torch.int16), stable=True)
     bounds = torch.searchsorted(ordered, torch.arange(tasks + 1, dtype=torch.int16, device=device), out_int32=True)
     return Grouping(order.int(), bounds)
-
-
-def _places(layout: Layout) -> tuple[Tensor, Tensor]:
-    rows = layout.taps[0].rows
-    packed = torch.arange(rows.shape[0], device=rows.device)
-    before = packed - layout.row_offsets.index_select(0, rows)
-    after = layout.row_offsets.index_select(0, rows + 1) - 1 - packed
-    return before.int(), after.int()

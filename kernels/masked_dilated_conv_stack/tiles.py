@@ -63,7 +63,7 @@ def choose_tile(kernel: Kernel, device: Device, *, bits: int, channels: int, gat
         return Tile(rows=16, columns=16 if kernel == "weights" else columns, inner=16, parts=2, warps=4, stages=2)
     if kernel == "weights":
         return _weights(device, bits, columns)
-    tile = _positions_16(kernel, device, columns) if bits == 16 else _positions_32(device, columns)
+    tile = _positions_16(kernel, device, columns) if bits == 16 else _positions_32(columns)
     return replace(tile, stages=2 * tile.stages - 1) if gather and device != "gfx942" else tile
 
 
@@ -75,13 +75,15 @@ def _positions_16(kernel: Kernel, device: Device, columns: int) -> Tile:
     if device == "gfx942":
         return Tile(rows=32 if wide else 64, columns=columns, inner=min(32, columns), parts=parts, warps=warps, stages=2)
     if kernel == "backward" and device == "sm_90":
-        return Tile(rows=64 if wide else 128, columns=columns, inner=min(64, columns), parts=max(1, min(8, columns // 32)), warps=warps, stages=3)
+        return Tile(
+            rows=64 if wide else 128, columns=columns, inner=min(64, columns), parts=max(1, min(8, columns // 32)), warps=warps, stages=3
+        )
     rows = 64 if wide or kernel == "backward" else 128
     inner = 32 if wide and device == "sm_86" else min(64, columns)
     return Tile(rows=rows, columns=columns, inner=inner, parts=parts, warps=warps, stages=4 if device == "sm_80" and not wide else 3)
 
 
-def _positions_32(device: Device, columns: int) -> Tile:
+def _positions_32(columns: int) -> Tile:
     """Forward and backward without tensor cores."""
     parts = max(1, min(8, columns // 64))
     return Tile(rows=32, columns=columns, inner=16, parts=parts, warps=8 if columns >= 128 else 4, stages=2)
@@ -95,7 +97,8 @@ def _weights(device: Device, bits: int, columns: int) -> Tile:
     if device == "gfx942":
         side = min(columns, 128)
         return Tile(rows=side, columns=side, inner=32, parts=1, warps=8 if side == 128 else 4, stages=2)
-    return Tile(rows=min(columns, 128), columns=min(columns, 256), inner=64, parts=1, warps=8 if columns >= 128 else 4, stages=5)
+    widest = 256 if device == "sm_90" else 128  # without wgmma both operands pass through registers too
+    return Tile(rows=min(columns, 128), columns=min(columns, widest), inner=64, parts=1, warps=8 if columns >= 128 else 4, stages=5)
 
 
 def weight_splits(device: Device, tile: Tile, *, channels: int, stages: int, kernel_size: int, positions: int) -> int:

@@ -12,6 +12,7 @@ from dist_teracon.kernels.masked_dilated_conv_stack.triton_tiles import (
     column_parts,
     load_row,
     load_tile,
+    load_weight,
     locate,
     store_tile,
     tap_rows,
@@ -63,7 +64,7 @@ def forward_stage(
         inner = (step % CHUNKS) * INNER + tl.arange(0, INNER)
         read, there = tap_rows(index, reachable, rows, live, tap, sources, dilation, TAPS, GATHER, False)
         a = load_tile(source, read, there, inner, C, EVEN_INNER)
-        b = load_tile(weight, tap * C + inner, inner < C, channel, C, EVEN)
+        b = load_weight(weight, tap * C + inner, inner, channel, C, EVEN, EVEN_INNER)
         tile = tl.dot(a, b, tile, input_precision=PRECISION)
 
     mean = tl.sum(tile, 1) / C

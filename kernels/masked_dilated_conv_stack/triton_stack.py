@@ -5,6 +5,7 @@ Legend: N packed positions, B rows (users), C channels, T tasks, K convolutions,
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,22 +54,26 @@ class _Stack(torch.autograd.Function):
         ctx: Any, x_NC: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, masks_TKC: Tensor | None,
         plan: Plan, eps: float, differentiated: bool,
     ) -> Tensor:  # fmt: skip
-        vectors = _Vectors(bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), masks_TKC if masks_TKC is None else masks_TKC.contiguous())
+        vectors = _Vectors(
+            bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), masks_TKC if masks_TKC is None else masks_TKC.contiguous()
+        )
         work = _Work.of(plan, weight, x_NC)
-        y_NC, saved = _forward(work, x_NC, weight, vectors, eps=eps, save=differentiated)
+        with _current(x_NC):
+            y_NC, saved = _forward(work, x_NC, weight, vectors, eps=eps, save=differentiated)
         if differentiated:
             ctx.save_for_backward(weight, *vectors, *saved)
             ctx.work = work
         return y_NC
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, bias, norm_weight, norm_bias, masks_TKC, inputs, normed, rstd = ctx.saved_tensors
         work: _Work = ctx.work
         vectors = _Vectors(bias, norm_weight, norm_bias, masks_TKC)
-        dx, du, sums = _backward_data(work, grads[0].contiguous(), weight, vectors, normed, rstd, wanted=ctx.needs_input_grad[0])
-        dweight = _backward_weight(work, inputs, du).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        with _current(weight):
+            dx, du, sums = _backward_data(work, grads[0].contiguous(), weight, vectors, normed, rstd, wanted=ctx.needs_input_grad[0])
+            dweight = _backward_weight(work, inputs, du).to(weight.dtype) if ctx.needs_input_grad[1] else None
         p, q, d = sums.unbind(2)  # [K, T, C] each
         dmasks = None
         if masks_TKC is not None:
@@ -217,7 +222,7 @@ def _backward_weight(work: _Work, inputs: Tensor, du: Tensor) -> Tensor:
         plan.before if plan.before is not None else plan.table, plan.table, stages,
         C=channels, TAPS=taps, GATHER=plan.forward is not None, PRECISION=work.precision,
         STEPS=max(1, -(-most // (splits * tile.inner))) if work.device == "interpreter" else 0,
-        ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, SPLITS=splits,
+        ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial.sum(0).permute(0, 3, 2, 1).contiguous()
@@ -226,6 +231,11 @@ def _backward_weight(work: _Work, inputs: Tensor, du: Tensor) -> Tensor:
 def _tiles(positions: int, tile: Tile, tasks: int) -> int:
     """How many tiles hold the positions, whichever tasks they are of; some may stay empty."""
     return -(-positions // tile.rows) + tasks - 1
+
+
+def _current(x_NC: Tensor) -> AbstractContextManager[Any]:
+    """Make a tensor's GPU the one that launches go to."""
+    return torch.cuda.device(x_NC.device) if x_NC.is_cuda else nullcontext()
 
 
 def _device(x_NC: Tensor) -> Device:

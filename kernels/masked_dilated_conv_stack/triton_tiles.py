@@ -61,6 +61,16 @@ def load_tile(values, rows, there, columns, C: tl.constexpr, EVEN: tl.constexpr)
 
 
 @triton.jit
+def load_weight(weight, rows, inner, columns, C: tl.constexpr, EVEN: tl.constexpr, EVEN_INNER: tl.constexpr):
+    """Load [inner, columns] of a tap's matrix whose rows lie at `rows`, zero past C either way."""
+    at = weight + rows[:, None] * C + columns[None, :]
+    if EVEN and EVEN_INNER:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(inner < C)[:, None] & (columns < C)[None, :], other=0.0)
+
+
+@triton.jit
 def store_tile(values, rows, there, columns, tile, C: tl.constexpr, EVEN: tl.constexpr):
     """Store [rows, columns] of a row-major matrix with C columns where a row is there."""
     at = values + rows.to(tl.int64)[:, None] * C + columns[None, :]
@@ -95,7 +105,7 @@ def column_parts(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.cons
 
     An epilogue that works through them one after another keeps its vectors a channel in few registers.
     """
-    tl.static_assert(PARTS == 1 or PARTS == 2 or PARTS == 4 or PARTS == 8)
+    tl.static_assert((PARTS & (PARTS - 1)) == 0 and PARTS <= 8)
     if PARTS == 1:
         return (tile,)
     elif PARTS == 2:  # noqa: RET505  Triton reads on behind a return that it took

@@ -15,14 +15,14 @@ from dist_teracon.kernels.masked_dilated_conv_stack.triton_tiles import load_til
 def weight_gradient(
     source, du, out, index, before, table, stages,
     C: tl.constexpr, TAPS: tl.constexpr, GATHER: tl.constexpr, PRECISION: tl.constexpr, STEPS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, SPLITS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """`out[split, stage, tap] = Σ_n source[read(n, tap)]ᵀ du[n]` over the split's positions.
 
     Args:
         source: [ΣN_in, C], every stage's input, one after another.
         du: [ΣN_out, C], every stage's gradient at its convolution's output.
-        out: fp32 [SPLITS, K, k, C_in, C_out].
+        out: fp32 [splits, K, k, C_in, C_out].
         index: int32 [ΣN_out, k], rows that the taps read, counted in their stage (GATHER).
         before: int32 [N], positions ahead of each in its sequence (without GATHER).
         table: int64 [K, 5]: the stage's first row of `source`, its first row of `du` and `index`, N_in, N_out, dilation.
@@ -44,7 +44,8 @@ def weight_gradient(
     sources = tl.load(table + stage * 5 + 2).to(tl.int32)
     outputs = tl.load(table + stage * 5 + 3).to(tl.int32)
     dilation = tl.load(table + stage * 5 + 4).to(tl.int32)
-    share = (outputs + SPLITS * INNER - 1) // (SPLITS * INNER)
+    splits = tl.num_programs(2)
+    share = (outputs + splits * INNER - 1) // (splits * INNER)
     low = split * share * INNER
     high = tl.minimum(low + share * INNER, outputs)
     tile = tl.zeros((ROWS, COLUMNS), tl.float32)

@@ -68,7 +68,7 @@ def make_variant(
         "ROWS": tile.rows, "COLUMNS": tile.columns, "INNER": tile.inner, **_SWITCHES[form],
     }  # fmt: skip
     if kernel == "weights":
-        constants |= {"STEPS": 0, "SPLITS": 8}
+        constants |= {"STEPS": 0}
     else:
         constants |= {"ORDERED": last, "MASKED": True, "TASKS_P": 8 if last else 2, "PARTS": tile.parts}
         constants |= {name: last for name in ("KEPT", "READER") if constants.get(name) is not None and form != "backward top"}

@@ -96,7 +96,8 @@ def compare(case: Case) -> dict[str, Any]:
     """Run a case.
 
     Returns:
-        `errors`: by name, the norm of the difference over the norm of what is right. `same`: whether a second run gave the same bits (`again`).
+        `errors`: by name, the norm of the difference over the norm of what is right.
+        `same`: whether a second run gave the same bits (`again`).
     """
     leaves, layout = problem(case)
     dtype = getattr(torch, case.dtype)

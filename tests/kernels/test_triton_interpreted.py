@@ -28,9 +28,7 @@ EVERY = ("x", "weight", "bias", "norm_weight", "norm_bias", "masks")
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
-@pytest.mark.parametrize(
-    ("channels", "kernel_size", "dilations"), [(16, 2, (1, 4)), (5, 3, (1, 4)), (24, 4, (3,)), (17, 5, (2,))]
-)
+@pytest.mark.parametrize(("channels", "kernel_size", "dilations"), [(16, 2, (1, 4)), (5, 3, (1, 4)), (24, 4, (3,)), (17, 5, (2,))])
 def test_output_and_every_gradient(interpreted, channels, kernel_size, dilations, positions):
     answer = interpreted(LENGTHS["ragged"], channels, kernel_size, dilations, positions)
     check(answer, EVERY)
