@@ -137,7 +137,7 @@ def table(variants: Iterable[Variant]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the table into a document, between its markers."""
-    from dist_teracon.kernels.masked_dilated_conv_stack.variants import every_variant
+    from dist_teracon.kernels.masked_dilated_conv_stack.variants import documented_variants
 
     if len(arguments) != 1 or not Path(arguments[0]).is_file():
         print(f"usage: python -m dist_teracon.kernels.compile_table DOCUMENT (a file with {BEGIN} and {END})", file=sys.stderr)
@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> int:
     if not begin or not end:
         print(f"{document}: no {BEGIN} … {END} to write between", file=sys.stderr)
         return 2
-    document.write_text(f"{before}{BEGIN}\n{table(every_variant(channels=(64, 256, 512)))}\n{END}{after}", encoding="utf-8")
+    document.write_text(f"{before}{BEGIN}\n{table(documented_variants())}\n{END}{after}", encoding="utf-8")
     return 0
 
 

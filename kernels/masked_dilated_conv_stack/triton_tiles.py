@@ -66,8 +66,7 @@ def load_weight(weight, rows, inner, columns, C: tl.constexpr, EVEN: tl.constexp
     at = weight + rows[:, None] * C + columns[None, :]
     if EVEN and EVEN_INNER:
         return tl.load(at)
-    else:
-        return tl.load(at, mask=(inner < C)[:, None] & (columns < C)[None, :], other=0.0)
+    return tl.load(at, mask=(inner < C)[:, None] & (columns < C)[None, :], other=0.0)
 
 
 @triton.jit
