@@ -4,6 +4,7 @@ a stage is trained, then all tasks so far are scored."""
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from dist_teracon.engine.contract import Runtime
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.scorer import Score, score_task
+from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.log import Voice
 from dist_teracon.train.checkpoint import EventLog, StageFolder, writing
 from dist_teracon.train.results import write_results
@@ -65,6 +67,10 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
     Raises:
         TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
     """
+    try:
+        backend_of(runtime.device.type, os.environ.get("DIST_TERACON_KERNELS", ""))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     kind, settings = resolve_method(config, where=where)
     # stored and compared with every field of the method's, so that a default that changes later is seen
     config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})

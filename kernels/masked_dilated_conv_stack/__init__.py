@@ -1,34 +1,64 @@
 """Masked dilated-convolution residual stack over packed sequences: one public function, backends behind it.
 
-`DIST_TERACON_KERNELS=reference` overrides the choice; what was chosen is logged once.
+On a GPU the fused Triton kernels run. `DIST_TERACON_KERNELS=reference|gathered|triton` overrides the choice; what was chosen is logged
+once.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import os
 
 from torch import Tensor
 
-from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.kernels.masked_dilated_conv_stack import gathered, reference
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
-__all__ = ["Layout", "Positions", "StackParameters", "build_layout", "masked_dilated_conv_stack"]
+__all__ = ["Layout", "Positions", "StackParameters", "backend_of", "build_layout", "masked_dilated_conv_stack"]
 
-_BACKENDS = {"gathered": gathered.stack, "reference": reference.stack}
 _logger = logging.getLogger(__name__)
+
+
+def _triton(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
+    # where no GPU is, Triton need not even be there
+    from dist_teracon.kernels.masked_dilated_conv_stack import triton_stack
+
+    return triton_stack.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
+
+
+_BACKENDS = {"gathered": gathered.stack, "reference": reference.stack, "triton": _triton}
+
+
+def backend_of(device_type: str, override: str) -> tuple[str, str]:
+    """Return the backend for a device and why, in words.
+
+    Args:
+        device_type: As of `torch.device.type`.
+        override: What DIST_TERACON_KERNELS says; empty for the default.
+
+    Raises:
+        ValueError: there is no such backend, or the device cannot run it.
+    """
+    if not override:
+        return ("triton", "default on a GPU") if device_type == "cuda" else ("gathered", "default")
+    if override not in _BACKENDS:
+        close = difflib.get_close_matches(override, _BACKENDS, n=1, cutoff=0.5)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise ValueError(f"DIST_TERACON_KERNELS={override}: no such backend{hint} (there are: {', '.join(sorted(_BACKENDS))})")
+    if override == "triton" and device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"DIST_TERACON_KERNELS=triton: Triton's kernels want a GPU, not '{device_type}'; unset it, or for a (very slow) trial "
+            "on a CPU set TRITON_INTERPRET=1 as well"
+        )
+    return override, "set by DIST_TERACON_KERNELS"
 
 
 @functools.cache
 def _choose(device_type: str, override: str) -> str:
-    if override and override not in _BACKENDS:
-        known = sorted(_BACKENDS)
-        raise ConfigError(f"DIST_TERACON_KERNELS={override}: no such backend{nearest(override, known)} (there are: {', '.join(known)})")
-    chosen = override or "gathered"
-    why = "set by DIST_TERACON_KERNELS" if override else "default"
+    chosen, why = backend_of(device_type, override)
     _logger.info("masked_dilated_conv_stack on %s: backend '%s' (%s)", device_type, chosen, why)
     return chosen
 
@@ -49,8 +79,8 @@ def masked_dilated_conv_stack(
         [N, C] for `positions="all"`, [B, C] for `"last"`.
 
     Raises:
-        ValueError: shapes that do not fit each other or the layout.
-        ConfigError: DIST_TERACON_KERNELS names no backend.
+        ValueError: shapes that do not fit each other or the layout, a task without masks; DIST_TERACON_KERNELS names no backend that
+            runs here; the Triton backend wants one dtype, one device, and a contiguous x.
     """
     _check_shapes(x_NC, layout, parameters, masks_TKC)
     backend = _choose(x_NC.device.type, os.environ.get("DIST_TERACON_KERNELS", ""))
@@ -68,5 +98,6 @@ def _check_shapes(x_NC: Tensor, layout: Layout, parameters: StackParameters, mas
             raise ValueError(f"{name}: {stages} convolutions of shape {shape} are wanted, not {len(values)} of {tuple(values[0].shape)}")
     if masks_TKC is not None:
         tasks = masks_TKC.shape[0]
-        if masks_TKC.shape != (tasks, stages, width) or tasks <= (layout.single_task or 0):
-            raise ValueError(f"masks {tuple(masks_TKC.shape)} do not fit {stages} convolutions, {width} channels and the rows' tasks")
+        if masks_TKC.shape != (tasks, stages, width) or tasks < layout.tasks:
+            fits = f"[{layout.tasks} or more, {stages}, {width}]"
+            raise ValueError(f"masks {tuple(masks_TKC.shape)} do not fit the rows' tasks, convolutions and channels: {fits} is wanted")

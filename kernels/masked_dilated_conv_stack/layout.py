@@ -60,6 +60,7 @@ class Layout:
         kernel_size: Taps k of a convolution.
         task_of_row: int64 [B], index into the mask table; None where all rows are of one task (`single_task`).
         single_task: The one task of the batch, or None.
+        tasks: How many tasks a mask table needs at least: the largest index and one more.
         plans: What backends derive from the layout once and read again, by a key of their own.
     """
 
@@ -69,6 +70,7 @@ class Layout:
     kernel_size: int
     task_of_row: Tensor | None
     single_task: int | None
+    tasks: int
     plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -77,15 +79,20 @@ class Layout:
         return self.row_offsets.shape[0] - 1
 
     @cached_property
+    def lengths(self) -> Tensor:
+        """int64 [B], the rows' lengths, on the CPU."""
+        return self.row_offsets.cpu().diff()
+
+    @cached_property
     def packed(self) -> int:
         """Number of packed positions N."""
-        return int(self.row_offsets[-1]) if self.rows else 0
+        return int(self.lengths.sum())
 
     @cached_property
     def reads(self) -> Reads:
         """Each convolution's reads, made when a backend first asks: not every backend works by them."""
         make = _taps_of_all if self.positions == "all" else _taps_of_last
-        return Reads(*make(self.row_offsets, self.stage_dilations, self.kernel_size))
+        return Reads(*make(self.row_offsets, self.lengths, self.stage_dilations, self.kernel_size))
 
     @property
     def taps(self) -> tuple[Taps, ...]:
@@ -116,17 +123,33 @@ def build_layout(
         positions: Which positions of the output are wanted.
 
     Raises:
-        ValueError: a dilation or the kernel size is not positive, there is no block, or the shapes do not fit.
+        ValueError: a dilation or the kernel size is not positive, there is no block, the shapes do not fit, offsets fall, a task is
+            negative.
     """
     if kernel_size < 1 or not dilations or any(d < 1 for d in dilations):
         raise ValueError(f"a block or more, kernel size and dilations of at least 1 are wanted, not {kernel_size} and {list(dilations)}")
     if row_offsets.ndim != 1 or task_of_row.shape[0] != row_offsets.shape[0] - 1:
         raise ValueError(f"row_offsets {tuple(row_offsets.shape)} needs one entry more than task_of_row {tuple(task_of_row.shape)}")
-    stage_dilations = [step * d for d in dilations for step in (1, 2)]
-    tasks = task_of_row.long()
-    first = int(tasks[0]) if tasks.numel() else 0
-    single = first if bool((tasks == first).all()) else None
-    return Layout(positions, row_offsets, tuple(stage_dilations), kernel_size, None if single is not None else tasks, single)
+    lengths, low, high = _check_values(row_offsets, task_of_row)
+    stage_dilations = tuple(step * d for d in dilations for step in (1, 2))
+    several = task_of_row.long() if low != high else None
+    layout = Layout(positions, row_offsets, stage_dilations, kernel_size, several, low if low == high else None, high + 1)
+    vars(layout)["lengths"] = lengths  # here already: to ask a GPU again would be to wait for it
+    return layout
+
+
+def _check_values(row_offsets: Tensor, task_of_row: Tensor) -> tuple[Tensor, int, int]:
+    """Return the rows' lengths on the CPU, the smallest and the largest task: one wait for the device in all."""
+    offsets, tasks = torch.cat([row_offsets, task_of_row.to(row_offsets.dtype)]).cpu().split([row_offsets.shape[0], task_of_row.shape[0]])
+    lengths = offsets.diff()
+    if not tasks.numel():
+        tasks, lengths = tasks.new_zeros(1), lengths.new_zeros(1)
+    first, least, low, high = int(offsets[0]), int(lengths.min()), int(tasks.min()), int(tasks.max())
+    if first != 0 or least < 0:
+        raise ValueError(f"row_offsets: 0 and then what never falls is wanted, not a start at {first} and a shortest row of {least}")
+    if low < 0:
+        raise ValueError(f"task_of_row: indices of 0 and more are wanted, not {low}")
+    return lengths[: task_of_row.shape[0]], low, high
 
 
 def _invert(forward: Tensor, inputs: int) -> Tensor:
@@ -137,16 +160,11 @@ def _invert(forward: Tensor, inputs: int) -> Tensor:
     return backward[:inputs].contiguous()
 
 
-def _row_of_position(row_offsets: Tensor) -> Tensor:
-    lengths = row_offsets[1:] - row_offsets[:-1]
-    return torch.repeat_interleave(torch.arange(lengths.shape[0], device=row_offsets.device), lengths)
-
-
 def _taps_of_all(
-    row_offsets: Tensor, stage_dilations: Sequence[int], kernel_size: int
+    row_offsets: Tensor, lengths: Tensor, stage_dilations: Sequence[int], kernel_size: int
 ) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...], Tensor | None]:
-    rows = _row_of_position(row_offsets)
-    total = rows.shape[0]
+    total = int(lengths.sum())
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=row_offsets.device), row_offsets.diff(), output_size=total)
     packed = torch.arange(total, device=row_offsets.device)
     within = packed - row_offsets[:-1][rows]
     back = torch.arange(kernel_size - 1, -1, -1, device=row_offsets.device)
@@ -169,34 +187,37 @@ def seen_offsets(stage_dilations: Sequence[int], kernel_size: int, longest: int)
 
 
 def _taps_of_last(
-    row_offsets: Tensor, stage_dilations: Sequence[int], kernel_size: int
+    row_offsets: Tensor, lengths: Tensor, stage_dilations: Sequence[int], kernel_size: int
 ) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...], Tensor | None]:
-    device = row_offsets.device
-    lengths = row_offsets[1:] - row_offsets[:-1]
-    count = lengths.shape[0]
-    longest = max(1, int(lengths.max())) if count else 1
-    offsets = [seen.to(device) for seen in seen_offsets(stage_dilations, kernel_size, longest)]
-    total = int(row_offsets[-1]) if count else 0
+    device, count = row_offsets.device, len(lengths)
+    offsets = seen_offsets(stage_dilations, kernel_size, max(1, int(lengths.max())) if count else 1)
+    # what a stage computes of a row is the first so many of its offsets: counted on the CPU, so that no size is asked of a GPU
+    counts = [torch.searchsorted(seen, lengths) for seen in offsets]
+    some_empty = count > 0 and int(lengths.min()) == 0
+    offsets = [seen.to(device, non_blocking=True) for seen in offsets]
+    inputs = int(lengths.sum())
     # table[b, i] = packed index of the input at distance offsets[i] from row b's last position, or `inputs` where there is none
     table = row_offsets[1:, None] - 1 - offsets[0][None, :]
-    table = torch.where(offsets[0] < lengths[:, None], table, total)
-    inputs, block_input, block_offsets = total, table, offsets[0]
+    table = torch.where(offsets[0] < row_offsets.diff()[:, None], table, inputs)
+    block_input, block_offsets = table, offsets[0]
     back = torch.arange(kernel_size - 1, -1, -1, device=device)
     taps: list[Taps] = []
     residual: list[Tensor | None] = []
     for stage, dilation in enumerate(stage_dilations):
-        seen, known = offsets[stage + 1], offsets[stage]
-        valid = seen < lengths[:, None]
-        outputs = int(valid.sum())
+        seen, known, outputs = offsets[stage + 1], offsets[stage], int(counts[stage + 1].sum())
+        made = counts[stage + 1].to(device, non_blocking=True)
+        starts = made.cumsum(0) - made
+        rows = torch.repeat_interleave(torch.arange(count, device=device), made, output_size=outputs)
+        place = torch.arange(outputs, device=device) - starts[rows]
         columns = torch.searchsorted(known, (seen[:, None] + back * dilation).contiguous())  # past the end: beyond every row
         padded = torch.cat([table, table.new_full((count, 1), inputs)], dim=1)
-        forward = padded[:, columns][valid]
-        rows = torch.arange(count, device=device)[:, None].expand_as(valid)[valid]
+        forward = padded[rows[:, None], columns[place]]
         taps.append(Taps(forward, _invert(forward, inputs), rows))
-        table = torch.where(valid, torch.cumsum(valid.flatten(), 0).view_as(valid) - 1, outputs)
+        if stage % 2:
+            residual.append(block_input[rows, torch.searchsorted(block_offsets, seen)[place]])
+        ahead = torch.arange(len(seen), device=device)
+        table = torch.where(ahead < made[:, None], starts[:, None] + ahead, outputs)
         inputs = outputs
         if stage % 2:
-            residual.append(block_input[:, torch.searchsorted(block_offsets, seen)][valid])
             block_input, block_offsets = table, seen
-    output_row = None if bool((lengths > 0).all()) else taps[-1].rows
-    return tuple(taps), tuple(residual), output_row
+    return tuple(taps), tuple(residual), taps[-1].rows if some_empty else None

@@ -61,6 +61,15 @@ def finished(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     return values, folder / "run"
 
 
+def test_a_backend_that_is_not_there(small: str, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = settings(small, method="sinmo", tasks=("age",), **SHORT)
+    monkeypatch.setenv("DIST_TERACON_KERNELS", "tritn")
+    assert fails(values, tmp_path / "run").startswith("DIST_TERACON_KERNELS=tritn: no such backend; did you mean 'triton'?")
+    monkeypatch.setenv("DIST_TERACON_KERNELS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "want a GPU, not 'cpu'" in fails(values, tmp_path / "run")
+
+
 def test_a_run_folder_of_another_configuration_names_the_field(finished: tuple[dict[str, Any], Path], fails: Fails) -> None:
     values, run = finished
     before = what_lasts(run)
