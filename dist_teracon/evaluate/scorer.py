@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import evaluation_batches
+from dist_teracon.data.plan import own_shards
 from dist_teracon.data.schema import Split
 from dist_teracon.data.shards import Dataset
 from dist_teracon.engine.contract import Runtime
@@ -63,13 +64,13 @@ def score_task(
 ) -> Score:
     """Score a task on a split by its own metric; every rank scores its shards and all get the sum."""
     info = dataset.info.task(task)
-    seen = torch.from_numpy(dataset.train_counts(task) > 0)
+    seen = _seen(dataset, task, runtime)
     # sum of scores, examples, unseen targets
     sums = np.zeros(3)
     users: list[UserScores] = []
     batches = evaluation_batches(
         dataset, info, split, slot=encoder.slot(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
-        max_users=max_users, seed=seed,
+        max_users=max_users, seed=seed, gather=runtime.gather,
     )  # fmt: skip
     for packed in batches:
         (examples,) = packed.examples
@@ -88,6 +89,15 @@ def score_task(
         dist.all_reduce(total)
     value, count, unseen = total.tolist()
     return Score(value / count if count else None, int(count), int(unseen), _joined(users))
+
+
+def _seen(dataset: Dataset, task: str, runtime: Runtime) -> Tensor:
+    """Which labels training has as targets: bool [Y]; every rank counts in its own shards."""
+    counts = torch.from_numpy(dataset.train_counts(task, own_shards(dataset.info.shards, runtime.rank, runtime.world_size)))
+    if runtime.world_size > 1:
+        counts = counts.to(runtime.device, copy=True)
+        dist.all_reduce(counts)
+    return counts.cpu() > 0
 
 
 def _joined(parts: list[UserScores]) -> UserScores:

@@ -173,10 +173,7 @@ def _score(run: _Run, method: Method, task: str, split: Split) -> Score:
 def _write_user_scores(run: _Run, folder: StageFolder, scores: dict[str, list[Score]]) -> None:
     """Write every user's scores after a stage, from which comparisons draw their intervals."""
     parts = [(split, task.name, score.by_user) for split, row in scores.items() for task, score in zip(run.tasks, row, strict=False)]
-    gathered: list[Any] = [parts]
-    if run.runtime.world_size > 1:
-        gathered = [None] * run.runtime.world_size
-        dist.all_gather_object(gathered, parts)
+    gathered = run.runtime.gather(parts)
     if run.runtime.is_main:
         folder.save_user_scores([part for of_rank in gathered for part in of_rank])
 

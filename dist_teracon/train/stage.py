@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +135,7 @@ class Stage:
         engine = DeepSpeedEngine(module, groups, config=self.config.train, runtime=self.runtime)
         loader = TrainingLoader(
             self.dataset, phase.tasks, slot=self.method.slot(phase.tasks[0].name), batch=phase.training.batch,
-            seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size,
+            seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size, gather=self.runtime.gather,
         )  # fmt: skip
         state = self._resume(engine, resumed) if resumed is not None else _PhaseState()
         if resumed is None:
@@ -169,15 +170,15 @@ class Stage:
         self.method.begin_epoch(state.epoch)
         limit, every = self.config.train.max_steps, self.config.train.log_every
         batches = loader.epoch(state.epoch)
-        steps = loader.plan(state.epoch).steps
         first = state.steps
-        for batch in self.voice.track(batches, steps, f"{self.label} · epoch {state.epoch}"):
-            if limit is not None and state.steps >= limit:
-                break
-            meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
-            state.steps += 1
-            if state.steps % every == 0 or batch.step + 1 == batch.steps:
-                self._tell_step(phase, state, batch, meter.fetch())
+        with closing(iter(batches)) as ready:
+            for batch in self.voice.track(ready, batches.steps, f"{self.label} · epoch {state.epoch}"):
+                if limit is not None and state.steps >= limit:
+                    break
+                meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
+                state.steps += 1
+                if state.steps % every == 0 or batch.step + 1 == batch.steps:
+                    self._tell_step(phase, state, batch, meter.fetch())
         self._check(meter.fetch(), state.steps, phase)
         assert state.steps > first or limit is not None
         return meter.means()
