@@ -27,6 +27,44 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=10)]
 
 
+HeadLoss = Literal["auto", "full", "sampled"]
+
+# `auto` takes the exact loss while a head's weights, gradient and Adam's two moments, four bytes each, stay below this.
+_FULL_HEAD_BYTES = 4 << 30
+
+
+class SampledSoftmax(Frozen):
+    """Sampled softmax with log-Q correction.
+
+    Attributes:
+        negatives: Labels drawn a step; with `in_batch` at most so many.
+        distribution: `log_uniform` over labels by falling frequency, the same draw on all processes; `in_batch`: the labels of a
+            process's other examples, so that results depend on the number of processes.
+    """
+
+    negatives: Positive = 1024
+    distribution: Literal["log_uniform", "in_batch"] = "log_uniform"
+
+
+class HeadsConfig(Frozen):
+    """By what loss heads are trained; scores always rank all labels.
+
+    Attributes:
+        default: `full`: exact over all labels; `sampled`: over drawn ones; `auto`: exact while the head fits.
+        by_task: What single tasks do otherwise, by name.
+        sampled: How labels are drawn.
+    """
+
+    default: HeadLoss = "auto"
+    by_task: dict[str, HeadLoss] = {}
+    sampled: SampledSoftmax = SampledSoftmax()
+
+    def is_sampled(self, task: str, *, labels: int, channels: int) -> bool:
+        """Tell whether a task's head is trained with sampled labels."""
+        chosen = self.by_task.get(task, self.default)
+        return chosen == "sampled" or (chosen == "auto" and labels * channels * 16 > _FULL_HEAD_BYTES)
+
+
 class ModelConfig(Frozen):
     """The shared backbone (SPEC section 2).
 
@@ -36,6 +74,7 @@ class ModelConfig(Frozen):
         dilations: The dilation d of each block, whose convolutions have d and 2d.
         kernel_size: Taps of a convolution.
         pooling: `mean` adds the normalised mean of the sequence's items to the representation, `last` (as published) does not.
+        heads: By what loss the tasks' heads are trained.
     """
 
     backbone: Literal["nextitnet"] = "nextitnet"
@@ -43,6 +82,7 @@ class ModelConfig(Frozen):
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
     kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
     pooling: Literal["last", "mean"] = "mean"
+    heads: HeadsConfig = HeadsConfig()
 
 
 class StageTraining(Frozen):

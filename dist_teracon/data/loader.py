@@ -145,6 +145,7 @@ class TrainingLoader:
                     _examples_between(task.name, index, labels, outputs, int(total[step]))
                     for task, (index, labels), total in zip(self.tasks, examples, totals, strict=True)
                 ),
+                epoch=plan.epoch,
                 step=step,
                 steps=plan.steps,
             )

@@ -57,7 +57,7 @@ class BatchPlan:
     """
 
     def __init__(self, weights: Sequence[Counts], *, batch: int, seed: int, epoch: int, own: Iterable[int] | None = None) -> None:
-        self._weights, self._seed, self._epoch = weights, seed, epoch
+        self._weights, self._seed, self.epoch = weights, seed, epoch
         total = int(sum(int(w.sum()) for w in weights))
         self.steps = max(1, -(-total // batch))
         self._placed = {shard: self._place(shard) for shard in (range(len(weights)) if own is None else own)}
@@ -85,7 +85,7 @@ class BatchPlan:
         """A shard's rows in their order, and where each step begins in it: int32 [R] and [T + 1]."""
         weight, shards = self._weights[shard], len(self._weights)
         share = np.arange(self.steps + 1, dtype=np.int64)
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, self._epoch, shard])))
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, self.epoch, shard])))
         order = shuffled_rows(weight.shape[0], generator)
         reached = np.cumsum(weight[order])
         examples = int(reached[-1]) if reached.size else 0

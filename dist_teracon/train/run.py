@@ -72,6 +72,8 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
         tasks = tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
     for name in config.train.by_task:
         _task(dataset, name, f"{where}: train.by_task")
+    for name in config.model.heads.by_task:
+        _task(dataset, name, f"{where}: model.heads.by_task")
     run = _Run(config, dataset, tasks, runtime, folder, voice)
     with _alone(run):
         _claim(run)

@@ -17,11 +17,13 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
+from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
-from dist_teracon.evaluate.scorer import score_task
+from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.log import Voice
+from dist_teracon.models.sampled_softmax import Negatives
 from dist_teracon.train.checkpoint import EventLog, Progress, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
 
@@ -131,6 +133,7 @@ class Stage:
         self.method.begin_phase(phase)
         groups = self.method.parameter_groups(phase)
         self.method.gradient_hooks(phase)
+        self.method.negatives = self._negatives(phase)
         module = LossModule(self.method)
         engine = DeepSpeedEngine(module, groups, config=self.config.train, runtime=self.runtime)
         loader = TrainingLoader(
@@ -156,6 +159,22 @@ class Stage:
         if phase.select and state.best:
             _load_parameters(module, state.best)
         return state
+
+    def _negatives(self, phase: Phase) -> dict[str, Negatives]:
+        """What the heads with a sampled loss draw from; said once."""
+        model, found = self.config.model, {}
+        for task in phase.tasks:
+            if not model.heads.is_sampled(task.name, labels=task.labels, channels=model.channels):
+                continue
+            settings = model.heads.sampled
+            counts = train_counts(self.dataset, task.name, self.runtime)
+            seed = stable_hash(f"{self.config.seed}:negatives:{task.name}") >> 1
+            found[task.name] = Negatives(settings.negatives, settings.distribution, counts, seed)
+            self.voice.line(
+                f"{self.label} · {task.labels} labels: softmax over {settings.negatives} sampled ones ({settings.distribution}); "
+                "scores rank all"
+            )
+        return found
 
     def _done(self, phase: Phase, state: _PhaseState) -> bool:
         limit, patience = self.config.train.max_steps, phase.training.patience
