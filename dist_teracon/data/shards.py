@@ -106,7 +106,7 @@ class Dataset:
         """Return a shard's users."""
         if index not in self._shards:
             path = users_file(index)
-            self._shards[index] = Shard(**self._columns(path, _SHARD, lambda: _users_columns(self._read(path, ["user_hash", "sequence"]))))
+            self._shards[index] = Shard(**self._columns(path, _SHARD, lambda: _users_columns(self.table(path, ["user_hash", "sequence"]))))
         return self._shards[index]
 
     def labels(self, task: str, index: int) -> Labels:
@@ -114,7 +114,7 @@ class Dataset:
         key = (task, index)
         if key not in self._labels:
             path = task_file(task, index)
-            found = Labels(**self._columns(path, _LABELS, lambda: _labels_columns(self._read(path, ["row", "labels", "split"]))))
+            found = Labels(**self._columns(path, _LABELS, lambda: _labels_columns(self.table(path, ["row", "labels", "split"]))))
             self._check_range(task, index, found.values)
             self._labels[key] = found
         return self._labels[key]
@@ -133,7 +133,26 @@ class Dataset:
 
     def vocabulary(self, name: str) -> pa.Table:
         """Return a vocabulary, `items` or a task's."""
-        return self._read(vocabulary_file(name))
+        return self.table(vocabulary_file(name))
+
+    def table(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Return columns of a file of the data set, all where None."""
+        return pq.read_table(bytes_io.BytesIO(self.content(path)), columns=columns)
+
+    def content(self, path: str) -> bytes:
+        """Return a file's bytes, checked.
+
+        Raises:
+            DataError: there is no such file, or it is not the one that was prepared.
+        """
+        uri, entry = io.join(self.uri, path), self._entry(path)
+        content = io.read_bytes(uri)
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise DataError(
+                f"{uri}: the file is not the one that was prepared (its SHA-256 differs from dataset.json); "
+                "was it changed or cut off? prepare the data set again"
+            )
+        return content
 
     def _columns(self, path: str, names: tuple[str, ...], make: Any) -> dict[str, NDArray[Any]]:
         if self._cache is None:
@@ -166,16 +185,6 @@ class Dataset:
         if entry is None:
             raise DataError(f"{io.join(self.uri, path)}: dataset.json does not list this file; prepare the data set again")
         return entry
-
-    def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        uri, entry = io.join(self.uri, path), self._entry(path)
-        content = io.read_bytes(uri)
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise DataError(
-                f"{uri}: the file is not the one that was prepared (its SHA-256 differs from dataset.json); "
-                "was it changed or cut off? prepare the data set again"
-            )
-        return pq.read_table(bytes_io.BytesIO(content), columns=columns)
 
 
 _SHARD = ("user_hash", "values", "offsets", "targets")
