@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,7 @@ def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
     prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
     prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
+    prepare.add_argument("--append", metavar="DATASET", help="write OUT as a new version of DATASET, with new users, tasks and items added")
     prepare.add_argument("--users", type=int, default=20_000, help="synthetic: number of users")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set")
     prepare.set_defaults(job=_prepare)
@@ -82,28 +84,56 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
+    train.add_argument(
+        "--add-task", metavar="NAME", help="one more stage on a finished run; the data set may be a version made by --append"
+    )
+    train.add_argument("--new-items", choices=("unseen", "neighbours"), default="unseen", help="with --add-task: what new items start as")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
     train.add_argument("--verbose", action="store_true", help="tell more of what is chosen and why")
     train.set_defaults(job=_train)
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    if options.format == "synthetic":
-        if len(options.paths) != 1:
-            raise ConfigError("prepare synthetic wants one path, the data set's folder: dist-teracon prepare synthetic OUT --users 20000")
-        info = _prepare_synthetic(options, options.paths[0])
-    else:
-        if len(options.paths) != 2:
-            raise ConfigError(f"prepare {options.format} wants two paths: dist-teracon prepare {options.format} SRC OUT")
-        from dist_teracon.data.prepare import prepare
-
-        info = prepare(
-            options.format, options.paths[0], options.paths[1], recipe=options.recipe, split=options.split,
-            max_bad_rows=options.max_bad_rows, shards=options.shards, say=_say,
-        )  # fmt: skip
     from dist_teracon.data.summary import dataset_lines
 
+    wanted = 1 if options.format == "synthetic" else 2
+    if len(options.paths) != wanted:
+        raise ConfigError(
+            "prepare synthetic wants one path, the data set's folder: dist-teracon prepare synthetic OUT --users 20000"
+            if options.format == "synthetic"
+            else f"prepare {options.format} wants two paths: dist-teracon prepare {options.format} SRC OUT"
+        )
+    info = _prepare_into(options, options.paths[-1]) if options.append is None else _append(options)
     print("\n".join(dataset_lines(info)))
+
+
+def _prepare_into(options: argparse.Namespace, out: str) -> DatasetInfo:
+    if options.format == "synthetic":
+        return _prepare_synthetic(options, out)
+    from dist_teracon.data.prepare import prepare
+
+    return prepare(
+        options.format, options.paths[0], out, recipe=options.recipe, split=options.split,
+        max_bad_rows=options.max_bad_rows, shards=options.shards, say=_say,
+    )  # fmt: skip
+
+
+def _append(options: argparse.Namespace) -> DatasetInfo:
+    """Prepare what is added beside the old version, in as many shards, and lay the two together."""
+    from dist_teracon.data.append import append
+    from dist_teracon.data.schema import read_dataset_info
+
+    parent = read_dataset_info(options.append)
+    if options.shards is not None or options.split is not None:
+        raise ConfigError("--append: shards and split are those of the old version; leave --shards and --split out")
+    options.shards, options.split = parent.shards, parent.split.by
+    with tempfile.TemporaryDirectory() as folder:
+        added = str(Path(folder) / "added")
+        _prepare_into(options, added)
+        info = append(options.append, added, options.paths[-1])
+    told = info.notes["appended"][-1]
+    _say(f"{options.append} and {told['users']} users, {told['items']} items, tasks: {', '.join(told['tasks'])}")
+    return info
 
 
 def _prepare_synthetic(options: argparse.Namespace, out: str) -> DatasetInfo:
@@ -128,11 +158,13 @@ def _train(options: argparse.Namespace) -> None:
         raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
     set_up_logging(verbose=options.verbose)
     from dist_teracon.engine.process_group import process_group
+    from dist_teracon.train.growth import AddedTask
     from dist_teracon.train.run import train
 
     with process_group() as runtime:
         voice = Voice(speaks=runtime.is_main)
-        train(config, runtime, options.run, where=options.config, voice=voice, with_single_task=options.with_single_task)
+        added = None if options.add_task is None else AddedTask(options.add_task, options.new_items)
+        train(config, runtime, options.run, where=options.config, voice=voice, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
             _tell(options.run, [options.run], options.run / "report.html")
 

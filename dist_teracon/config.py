@@ -27,6 +27,44 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=10)]
 
 
+HeadLoss = Literal["auto", "full", "sampled"]
+
+# `auto` takes the exact loss while a head's weights, gradient and Adam's two moments, four bytes each, stay below this.
+_FULL_HEAD_BYTES = 4 << 30
+
+
+class SampledSoftmax(Frozen):
+    """Sampled softmax with log-Q correction.
+
+    Attributes:
+        negatives: Labels drawn a step; with `in_batch` at most so many.
+        distribution: `log_uniform` over labels by falling frequency, the same draw on all processes; `in_batch`: the labels of a
+            process's other examples, so that results depend on the number of processes.
+    """
+
+    negatives: Positive = 1024
+    distribution: Literal["log_uniform", "in_batch"] = "log_uniform"
+
+
+class HeadsConfig(Frozen):
+    """By what loss heads are trained; scores always rank all labels.
+
+    Attributes:
+        default: `full`: exact over all labels; `sampled`: over drawn ones; `auto`: exact while the head fits.
+        by_task: What single tasks do otherwise, by name.
+        sampled: How labels are drawn.
+    """
+
+    default: HeadLoss = "auto"
+    by_task: dict[str, HeadLoss] = {}
+    sampled: SampledSoftmax = SampledSoftmax()
+
+    def is_sampled(self, task: str, *, labels: int, channels: int) -> bool:
+        """Tell whether a task's head is trained with sampled labels."""
+        chosen = self.by_task.get(task, self.default)
+        return chosen == "sampled" or (chosen == "auto" and labels * channels * 16 > _FULL_HEAD_BYTES)
+
+
 class ModelConfig(Frozen):
     """The shared backbone (SPEC section 2).
 
@@ -38,6 +76,7 @@ class ModelConfig(Frozen):
         pooling: `mean` adds the normalised mean of the sequence's items to the representation, `last` (as published) does not.
         item_init: Initial item vectors: `svd` of which items the first task's training users take together, or `uniform` (as published).
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
+        heads: By what loss the tasks' heads are trained.
     """
 
     backbone: Literal["nextitnet"] = "nextitnet"
@@ -47,6 +86,7 @@ class ModelConfig(Frozen):
     pooling: Literal["last", "mean"] = "mean"
     item_init: Literal["uniform", "svd"] = "svd"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    heads: HeadsConfig = HeadsConfig()
 
 
 class StageTraining(Frozen):

@@ -21,6 +21,7 @@ from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.models.backbones import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum
+from dist_teracon.models.sampled_softmax import Negatives
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class Method(ABC):
         self.setup = setup
         self.settings = settings
         self.learned: list[str] = []
+        # tasks in training whose labels are too many for the exact loss; set by the trainer before a phase
+        self.negatives: dict[str, Negatives] = {}
 
     @abstractmethod
     def begin_task(self, task: Task) -> None:
@@ -207,11 +210,15 @@ class Method(ABC):
 
     def class_terms(self, batch: PackedBatch, hidden: Tensor) -> dict[str, Tensor]:
         """Return the cross-entropy terms of a batch's examples."""
-        return {
-            f"class/{part.task}": cross_entropy_sum(self.head(part.task), hidden.index_select(0, part.index), part.labels)
-            / max(1, part.total)
-            for part in batch.examples
-        }
+        terms = {}
+        for part in batch.examples:
+            head, chosen = self.head(part.task), hidden.index_select(0, part.index)
+            if (negatives := self.negatives.get(part.task)) is not None:
+                loss = negatives.loss(head, chosen, part.labels, epoch=batch.epoch, step=batch.step)
+            else:
+                loss = cross_entropy_sum(head, chosen, part.labels)
+            terms[f"class/{part.task}"] = loss / max(1, part.total)
+        return terms
 
 
 # name -> module of that name's file; the class in it that bears the name is the method

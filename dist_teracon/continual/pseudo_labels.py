@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate, take_rows
-from dist_teracon.data.loader import own_shards
 from dist_teracon.data.schema import Split
 from dist_teracon.data.shards import Dataset
 from dist_teracon.data.tables import mix64, stable_hash
@@ -210,6 +209,3 @@ def open_store(folder: Path, pool: Sequence[NDArray[np.int64]], shards: range, w
         _, targets = read_shard(folder / f"shard-{shard:05d}.arrow")
         opened[shard] = targets[: len(pool[shard])] if len(pool[shard]) else np.zeros((0, width), dtype=np.float32)
     return Store(width, opened)
-
-
-__all__ = ["ReplayStream", "Store", "open_store", "own_shards", "pool_of_users", "pool_share", "read_shard", "write_pseudo_labels"]

@@ -19,7 +19,6 @@ from dist_teracon.continual.method import Method, Setup, StageContext, register
 from dist_teracon.continual.pseudo_labels import (
     ReplayStream,
     open_store,
-    own_shards,
     plain_batch,
     pool_of_users,
     pool_share,
@@ -27,6 +26,7 @@ from dist_teracon.continual.pseudo_labels import (
 )
 from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_size, sampling_rates
 from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.plan import own_shards
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError

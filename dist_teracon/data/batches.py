@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class PackedBatch:
         positions: Which positions of the output the examples read.
         examples: The labelled terms.
         retention: Past tasks' rows.
-        step, steps: Which batch of how many of the epoch this is.
+        epoch, step, steps: Which batch of how many of which epoch this is.
         user_hash: uint64 [B], whose rows they are; only in evaluation.
         parts: Into how many micro-batches its step was cut.
         noise_key: int64 [B], what a row's dropout at this step follows from; 0 for none, as for replayed rows.
@@ -85,6 +85,7 @@ class PackedBatch:
     positions: Literal["all", "last"]
     examples: tuple[Examples, ...] = ()
     retention: tuple[Retention, ...] = ()
+    epoch: int = 0
     step: int = 0
     steps: int = 1
     user_hash: NDArray[np.uint64] | None = None
@@ -171,7 +172,9 @@ def ragged_positions(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> N
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def take_rows(values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.int64], *, without_last: bool = False) -> PackedRows:
+def take_rows(
+    values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.integer[Any]], *, without_last: bool = False
+) -> PackedRows:
     """Gather rows of a ragged column, each without its last item where `without_last`."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts - int(without_last)

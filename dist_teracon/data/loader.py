@@ -1,83 +1,43 @@
-"""Which rows stand in which batch, and the batches themselves.
+"""Batches of training rows and of rows to score, built from a rank's own shards.
 
-The sequence of global batches depends on (seed, epoch) alone: each batch takes from every shard its share, so that all shards end
-at the same step. A rank builds the rows of its own shards, may hold none of a batch, and knows every global count.
+A rank opens its own shards alone. What it must know of the others (how many examples each row stands for, four bytes a row) the
+ranks tell one another through a `Gather`; without one a rank reads the others' labels itself.
 
 Legend: S shards, R rows of a shard, T steps of an epoch, E examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, concatenate, ragged_positions, take_rows
+from dist_teracon.data.ahead import ahead
+from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
+from dist_teracon.data.plan import BatchPlan, Counts, own_shards
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
 from dist_teracon.data.shards import Dataset, Labels
 from dist_teracon.data.tables import mix64, stable_hash
 
+# Rows built together; a call of numpy a shard costs as much for one row as for a hundred.
+_ROWS_AT_ONCE = 4096
 
-def own_shards(shards: int, rank: int, world_size: int) -> range:
-    """Return the shards that a rank owns; their number need not divide by the world size."""
-    return range(rank, shards, world_size)
-
-
-class BatchPlan:
-    """The cut of one epoch into global batches.
-
-    Each shard's rows are shuffled by (seed, epoch, shard). Step b ends in shard s where its examples reach
-    `⌊E_s·b/T + s/S⌋`, whole rows being added until that is reached; the staggered s/S make the shares add up (Hermite's identity).
-
-    Args:
-        weights: A shard: int64 [R], examples a row counts for.
-        batch: Examples wanted a global batch.
-        seed, epoch: What the order depends on.
-    """
-
-    def __init__(self, weights: Sequence[NDArray[np.int64]], *, batch: int, seed: int, epoch: int) -> None:
-        total = int(sum(int(w.sum()) for w in weights))
-        self.steps = max(1, -(-total // batch))
-        shards = len(weights)
-        self.order: list[NDArray[np.int64]] = []
-        self.cuts: list[NDArray[np.int64]] = []
-        share = np.arange(self.steps + 1, dtype=np.int64)
-        for shard, weight in enumerate(weights):
-            generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, shard])))
-            order = generator.permutation(weight.shape[0])
-            reached = np.cumsum(weight[order])
-            examples = int(reached[-1]) if reached.size else 0
-            # whole numbers all the way: floor(E·b/T + s/S) = (E·b·S + s·T) // (T·S)
-            wanted = np.minimum((examples * share * shards + shard * self.steps) // (self.steps * shards), examples)
-            cuts = np.where(wanted > 0, np.searchsorted(reached, wanted, side="left") + 1, 0)
-            cuts[-1] = weight.shape[0]
-            self.order.append(order)
-            self.cuts.append(np.minimum(cuts, weight.shape[0]))
-
-    def rows(self, step: int, shard: int) -> NDArray[np.int64]:
-        """Return a shard's rows of a step."""
-        return self.order[shard][self.cuts[shard][step] : self.cuts[shard][step + 1]]
-
-    def totals(self, counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """Return for each step the sum over all shards of a per-row count, int64 [T]."""
-        result = np.zeros(self.steps, dtype=np.int64)
-        for shard, count in enumerate(counts):
-            reached = np.concatenate([[0], np.cumsum(count[self.order[shard]])])
-            result += np.diff(reached[self.cuts[shard]])
-        return result
+# Returns what every rank has put in, in the order of ranks.
+Gather = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
 class _ShardRows:
-    """Training rows of a shard: users, and for each task what labels they have (`counts` [R], flat `values` at `starts`)."""
+    """Training rows of a shard: users, and for each task what labels they have (`counts` int32 [R], flat `values` at `starts`)."""
 
     users: NDArray[np.int64]
-    counts: list[NDArray[np.int64]]
+    counts: list[NDArray[np.int32]]
     starts: list[NDArray[np.int64]]
-    values: list[NDArray[np.int64]]
+    values: list[NDArray[np.int32]]
 
 
 class TrainingLoader:
@@ -91,13 +51,15 @@ class TrainingLoader:
         seed: Seed of the order.
         rank, world_size: Whose rows are built.
         noise: Give every row a key for its dropout.
+        gather: How ranks tell one another their rows' counts; None to read the other ranks' labels here.
 
     Raises:
         ValueError: a next-item task together with others.
     """
 
     def __init__(
-        self, dataset: Dataset, tasks: Sequence[Task], *, slot: int, batch: int, seed: int, rank: int, world_size: int, noise: bool = False
+        self, dataset: Dataset, tasks: Sequence[Task], *,
+        slot: int, batch: int, seed: int, rank: int, world_size: int, gather: Gather | None = None, noise: bool = False,
     ) -> None:  # fmt: skip
         self.noise = noise
         self.dataset, self.tasks, self.slot, self.batch, self.seed = dataset, tuple(tasks), slot, batch, seed
@@ -105,33 +67,43 @@ class TrainingLoader:
         if self._next and len(tasks) > 1:
             raise ValueError("a next-item task is trained at all positions and cannot be joined with others")
         self._own = own_shards(dataset.info.shards, rank, world_size)
-        self._rows = [self._shard_rows(shard) for shard in range(dataset.info.shards)]
-        self.rows = sum(rows.users.shape[0] for rows in self._rows)
+        self._rows = {shard: self._shard_rows(shard) for shard in self._own}
+        self._counts = self._every_count(gather)
 
-    def training_users(self, shard: int) -> NDArray[np.int64]:
-        """Return the rows of a shard's users that have training examples, int64 [R]."""
-        return self._rows[shard].users
+    def epoch(self, epoch: int, *, first: int = 0) -> Epoch:
+        """Return this rank's shares of an epoch's global batches, empty ones included.
 
-    def plan(self, epoch: int) -> BatchPlan:
-        """Return an epoch's cut into batches."""
-        weights = [np.ones_like(rows.users) if self._next else np.sum(rows.counts, axis=0) for rows in self._rows]
-        return BatchPlan(weights, batch=self.batch, seed=self.seed, epoch=epoch)
+        Args:
+            epoch: Which one; the order of rows follows from it and the seed.
+            first: The step to begin with, where an epoch is taken up again in the middle.
+        """
+        if self._next:
+            weights: list[Counts] = [np.ones(counts.shape[0], dtype=np.int8) for counts in self._counts[0]]
+        else:
+            weights = [np.sum(counts, axis=0) for counts in zip(*self._counts, strict=True)]
+        plan = BatchPlan(weights, batch=self.batch, seed=self.seed, epoch=epoch, own=self._own)
+        totals = [plan.totals(counts) for counts in self._counts]
+        return Epoch(plan.steps, epoch, first, lambda step: self._build(plan, totals, step))
 
-    def epoch(self, epoch: int) -> Iterator[PackedBatch]:
-        """Yield this rank's share of every global batch of an epoch, empty shares included."""
-        plan = self.plan(epoch)
-        totals = [plan.totals([rows.counts[task] for rows in self._rows]) for task in range(len(self.tasks))]
-        for step in range(plan.steps):
-            yield self._build(plan, step, [int(total[step]) for total in totals], f"noise:{self.seed}:{epoch}:{step}")
+    def _every_count(self, gather: Gather | None) -> list[list[NDArray[np.int32]]]:
+        """For each task and every shard, own or not, what its rows count for."""
+        known = {shard: rows.counts for shard, rows in self._rows.items()}
+        if gather is not None:
+            known = {shard: counts for part in gather(known) for shard, counts in part.items()}
+        for shard in range(self.dataset.info.shards):
+            if shard not in known:
+                known[shard] = self._shard_rows(shard).counts
+        return [[known[shard][task] for shard in range(self.dataset.info.shards)] for task in range(len(self.tasks))]
 
     def _shard_rows(self, shard: int) -> _ShardRows:
         labels = [self.dataset.labels(task.name, shard).of(Split.TRAIN) for task in self.tasks]
         users = labels[0].users if len(labels) == 1 else np.unique(np.concatenate([part.users for part in labels]))
         if self._next:
-            return self._next_rows(shard, users)
+            data = self.dataset.shard(shard)
+            return _ShardRows(users, [data.targets[users]], [data.offsets[users]], [data.values])
         counts, starts = [], []
         for part in labels:
-            count = np.zeros(users.shape[0], dtype=np.int64)
+            count = np.zeros(users.shape[0], dtype=np.int32)
             start = np.zeros(users.shape[0], dtype=np.int64)
             place = np.searchsorted(users, part.users)
             count[place], start[place] = part.counts, part.offsets[:-1]
@@ -139,73 +111,128 @@ class TrainingLoader:
             starts.append(start)
         return _ShardRows(users, counts, starts, [part.values for part in labels])
 
-    def _next_rows(self, shard: int, users: NDArray[np.int64]) -> _ShardRows:
-        """Targets of a next-item row are the items after its first; items that the vocabulary does not know are none."""
-        data = self.dataset.shard(shard)
-        known = np.concatenate([[0], np.cumsum(data.values >= FIRST_ITEM)])
-        counts = known[data.offsets[users + 1]] - known[data.offsets[users] + 1]
-        return _ShardRows(users, [counts], [data.offsets[users]], [data.values.astype(np.int64) - FIRST_ITEM])
+    def _build(self, plan: BatchPlan, totals: list[NDArray[np.int64]], first: int) -> Iterator[PackedBatch]:
+        """Yield the batches from a step on, some thousand rows being gathered together."""
+        rows = sum(rows.users.shape[0] for rows in self._rows.values())
+        together = max(1, _ROWS_AT_ONCE * plan.steps // max(1, rows))
+        for begin in range(first, plan.steps, together):
+            yield from self._build_steps(plan, totals, begin, min(begin + together, plan.steps))
 
-    def _build(self, plan: BatchPlan, step: int, totals: list[int], noise: str) -> PackedBatch:
-        picked = [(shard, plan.rows(step, shard)) for shard in self._own]
-        parts: list[PackedRows] = []
-        for shard, rows in picked:
-            data = self.dataset.shard(shard)
-            parts.append(take_rows(data.values, data.offsets, self._rows[shard].users[rows], without_last=self._next))
-        packed = concatenate(parts)
+    def _build_steps(self, plan: BatchPlan, totals: list[NDArray[np.int64]], begin: int, end: int) -> Iterator[PackedBatch]:
+        picked, in_step = [], []
+        for shard in self._own:
+            rows, sizes = plan.rows_between(begin, end, shard)
+            picked.append((shard, rows))
+            in_step.append(np.repeat(np.arange(end - begin), sizes))
+        step_of_row = _joined(in_step, np.int64)
+        # gathered shard by shard, they then lie step by step, the shards of a step in their order
+        order = np.argsort(step_of_row, kind="stable")
+        row_ends = np.concatenate([[0], np.cumsum(np.bincount(step_of_row, minlength=end - begin))])
+        packed = self._sequences(picked, order)
+        hashes = self._hashes(picked, order) if self.noise else None
         if self._next:
-            examples: tuple[Examples, ...] = (self._next_examples(picked, totals[0]),)
+            packed, targets = _inputs_and_targets(packed)
+            examples = [(np.arange(targets.shape[0]), targets)]
         else:
-            examples = tuple(self._examples(task, picked, total) for task, total in enumerate(totals))
-        return PackedBatch(
-            values=torch.from_numpy(packed.values),
-            row_offsets=torch.from_numpy(packed.offsets),
-            task_of_row=torch.full((packed.rows,), self.slot, dtype=torch.int32),
-            positions="all" if self._next else "last",
-            examples=examples,
-            step=step,
-            steps=plan.steps,
-            noise_key=self._noise_keys(picked, noise) if self.noise else None,
-        )
+            examples = [self._examples(task, picked, order) for task in range(len(self.tasks))]
+        for number, step in enumerate(range(begin, end)):
+            low, high = int(row_ends[number]), int(row_ends[number + 1])
+            offsets = packed.offsets[low : high + 1]
+            outputs = (int(offsets[0]), int(offsets[-1])) if self._next else (low, high)
+            yield PackedBatch(
+                values=torch.from_numpy(packed.values[offsets[0] : offsets[-1]]),
+                row_offsets=torch.from_numpy(offsets - offsets[0]),
+                task_of_row=torch.full((high - low,), self.slot, dtype=torch.int32),
+                positions="all" if self._next else "last",
+                examples=tuple(
+                    _examples_between(task.name, index, labels, outputs, int(total[step]))
+                    for task, (index, labels), total in zip(self.tasks, examples, totals, strict=True)
+                ),
+                epoch=plan.epoch,
+                step=step,
+                steps=plan.steps,
+                noise_key=None if hashes is None else self._noise_key(hashes[low:high], plan.epoch, step),
+            )
 
-    def _noise_keys(self, picked: Sequence[tuple[int, NDArray[np.int64]]], noise: str) -> torch.Tensor:
+    def _hashes(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.uint64]:
+        parts = [self.dataset.shard(shard).user_hash[self._rows[shard].users[rows]] for shard, rows in picked]
+        return _joined(parts, np.uint64)[order]
+
+    def _noise_key(self, hashes: NDArray[np.uint64], epoch: int, step: int) -> torch.Tensor:
         """Keys that depend on user and step alone; odd, so never the 0 of rows without dropout."""
-        key = stable_hash(noise)
-        hashes = [self.dataset.shard(shard).user_hash[self._rows[shard].users[rows]] for shard, rows in picked]
-        return _tensor([mix64(part, key=key).view(np.int64) | 1 for part in hashes])
+        return torch.from_numpy(mix64(hashes, key=stable_hash(f"noise:{self.seed}:{epoch}:{step}")).view(np.int64) | 1)
 
-    def _examples(self, task: int, picked: Sequence[tuple[int, NDArray[np.int64]]], total: int) -> Examples:
-        index, labels, first = [], [], 0
-        for shard, rows in picked:
-            of_shard = self._rows[shard]
-            counts = of_shard.counts[task][rows]
-            index.append(np.repeat(np.arange(rows.shape[0]) + first, counts))
-            labels.append(of_shard.values[task][ragged_positions(of_shard.starts[task][rows], counts)])
-            first += rows.shape[0]
-        return Examples(self.tasks[task].name, _tensor(index), _tensor(labels), total)
-
-    def _next_examples(self, picked: Sequence[tuple[int, NDArray[np.int64]]], total: int) -> Examples:
-        classes = []
+    def _sequences(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> PackedRows:
+        parts = []
         for shard, rows in picked:
             data, users = self.dataset.shard(shard), self._rows[shard].users[rows]
-            starts = data.offsets[users] + 1
-            classes.append(self._rows[shard].values[0][ragged_positions(starts, data.offsets[users + 1] - starts)])
-        labels = _tensor(classes)
-        index = torch.nonzero(labels >= 0).squeeze(1)  # rows lie in the same order, each without its last item
-        return Examples(self.tasks[0].name, index, labels[index], total)
+            starts = data.offsets[users]
+            parts.append((data.values, starts, data.offsets[users + 1] - starts))
+        values, offsets = _gather_ragged(parts, order)
+        return PackedRows(values, offsets)
+
+    def _examples(
+        self, task: int, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The row that each example reads, ascending, and its label."""
+        parts = []
+        for shard, rows in picked:
+            of_shard = self._rows[shard]
+            parts.append((of_shard.values[task], of_shard.starts[task][rows], of_shard.counts[task][rows].astype(np.int64)))
+        labels, offsets = _gather_ragged(parts, order)
+        return np.repeat(np.arange(order.shape[0]), np.diff(offsets)), labels
+
+
+class Epoch:
+    """One epoch's batches, the next of them made while a step runs.
+
+    Attributes:
+        steps: Global batches of the whole epoch.
+        epoch, step: Which epoch, and the step of the batch that comes next: all that it takes to go on from here
+            (`TrainingLoader.epoch(epoch, first=step)`).
+    """
+
+    def __init__(self, steps: int, epoch: int, first: int, build: Callable[[int], Iterator[PackedBatch]]) -> None:
+        self.steps, self.epoch, self.step = steps, epoch, first
+        self._build = build
+
+    def __iter__(self) -> Generator[PackedBatch]:
+        batches = ahead(self._build(self.step))
+        try:
+            for batch in batches:
+                self.step = batch.step + 1
+                yield batch
+        finally:
+            batches.close()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the epoch is."""
+        return {"epoch": self.epoch, "step": self.step}
 
 
 def evaluation_batches(
-    dataset: Dataset, task: Task, split: Split, *, slot: int, batch: int, rank: int, world_size: int, max_users: int | None, seed: int
+    dataset: Dataset,
+    task: Task,
+    split: Split,
+    *,
+    slot: int,
+    batch: int,
+    rank: int,
+    world_size: int,
+    max_users: int | None,
+    seed: int,
+    gather: Gather | None = None,
 ) -> Iterator[PackedBatch]:
     """Yield this rank's rows of a split, `batch` users at a time, each with its labels; a next-item row without its last item.
 
     With `max_users` the users are those with the least keyed hash, so the choice depends on neither batch nor world size.
     """
-    labels = [dataset.labels(task.name, shard).of(split) for shard in range(dataset.info.shards)]
+    own = own_shards(dataset.info.shards, rank, world_size)
+    read = own if max_users is None or gather is not None else range(dataset.info.shards)
+    labels = {shard: dataset.labels(task.name, shard).of(split) for shard in read}
     if max_users is not None:
-        labels = _fewer_users(dataset, labels, max_users, seed)
-    for shard in own_shards(dataset.info.shards, rank, world_size):
+        labels = _fewer_users(dataset, labels, max_users, seed, gather)
+    for shard in own:
         data, part = dataset.shard(shard), labels[shard]
         for first in range(0, part.users.shape[0], batch):
             users = part.users[first : first + batch]
@@ -217,30 +244,70 @@ def evaluation_batches(
                 row_offsets=torch.from_numpy(rows.offsets),
                 task_of_row=torch.full((rows.rows,), slot, dtype=torch.int32),
                 positions="last",
-                examples=(Examples(task.name, torch.from_numpy(index), torch.from_numpy(part.values[begin:end].copy()), 0),),
+                examples=(Examples(task.name, torch.from_numpy(index), torch.from_numpy(part.values[begin:end].astype(np.int64)), 0),),
                 user_hash=data.user_hash[users],
             )
 
 
-def _fewer_users(dataset: Dataset, labels: Sequence[Labels], max_users: int, seed: int) -> list[Labels]:
+def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, seed: int, gather: Gather | None) -> dict[int, Labels]:
+    """Keep the `max_users` users of least keyed hash; those of one hash in the order of shards and rows."""
     key = stable_hash(f"evaluate:{seed}")
-    hashes = [mix64(dataset.shard(shard).user_hash[part.users], key=key) for shard, part in enumerate(labels)]
-    everyone = np.concatenate(hashes)
-    if everyone.shape[0] <= max_users:
-        return list(labels)
-    # users of one group have one hash; a stable order keeps the number exact and smaller sets nested
-    chosen = np.zeros(everyone.shape[0], dtype=bool)
-    chosen[np.argsort(everyone, kind="stable")[:max_users]] = True
-    ends: list[int] = np.cumsum([hashed.shape[0] for hashed in hashes]).tolist()
-    fewer = []
-    for part, inside in zip(labels, np.split(chosen, ends[:-1]), strict=True):
-        rows = np.flatnonzero(inside)
-        counts = part.counts[rows]
-        positions = ragged_positions(part.offsets[rows], counts)
+    hashed = [mix64(dataset.shard(shard).user_hash[part.users], key=key) for shard, part in labels.items()]
+    shards = [np.full(part.users.shape[0], shard) for shard, part in labels.items()]
+    rows = [np.arange(part.users.shape[0]) for part in labels.values()]
+    least = _least(_joined(hashed, np.uint64), _joined(shards, np.int64), _joined(rows, np.int64), max_users)
+    if gather is not None:
+        hashes, places, row = (np.concatenate(parts) for parts in zip(*gather(least), strict=True))
+        least = _least(hashes, places, row, max_users)
+    fewer = {}
+    for shard, part in labels.items():
+        chosen = np.sort(least[2][least[1] == shard])
+        counts = part.counts[chosen]
+        positions = ragged_positions(part.offsets[chosen], counts)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        fewer.append(Labels(part.users[rows], part.values[positions], offsets, part.split[positions]))
+        fewer[shard] = Labels(part.users[chosen], part.values[positions], offsets, part.split[positions])
     return fewer
 
 
-def _tensor(parts: Sequence[NDArray[np.int64]]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64))
+def _least(hashed: NDArray[Any], shards: NDArray[Any], rows: NDArray[Any], most: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    order = np.lexsort((rows, shards, hashed))[:most]
+    return hashed[order], shards[order], rows[order]
+
+
+def _gather_ragged(
+    parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]], order: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Gather rows of several flat columns, each given by starts and lengths, and lay them in `order`: values int32 and offsets."""
+    lengths = _joined([part[2] for part in parts], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
+    place = np.empty_like(lengths)
+    place[order] = offsets[:-1]
+    values = np.empty(int(offsets[-1]), dtype=np.int32)
+    first = 0
+    for column, starts, sizes in parts:
+        there = place[first : first + sizes.shape[0]]
+        values[ragged_positions(there, sizes)] = column[ragged_positions(starts, sizes)]
+        first += sizes.shape[0]
+    return values, offsets
+
+
+def _inputs_and_targets(rows: PackedRows) -> tuple[PackedRows, NDArray[np.int32]]:
+    """Whole sequences as the inputs of a next-item task, each without its last item, and the class that follows at each position."""
+    first = np.ones(rows.values.shape[0], dtype=bool)
+    last = first.copy()
+    first[rows.offsets[:-1]] = False
+    last[rows.offsets[1:] - 1] = False
+    inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]))
+    return inputs, rows.values[first] - np.int32(FIRST_ITEM)
+
+
+def _examples_between(task: str, index: NDArray[np.int64], labels: NDArray[np.int32], outputs: tuple[int, int], total: int) -> Examples:
+    """The examples that read outputs `low … high − 1`, counted from `low`; a label below zero, of an item not known, is none."""
+    low, high = outputs
+    here = slice(*np.searchsorted(index, [low, high]).tolist())
+    known = labels[here] >= 0
+    return Examples(task, torch.from_numpy(index[here][known] - low), torch.from_numpy(labels[here][known].astype(np.int64)), total)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.data.shards import Dataset
 from dist_teracon.errors import ConfigError, DataError
 
 SYNTHETIC = "synthetic:"
-
-
-def cache_folder() -> Path:
-    """Where data sets prepared on first use lie: `$DIST_TERACON_CACHE`, else the user's cache folder."""
-    if folder := os.environ.get("DIST_TERACON_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-teracon"
 
 
 def _split_of(uri: str) -> tuple[str, SplitRule]:

@@ -177,12 +177,13 @@ def read_dataset_info(uri: str) -> DatasetInfo:
     if version != FORMAT_VERSION:
         raise DataError(f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; prepare the data set again")
     try:
-        return _from_json(cast("dict[str, Any]", value))
+        return info_from_json(cast("dict[str, Any]", value))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a data set's description ({error!r}); prepare the data set again") from None
 
 
-def _from_json(value: dict[str, Any]) -> DatasetInfo:
+def info_from_json(value: dict[str, Any]) -> DatasetInfo:
+    """Return the description that `DatasetInfo.to_json` gave."""
     tasks = tuple(
         Task(
             entry["name"], entry["kind"], int(entry["labels"]), int(entry["users"]), cast("tuple[int, int, int]", tuple(entry["examples"]))

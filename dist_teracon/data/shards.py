@@ -1,4 +1,4 @@
-"""Reading a prepared data set, shard by shard.
+"""Reading a prepared data set, shard by shard: from its files, or through the local cache where it is large.
 
 Legend: U users of a shard, N items, R rows (users with labels), E labels.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io as bytes_io
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +19,21 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.batches import ragged_positions
-from dist_teracon.data.schema import FIRST_ITEM, DatasetInfo, Split, read_dataset_info, task_file, users_file, vocabulary_file
+from dist_teracon.data.cache import Columns, cache_folder, cached_columns
+from dist_teracon.data.schema import (
+    FIRST_ITEM,
+    DatasetInfo,
+    FileEntry,
+    Split,
+    read_dataset_info,
+    task_file,
+    users_file,
+    vocabulary_file,
+)
 from dist_teracon.errors import DataError
+
+# Data sets of at least so many events go through the local cache; smaller ones are read into memory.
+CACHE_FROM = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -26,13 +42,13 @@ class Labels:
 
     Attributes:
         users: int64 [R], rows of the shard's users.
-        values: int64 [E].
+        values: int32 [E].
         offsets: int64 [R + 1].
         split: int8 [E], a `Split` each.
     """
 
     users: NDArray[np.int64]
-    values: NDArray[np.int64]
+    values: NDArray[np.int32]
     offsets: NDArray[np.int64]
     split: NDArray[np.int8]
 
@@ -58,11 +74,13 @@ class Shard:
         user_hash: uint64 [U].
         values: int32 [N], item indices.
         offsets: int64 [U + 1].
+        targets: int32 [U], items of each sequence that a next-item task predicts: those after its first that the vocabulary knows.
     """
 
     user_hash: NDArray[np.uint64]
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    targets: NDArray[np.int32]
 
 
 class Dataset:
@@ -70,84 +88,125 @@ class Dataset:
 
     Args:
         uri: Folder or URI.
+        cached: Read through the local cache; by the number of events where None.
 
     Raises:
         DataError: no data set there.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, cached: bool | None = None) -> None:
         self.uri = uri
         self.info: DatasetInfo = read_dataset_info(uri)
+        self._cache: Path | None = cache_folder() if (self.info.events >= CACHE_FROM if cached is None else cached) else None
         self._shards: dict[int, Shard] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
-        self._train_counts: dict[str, NDArray[np.int64]] = {}
+        self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
 
     def shard(self, index: int) -> Shard:
         """Return a shard's users."""
         if index not in self._shards:
-            table = self._read(users_file(index))
-            sequence = table["sequence"].combine_chunks()
-            self._shards[index] = Shard(
-                table["user_hash"].to_numpy(), sequence.flatten().to_numpy().astype(np.int32, copy=False), _offsets(sequence)
-            )
+            path = users_file(index)
+            self._shards[index] = Shard(**self._columns(path, _SHARD, lambda: _users_columns(self.table(path, ["user_hash", "sequence"]))))
         return self._shards[index]
 
     def labels(self, task: str, index: int) -> Labels:
         """Return a shard's labels of a task, all splits."""
         key = (task, index)
         if key not in self._labels:
-            table = self._read(task_file(task, index))
-            labels, split = table["labels"].combine_chunks(), table["split"].combine_chunks()
-            values = labels.flatten().to_numpy().astype(np.int64)
-            self._check_range(task, index, values)
-            self._labels[key] = Labels(
-                table["row"].to_numpy().astype(np.int64), values, _offsets(labels), split.flatten().to_numpy().astype(np.int8)
-            )
+            path = task_file(task, index)
+            found = Labels(**self._columns(path, _LABELS, lambda: _labels_columns(self.table(path, ["row", "labels", "split"]))))
+            self._check_range(task, index, found.values)
+            self._labels[key] = found
         return self._labels[key]
 
-    def train_counts(self, task: str) -> NDArray[np.int64]:
-        """Return how often each label is a training target, int64 [Y]; for a next-item task over all positions of training users."""
-        if task not in self._train_counts:
-            self._train_counts[task] = self._count_training_targets(task)
-        return self._train_counts[task]
+    def train_counts(self, task: str, shards: Iterable[int] | None = None) -> NDArray[np.int64]:
+        """Return how often each label is a training target, int64 [Y]; for a next-item task over all positions of training users.
+
+        Args:
+            task: The task's name.
+            shards: Count in these only, as in those that a rank owns; None for all.
+        """
+        chosen = tuple(range(self.info.shards) if shards is None else shards)
+        if (task, chosen) not in self._train_counts:
+            self._train_counts[task, chosen] = self._count_training_targets(task, chosen)
+        return self._train_counts[task, chosen]
 
     def vocabulary(self, name: str) -> pa.Table:
         """Return a vocabulary, `items` or a task's."""
-        return self._read(vocabulary_file(name))
+        return self.table(vocabulary_file(name))
 
-    def _count_training_targets(self, name: str) -> NDArray[np.int64]:
-        task = self.info.task(name)
-        counts = np.zeros(task.labels, dtype=np.int64)
-        for index in range(self.info.shards):
-            train = self.labels(name, index).of(Split.TRAIN)
-            targets = train.values
-            if task.kind == "next":
-                shard = self.shard(index)
-                starts = shard.offsets[train.users] + 1  # the first item of a sequence is no target
-                positions = ragged_positions(starts, shard.offsets[train.users + 1] - starts)
-                targets = shard.values[positions].astype(np.int64) - FIRST_ITEM
-                targets = targets[targets >= 0]
-            counts += np.bincount(targets, minlength=task.labels)
-        return counts
+    def table(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Return columns of a file of the data set, all where None."""
+        return pq.read_table(bytes_io.BytesIO(self.content(path)), columns=columns)
 
-    def _check_range(self, task: str, index: int, values: NDArray[np.int64]) -> None:
-        known = self.info.task(task).labels
-        if values.size and (values.min() < 0 or values.max() >= known):
-            bad = values[(values < 0) | (values >= known)][0]
-            raise DataError(f"{io.join(self.uri, task_file(task, index))}: label {bad} of task '{task}' is out of range 0…{known - 1}")
+    def content(self, path: str) -> bytes:
+        """Return a file's bytes, checked.
 
-    def _read(self, path: str) -> pa.Table:
-        uri = io.join(self.uri, path)
-        entry = self.info.files.get(path)
-        if entry is None:
-            raise DataError(f"{uri}: dataset.json does not list this file; prepare the data set again")
+        Raises:
+            DataError: there is no such file, or it is not the one that was prepared.
+        """
+        uri, entry = io.join(self.uri, path), self._entry(path)
         content = io.read_bytes(uri)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise DataError(
                 f"{uri}: the file is not the one that was prepared (its SHA-256 differs from dataset.json); "
                 "was it changed or cut off? prepare the data set again"
             )
-        return pq.read_table(bytes_io.BytesIO(content))
+        return content
+
+    def _columns(self, path: str, names: tuple[str, ...], make: Any) -> dict[str, NDArray[Any]]:
+        if self._cache is None:
+            return dict(make())
+        return cached_columns(self._entry(path).sha256, names, make, folder=self._cache)
+
+    def _count_training_targets(self, name: str, shards: Iterable[int]) -> NDArray[np.int64]:
+        task = self.info.task(name)
+        counts = np.zeros(task.labels, dtype=np.int64)
+        for index in shards:
+            train = self.labels(name, index).of(Split.TRAIN)
+            targets = train.values
+            if task.kind == "next":
+                shard = self.shard(index)
+                starts = shard.offsets[train.users] + 1  # the first item of a sequence is no target
+                positions = ragged_positions(starts, shard.offsets[train.users + 1] - starts)
+                targets = shard.values[positions] - np.int32(FIRST_ITEM)
+                targets = targets[targets >= 0]
+            counts += np.bincount(targets, minlength=task.labels)
+        return counts
+
+    def _check_range(self, task: str, index: int, values: NDArray[np.int32]) -> None:
+        known = self.info.task(task).labels
+        if values.size and (values.min() < 0 or values.max() >= known):
+            bad = values[(values < 0) | (values >= known)][0]
+            raise DataError(f"{io.join(self.uri, task_file(task, index))}: label {bad} of task '{task}' is out of range 0…{known - 1}")
+
+    def _entry(self, path: str) -> FileEntry:
+        entry = self.info.files.get(path)
+        if entry is None:
+            raise DataError(f"{io.join(self.uri, path)}: dataset.json does not list this file; prepare the data set again")
+        return entry
+
+
+_SHARD = ("user_hash", "values", "offsets", "targets")
+_LABELS = ("users", "values", "offsets", "split")
+
+
+def _users_columns(table: pa.Table) -> Columns:
+    sequence = table["sequence"].combine_chunks()
+    values, offsets = sequence.flatten().to_numpy().astype(np.int32, copy=False), _offsets(sequence)
+    known = np.concatenate([[0], np.cumsum(values >= FIRST_ITEM)])
+    targets = known[offsets[1:]] - known[np.minimum(offsets[:-1] + 1, offsets[1:])]
+    return {"user_hash": table["user_hash"].to_numpy(), "values": values, "offsets": offsets, "targets": targets.astype(np.int32)}
+
+
+def _labels_columns(table: pa.Table) -> Columns:
+    labels, split = table["labels"].combine_chunks(), table["split"].combine_chunks()
+    return {
+        "users": table["row"].to_numpy().astype(np.int64),
+        "values": labels.flatten().to_numpy().astype(np.int32, copy=False),
+        "offsets": _offsets(labels),
+        "split": split.flatten().to_numpy().astype(np.int8, copy=False),
+    }
 
 
 def _offsets(column: pa.ListArray) -> NDArray[np.int64]:

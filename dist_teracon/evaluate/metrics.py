@@ -14,16 +14,31 @@ METRIC_CUTOFF = {"mrr@5": 5, "accuracy": 1}
 _BELOW_ALL = 1 << 62
 
 
-def count_candidates(logits_EY: Tensor, labels_E: Tensor) -> tuple[Tensor, Tensor]:
+# Labels compared at a time: several examples of one row share its logits, and only so many of them are laid out an example.
+_LABELS_AT_ONCE = 1 << 16
+
+
+def count_candidates(logits_BY: Tensor, labels_E: Tensor, *, rows_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Count for each example the labels that score higher than its own, and the others that score the same: two int64 [E].
 
     A score that is not a number counts as higher, and an own score that is none has more above it than any cutoff reaches, so that
     a broken model never wins.
+
+    Args:
+        logits_BY: Scores of rows.
+        labels_E: The examples' labels.
+        rows_E: The row that each example reads; None where examples and rows are the same.
     """
-    target = logits_EY.gather(1, labels_E[:, None])
-    greater = logits_EY.shape[1] - (logits_EY <= target).sum(dim=1)
+    labels = logits_BY.shape[1]
+    rows = torch.arange(labels_E.shape[0], device=logits_BY.device) if rows_E is None else rows_E
+    target = logits_BY[rows, labels_E][:, None]
+    greater, equal = torch.full_like(labels_E, labels), torch.full_like(labels_E, -1)
+    shared = rows_E is not None and not torch.equal(rows, torch.arange(logits_BY.shape[0], device=rows.device))
+    for piece in logits_BY.split(_LABELS_AT_ONCE, dim=1):
+        compared = piece[rows] if shared else piece
+        greater -= (compared <= target).sum(dim=1)
+        equal += (compared == target).sum(dim=1)
     greater = greater.masked_fill(target.isnan().squeeze(1), _BELOW_ALL)
-    equal = (logits_EY == target).sum(dim=1) - 1
     return greater, equal.clamp_min(0)
 
 

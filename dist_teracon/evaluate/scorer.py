@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import evaluation_batches
+from dist_teracon.data.plan import own_shards
 from dist_teracon.data.schema import Split
 from dist_teracon.data.shards import Dataset
 from dist_teracon.engine.contract import Runtime
@@ -63,13 +64,13 @@ def score_task(
 ) -> Score:
     """Score a task on a split by its own metric; every rank scores its shards and all get the sum."""
     info = dataset.info.task(task)
-    seen = torch.from_numpy(dataset.train_counts(task) > 0)
+    seen = train_counts(dataset, task, runtime) > 0
     # sum of scores, examples, unseen targets
     sums = np.zeros(3)
     users: list[UserScores] = []
     batches = evaluation_batches(
         dataset, info, split, slot=encoder.slot(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
-        max_users=max_users, seed=seed,
+        max_users=max_users, seed=seed, gather=runtime.gather,
     )  # fmt: skip
     for packed in batches:
         (examples,) = packed.examples
@@ -90,6 +91,15 @@ def score_task(
     return Score(value / count if count else None, int(count), int(unseen), _joined(users))
 
 
+def train_counts(dataset: Dataset, task: str, runtime: Runtime) -> Tensor:
+    """How often each label is a training target, int64 [Y] on the CPU; every rank counts in its own shards, all get the sum."""
+    counts = torch.from_numpy(dataset.train_counts(task, own_shards(dataset.info.shards, runtime.rank, runtime.world_size)))
+    if runtime.world_size > 1:
+        counts = counts.to(runtime.device, copy=True)
+        dist.all_reduce(counts)
+    return counts.cpu()
+
+
 def _joined(parts: list[UserScores]) -> UserScores:
     if not parts:
         return UserScores(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0, np.int64))
@@ -108,6 +118,6 @@ def _score_rows(head: Head, hidden_BC: Tensor, index_E: Tensor, labels_E: Tensor
     for chunk in torch.arange(index_E.shape[0]).split(rows_at_once(head.labels)):
         rows, example_row = torch.unique(index_E[chunk], return_inverse=True)
         logits = F.linear(hidden_BC[rows.to(hidden_BC.device)], weight, bias)
-        greater, equal = count_candidates(logits[example_row.to(logits.device)], labels_E[chunk].to(logits.device))
+        greater, equal = count_candidates(logits, labels_E[chunk].to(logits.device), rows_E=example_row.to(logits.device))
         values.append(reciprocal_rank(greater, equal, cutoff=cutoff).cpu())
     return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)

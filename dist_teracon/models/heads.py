@@ -49,7 +49,7 @@ def cross_entropy_sum(head: Head, hidden_EC: Tensor, labels_E: Tensor) -> Tensor
     def part(hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(_wide(head(hidden)), labels, reduction="sum")
 
-    return _in_chunks(part, rows_at_once(head.labels), hidden_EC, labels_E)
+    return in_chunks(part, rows_at_once(head.labels), hidden_EC, labels_E)
 
 
 def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_head: Head | None) -> Tensor:
@@ -69,7 +69,7 @@ def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_he
         rounding = _ROUNDING * torch.finfo(difference.dtype).eps * wanted.detach().abs().amax(dim=1, keepdim=True)
         return difference.masked_fill(difference.detach().abs() <= rounding, 0).square().sum()
 
-    return _in_chunks(part, rows_at_once(head.labels), hidden_EC, teacher)
+    return in_chunks(part, rows_at_once(head.labels), hidden_EC, teacher)
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -77,7 +77,8 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _in_chunks(part: Callable[[Tensor, Tensor], Tensor], rows: int, hidden: Tensor, other: Tensor) -> Tensor:
+def in_chunks(part: Callable[[Tensor, Tensor], Tensor], rows: int, hidden: Tensor, other: Tensor) -> Tensor:
+    """Sum `part` over chunks of so many rows, each chunk made again in the backward pass."""
     if hidden.shape[0] <= rows:
         return part(hidden, other)
     # recomputed in the backward pass, so that one chunk's logits are all that is ever held

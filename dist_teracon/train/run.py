@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.log import Voice
 from dist_teracon.train.checkpoint import EventLog, StageFolder, writing
+from dist_teracon.train.growth import AddedTask, additions, claim_addition, grown_tensors, with_added_task
 from dist_teracon.train.results import write_results
 from dist_teracon.train.stage import Stage
 
@@ -40,7 +41,11 @@ _VERSIONS = ("dist-teracon", "torch", "deepspeed", "ray", "triton", "numpy", "py
 
 @dataclass(frozen=True)
 class _Run:
-    """What every stage of a run shares."""
+    """What every stage of a run shares.
+
+    Attributes:
+        growth: By stage, what was done to the item tables before it.
+    """
 
     config: RunConfig
     dataset: Dataset
@@ -48,12 +53,16 @@ class _Run:
     runtime: Runtime
     folder: Path
     voice: Voice
+    growth: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def stage_folder(self, position: int) -> StageFolder:
         return StageFolder(self.folder, position, self.tasks[position].name)
 
 
-def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voice: Voice, with_single_task: bool = False) -> None:
+def train(
+    config: RunConfig, runtime: Runtime, folder: Path, *,
+    where: str, voice: Voice, with_single_task: bool = False, added: AddedTask | None = None,
+) -> None:  # fmt: skip
     """Learn the tasks in their order; the same call again goes on where a killed run stopped, or finds it finished.
 
     Args:
@@ -63,6 +72,7 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
         where: Where the configuration came from, for error messages.
         voice: What a person sees.
         with_single_task: Train every task alone too (SinMo, in `folder/single-task`), for forward transfer.
+        added: A task to learn on top of a finished run, maybe from a later version of its data set.
 
     Raises:
         TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
@@ -74,22 +84,26 @@ def train(config: RunConfig, runtime: Runtime, folder: Path, *, where: str, voic
     kind, settings = resolve_method(config, where=where)
     # stored and compared with every field of the method's, so that a default that changes later is seen
     config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})
+    if added is not None:
+        config = with_added_task(config, added, folder)
     dataset = _open(config, runtime, voice)
     tasks = dataset.info.tasks
     if config.tasks is not None:
         tasks = tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
     for name in config.train.by_task:
         _task(dataset, name, f"{where}: train.by_task")
+    for name in config.model.heads.by_task:
+        _task(dataset, name, f"{where}: model.heads.by_task")
     run = _Run(config, dataset, tasks, runtime, folder, voice)
     with _alone(run):
-        _claim(run)
+        _claim(run, added)
         setup = Setup(
             model=config.model, item_vectors=_item_vectors(run), seed=config.seed, items=dataset.info.items, tasks=tasks,
             training=tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks)),
         )  # fmt: skip
         _learn(run, kind(setup, settings))
         if with_single_task:
-            _learn_alone(run, where)
+            _learn_alone(run, where, added)
         if runtime.is_main:
             _write_baselines(run)
             _write_timing(run)
@@ -111,13 +125,29 @@ def _learn(run: _Run, method: Method) -> None:
             method.begin_task(run.tasks[number])
             method.end_task()
         if done:
-            method.load_tensors(run.stage_folder(done - 1).tensors())
+            _load(run, method, done)
             told = "finished" if done == len(run.tasks) else f"going on with {run.tasks[done].name}"
             run.voice.line(f"{run.folder}: {done} of {len(run.tasks)} stages are there, {told}")
         for number in range(done, len(run.tasks)):
             _learn_task(run, method, number, events)
     finally:
         events.close()
+
+
+def _load(run: _Run, method: Method, done: int) -> None:
+    """Take up the weights of the last finished stage, its item tables grown where the next one has new items to learn."""
+    tensors = run.stage_folder(done - 1).tensors()
+    added = next((entry for entry in additions(run.folder) if done < len(run.tasks) and entry["task"] == run.tasks[done].name), None)
+    if added is not None:
+        tensors, run.growth[done] = grown_tensors(
+            tensors, run.dataset, task=run.tasks[done].name, new_items=added["new_items"], runtime=run.runtime
+        )
+        told = run.growth[done]
+        run.voice.line(
+            f"{told['items'] - told['items_before']} new items: {told['from_neighbours']} start as the mean of their neighbours, "
+            "the others as the unseen item"
+        )
+    method.load_tensors(tensors)
 
 
 def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> None:
@@ -156,6 +186,8 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
             "test_examples": [score.examples for score in scores],
             "unseen_targets": [score.unseen for score in scores],
             "epochs": summary.epochs,
+            "items": run.dataset.info.items,
+            **({"growth": run.growth[number]} if number in run.growth else {}),
             "events_bytes": events.commit(),
         }
         io.write_json(folder.path / "timing.json", timing)
@@ -181,10 +213,7 @@ def _score(run: _Run, method: Method, task: str, split: Split) -> Score:
 def _write_user_scores(run: _Run, folder: StageFolder, scores: dict[str, list[Score]]) -> None:
     """Write every user's scores after a stage, from which comparisons draw their intervals."""
     parts = [(split, task.name, score.by_user) for split, row in scores.items() for task, score in zip(run.tasks, row, strict=False)]
-    gathered: list[Any] = [parts]
-    if run.runtime.world_size > 1:
-        gathered = [None] * run.runtime.world_size
-        dist.all_gather_object(gathered, parts)
+    gathered = run.runtime.gather(parts)
     if run.runtime.is_main:
         folder.save_user_scores([part for of_rank in gathered for part in of_rank])
 
@@ -217,13 +246,16 @@ def _tell_scores(run: _Run, method: Method, scores: Sequence[Score], events: Eve
     run.voice.line(f"{label} · test: {told}")
 
 
-def _learn_alone(run: _Run, where: str) -> None:
+def _learn_alone(run: _Run, where: str, added: AddedTask | None) -> None:
     """Train SinMo on the same data and seeds beside the run; a SinMo run is its own denominator."""
     if run.config.method.get("name") == "sinmo":
         return
     run.voice.line("every task alone, for forward transfer (SinMo)")
     alone = run.config.model_copy(update={"method": {"name": "sinmo"}})
-    train(alone, run.runtime, run.folder / "single-task", where=where, voice=run.voice)
+    folder = run.folder / "single-task"
+    # tasks that were trained alone with the run before are there; without them all are trained now
+    there = run.runtime.gather((folder / "config.yaml").exists())[0]
+    train(alone, run.runtime, folder, where=where, voice=run.voice, added=added if there else None)
 
 
 def _task(dataset: Dataset, name: str, field: str) -> Task:
@@ -264,7 +296,7 @@ def _item_vectors(run: _Run) -> Callable[[Task], Tensor] | None:
 
 def _write_baselines(run: _Run) -> None:
     path = run.folder / "baselines.json"
-    if not path.exists():
+    if not path.exists() or len(io.read_json(str(path))["popularity"]) < len(run.tasks):
         io.write_json(path, baseline_table(run.dataset, run.tasks, seed=run.config.seed, say=run.voice.line))
 
 
@@ -275,8 +307,11 @@ def _finished_stages(run: _Run) -> int:
     return done
 
 
-def _claim(run: _Run) -> None:
+def _claim(run: _Run, added: AddedTask | None) -> None:
     """Make the folder a run of this configuration and data set, or check that it is one already."""
+    if added is not None:
+        problem = claim_addition(run.folder, run.config, run.dataset.info, added) if run.runtime.is_main else ""
+        _agree(run.runtime, problem)
     written, copy = run.folder / "config.yaml", run.folder / "dataset.json"
     problem = ""
     if written.exists():
@@ -291,11 +326,11 @@ def _claim(run: _Run) -> None:
 def _difference(run: _Run, written: Path, copy: Path) -> str:
     before = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
     now = _flat(yaml.safe_load(dump_config(run.config)))
-    for field in sorted({*before, *now}):
-        if before.get(field) != now.get(field):
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
             return (
-                f"{run.folder}: was started with another configuration: {field} was {before.get(field)!r} and is now "
-                f"{now.get(field)!r}; use the old value or name a new folder with --run"
+                f"{run.folder}: was started with another configuration: {name} was {before.get(name)!r} and is now "
+                f"{now.get(name)!r}; use the old value or name a new folder with --run"
             )
     if io.read_json(str(copy)) != json.loads(json.dumps(run.dataset.info.to_json())):
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,13 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
+from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
-from dist_teracon.evaluate.scorer import score_task
+from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.log import Voice
+from dist_teracon.models.sampled_softmax import Negatives
 from dist_teracon.train.checkpoint import EventLog, Progress, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
 
@@ -130,11 +133,12 @@ class Stage:
         self.method.begin_phase(phase)
         groups = self.method.parameter_groups(phase)
         self.method.gradient_hooks(phase)
+        self.method.negatives = self._negatives(phase)
         module = LossModule(self.method)
         engine = DeepSpeedEngine(module, groups, config=self.config.train, runtime=self.runtime)
         loader = TrainingLoader(
             self.dataset, phase.tasks, slot=self.method.slot(phase.tasks[0].name), batch=phase.training.batch,
-            seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size,
+            seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size, gather=self.runtime.gather,
             noise=self.config.model.dropout > 0,
         )  # fmt: skip
         state = self._resume(engine, resumed) if resumed is not None else _PhaseState()
@@ -157,6 +161,22 @@ class Stage:
             _load_parameters(module, state.best)
         return state
 
+    def _negatives(self, phase: Phase) -> dict[str, Negatives]:
+        """What the heads with a sampled loss draw from; said once."""
+        model, found = self.config.model, {}
+        for task in phase.tasks:
+            if not model.heads.is_sampled(task.name, labels=task.labels, channels=model.channels):
+                continue
+            settings = model.heads.sampled
+            counts = train_counts(self.dataset, task.name, self.runtime)
+            seed = stable_hash(f"{self.config.seed}:negatives:{task.name}") >> 1
+            found[task.name] = Negatives(settings.negatives, settings.distribution, counts, seed)
+            self.voice.line(
+                f"{self.label} · {task.labels} labels: softmax over {settings.negatives} sampled ones ({settings.distribution}); "
+                "scores rank all"
+            )
+        return found
+
     def _done(self, phase: Phase, state: _PhaseState) -> bool:
         limit, patience = self.config.train.max_steps, phase.training.patience
         return (
@@ -170,15 +190,15 @@ class Stage:
         self.method.begin_epoch(state.epoch)
         limit, every = self.config.train.max_steps, self.config.train.log_every
         batches = loader.epoch(state.epoch)
-        steps = loader.plan(state.epoch).steps
         first = state.steps
-        for batch in self.voice.track(batches, steps, f"{self.label} · epoch {state.epoch}"):
-            if limit is not None and state.steps >= limit:
-                break
-            meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
-            state.steps += 1
-            if state.steps % every == 0 or batch.step + 1 == batch.steps:
-                self._tell_step(phase, state, batch, meter.fetch())
+        with closing(iter(batches)) as ready:
+            for batch in self.voice.track(ready, batches.steps, f"{self.label} · epoch {state.epoch}"):
+                if limit is not None and state.steps >= limit:
+                    break
+                meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
+                state.steps += 1
+                if state.steps % every == 0 or batch.step + 1 == batch.steps:
+                    self._tell_step(phase, state, batch, meter.fetch())
         self._check(meter.fetch(), state.steps, phase)
         assert state.steps > first or limit is not None
         return meter.means()

@@ -77,3 +77,28 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(small: str, tmp_p
     assert [event["step"] for event in one] == [event["step"] for event in other]
     for expected, found in zip(one, other, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sampled(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs whose heads draw negatives: undisturbed, killed twice, on two processes, and exact."""
+    folder = tmp_path_factory.mktemp("sampled")
+    stage = {"learning_rate": 0.001, "batch": 16, "epochs": 3}
+    config = settings(small, tasks=("next", "likes"), zero=2, first=stage, second=stage)
+    config["model"]["heads"] = {"default": "sampled", "sampled": {"negatives": 6}}
+    exact = {**config, "model": {**config["model"], "heads": {"default": "auto"}}}
+    killed = [{"config": config, "run": str(folder / "killed"), "moment": moment} for moment in ("checkpoint:1:1", "step:2:9")]
+    jobs = [{"config": config, "run": str(folder / name), "world": world} for name, world in (("whole", 1), ("two", 2), ("killed", 1))]
+    run_worlds([jobs[0], jobs[1], *killed, jobs[2], {"config": exact, "run": str(folder / "exact")}], folder)
+    return folder
+
+
+def test_a_killed_run_with_sampled_heads_ends_bit_for_bit_as_undisturbed(sampled: Path) -> None:
+    assert what_lasts(sampled / "killed") == what_lasts(sampled / "whole")
+    assert what_lasts(sampled / "exact") != what_lasts(sampled / "whole")
+
+
+def test_sampled_heads_draw_the_same_on_two_processes(sampled: Path) -> None:
+    one, two = (events(sampled / name, "step") for name in ("whole", "two"))
+    for expected, found in zip(one, two, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)

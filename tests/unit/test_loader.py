@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_teracon.data.loader import BatchPlan, TrainingLoader, evaluation_batches, own_shards
+from dist_teracon.data.loader import TrainingLoader, evaluation_batches
+from dist_teracon.data.plan import WHOLE_SHUFFLE, BatchPlan, own_shards, shuffled_rows
 from dist_teracon.data.schema import Split
+from dist_teracon.data.shards import Dataset
 
 SHARDS = 8
 worlds = st.integers(1, 5)
@@ -121,6 +126,109 @@ def test_jointly_learned_tasks_share_their_users(make_dataset):
                 counter.update(examples_of(packed, part))
                 assert packed.examples[part].total == sum(share.examples[part].labels.shape[0] for share in shares)
     assert parts == [expected(dataset, "likes"), expected(dataset, "age")]
+
+
+@pytest.mark.parametrize("names", [["next"], ["likes"], ["likes", "age"]])
+def test_an_epoch_is_taken_up_in_the_middle(make_dataset, names):
+    dataset = make_dataset(users=90)
+    (loader,) = loaders(dataset, names, 1, batch=8)
+    batches = loader.epoch(2)
+    before = list(itertools.islice(batches, 4))
+    assert batches.state_dict() == {"epoch": 2, "step": 4}  # what was made ahead counts as not yet read
+    state = batches.state_dict()
+    (again,) = loaders(dataset, names, 1, batch=8)
+    after = list(again.epoch(state["epoch"], first=state["step"]))
+    assert [contents(packed) for packed in [*before, *after]] == [contents(packed) for packed in loader.epoch(2)]
+
+
+def contents(packed):
+    parts = [(part.index.tolist(), part.labels.tolist(), part.total) for part in packed.examples]
+    return packed.step, packed.steps, packed.values.tolist(), packed.row_offsets.tolist(), parts
+
+
+class Exchange:
+    """Ranks as threads that tell one another what they know, as processes do through a collective."""
+
+    def __init__(self, world):
+        self.told, self.barrier = [None] * world, threading.Barrier(world, timeout=30)
+
+    def of(self, rank):
+        def gather(value):
+            self.told[rank] = value
+            self.barrier.wait()
+            everything = list(self.told)
+            self.barrier.wait()
+            return everything
+
+        return gather
+
+
+@pytest.mark.parametrize("names", [["next"], ["likes"], ["likes", "age"]])
+def test_a_rank_opens_its_own_shards_alone(make_dataset, tmp_path, names):
+    """Every rank's data set lacks the files of all other shards; the ranks' counts come from one another."""
+    whole, world = make_dataset(users=90), 3
+    exchange = Exchange(world)
+
+    def work(rank):
+        folder = tmp_path / str(rank)
+        shutil.copytree(whole.uri, folder)
+        for path in folder.glob("*/**/shard-*.parquet"):
+            if int(path.stem.removeprefix("shard-")) not in own_shards(SHARDS, rank, world):
+                path.unlink()
+        dataset, gather = Dataset(str(folder)), exchange.of(rank)
+        tasks = [dataset.info.task(name) for name in names]
+        loader = TrainingLoader(dataset, tasks, slot=0, batch=16, seed=3, rank=rank, world_size=world, gather=gather)
+        scored = evaluated_here(dataset, names[0], rank, world, max_users=9, gather=gather)
+        return [contents(packed) for packed in loader.epoch(1)], scored
+
+    with ThreadPoolExecutor(world) as pool:
+        found = list(pool.map(work, range(world)))
+    for rank, loader in enumerate(loaders(whole, names, world)):
+        assert found[rank] == (
+            [contents(packed) for packed in loader.epoch(1)],
+            evaluated_here(whole, names[0], rank, world, max_users=9),
+        )
+
+
+def evaluated_here(dataset, name, rank, world, **options):
+    batches = evaluation_batches(
+        dataset, dataset.info.task(name), Split.TRAIN, slot=0, batch=4, rank=rank, world_size=world, seed=0, **options
+    )
+    return [contents(packed) for packed in batches]
+
+
+@settings(max_examples=20)
+@given(rows=st.integers(WHOLE_SHUFFLE - 2, 4 * WHOLE_SHUFFLE), seed=st.integers(0, 5))
+def test_rows_of_a_large_shard_are_shuffled_in_blocks(rows, seed):
+    order = shuffled_rows(rows, np.random.default_rng(seed))
+    assert np.array_equal(np.sort(order), np.arange(rows))
+    if rows > WHOLE_SHUFFLE:
+        # a window of 1,024 rows comes from few places, and yet neighbours on disk are no neighbours in time
+        window = np.unique(order[:1024] // 64)
+        assert len(window) <= 17
+        assert np.mean(np.abs(np.diff(order[:1024])) == 1) < 0.05
+        assert not np.array_equal(order, shuffled_rows(rows, np.random.default_rng(seed + 1)))
+
+
+def test_a_small_shard_is_shuffled_row_by_row():
+    assert shuffled_rows(300, np.random.default_rng(4)).tolist() == np.random.default_rng(4).permutation(300).tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_large_shards_give_every_row_once_at_any_world_size(world):
+    weights = [np.random.default_rng(shard).integers(1, 5, 9000 + shard) for shard in range(4)]
+    whole = BatchPlan(weights, batch=777, seed=1, epoch=3)
+    seen = []
+    for rank in range(world):
+        own = own_shards(4, rank, world)
+        plan = BatchPlan(weights, batch=777, seed=1, epoch=3, own=own)
+        assert plan.totals(weights).tolist() == whole.totals(weights).tolist()
+        for shard in own:
+            rows = [plan.rows(step, shard) for step in range(plan.steps)]
+            assert all(np.array_equal(part, whole.rows(step, shard)) for step, part in enumerate(rows))
+            seen += [(shard, row) for part in rows for row in part.tolist()]
+    assert sorted(seen) == [(shard, row) for shard in range(4) for row in range(9000 + shard)]
+    assert np.abs(whole.totals(weights) / 777 - 1).max() < 0.05
 
 
 def test_a_next_item_task_stands_alone(make_dataset):

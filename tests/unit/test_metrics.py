@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalMRR
 
+from dist_teracon.evaluate import metrics
 from dist_teracon.evaluate.metrics import METRIC_CUTOFF, count_candidates, reciprocal_rank
 from dist_teracon.evaluate.transfer import backward_transfer, forward_transfer
 
@@ -94,3 +95,18 @@ def test_transfer():
     missing = forward_transfer([[0.5], [0.4, None]], [0.5, 0.2])
     assert (missing.percent, missing.absolute) == ([None, None], [None, None])
     assert np.isfinite([value for value in back.percent if value is not None]).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_labels_are_compared_in_pieces_and_rows_shared_by_examples(monkeypatch, at_once):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 4, (5, 11), generator=generator).double()
+    logits[3, 4] = float("nan")
+    rows, labels = torch.randint(5, (40,), generator=generator), torch.randint(11, (40,), generator=generator)
+    rows[0], labels[0] = 3, 4
+    plain = count_candidates(logits[rows], labels)
+    monkeypatch.setattr(metrics, "_LABELS_AT_ONCE", at_once)
+    for counts in (count_candidates(logits, labels, rows_E=rows), count_candidates(logits[rows], labels)):
+        assert [count.tolist() for count in counts] == [count.tolist() for count in plain]
+    one_by_one = [count_candidates(logits[row : row + 1], label[None]) for row, label in zip(rows, labels, strict=True)]
+    assert [torch.cat(counts).tolist() for counts in zip(*one_by_one, strict=True)] == [count.tolist() for count in plain]

@@ -19,7 +19,7 @@ from dist_teracon.continual.pseudo_labels import (
     read_shard,
     write_pseudo_labels,
 )
-from dist_teracon.data.loader import own_shards
+from dist_teracon.data.plan import own_shards
 from dist_teracon.data.schema import Split
 
 SHARDS, WIDTH = 8, 3

@@ -1,0 +1,224 @@
+"""`dist-teracon bench heads`: a training step with hundreds of thousands of labels, scores over them, and Adam on such tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from dist_teracon.bench.measure import alternate, circumstances, markdown_table
+from dist_teracon.evaluate.metrics import reciprocal_rank
+from dist_teracon.models.heads import Head, cross_entropy_sum
+from dist_teracon.models.network import Network
+from dist_teracon.models.nextitnet import NextItNet
+from dist_teracon.models.sampled_softmax import Negatives
+
+_POLL_S = 0.01
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="dist-teracon bench heads", description=__doc__)
+    parser.add_argument("--items", type=int, default=645_974)
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--users", type=int, default=32, help="sequences a batch")
+    parser.add_argument("--length", type=int, default=100)
+    parser.add_argument("--scored", type=int, default=10_000, help="users to score")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=200, help="draws of negatives from which a bias is taken")
+    parser.add_argument("--skip", nargs="*", default=[], choices=sorted(_PARTS), help="leave parts out")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.inside:
+        part, items = options.inside.split(":")
+        print(json.dumps(_PARTS[part](options, int(items))))
+        return
+    for part in _PARTS:
+        if part in options.skip:
+            continue
+        sizes = [options.items // 4, options.items // 2, options.items] if part != "bias" else [min(options.items, 20_000)]
+        rows: list[list[str]] = []
+        for items in sizes:
+            # a process each, so that a peak is that part's own
+            command = [sys.executable, "-m", "dist_teracon.cli", "bench", "heads", *arguments, "--inside", f"{part}:{items}"]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows += [[f"{items:,}", *row] for row in json.loads(done.stdout)]
+        print(f"\n{_TITLES[part]}\n\n{markdown_table(['labels', *_HEADERS[part]], rows)}", flush=True)
+    print(f"\n{options.users} × {options.length} positions, {options.channels} channels, one thread; {circumstances('torch', 'numpy')}")
+
+
+class _Peak:
+    """The largest anonymous resident memory beyond that at the beginning, while something runs."""
+
+    def __enter__(self) -> _Peak:
+        self.start, self.most, self._stop = _resident(), 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self.most = max(self.most, _resident() - self.start)
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.most = max(self.most, _resident() - self.start)
+
+
+def _resident() -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) / 1e6
+
+
+def _steps(options: argparse.Namespace, items: int) -> list[list[str]]:
+    """A whole step of T1: backbone, head, Adam on both tables."""
+    torch.set_num_threads(1)
+    rows = []
+    for kind in ("full", "sampled"):
+        with _Peak() as peak:
+            step, model = _step(options, items, kind)
+            timing = alternate({kind: step}, repeats=options.repeats)[kind]
+        rows.append([kind, f"{timing.median:.2f}", f"{peak.most:.2f}"])
+        del step, model
+    return rows
+
+
+def _step(options: argparse.Namespace, items: int, kind: str) -> tuple[Callable[[], None], Network]:
+    generator = torch.Generator().manual_seed(0)
+    backbone = NextItNet(items=items, channels=options.channels, dilations=(1, 4) * 4, kernel_size=3, generator=generator, pooling="mean")
+    model = Network(backbone)
+    model.add_task("next", items, generator=generator)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    counts = (1e6 / torch.arange(1, items + 1)).long().clamp_min(1)
+    negatives = Negatives(1024, "log_uniform", counts, 0)
+    positions = options.users * options.length
+    offsets = torch.arange(options.users + 1) * options.length
+    task_of_row = torch.zeros(options.users, dtype=torch.int32)
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        values = torch.randint(items, (positions,), dtype=torch.int32, generator=generator)
+        labels = torch.randint(items, (positions,), generator=generator)
+        hidden = model(values, offsets, task_of_row, None, positions="all")
+        head = model.head("next")
+        exact = kind == "full"
+        loss = cross_entropy_sum(head, hidden, labels) if exact else negatives.loss(head, hidden, labels, epoch=1, step=number)
+        (loss / positions).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        number += 1
+
+    return step, model
+
+
+def _scores(options: argparse.Namespace, items: int) -> list[list[str]]:
+    """Ranks of one label a user among all."""
+    from dist_teracon.evaluate.scorer import _score_rows
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    head = Head(options.channels, items, generator=generator).requires_grad_(False)
+    hidden = torch.randn(options.scored, options.channels, generator=generator)
+    labels = torch.randint(items, (options.scored,), generator=generator)
+    began, wall = time.process_time(), time.perf_counter()
+    with _Peak() as peak:
+        for first in range(0, options.scored, 512):
+            part = slice(first, first + 512)
+            index = torch.arange(hidden[part].shape[0])
+            found = _score_rows(head, hidden[part], index, labels[part], cutoff=5)
+    assert found.shape == reciprocal_rank(labels[part], labels[part], cutoff=5).shape
+    return [[f"{options.scored:,}", f"{time.process_time() - began:.1f}", f"{time.perf_counter() - wall:.1f}", f"{peak.most:.2f}"]]
+
+
+def _adam(options: argparse.Namespace, items: int) -> list[list[str]]:
+    """Adam on an item table of which a batch touches few rows: all rows, or those touched alone."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.nn.Parameter(torch.randn(items, options.channels, generator=generator))
+    optimiser = torch.optim.Adam([table], lr=1e-3)
+    moments = [torch.zeros_like(table.data) for _ in range(2)]
+    positions = options.users * options.length
+
+    def batch() -> torch.Tensor:
+        return torch.randint(items, (positions,), generator=generator)
+
+    def dense() -> None:
+        torch.nn.functional.embedding(batch(), table).square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    def lazy() -> None:
+        rows, place = torch.unique(batch(), return_inverse=True)
+        touched = table.data[rows].requires_grad_()
+        touched[place].square().sum().backward()
+        assert touched.grad is not None
+        first, second = (moment[rows] for moment in moments)
+        first.lerp_(touched.grad, 0.1)
+        second.mul_(0.999).addcmul_(touched.grad, touched.grad, value=0.001)
+        moments[0][rows], moments[1][rows] = first, second
+        table.data[rows] = touched.data.addcdiv_(first, second.sqrt().add_(1e-8), value=-1e-3)
+
+    timings = alternate({"dense": dense, "lazy": lazy}, repeats=options.repeats)
+    return [[name, f"{timing.median * 1000:,.1f}"] for name, timing in timings.items()]
+
+
+def _bias(options: argparse.Namespace, items: int) -> list[list[str]]:
+    """Loss and gradient of the sampled softmax against the exact ones: the mean over draws, and one draw's error."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    head = Head(64, items, generator=generator)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(items, 64, generator=generator) * 0.2)
+    counts = (1e6 / torch.arange(1, items + 1)).long().clamp_min(1)
+    labels = torch.multinomial(counts.double(), 200, replacement=True, generator=generator)
+    hidden = torch.randn(200, 64, generator=generator)
+
+    def taken(loss: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, torch.Tensor]:
+        head.zero_grad()
+        given = hidden.clone().requires_grad_()
+        value = loss(given)
+        value.backward()
+        assert given.grad is not None
+        return float(value.detach()) / 200, given.grad.flatten()
+
+    exact, exact_gradient = taken(lambda given: cross_entropy_sum(head, given, labels))
+    rows = []
+    for distribution in ("log_uniform", "in_batch"):
+        for count in (64, 256, 1024) if distribution == "log_uniform" else (64, 200):
+            of_draws = Negatives(count, distribution, counts, 0)
+            found = [taken(lambda given, s=step, n=of_draws: n.loss(head, given, labels, epoch=1, step=s)) for step in range(options.draws)]  # type: ignore[misc]
+            gradients = torch.stack([gradient for _, gradient in found])
+            mean = sum(value for value, _ in found) / len(found)
+            bias = float((gradients.mean(0) - exact_gradient).norm() / exact_gradient.norm())
+            error = float((gradients - exact_gradient).norm(dim=1).mean() / exact_gradient.norm())
+            rows.append([f"{distribution}, {count}", f"{mean:.4f}", f"{mean - exact:+.4f}", f"{bias:.3f}", f"{error:.3f}"])
+    return [["exact", f"{exact:.4f}", "", "", ""], *rows]
+
+
+_PARTS: dict[str, Callable[[argparse.Namespace, int], list[list[str]]]] = {
+    "step": _steps,
+    "scores": _scores,
+    "adam": _adam,
+    "bias": _bias,
+}
+_TITLES = {
+    "step": "One training step of the next-item task, backbone, head and Adam included",
+    "scores": "Scores by full ranking",
+    "adam": "Adam on the item table, embedding's backward included",
+    "bias": "Sampled against exact softmax: loss an example and its gradient with respect to the representations",
+}
+_HEADERS = {
+    "step": ["loss", "CPU s a step", "peak beyond the start, GB"],
+    "scores": ["users", "CPU s", "wall s", "peak beyond the head, GB"],
+    "adam": ["moments advanced", "CPU ms a step"],
+    "bias": ["negatives", "loss", "bias of the loss", "relative bias of the gradient", "relative error of one draw"],
+}

@@ -1,0 +1,49 @@
+"""Data sets of the size and shape of the published large one, for benchmarks: users × events of random items, popular ones more often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dist_teracon.data.prepare import write_dataset
+from dist_teracon.data.schema import SplitRule
+from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, mix64
+
+TTL_USERS, TTL_ITEMS, TTL_LENGTH = 1_470_000, 645_974, 100
+
+
+def random_tables(*, users: int, items: int, length: int, seed: int = 0) -> Tables:
+    """Return tables with a next-item task, an item task (1 to 5 of 17,880 labels a user) and a profile task (8 labels)."""
+    generator = np.random.default_rng(seed)
+    # the logarithm of the rank is uniform, which is Zipf's law with exponent 1
+    values = np.exp(generator.random(users * length, dtype=np.float32) * np.log(np.float32(items))).astype(np.int32)
+    np.minimum(values, items - 1, out=values)
+    everyone = np.arange(users)
+    counts = generator.integers(1, 6, users)
+    labels = min(17_880, items)
+    return Tables(
+        name=f"random-{users}",
+        items=[str(item) for item in range(items)],
+        sequences=SequenceTable(
+            [str(user) for user in range(users)], mix64(everyone.astype(np.uint64), key=seed), values, np.arange(users + 1) * length
+        ),
+        labels=[
+            LabelTable(
+                "likes", "item", [str(label) for label in range(labels)], everyone,
+                generator.integers(0, labels, int(counts.sum())).astype(np.int32), np.concatenate([[0], np.cumsum(counts)]),
+            ),
+            LabelTable(
+                "profile", "profile", list("abcdefgh"), everyone,
+                generator.integers(0, 8, users).astype(np.int32), np.arange(users + 1),
+            ),
+        ],
+        length_limit=length,
+    )  # fmt: skip
+
+
+def random_dataset(folder: Path, *, users: int, items: int = TTL_ITEMS, length: int = TTL_LENGTH) -> str:
+    """Write such a data set, or find that it is there; returns its URI."""
+    if not (folder / "dataset.json").exists():
+        write_dataset(random_tables(users=users, items=items, length=length), str(folder), SplitRule())
+    return str(folder)

@@ -1,0 +1,169 @@
+"""A finished run grows by a task: what it was begun with is renewed, and item tables get rows for new items.
+
+`additions.json` in the run's folder lists what was added; a stage's `items` says how many rows its tables have.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_teracon import io
+from dist_teracon.config import RunConfig, dump_config
+from dist_teracon.data.append import ancestors
+from dist_teracon.data.batches import take_rows
+from dist_teracon.data.plan import own_shards
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, info_from_json
+from dist_teracon.data.shards import Dataset
+from dist_teracon.engine.contract import Runtime
+from dist_teracon.errors import RunError
+from dist_teracon.train.checkpoint import StageFolder
+
+NewItems = Literal["unseen", "neighbours"]
+
+# A backbone's item table ends so among a method's tensors.
+_TABLE = "backbone.items"
+
+
+@dataclass(frozen=True)
+class AddedTask:
+    """A task to add to a finished run.
+
+    Attributes:
+        name: The task's name.
+        new_items: What rows of new items start as: copies of the unseen item's, so that nothing changes before training; or the mean of
+            the known items beside them in the training users' sequences.
+    """
+
+    name: str
+    new_items: NewItems = "unseen"
+
+
+def with_added_task(config: RunConfig, added: AddedTask, folder: Path) -> RunConfig:
+    """Return the configuration of the run with the task at its end.
+
+    Raises:
+        RunError: there is no run to add to, or it was run with other settings.
+    """
+    written = folder / "config.yaml"
+    if not written.exists():
+        raise RunError(f"{folder}: is no run yet, so no task can be added to it; train it first without --add-task")
+    before = RunConfig.model_validate(yaml.safe_load(written.read_text(encoding="utf-8")))
+    tasks = before.tasks or tuple(task["name"] for task in io.read_json(str(folder / "dataset.json"))["tasks"])
+    if added.name in tasks and not any(entry["task"] == added.name for entry in additions(folder)):
+        raise RunError(f"{folder}: has learned '{added.name}' already ({', '.join(tasks)})")
+    if added.name in tasks and tasks[-1] != added.name:
+        raise RunError(f"{folder}: '{added.name}' was added before {tasks[-1]}; only the last addition can be gone on with")
+    return config.model_copy(update={"tasks": tasks if added.name in tasks else (*tasks, added.name)})
+
+
+def additions(folder: Path) -> list[dict[str, Any]]:
+    """Return what was added to a run, in order."""
+    path = folder / "additions.json"
+    listed: list[dict[str, Any]] = io.read_json(str(path)) if path.exists() else []
+    return listed
+
+
+def claim_addition(folder: Path, config: RunConfig, info: DatasetInfo, added: AddedTask) -> str:
+    """Turn a finished run's folder into one with the task at its end; returns what is wrong, or nothing. Does nothing twice."""
+    assert config.tasks is not None
+    was = RunConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    ours, theirs = (value.model_dump(mode="json", exclude={"dataset", "tasks"}) for value in (config, was))
+    if differing := [name for name, value in ours.items() if value != theirs[name]]:
+        return f"{folder}: was run with other settings (they differ in: {', '.join(differing)}); a task is added with the run's own"
+    listed = additions(folder)
+    if listed and listed[-1]["task"] == added.name:
+        entry = listed[-1]
+        if (entry["new_items"], entry["dataset"]) != (added.new_items, info.fingerprint):
+            return f"{folder}: '{added.name}' was added with --new-items {entry['new_items']} and another data set; use those again"
+    else:
+        before = io.read_json(str(folder / "dataset.json"))
+        unfinished = [task for number, task in enumerate(config.tasks[:-1]) if not StageFolder(folder, number, task).finished]
+        if unfinished:
+            return f"{folder}: stage '{unfinished[0]}' is not finished; finish the run without --add-task first"
+        if problem := _not_a_descendant(folder, before, info):
+            return problem
+        entry = {"task": added.name, "new_items": added.new_items, "items": [before["items"], info.items], "dataset": info.fingerprint}
+        # first of all, so that a run killed here goes on with the same command
+        io.write_json(folder / "additions.json", [*listed, entry])
+    io.write_json(folder / "dataset.json", info.to_json())
+    with io.atomic_write(folder / "config.yaml") as file:
+        file.write(dump_config(config).encode())
+    return ""
+
+
+def _not_a_descendant(folder: Path, before: dict[str, Any], info: DatasetInfo) -> str:
+    if before == json.loads(json.dumps(info.to_json())):
+        return ""
+    if info_from_json(before).fingerprint in ancestors(info):
+        return ""
+    return (
+        f"{folder}: the data set is neither the one of this run nor a version of it; make one with "
+        "`dist-teracon prepare … --append` on the run's own data set"
+    )
+
+
+def grown_tensors(
+    tensors: dict[str, Tensor], dataset: Dataset, *, task: str, new_items: NewItems, runtime: Runtime
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give item tables the rows that the data set's new items need.
+
+    Args:
+        tensors: A finished stage's.
+        dataset: The version that the next stage learns from.
+        task: The task that it learns.
+        new_items: What the new rows start as.
+        runtime: This process's place; ranks count in their own shards.
+
+    Returns:
+        The tensors, and what was done, for the stage's state.
+    """
+    tables = {name: value for name, value in tensors.items() if name == _TABLE or name.endswith(f".{_TABLE}")}
+    known = min(value.shape[0] for value in tables.values()) if tables else dataset.info.items
+    report: dict[str, Any] = {"items_before": known, "items": dataset.info.items, "new_items": new_items, "from_neighbours": 0}
+    fresh = dataset.info.items - known
+    if not fresh:
+        return tensors, report
+    pairs = _neighbours(dataset, task, known, runtime) if new_items == "neighbours" else None
+    grown = dict(tensors)
+    for name, table in tables.items():
+        rows = table[UNSEEN_ITEM].repeat(fresh, 1)
+        if pairs is not None:
+            new, beside, times = (torch.from_numpy(part) for part in pairs)
+            sums = torch.zeros(fresh, table.shape[1], dtype=torch.float64)
+            sums.index_add_(0, new, table[beside].double() * times[:, None])
+            total = torch.zeros(fresh, dtype=torch.float64).index_add_(0, new, times.double())
+            rows = torch.where(total[:, None] > 0, sums / total.clamp_min(1)[:, None], rows.double()).to(table.dtype)
+            report["from_neighbours"] = int((total > 0).sum())
+        grown[name] = torch.cat([table, rows])
+    return grown, report
+
+
+def _neighbours(
+    dataset: Dataset, task: str, known: int, runtime: Runtime
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of a new item (counted from 0) and a known one beside it in a training user's sequence, and how often, each pair once."""
+    found = []
+    for shard in own_shards(dataset.info.shards, runtime.rank, runtime.world_size):
+        data = dataset.shard(shard)
+        rows = take_rows(data.values, data.offsets, dataset.labels(task, shard).of(Split.TRAIN).users)
+        inside = np.ones(max(0, rows.values.shape[0] - 1), dtype=bool)
+        inside[rows.offsets[1:-1] - 1] = False  # the last of one user and the first of the next are no neighbours
+        left, right = rows.values[:-1][inside].astype(np.int64), rows.values[1:][inside].astype(np.int64)
+        for one, other in ((left, right), (right, left)):
+            kept = (one >= known) & (other < known) & (other >= FIRST_ITEM)
+            found.append((one[kept] - known) * known + other[kept])
+    pairs, times = np.unique(np.concatenate([np.concatenate(found)] if found else [np.zeros(0, np.int64)]), return_counts=True)
+    told = runtime.gather((pairs, times))
+    keys, places = np.unique(np.concatenate([part for part, _ in told]), return_inverse=True)
+    counted = np.zeros(keys.shape[0], dtype=np.int64)
+    np.add.at(counted, places, np.concatenate([part for _, part in told]))
+    return keys // known, keys % known, counted
