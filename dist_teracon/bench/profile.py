@@ -86,14 +86,14 @@ def profiled(clock: Clock, stage: OurStage) -> Iterator[None]:
     ]
     before = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in patches]
     # batches are made here instead of by a thread, whose time would fall on whatever runs beside it
-    ahead = loader_module.ahead
+    ahead = vars(loader_module)["ahead"]
     try:
         for owner, name, part in patches:
             setattr(owner, name, clock.wrap(part, getattr(owner, name)))
-        loader_module.ahead = lambda items, *, depth=2: _counted(clock, items)  # type: ignore[assignment]
+        vars(loader_module)["ahead"] = lambda items, *, depth=2: _counted(clock, items)
         yield
     finally:
-        loader_module.ahead = ahead
+        vars(loader_module)["ahead"] = ahead
         for owner, name, value in before:
             if value is _MISSING:
                 delattr(owner, name)
