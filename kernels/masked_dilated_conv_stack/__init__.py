@@ -12,13 +12,13 @@ import os
 from torch import Tensor
 
 from dist_teracon.errors import ConfigError, nearest
-from dist_teracon.kernels.masked_dilated_conv_stack import gathered, reference
+from dist_teracon.kernels.masked_dilated_conv_stack import cpu, gathered, reference
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
 __all__ = ["Layout", "Positions", "StackParameters", "build_layout", "masked_dilated_conv_stack"]
 
-_BACKENDS = {"gathered": gathered.stack, "reference": reference.stack}
+_BACKENDS = {"cpu": cpu.stack, "gathered": gathered.stack, "reference": reference.stack}
 _logger = logging.getLogger(__name__)
 
 
@@ -27,7 +27,7 @@ def _choose(device_type: str, override: str) -> str:
     if override and override not in _BACKENDS:
         known = sorted(_BACKENDS)
         raise ConfigError(f"DIST_TERACON_KERNELS={override}: no such backend{nearest(override, known)} (there are: {', '.join(known)})")
-    chosen = override or "gathered"
+    chosen = override or ("cpu" if device_type == "cpu" else "gathered")
     why = "set by DIST_TERACON_KERNELS" if override else "default"
     _logger.info("masked_dilated_conv_stack on %s: backend '%s' (%s)", device_type, chosen, why)
     return chosen
