@@ -89,12 +89,12 @@ def candidates(case: Case, positions: Positions, dtype: torch.dtype) -> dict[str
 
     def plain() -> None:
         out = eager(padded, parameters, masks[0])
-        (out if positions == "all" else out[:, -1]).square().sum().backward()  # type: ignore[no-untyped-call]
+        (out if positions == "all" else out[:, -1]).square().sum().backward()
 
     def by(stack: Callable[..., Tensor]) -> Callable[[], None]:
         def run() -> None:
             layout = build_layout(row_offsets, tasks, dilations=DILATIONS, positions=positions)
-            stack(packed, layout, parameters, masks, eps=_EPS).square().sum().backward()  # type: ignore[no-untyped-call]
+            stack(packed, layout, parameters, masks, eps=_EPS).square().sum().backward()
 
         return run
 
@@ -107,7 +107,7 @@ def run_cpu(cases: Sequence[Case], repeats: int) -> str:
     for case in cases:
         for positions in ("last", "all"):
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                timings = alternate(candidates(case, positions, dtype), repeats=repeats)  # type: ignore[arg-type]
+                timings = alternate(candidates(case, positions, dtype), repeats=repeats)
                 for path, timing in timings.items():
                     times = (f"{1e3 * value:.1f}" for value in (timing.median, timing.quantile(0.2), timing.quantile(0.8)))
                     ratio = f"{median_ratio(timings['eager'], timing):.2f}"

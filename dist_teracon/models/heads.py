@@ -82,7 +82,7 @@ def _cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Ten
         if into.weight is not None:
             into.weight.add_(narrow.t() @ h) if narrow is not d else into.weight.addmm_(d.t(), h)
         if into.bias is not None:
-            into.bias += d.sum(0)
+            into.bias.add_(d.sum(0))
     return total
 
 

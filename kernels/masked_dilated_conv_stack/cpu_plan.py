@@ -95,14 +95,14 @@ def plan(layout: Layout, *, positions_at_once: int) -> tuple[RowsPlan, ...]:
 def _plan(layout: Layout, positions_at_once: int) -> tuple[RowsPlan, ...]:
     offsets = layout.row_offsets.numpy()
     total, groups = layout.packed, -(-layout.packed // positions_at_once)
-    cuts = np.unique(np.searchsorted(offsets, np.arange(groups + 1) * total // max(1, groups))) if total else []
+    cuts: list[int] = np.unique(np.searchsorted(offsets, np.arange(groups + 1) * total // max(1, groups))).tolist() if total else []
     same: dict[bytes, Group] = {}  # rows of equal lengths, as in a batch of one length, share a plan
     parts = []
     for first, last in itertools.pairwise(cuts):
         lengths = np.diff(offsets[first : last + 1])
         if (key := lengths.tobytes()) not in same:
             same[key] = _group(lengths, layout)
-        parts.append(RowsPlan(int(first), int(last), int(offsets[first]), int(offsets[last]), same[key]))
+        parts.append(RowsPlan(first, last, int(offsets[first]), int(offsets[last]), same[key]))
     return tuple(parts)
 
 
