@@ -46,7 +46,7 @@ def _linear(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
             "masked_dilated_conv_stack: torch %s has no oneDNN linear operator as known; fp32 products run by F.linear", torch.__version__
         )
         return F.linear
-    return lambda x, w: onednn(x, w, None, "none", [], "")  # type: ignore[no-any-return]
+    return lambda x, w: onednn(x, w, None, "none", [], "")
 
 
 @dataclass(frozen=True)
