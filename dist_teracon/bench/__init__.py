@@ -1,6 +1,7 @@
 """What `dist-teracon bench` runs; a benchmark is one file here with `main(arguments)`, and one name below."""
 
 BENCHMARKS = {
+    "kernels": "the convolution stack against plain eager convolutions",
     "heads": "a training step and scores with hundreds of thousands of labels",
     "loader": "users a second into batches, at the size of the published large data set",
     "step": "a training step against a plain eager one",

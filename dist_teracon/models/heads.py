@@ -6,10 +6,13 @@ Legend: E examples, C channels, Y labels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # Logits held at a time, as numbers; 2^25 of them in fp32 are 128 MiB.
@@ -46,10 +49,64 @@ def rows_at_once(labels: int) -> int:
 def cross_entropy_sum(head: Head, hidden_EC: Tensor, labels_E: Tensor) -> Tensor:
     """Sum of the examples' cross-entropies, exact over all labels; zero, and part of the graph, for no examples."""
 
-    def part(hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(_wide(head(hidden)), labels, reduction="sum")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_EC, head.weight, head.bias)):
+        total: Tensor = _CrossEntropySum.apply(hidden_EC, head.weight, head.bias, labels_E)
+        return total
+    return _cross_entropy_sum(hidden_EC, head.weight, head.bias, labels_E, None)
 
-    return in_chunks(part, rows_at_once(head.labels), hidden_EC, labels_E)
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Where a cross-entropy's gradients are added up; None where one is not wanted. The weight's and the bias's are fp32 at least."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def _cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, into: _Gradients | None) -> Tensor:
+    """Sum the cross-entropies chunk by chunk; while a chunk's logits are there, its gradients are made of them."""
+    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    rows = rows_at_once(weight.shape[0])
+    for start in range(0, hidden.shape[0], rows):
+        h, y = hidden[start : start + rows], labels[start : start + rows, None]
+        scores = torch.log_softmax(_wide(F.linear(h, weight, bias)), dim=1)
+        total -= scores.gather(1, y).sum()
+        if into is None:
+            continue
+        d = scores.exp_()  # d loss / d logits = softmax − one-hot
+        d.scatter_add_(1, y, d.new_full(y.shape, -1))
+        narrow = d.to(h.dtype)
+        if into.hidden is not None:
+            torch.mm(narrow, weight, out=into.hidden[start : start + rows])
+        if into.weight is not None:
+            into.weight.add_(narrow.t() @ h) if narrow is not d else into.weight.addmm_(d.t(), h)
+        if into.bias is not None:
+            into.bias.add_(d.sum(0))
+    return total
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    """The sum with its gradients made in the forward pass: no logits are kept, and none computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        into = _Gradients(
+            torch.empty_like(hidden) if of_hidden else None,
+            torch.zeros_like(weight, dtype=wide) if of_weight else None,
+            torch.zeros_like(bias, dtype=wide) if of_bias else None,
+        )
+        total = _cross_entropy_sum(hidden, weight, bias, labels, into)
+        ctx.save_for_backward(into.hidden, into.weight, into.bias)
+        ctx.dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if made is None else (made * grads[0]).to(ctx.dtype) for made in ctx.saved_tensors), None
 
 
 def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_head: Head | None) -> Tensor:

@@ -13,7 +13,7 @@ import os
 
 from torch import Tensor
 
-from dist_teracon.kernels.masked_dilated_conv_stack import gathered, reference
+from dist_teracon.kernels.masked_dilated_conv_stack import cpu, gathered, reference
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
@@ -29,7 +29,7 @@ def _triton(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC
     return triton_stack.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
 
 
-_BACKENDS = {"gathered": gathered.stack, "reference": reference.stack, "triton": _triton}
+_BACKENDS = {"cpu": cpu.stack, "gathered": gathered.stack, "reference": reference.stack, "triton": _triton}
 
 
 def backend_of(device_type: str, override: str) -> tuple[str, str]:
@@ -43,7 +43,7 @@ def backend_of(device_type: str, override: str) -> tuple[str, str]:
         ValueError: there is no such backend, or the device cannot run it.
     """
     if not override:
-        return ("triton", "default on a GPU") if device_type == "cuda" else ("gathered", "default")
+        return {"cuda": ("triton", "default on a GPU"), "cpu": ("cpu", "default on a CPU")}.get(device_type, ("gathered", "default"))
     if override not in _BACKENDS:
         close = difflib.get_close_matches(override, _BACKENDS, n=1, cutoff=0.5)
         hint = f"; did you mean '{close[0]}'?" if close else ""

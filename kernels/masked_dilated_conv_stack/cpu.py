@@ -3,37 +3,59 @@
 Legend: N packed positions, B rows (users), C channels, T tasks, K convolutions (two a block), k taps.
 
 Between matrix products a batch's activations would travel to memory and back for every small operation; a group's are still in the
-cache. The sums of fp32 convolutions of three taps are rearranged (`cpu_convs.Paired`), those of others, bf16 above all, where rounding
-would suffer, are not. What is kept for the backward pass is each convolution's input and output, and LayerNorm's two numbers a position.
+cache. The products are those of `cpu_convs.Paired`: fp32 or fp64, three taps. Other kernel sizes, and bf16, whose rounding error the
+rearranged sums would raise by a third, run by `gathered`. What is kept for the backward pass is each block's input, each convolution's
+output, and LayerNorm's two numbers a position.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Direct, Paired
+from dist_teracon.kernels.masked_dilated_conv_stack import gathered
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Paired
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import RowsPlan, plan
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
-# A group's activations at one stage; a few such arrays are in use at once, and large second- or small third-level caches hold them.
-GROUP_BYTES = 1_600_000
+_logger = logging.getLogger(__name__)
+
+# A group's activations at one stage. Smaller ones stay in a second-level cache, but lose more in small products than they gain there
+# (docs/kernels-cpu.md).
+GROUP_BYTES = 8_000_000
 
 
 def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
-    """Run the residual blocks; same arguments and result as `reference.stack`, differentiable once."""
+    """Run the residual blocks; same arguments and result as `reference.stack`, differentiable once.
+
+    Raises:
+        ValueError: the tensors are not on a CPU.
+    """
+    if x_NC.device.type != "cpu":
+        raise ValueError(f"the backend 'cpu' takes tensors on a CPU, not on {x_NC.device}; unset DIST_TERACON_KERNELS or name another")
+    if not _paired(x_NC.dtype, layout.kernel_size):
+        return gathered.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
     weights = [p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_NC, masks_TKC, *weights)):
         out: Tensor = _Stack.apply(x_NC, masks_TKC, *weights, layout, eps)
         return out
     with torch.no_grad():
         return _Run(layout, x_NC, masks_TKC, weights, eps).forward(x_NC, saved=None)
+
+
+@functools.cache
+def _paired(dtype: torch.dtype, kernel_size: int) -> bool:
+    if kernel_size == 3 and dtype in (torch.float32, torch.float64):
+        return True
+    _logger.info("masked_dilated_conv_stack on cpu: %s with %d taps runs by 'gathered'; 'cpu' takes fp32 and 3 taps", dtype, kernel_size)
+    return False
 
 
 class _Stack(torch.autograd.Function):
@@ -58,17 +80,8 @@ class _Stack(torch.autograd.Function):
         return *(None if grad is None or not want else grad.to(x.dtype) for grad, want in zip(made, wanted[:6], strict=True)), None, None
 
 
-@dataclass
-class _Stage:
-    """One convolution's saved numbers: [N_in, C], [N_out, C], twice [N_out, 1]."""
-
-    x: Tensor
-    u: Tensor
-    mean: Tensor
-    rstd: Tensor
-
-
-_PER_STAGE = 4
+# saved a block: its input [N_in, C], and of both convolutions the output [N_out, C] and LayerNorm's mean and 1/deviation [N_out, 1]
+_PER_BLOCK = 7
 
 
 class _Run:
@@ -78,11 +91,9 @@ class _Run:
         weight, self.bias, self.norm_weight, self.norm_bias = weights
         self.layout, self.masks, self.eps = layout, masks, eps
         self.stages, self.channels = self.bias.shape
-        paired = layout.kernel_size == 3 and x_NC.dtype in (torch.float32, torch.float64)
-        self.conv: type[Direct] | type[Paired] = Paired if paired else Direct
         at_once = max(1, GROUP_BYTES // (self.channels * x_NC.element_size()))
-        self.parts = plan(layout, positions_at_once=at_once, paired=paired)
-        self.matrices = [self.conv.matrices(weight[stage]) for stage in range(self.stages)]
+        self.parts = plan(layout, positions_at_once=at_once)
+        self.matrices = [Paired.matrices(weight[stage]) for stage in range(self.stages)]
 
     def forward(self, x_NC: Tensor, saved: list[Tensor] | None) -> Tensor:
         """Run all groups; what the backward pass needs is appended to `saved`."""
@@ -98,11 +109,13 @@ class _Run:
     def _forward_group(self, part: RowsPlan, x: Tensor, saved: list[Tensor] | None) -> Tensor:
         for block, kept in enumerate(part.group.residual):
             h = x
+            if saved is not None:
+                saved.append(x)
             for stage in (2 * block, 2 * block + 1):
                 u = part.group.convs[stage].run(h, self.matrices[stage]).add_(self.bias[stage])
                 n, mean, rstd = self._normalise(u, stage)
                 if saved is not None:
-                    saved += [h, u, mean, rstd]
+                    saved += [u, mean, rstd]
                 h = n.relu_()
                 if self.masks is not None:
                     h.mul_(self._mask(part, stage))
@@ -126,18 +139,24 @@ class _Run:
             else:
                 dy = dout[part.first : part.last]
                 dy = dy if part.group.filled is None else dy.index_select(0, part.group.filled)
-            at = number * self.stages * _PER_STAGE
-            stages = [_Stage(*saved[at + i : at + i + _PER_STAGE]) for i in range(0, self.stages * _PER_STAGE, _PER_STAGE)]
-            inputs.append(self._backward_group(part, dy.contiguous(), stages, dx=dx))
+            at = number * (self.stages // 2) * _PER_BLOCK
+            inputs.append(self._backward_group(part, dy.contiguous(), saved[at : at + (self.stages // 2) * _PER_BLOCK], dx=dx))
         if not dx:
             return None
         return torch.cat([grad for grad in inputs if grad is not None]) if inputs else dout.new_zeros(0, self.channels)
 
-    def _backward_group(self, part: RowsPlan, dy: Tensor, stages: Sequence[_Stage], *, dx: bool) -> Tensor | None:
+    def _backward_group(self, part: RowsPlan, dy: Tensor, saved: Sequence[Tensor], *, dx: bool) -> Tensor | None:
         for block in reversed(range(len(part.group.residual))):
-            dh = self._backward_stage(part, 2 * block + 1, dy, stages[2 * block + 1], dx=True)
-            assert dh is not None
-            dblock = self._backward_stage(part, 2 * block, dh, stages[2 * block], dx=dx or block > 0)
+            x, u1, mean1, rstd1, u2, mean2, rstd2 = saved[block * _PER_BLOCK : (block + 1) * _PER_BLOCK]
+            first, second = 2 * block, 2 * block + 1
+            r1 = self._normalise(u1, first)[0].relu_()  # again: cheaper than to keep
+            h1 = r1 if self.masks is None else r1 * self._mask(part, first)
+            r2 = self._normalise(u2, second)[0].relu_()
+            du2 = self._backward_norm(part, second, dy, r2, (u2, mean2, rstd2))
+            dh1 = self._backward_conv(part, second, du2, h1, dx=True)
+            assert dh1 is not None
+            du1 = self._backward_norm(part, first, dh1, r1, (u1, mean1, rstd1))
+            dblock = self._backward_conv(part, first, du1, x, dx=dx or block > 0)
             if dblock is None:
                 return None
             kept = part.group.residual[block]
@@ -146,21 +165,32 @@ class _Run:
             dy = dblock.add_(dy)
         return dy
 
-    def _backward_stage(self, part: RowsPlan, stage: int, dh: Tensor, kept: _Stage, *, dx: bool) -> Tensor | None:
-        r = self._normalise(kept.u, stage)[0].relu_()  # again: cheaper than to keep it
+    def _backward_norm(self, part: RowsPlan, stage: int, dh: Tensor, r: Tensor, norm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Through mask, ReLU and LayerNorm; `r` is the ReLU's output."""
         if self.masks is not None:
             assert self.dmasks is not None
             self._add_mask_gradient(self.dmasks, part, stage, dh * r)
             dh = dh * self._mask(part, stage)
-        dn = torch.ops.aten.threshold_backward(dh, r, 0)
+        u, mean, rstd = norm
+        du: Tensor
         du, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-            dn, kept.u, [self.channels], kept.mean, kept.rstd, self.norm_weight[stage], self.norm_bias[stage], [True, True, True]
+            torch.ops.aten.threshold_backward(dh, r, 0),
+            u,
+            [self.channels],
+            mean,
+            rstd,
+            self.norm_weight[stage],
+            self.norm_bias[stage],
+            [True, True, True],
         )
         self.dnorm_weight[stage] += dweight
         self.dnorm_bias[stage] += dbias
         self.dbias[stage] += du.sum(0)
+        return du
+
+    def _backward_conv(self, part: RowsPlan, stage: int, du: Tensor, x: Tensor, *, dx: bool) -> Tensor | None:
         into = None if self.dmatrices is None else self.dmatrices[stage]
-        return part.group.convs[stage].differentiate(du, kept.x, self.matrices[stage], into, dx=dx)
+        return part.group.convs[stage].differentiate(du, x, self.matrices[stage], into, dx=dx)
 
     def _normalise(self, u: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_layer_norm(u, [self.channels], self.norm_weight[stage], self.norm_bias[stage], self.eps)
@@ -188,4 +218,4 @@ class _Run:
     def weight_gradient(self) -> Tensor:
         """Return the weight's gradient [K, C, C, k]."""
         assert self.dmatrices is not None
-        return torch.stack([self.conv.weight_gradient(grad, self.layout.kernel_size) for grad in self.dmatrices])
+        return torch.stack([Paired.weight_gradient(grad) for grad in self.dmatrices])

@@ -1,8 +1,8 @@
-"""Two ways to compute one dilated convolution over some rows' positions on a CPU: `Direct`, and `Paired` with a third fewer products.
+"""A dilated convolution of three taps over some rows' positions with a third fewer products, on a CPU.
 
-Legend: N positions, C channels, k taps, P products (rows of matrices that are multiplied by one of the weight's C × C matrices).
+Legend: N positions, C channels, P products (rows of matrices that are multiplied by one of the weight's C × C matrices).
 
-`Paired` is the minimal filtering algorithm F(2, 3) (Winograd, Arithmetic Complexity of Computations, 1980, section V): for inputs
+It is the minimal filtering algorithm F(2, 3) (Winograd, Arithmetic Complexity of Computations, 1980, section V): for inputs
 x₀ … x₃ at distance d from one another and taps g₀, g₁, g₂, the two outputs
 
     y₀ = x₀g₀ + x₁g₁ + x₂g₂ = m₁ + m₂ + m₃        m₁ = (x₀ − x₂)·g₀      m₂ = (x₁ + x₂)·(g₀ + g₁ + g₂)/2
@@ -46,44 +46,7 @@ def _linear(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
             "masked_dilated_conv_stack: torch %s has no oneDNN linear operator as known; fp32 products run by F.linear", torch.__version__
         )
         return F.linear
-    return lambda x, w: onednn(x, w, None, "none", [], "")  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class Direct:
-    """A gather of k taps and one product over all of them.
-
-    Attributes:
-        forward: int64 [N_out, k], input that a tap reads; N_in stands for zero.
-        backward: int64 [N_in, k], output that reads this input by a tap; N_out stands for none.
-    """
-
-    forward: Tensor
-    backward: Tensor
-
-    @staticmethod
-    def matrices(weight: Tensor) -> Tensor:
-        """Return the weight [C_out, C_in, k] as the products take it: [1, C_out, k·C_in]."""
-        return weight.transpose(1, 2).reshape(1, weight.shape[0], -1)
-
-    @staticmethod
-    def weight_gradient(matrices: Tensor, taps: int) -> Tensor:
-        """Return the gradient [C_out, C_in, k] for that of the matrices."""
-        return matrices.view(matrices.shape[1], taps, -1).transpose(1, 2)
-
-    def run(self, x_NC: Tensor, matrices: Tensor) -> Tensor:
-        """Convolve: [N_in, C] -> [N_out, C], without the bias."""
-        return _linear(x_NC.dtype)(_gather(x_NC, self.forward), matrices[0])
-
-    def differentiate(self, dy_NC: Tensor, x_NC: Tensor, matrices: Tensor, into: Tensor | None, *, dx: bool) -> Tensor | None:
-        """Add the matrices' gradient to `into`, and return the input's if wanted."""
-        if into is not None:
-            _add_product(into[0], dy_NC, _gather(x_NC, self.forward))
-        if not dx:
-            return None
-        taps, channels = self.backward.shape[1], x_NC.shape[1]
-        turned = matrices.view(-1, taps, channels).permute(2, 1, 0).reshape(channels, -1)  # [C_in, k·C_out]
-        return _linear(x_NC.dtype)(_gather(dy_NC, self.backward), turned)
+    return lambda x, w: onednn(x, w, None, "none", [], "")
 
 
 @dataclass(frozen=True)
@@ -125,44 +88,41 @@ class Paired:
             first_inside: Whether x₀ lies in the row; where not, x₂ stands in its place and counts nothing.
             singles: For taps g₀, g₁, g₂ the outputs without a partner whose tap lies in the row, and the inputs that they read.
         """
-        pairs, (q0, q1, q2) = len(later), (len(which) for which, _ in singles)
+        (w0, r0), (w1, r1), (w2, r2) = singles
+        pairs, (q0, q1, q2) = len(later), (len(which) for which in (w0, w1, w2))
         sizes = (pairs + q0, q1, pairs, pairs, pairs + q2)
         starts = np.cumsum((0, *sizes))
+        total = int(starts[-1])
         each = np.arange(pairs)
         m1, m2, m3, m4 = (starts[matrix] + each for matrix in (0, 2, 3, 4))
-        of_tap = (starts[0] + pairs + np.arange(q0), starts[1] + np.arange(q1), starts[4] + pairs + np.arange(q2))
         x0, x1, x2, x3 = pair_inputs
-        reads, sums = _Table(starts[-1], 2), _Table(outputs, 3)
-        reads_back, sums_back = _Table(starts[-1], 2), _Table(inputs, 4)
-        # x₀ … x₃ as slots of an input's own table: an output alone takes slot 2 − tap, and pairs that read one input use different slots
-        for product, (one, sign), (two, other) in (
-            (m1, (x0, first_inside), (x2, -1)),
-            (m2, (x1, 1), (x2, 1)),
-            (m3, (x2, 1), (x1, -1)),
-            (m4, (x1, 1), (x3, -1)),
-        ):
-            reads.put(product, 0, one, sign)
-            reads.put(product, 1, two, other)
-        for slot, product, sign in ((0, m1, -1), (1, m2, 1), (2, m3, 1)):
-            sums_back.put(x2, slot, product, sign)
-        for slot, product, sign in ((1, m2, 1), (2, m3, -1), (3, m4, 1)):
-            sums_back.put(x1, slot, product, sign)
-        sums_back.put(x0[first_inside], 3, m1[first_inside], 1)
-        sums_back.put(x3, 0, m4, -1)
-        for slot, product, y0, y1 in ((0, m1, 1, 0), (1, m2, 1, 1), (2, m3, 1, -1), (2, m4, 0, -1)):
-            if y0:
-                sums.put(earlier, slot, product, y0)
-            if y1:
-                sums.put(later, slot if y0 else 0, product, y1)
-            reads_back.put(product, 0, earlier if y0 else later, y0 or y1)
-            if y0 and y1:
-                reads_back.put(product, 1, later, y1)
-        for tap, ((which, read), product) in enumerate(zip(singles, of_tap, strict=True)):
-            reads.put(product, 0, read, 1)
-            sums.put(which, 2 - tap, product, 1)
-            reads_back.put(product, 0, which, 1)
-            sums_back.put(read, (3, 1, 0)[tap], product, 1)
-        return Paired(sizes, reads.made(), sums.made(), reads_back.made(), sums_back.made())
+        ones, minus = np.ones(total, dtype=np.float32), np.zeros(total, dtype=np.float32)
+        ones[:pairs] = first_inside
+        minus[m1], minus[m2], minus[m3], minus[m4] = -1, 1, -1, -1
+        reads = _signed((np.concatenate([x0, r0, r1, x1, x2, x1, r2]), ones), (np.concatenate([x2, r0, r1, x2, x1, x3, r2]), minus))
+        own, other = np.ones(total, dtype=np.float32), np.zeros(total, dtype=np.float32)
+        own[m4] = -1
+        other[m2], other[m3] = 1, -1
+        reads_back = _signed(
+            (np.concatenate([earlier, w0, w1, earlier, earlier, later, w2]), own),
+            (np.concatenate([earlier, w0, w1, later, later, later, w2]), other),
+        )
+        of_tap = (starts[0] + pairs + np.arange(q0), starts[1] + np.arange(q1), starts[4] + pairs + np.arange(q2))
+        sums = _scattered(
+            outputs,
+            [(earlier, m1, 1), (later, m4, -1), (w2, of_tap[2], 1)],
+            [(earlier, m2, 1), (later, m2, 1), (w1, of_tap[1], 1)],
+            [(earlier, m3, 1), (later, m3, -1), (w0, of_tap[0], 1)],
+        )
+        # what an input is to its own output comes first; the outputs d and 2d later read it in other columns than that
+        sums_back = _scattered(
+            inputs,
+            [(x2, m1, -1), (x3, m4, -1), (r2, of_tap[2], 1)],
+            [(x2, m2, 1), (x1, m2, 1), (r1, of_tap[1], 1)],
+            [(x2, m3, 1), (x1, m3, -1)],
+            [(x1, m4, 1), (x0[first_inside], m1[first_inside], 1), (r0, of_tap[0], 1)],
+        )
+        return Paired(sizes, reads, sums, reads_back, sums_back)
 
     @staticmethod
     def matrices(weight: Tensor) -> Tensor:
@@ -172,7 +132,7 @@ class Paired:
         return torch.stack([g0, g1, outer + 0.5 * g1, outer - 0.5 * g1, g2])
 
     @staticmethod
-    def weight_gradient(matrices: Tensor, taps: int) -> Tensor:
+    def weight_gradient(matrices: Tensor) -> Tensor:
         """Return the gradient [C_out, C_in, 3] for that of the matrices."""
         g0, g1, plus, minus, g2 = matrices
         outer = (plus + minus).mul_(0.5)
@@ -197,9 +157,6 @@ class Paired:
         return torch.cat([linear(part, matrix) for part, matrix in parts if part.shape[0]])
 
 
-Conv: TypeAlias = Direct | Paired
-
-
 @dataclass(frozen=True)
 class SignedRows:
     """Sums of a table's rows: int64 [N, n] which rows, and [N, n] signs of 1, −1 and 0."""
@@ -212,21 +169,22 @@ class SignedRows:
         return F.embedding_bag(self.index, table, mode="sum", per_sample_weights=self.sign.to(table.dtype))
 
 
-class _Table:
-    """Signed rows as they are being filled; what is never put counts nothing, and reads the row's first entry again."""
+def _signed(*columns: tuple[Indices, npt.NDArray[np.float32]]) -> SignedRows:
+    index, sign = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
+    return SignedRows(torch.from_numpy(index), torch.from_numpy(sign))
 
-    def __init__(self, rows: int, width: int) -> None:
-        self.index = np.full((rows, width), -1)
-        self.sign = np.zeros((rows, width), dtype=np.float32)
 
-    def put(self, row: Indices, slot: int, index: Indices, sign: int | npt.NDArray[np.bool_]) -> None:
-        self.index[row, slot] = index
-        self.sign[row, slot] = sign
-
-    def made(self) -> SignedRows:
-        # a row that is read again with sign 0 is one that the sum reads anyway, so that no other row's infinity can turn it into NaN
-        own = np.maximum(self.index.max(axis=1, keepdims=True), 0)
-        return SignedRows(torch.from_numpy(np.where(self.index < 0, own, self.index)), torch.from_numpy(self.sign))
+def _scattered(rows: int, *columns: Sequence[tuple[Indices, Indices, int]]) -> SignedRows:
+    """Make each column of entries (at these rows, this index, this sign); what no entry fills counts nothing."""
+    made: list[tuple[Indices, npt.NDArray[np.float32]]] = []
+    for entries in columns:
+        # an unfilled place reads the row's first entry again, so that no other row's infinity can turn the sum into NaN
+        index = made[0][0].copy() if made else np.zeros(rows, dtype=np.int64)
+        sign = np.zeros(rows, dtype=np.float32)
+        for at, value, of in entries:
+            index[at], sign[at] = value, of
+        made.append((index, sign))
+    return _signed(*made)
 
 
 @functools.lru_cache(maxsize=256)
@@ -244,12 +202,6 @@ def _pair(member: bytes, dilation: int) -> npt.NDArray[np.bool_]:
 def pair_by_distance(member: npt.NDArray[np.bool_], dilation: int) -> npt.NDArray[np.bool_]:
     """Return which distances from a row's end are the later of a pair d apart, nearest to the end first."""
     return _pair(member.tobytes(), dilation)
-
-
-def _gather(x_NC: Tensor, index: Tensor) -> Tensor:
-    """Rows of x by [M, k] index, the row past the end being zero: [M, k·C]."""
-    padded = torch.cat([x_NC, x_NC.new_zeros(1, x_NC.shape[1])])
-    return padded.index_select(0, index.flatten()).view(index.shape[0], index.shape[1] * x_NC.shape[1])
 
 
 def _add_product(into: Tensor, dy: Tensor, x: Tensor) -> None:

@@ -1,6 +1,6 @@
 """A batch cut into groups of rows that fit a cache, and what each convolution of a group computes, on a CPU.
 
-Legend: N packed positions, B rows (users), k taps of a convolution.
+Legend: N packed positions, B rows (users).
 
 A position is named by its row and its distance from the row's last position, since that is what the positions seen in `last` mode
 depend on: which distances a stage computes is the same for every row, up to the row's length.
@@ -8,6 +8,7 @@ depend on: which distances a stage computes is the same for every row, up to the
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Conv, Direct, Paired, pair_by_distance
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Paired, pair_by_distance
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, seen_offsets
 
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -60,7 +61,7 @@ class Group:
         filled: int64, the rows of the group that have a position; None where all have.
     """
 
-    convs: tuple[Conv, ...]
+    convs: tuple[Paired, ...]
     residual: tuple[tuple[Tensor, Tensor] | None, ...]
     rows: tuple[Tensor, ...]
     filled: Tensor | None
@@ -77,53 +78,55 @@ class RowsPlan:
     group: Group
 
 
-def plan(layout: Layout, *, positions_at_once: int, paired: bool) -> tuple[RowsPlan, ...]:
+def plan(layout: Layout, *, positions_at_once: int) -> tuple[RowsPlan, ...]:
     """Cut a batch into groups of whole rows and plan each.
 
     Args:
         layout: The batch.
         positions_at_once: About how many packed positions a group has; a longer row is a group of its own.
-        paired: Whether convolutions of three taps compute two positions from four products (`Paired`).
     """
-    key = ("cpu", positions_at_once, paired)
+    key = ("cpu", positions_at_once)
     if key not in layout.plans:
-        layout.plans[key] = _plan(layout, positions_at_once, paired and layout.kernel_size == 3)
+        layout.plans[key] = _plan(layout, positions_at_once)
     made: tuple[RowsPlan, ...] = layout.plans[key]
     return made
 
 
-def _plan(layout: Layout, positions_at_once: int, paired: bool) -> tuple[RowsPlan, ...]:
+def _plan(layout: Layout, positions_at_once: int) -> tuple[RowsPlan, ...]:
     offsets = layout.row_offsets.numpy()
     total, groups = layout.packed, -(-layout.packed // positions_at_once)
-    cuts = np.unique(np.searchsorted(offsets, np.arange(groups + 1) * total // max(1, groups))) if total else []
+    cuts: list[int] = np.unique(np.searchsorted(offsets, np.arange(groups + 1) * total // max(1, groups))).tolist() if total else []
     same: dict[bytes, Group] = {}  # rows of equal lengths, as in a batch of one length, share a plan
     parts = []
-    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+    for first, last in itertools.pairwise(cuts):
         lengths = np.diff(offsets[first : last + 1])
-        group = same.setdefault(lengths.tobytes(), None) or _group(lengths, layout, paired)  # type: ignore[arg-type]
-        same[lengths.tobytes()] = group
-        parts.append(RowsPlan(int(first), int(last), int(offsets[first]), int(offsets[last]), group))
+        if (key := lengths.tobytes()) not in same:
+            same[key] = _group(lengths, layout)
+        parts.append(RowsPlan(first, last, int(offsets[first]), int(offsets[last]), same[key]))
     return tuple(parts)
 
 
-def _group(lengths: Indices, layout: Layout, paired: bool) -> Group:
+def _group(lengths: Indices, layout: Layout) -> Group:
     longest = int(lengths.max())
-    every = np.ones(longest, dtype=np.bool_)
-    spots = [Spots(lengths, every)]
+    every = Spots(lengths, np.ones(longest, dtype=np.bool_))
+    known = {every.member.tobytes(): every}
+    spots = [every]
     for seen in seen_offsets(layout.stage_dilations, layout.kernel_size, longest)[1:]:
         member = np.zeros(longest, dtype=np.bool_)
         member[seen.numpy()] = True
-        if layout.positions == "all" or bool(member.all()):
-            spots.append(spots[0])
+        if layout.positions == "all":
+            spots.append(every)
         else:
-            spots.append(Spots(lengths, member))
-    made: dict[tuple[int, int, int], Conv] = {}
+            if member.tobytes() not in known:
+                known[member.tobytes()] = Spots(lengths, member)
+            spots.append(known[member.tobytes()])
+    made: dict[tuple[int, int, int], Paired] = {}
     convs, residual = [], []
     for stage, dilation in enumerate(layout.stage_dilations):
         before, after = spots[stage], spots[stage + 1]
         key = (dilation, id(before), id(after))
         if key not in made:
-            made[key] = _paired(before, after, dilation) if paired else _direct(before, after, dilation, layout.kernel_size)
+            made[key] = _paired(before, after, dilation)
         convs.append(made[key])
         if stage % 2:
             residual.append(_residual(spots[stage - 1], after))
@@ -138,16 +141,6 @@ def _residual(before: Spots, after: Spots) -> tuple[Tensor, Tensor] | None:
     back = np.full(before.total, after.total)
     back[kept] = np.arange(after.total)
     return torch.from_numpy(kept), torch.from_numpy(back)
-
-
-def _direct(before: Spots, after: Spots, dilation: int, taps: int) -> Direct:
-    reach = after.distance[:, None] + np.arange(taps - 1, -1, -1) * dilation  # [N_out, k]
-    inside = reach < after.length[:, None]
-    found = before.find(after.rows[:, None], np.minimum(reach, after.length[:, None] - 1))
-    forward = np.where(inside, found, before.total)
-    backward = np.full((before.total + 1, taps), after.total)
-    backward[forward, np.arange(taps)] = np.arange(after.total)[:, None]
-    return Direct(torch.from_numpy(forward), torch.from_numpy(backward[:-1]))
 
 
 def _paired(before: Spots, after: Spots, dilation: int) -> Paired:

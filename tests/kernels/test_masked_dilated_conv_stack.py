@@ -5,40 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_problems import LENGTHS, problem, with_gradients
 
-from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters, build_layout, gathered, masked_dilated_conv_stack, reference
-
-LENGTHS = {
-    "many": [7, 1, 2, 23, 0, 5, 3],
-    "ones": [1, 1, 1],
-    "empty rows": [0, 4, 0, 0],
-    "only empty rows": [0, 0],
-    "no rows": [],
-    "one long": [40],
-}
-
-
-def problem(lengths, *, channels=5, tasks=3, blocks=2, kernel_size=3, one_task=False, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-    stages = 2 * blocks
-    parameters = StackParameters(
-        draw(stages, channels, channels, kernel_size), draw(stages, channels), 1 + 0.3 * draw(stages, channels), draw(stages, channels)
-    )
-    row_offsets = torch.tensor([0, *lengths]).cumsum(0)
-    task_of_row = torch.arange(len(lengths), dtype=torch.int32) * (not one_task) % tasks
-    x = draw(sum(lengths), channels)
-    return x, row_offsets, task_of_row, parameters, torch.rand(tasks, stages, channels, dtype=torch.float64, generator=generator)
-
-
-def with_gradients(stack, x, layout, parameters, masks):
-    leaves = [value.clone().requires_grad_() for value in (x, *parameters, masks)]
-    out = stack(leaves[0], layout, StackParameters(*leaves[1:5]), leaves[5], eps=1e-8)
-    weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
-    return out.detach(), torch.autograd.grad((out * weights).sum(), leaves)
+from dist_teracon.kernels.masked_dilated_conv_stack import (
+    StackParameters,
+    build_layout,
+    cpu,
+    gathered,
+    masked_dilated_conv_stack,
+    reference,
+)
 
 
 def plain(x, lengths, tasks, parameters, masks, dilations):
@@ -123,7 +99,7 @@ def test_last_computes_only_what_the_last_position_sees(length, computed, of):
     assert work == {"all": of, "last": computed}
 
 
-@pytest.mark.parametrize("backend", [gathered.stack, reference.stack])
+@pytest.mark.parametrize("backend", [cpu.stack, gathered.stack, reference.stack])
 @pytest.mark.parametrize("positions", ["all", "last"])
 def test_gradcheck(backend, positions):
     x, row_offsets, tasks, parameters, masks = problem([3, 0, 5], channels=3, tasks=2, blocks=1)
@@ -211,7 +187,7 @@ def test_override_chooses_the_backend_and_is_logged_once(fresh_choice, monkeypat
         for _ in range(3):
             masked_dilated_conv_stack(x, layout, parameters, masks)
     assert len(called) == 3
-    assert ["'gathered' (default)" in m or "'reference' (set by DIST_TERACON_KERNELS)" in m for m in caplog.messages] == [True, True]
+    assert ["'cpu' (default)" in m or "'reference' (set by DIST_TERACON_KERNELS)" in m for m in caplog.messages] == [True, True]
 
 
 def test_an_unknown_override_names_what_there_is(monkeypatch):
