@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
@@ -90,7 +91,7 @@ def profiled(clock: Clock, stage: OurStage) -> Iterator[None]:
     try:
         for owner, name, part in patches:
             setattr(owner, name, clock.wrap(part, getattr(owner, name)))
-        vars(loader_module)["ahead"] = lambda items, *, depth=2: _counted(clock, items)
+        vars(loader_module)["ahead"] = functools.partial(_counted, clock)
         yield
     finally:
         vars(loader_module)["ahead"] = ahead
@@ -105,7 +106,7 @@ _MISSING = object()
 _END = object()
 
 
-def _counted(clock: Clock, items: Iterator[Any]) -> Generator[Any]:
+def _counted(clock: Clock, items: Iterator[Any], *, depth: int = 2) -> Generator[Any]:
     """Pass items on, the time of making them counted as data."""
     make = clock.wrap("data", next)
     while (item := make(items, _END)) is not _END:

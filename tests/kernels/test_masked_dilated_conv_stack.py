@@ -187,7 +187,7 @@ def test_override_chooses_the_backend_and_is_logged_once(fresh_choice, monkeypat
         for _ in range(3):
             masked_dilated_conv_stack(x, layout, parameters, masks)
     assert len(called) == 3
-    assert ["'cpu' (default)" in m or "'reference' (set by DIST_TERACON_KERNELS)" in m for m in caplog.messages] == [True, True]
+    assert ["'cpu' (default on a CPU)" in m or "'reference' (set by DIST_TERACON_KERNELS)" in m for m in caplog.messages] == [True, True]
 
 
 def test_an_unknown_override_names_what_there_is(monkeypatch):
