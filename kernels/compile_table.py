@@ -143,12 +143,12 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m dist_teracon.kernels.compile_table DOCUMENT (a file with {BEGIN} and {END})", file=sys.stderr)
         return 2
     document = Path(arguments[0])
-    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+    if not re.search(f"{BEGIN}.*{END}", document.read_text(encoding="utf-8"), re.DOTALL):
         print(f"{document}: no {BEGIN} … {END} to write between", file=sys.stderr)
         return 2
-    document.write_text(f"{before}{BEGIN}\n{table(documented_variants())}\n{END}{after}", encoding="utf-8")
+    made = table(documented_variants())
+    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)  # it takes minutes: somebody may have written meanwhile
+    document.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     return 0
 
 

@@ -34,8 +34,8 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
     """Run the residual blocks; same arguments and result as `reference.stack`.
 
     Raises:
-        ValueError: a dtype other than float32, float16 and bfloat16, parameters or masks of another dtype or on another device than
-            x, an x that is not contiguous, more channels than the tile table has.
+        ValueError: a dtype other than float32, float16 and (on a GPU) bfloat16; parameters or masks of another dtype or on another
+            device than x; an x that is not contiguous; more channels than the tile table has.
     """
     weight, bias, norm_weight, norm_bias = (p if isinstance(p, Tensor) else torch.stack(tuple(p)) for p in parameters)
     given = {"x": x_NC, "weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias, "masks": masks_TKC}
@@ -255,6 +255,8 @@ def _check(given: dict[str, Tensor | None], layout: Layout) -> None:
     assert x_NC is not None
     if x_NC.dtype not in _DTYPES:
         raise ValueError(f"x: float32, bfloat16 or float16 is wanted by the Triton kernels, not {x_NC.dtype}")
+    if x_NC.dtype == torch.bfloat16 and not x_NC.is_cuda:
+        raise ValueError("x: float32 is wanted on a CPU, not torch.bfloat16, whose products Triton's interpreter gets wrong")
     if not x_NC.is_contiguous():
         raise ValueError(f"x: a contiguous tensor is wanted, not strides {x_NC.stride()} of shape {tuple(x_NC.shape)}")
     for name, value in given.items():

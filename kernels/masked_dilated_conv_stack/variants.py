@@ -42,8 +42,9 @@ _UNALIGNED = {"sources", "besides", "dilation", "tasks", "stages", "eps", "rstd"
 
 
 def make_variant(
-    form: Form, device: Device, *, bits: int, channels: int, last: bool, kernel_size: int = 3, tile: Tile | None = None
-) -> Variant:
+    form: Form, device: Device, *, bits: int, channels: int, last: bool, kernel_size: int = 3, tile: Tile | None = None,
+    precision: str = "ieee",
+) -> Variant:  # fmt: skip
     """Describe one variant.
 
     Args:
@@ -54,6 +55,7 @@ def make_variant(
         last: Only what the last position sees, rows of several tasks; else all positions, rows of one.
         kernel_size: Taps.
         tile: Another tile than the table's.
+        precision: Of fp32 products, `ieee` or `tf32`.
     """
     from dist_teracon.kernels.masked_dilated_conv_stack import triton_backward, triton_forward, triton_weights
 
@@ -65,7 +67,7 @@ def make_variant(
     }[kernel]
     tile = tile or choose_tile(kernel, device, bits=bits, channels=channels, gather=last)
     constants: dict[str, Any] = {
-        "C": channels, "TAPS": 0 if form == "backward top" else kernel_size, "GATHER": last, "PRECISION": "ieee",
+        "C": channels, "TAPS": 0 if form == "backward top" else kernel_size, "GATHER": last, "PRECISION": precision,
         "ROWS": tile.rows, "COLUMNS": tile.columns, "INNER": tile.inner, **_SWITCHES[form],
     }  # fmt: skip
     if kernel == "weights":

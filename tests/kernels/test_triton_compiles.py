@@ -56,6 +56,14 @@ def test_other_kernel_sizes_compile_without_spills(kernel_size):
         check(variant, bits=16, channels=256)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+def test_tf32_compiles_without_spills_on_tensor_cores(device):
+    for form in ("forward", "backward opening", "weights"):
+        compiled = check(variants.make_variant(form, device, bits=32, channels=256, last=False, precision="tf32"), bits=32, channels=256)
+        assert device == "sm_90" or compiled.tensor_cores
+
+
 def test_a_tile_too_large_is_seen():
     tile = variants.choose_tile("forward", "sm_90", bits=16, channels=256, gather=False)
     greedy = variants.Tile(**{**vars(tile), "rows": 256, "parts": 1})

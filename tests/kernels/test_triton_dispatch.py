@@ -43,6 +43,7 @@ def test_fused_kernels_want_a_gpu_or_the_interpreter(monkeypatch):
     ("changes", "message"),
     [
         ({"x": lambda t: t.double()}, r"x: float32, bfloat16 or float16 is wanted .* not torch.float64"),
+        ({"x": lambda t: t.bfloat16()}, r"x: float32 is wanted on a CPU, not torch.bfloat16"),
         ({"x": lambda t: t.t().contiguous().t()}, r"x: a contiguous tensor is wanted, not strides \(1, 5\) of shape \(5, 16\)"),
         ({"weight": lambda t: t.bfloat16()}, r"weight: torch.float32 as x has is wanted, not torch.bfloat16"),
         ({"masks": lambda t: t.half()}, r"masks: torch.float32 as x has is wanted, not torch.float16"),
