@@ -26,12 +26,13 @@ _POLL_S = 0.01
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench heads", description=__doc__)
-    parser.add_argument("--items", type=int, default=645_974)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[161_493, 322_987, 645_974], help="numbers of labels")
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--users", type=int, default=32, help="sequences a batch")
     parser.add_argument("--length", type=int, default=100)
     parser.add_argument("--scored", type=int, default=10_000, help="users to score")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--draws", type=int, default=200, help="draws of negatives from which a bias is taken")
     parser.add_argument("--skip", nargs="*", default=[], choices=sorted(_PARTS), help="leave parts out")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     for part in _PARTS:
         if part in options.skip:
             continue
-        sizes = [options.items // 4, options.items // 2, options.items] if part != "bias" else [min(options.items, 20_000)]
+        sizes = options.sizes if part != "bias" else [min(max(options.sizes), 20_000)]
         rows: list[list[str]] = []
         for items in sizes:
             # a process each, so that a peak is that part's own
@@ -85,7 +86,7 @@ def _steps(options: argparse.Namespace, items: int) -> list[list[str]]:
     for kind in ("full", "sampled"):
         with _Peak() as peak:
             step, model = _step(options, items, kind)
-            timing = alternate({kind: step}, repeats=options.repeats)[kind]
+            timing = alternate({kind: step}, repeats=options.repeats, warm_up=options.warm_up)[kind]
         rows.append([kind, f"{timing.median:.2f}", f"{peak.most:.2f}"])
         del step, model
     return rows
@@ -167,7 +168,7 @@ def _adam(options: argparse.Namespace, items: int) -> list[list[str]]:
         moments[0][rows], moments[1][rows] = first, second
         table.data[rows] = touched.data.addcdiv_(first, second.sqrt().add_(1e-8), value=-1e-3)
 
-    timings = alternate({"dense": dense, "lazy": lazy}, repeats=options.repeats)
+    timings = alternate({"dense": dense, "lazy": lazy}, repeats=options.repeats, warm_up=options.warm_up)
     return [[name, f"{timing.median * 1000:,.1f}"] for name, timing in timings.items()]
 
 

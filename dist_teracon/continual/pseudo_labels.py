@@ -8,7 +8,7 @@ Legend: n rows, C channels, Y labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +30,22 @@ SMALL_TASK = 100_000
 Track = Callable[[Iterator[Path], int, str], Iterator[Path]]
 
 
-def pool_of_users(dataset: Dataset, task: str, past: str, *, seed: int, share: float) -> list[NDArray[np.int64]]:
+def pool_of_users(
+    dataset: Dataset, task: str, past: str, *, seed: int, share: float, shards: Iterable[int] | None = None
+) -> list[NDArray[np.int64]]:
     """Choose the users to replay for a past task: for each shard the rows of `task`'s training users whose keyed hash lies in `share`.
 
-    Rows are ordered by hash, so a smaller pool is the beginning of a larger one.
+    Rows are ordered by hash, so a smaller pool is the beginning of a larger one. Where `shards` are named, as those that a rank owns,
+    only they are opened, and the others' rows are left empty.
     """
     key = stable_hash(f"{task}:{past}:{seed}")
-    pool = []
-    for shard in range(dataset.info.shards):
+    pool = [np.zeros(0, dtype=np.int64)] * dataset.info.shards
+    for shard in range(dataset.info.shards) if shards is None else shards:
         users = dataset.labels(task, shard).of(Split.TRAIN).users
         hashed = mix64(dataset.shard(shard).user_hash[users], key=key)
         order = np.lexsort((users, hashed))
         inside = hashed[order] < np.uint64(min(share * 2.0**64, 2.0**64 - 2048)) if share < 1 else slice(None)
-        pool.append(users[order][inside])
+        pool[shard] = users[order][inside]
     return pool
 
 
@@ -140,11 +143,12 @@ class ReplayStream:
 
     Args:
         dataset: Where the sequences are.
-        pool: `pool_of_users`, all shards.
+        pool: `pool_of_users`, of own shards at least.
         targets: From `open_store`; None where a teacher answers online.
         key: Distinguishes streams.
         seed: Seed of the order.
         shards: The shards that this rank owns.
+        sizes: Rows of every shard's pool, where `pool` holds those of own shards alone.
     """
 
     def __init__(
@@ -156,10 +160,11 @@ class ReplayStream:
         key: str,
         seed: int,
         shards: range,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.dataset, self.pool, self.targets = dataset, pool, targets
         self.seed, self.key, self.shards = seed, stable_hash(key), shards
-        self.starts = np.concatenate([[0], np.cumsum([len(rows) for rows in pool])])
+        self.starts = np.concatenate([[0], np.cumsum([len(rows) for rows in pool] if sizes is None else sizes)])
         self.begin_epoch(1)
 
     @property

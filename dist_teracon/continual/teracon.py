@@ -264,8 +264,9 @@ class Teracon(Method):
             batch=self.batch,
             max_steps=context.max_steps,
         )
-        pool = pool_of_users(dataset, task, past, seed=self.setup.seed, share=share)
-        if not any(len(rows) for rows in pool):
+        pool = pool_of_users(dataset, task, past, seed=self.setup.seed, share=share, shards=shards)
+        sizes = [sum(told) for told in zip(*runtime.gather([len(rows) for rows in pool]), strict=True)]
+        if not sum(sizes):
             raise ConfigError(
                 f"method.retention.pool: a share of {share:g} of the {info.users} users of task '{task}' holds nobody, and "
                 f"'{past}' would be forgotten; take a larger share, or auto"
@@ -283,8 +284,8 @@ class Teracon(Method):
                 pass
             width = self.network.head(past).labels if logits else self.network.backbone.channels
             targets = open_store(folder, pool, shards, width)
-            context.event("pseudo_labels", past=past, rows=sum(len(rows) for rows in pool), share=share, seconds=time.monotonic() - began)
-        return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.setup.seed, shards=shards)
+            context.event("pseudo_labels", past=past, rows=sum(sizes), share=share, seconds=time.monotonic() - began)
+        return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.setup.seed, shards=shards, sizes=sizes)
 
     # -- inference and state
 

@@ -1,7 +1,8 @@
 """Worlds of processes that train: `worlds.py JOBS.json`. Torch and DeepSpeed are imported once, and every process is forked.
 
 A job: `config` (a run's configuration), `run` (its folder), `world` (processes, default 1), `moment` (when a process kills itself by
-SIGKILL: see `_arm`), `rank` (which one, default the last). Prints the exit codes of each job's ranks as JSON.
+SIGKILL: see `_arm`), `rank` (which one, default the last), `added` (a task to add, and what new items start as).
+Prints the exit codes of each job's ranks as JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TeraconError
 from dist_teracon.log import Voice
 from dist_teracon.train import checkpoint
+from dist_teracon.train.growth import AddedTask
 from dist_teracon.train.run import train
 
 
@@ -113,7 +115,8 @@ def _process(job: dict[str, Any], rank: int, world: int, port: int) -> int:
     try:
         with process_group() as runtime:
             config = validate(RunConfig, job["config"], where="job")
-            train(config, runtime, Path(job["run"]), where="job", voice=Voice(speaks=False))
+            added = AddedTask(*job["added"]) if "added" in job else None
+            train(config, runtime, Path(job["run"]), where="job", voice=Voice(speaks=False), added=added)
     except TeraconError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return 2

@@ -251,3 +251,18 @@ def test_an_online_teacher_has_no_targets(dataset, store):
     (stream,) = streams(dataset, folder, pool, 1, online=True)
     rows, targets, total = stream.draw(7)
     assert (rows.rows, targets, total) == (7, None, 7)
+
+
+@pytest.mark.parametrize("world", [1, 3, 11])
+def test_a_rank_that_knows_its_own_pool_alone_draws_the_same(dataset, world):
+    whole = pool_of(dataset, 0.6)
+    sizes = [len(rows) for rows in whole]
+    for rank in range(world):
+        shards = own_shards(SHARDS, rank, world)
+        own = pool_of_users(dataset, "likes", "next", seed=0, share=0.6, shards=shards)
+        assert [len(rows) for shard, rows in enumerate(own) if shard not in shards] == [0] * (SHARDS - len(shards))
+        ours = ReplayStream(dataset, own, None, key="k", seed=0, shards=shards, sizes=sizes)
+        theirs = ReplayStream(dataset, whole, None, key="k", seed=0, shards=shards)
+        for _ in range(5):
+            (rows, _, count), (wanted, _, total) = ours.draw(17), theirs.draw(17)
+            assert (rows.values.tolist(), rows.offsets.tolist(), count) == (wanted.values.tolist(), wanted.offsets.tolist(), total)

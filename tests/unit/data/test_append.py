@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -143,11 +141,15 @@ def test_what_does_not_fit_is_refused(versions, tmp_path):
         append(old.uri, str(tmp_path / "eight"), str(tmp_path / "x"))
     with pytest.raises(DataError, match="made from something else"):
         append(old.uri, more.uri, old.uri)
-    few = replace(tables(range(200, 203), items=9, tasks=["few"]))
-    write_dataset(few, str(tmp_path / "few"), SplitRule(train=0.34, validation=0.33, test=0.33), shards=SHARDS)
-    write_dataset(tables(range(200, 260), items=9, tasks=["age"]), str(tmp_path / "base"), RULE, shards=SHARDS)
-    splits = {tuple(Dataset(str(tmp_path / "base")).info.task("age").examples)}
-    assert splits
+    trained = [
+        int(name[1:])
+        for shard in range(SHARDS)
+        for row, name in enumerate(users_of(old, shard))
+        if row in old.labels("age", shard).of(Split.TRAIN).users
+    ]
+    write_dataset(tables(trained, items=9, tasks=["few"]), str(tmp_path / "few"), RULE, shards=SHARDS)
+    with pytest.raises(DataError, match=r"under the split of .* it has 60 training, 0 validation, 0 test examples"):
+        append(old.uri, str(tmp_path / "few"), str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 
 
