@@ -65,6 +65,12 @@ def exists(uri: str) -> bool:
     return bool(filesystem.exists(path))
 
 
+def is_folder(uri: str) -> bool:
+    """Tell whether a folder is there."""
+    filesystem, path = url_to_fs(uri)
+    return bool(filesystem.isdir(path))
+
+
 def list_folder(uri: str) -> list[str]:
     """Return the sorted names of what lies in a folder.
 

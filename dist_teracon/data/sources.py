@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
 from dist_teracon.data.rawtable import RawTable, Wanted
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.tables import Tables
+from dist_teracon.data.sharded import Sharded
 from dist_teracon.errors import ConfigError, DataError, nearest
 
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -110,12 +111,12 @@ class Adapter:
 
     Attributes:
         files: From a folder to the URIs of the files that are read, in a fixed order; raises DataError where they are not there.
-        read: From a folder, the recipe and the count of malformed rows to events, or to tables where the format has its own tasks.
+        read: From a folder, the recipe and the job to events, or to shards where the format has its own tasks.
         needs_recipe: Whether nothing can be made without a recipe.
     """
 
     files: Callable[[str], list[str]]
-    read: Callable[[str, Recipe | None, BadRows], Source | Tables]
+    read: Callable[[str, Recipe | None, Job], Source | Sharded]
     needs_recipe: bool = True
 
 

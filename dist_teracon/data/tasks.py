@@ -27,7 +27,7 @@ class _Users:
     row_of_code: NDArray[np.int64]
 
 
-def build_tables(recipe: Recipe, source: Source, *, bad: BadRows) -> Tables:
+def build_tables(recipe: Recipe, source: Source, *, bad: BadRows, min_count: int | None = None) -> Tables:
     """Make sequences and labels from events.
 
     Users stand in the order of their names; items and labels in the order of descending count, then name.
@@ -37,6 +37,8 @@ def build_tables(recipe: Recipe, source: Source, *, bad: BadRows) -> Tables:
         DataError: no user is left, a task has no label or one only, or too many attributes cannot be read.
     """
     notes: dict[str, Any] = {}
+    if min_count is not None:
+        recipe = recipe.model_copy(update={"history": recipe.history.model_copy(update={"min_count": min_count})})
     users, sequences, items = _sequences(recipe, source.events, notes)
     labels = []
     for name, task in recipe.tasks.items():

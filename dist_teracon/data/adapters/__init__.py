@@ -10,4 +10,5 @@ ADAPTERS: dict[str, Adapter] = {
     "movielens": movielens.ADAPTER,
     "events": events.ADAPTER,
     "sequence-csv": sequence_csv.ADAPTER,
+    "ttl": sequence_csv.TTL,
 }

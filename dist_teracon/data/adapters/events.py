@@ -13,6 +13,7 @@ from pyarrow import ArrowInvalid
 
 from dist_teracon import io
 from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
 from dist_teracon.data.rawtable import Dialect, RawTable, Wanted, read_delimited, read_header, read_parquet
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import Adapter, Attributes, Source, attributes_from, event_columns, event_wants, events_from, folder_name
@@ -43,8 +44,9 @@ def _files_of(folder: str, stem: str) -> list[str]:
     return [io.join(folder, name) for name in found or parts]
 
 
-def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
+def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     """Read a folder of events, users and items."""
+    bad = job.bad
     columns = recipe.columns if recipe else Columns()
     events = _files_of(folder, "events")
     found = event_columns(columns, _header(events[0]), _OWN, where=events[0])

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dist_teracon import io
 from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
 from dist_teracon.data.rawtable import Dialect, RawTable, Wanted, read_delimited
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import Adapter, Attributes, Source, attributes_from, event_wants, events_from, folder_name
@@ -78,13 +79,14 @@ def _layout(folder: str) -> _Layout:
     raise DataError(f"{folder}: none of {known} there (has: {', '.join(names[:10]) or 'nothing'})")
 
 
-def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
+def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     """Read a MovieLens folder.
 
     Raises:
         ConfigError: the recipe names columns, which this format fixes.
         DataError: a missing or empty file, or too many malformed rows.
     """
+    bad = job.bad
     if recipe is not None and recipe.columns != Columns():
         raise ConfigError("columns: format 'movielens' has its own columns, none can be named")
     layout = _layout(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dist_teracon import io
 from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
 from dist_teracon.data.rawtable import Dialect, RawTable, Wanted, read_delimited, read_header
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import (
@@ -36,8 +37,9 @@ def files(folder: str) -> list[str]:
     return [uri for uri in found if uri is not None]
 
 
-def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
+def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     """Read a folder of atomic files."""
+    bad = job.bad
     columns = recipe.columns if recipe else Columns()
     inter, *others = files(folder)
     header = _header(inter)
