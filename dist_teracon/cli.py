@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +71,10 @@ def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
     prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
     prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
-    prepare.add_argument("--users", type=int, default=20_000, help="synthetic: number of users")
-    prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set")
+    prepare.add_argument("--min-count", type=int, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
+    prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
+    prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
+    prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
     prepare.set_defaults(job=_prepare)
 
 
@@ -88,10 +90,20 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from dist_teracon.log import Progress
+
+    progress = Progress()
     if options.format == "synthetic":
         if len(options.paths) != 1:
             raise ConfigError("prepare synthetic wants one path, the data set's folder: dist-teracon prepare synthetic OUT --users 20000")
-        info = _prepare_synthetic(options, options.paths[0])
+        if options.like == "ttl" and options.raw:
+            from dist_teracon.data.synthetic_ttl import raw_files
+
+            raw_files(options.paths[0], users=options.users, tell=progress)
+            return
+        if options.raw:
+            raise ConfigError(f"--raw: there are raw files of '--like ttl' only, not of '{options.like}'")
+        info = _prepare_synthetic(options, options.paths[0], progress)
     else:
         if len(options.paths) != 2:
             raise ConfigError(f"prepare {options.format} wants two paths: dist-teracon prepare {options.format} SRC OUT")
@@ -99,20 +111,29 @@ def _prepare(options: argparse.Namespace) -> None:
 
         info = prepare(
             options.format, options.paths[0], options.paths[1], recipe=options.recipe, split=options.split,
-            max_bad_rows=options.max_bad_rows, shards=options.shards, say=_say,
+            max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, say=_say, tell=progress,
         )  # fmt: skip
     from dist_teracon.data.summary import dataset_lines
 
     print("\n".join(dataset_lines(info)))
 
 
-def _prepare_synthetic(options: argparse.Namespace, out: str) -> DatasetInfo:
-    from dist_teracon.data.prepare import prepare_tables
+def _prepare_synthetic(options: argparse.Namespace, out: str, tell: Callable[[str, int, int], None]) -> DatasetInfo:
     from dist_teracon.data.schema import SplitRule
-    from dist_teracon.data.synthetic import parse_synthetic
 
-    tables = parse_synthetic(f"synthetic:{options.like}?users={options.users}")
-    return prepare_tables(tables, out, SplitRule(by=options.split or "users"), shards=options.shards, say=_say)
+    split = SplitRule(by=options.split or "users")
+    if options.like == "ttl":
+        from dist_teracon.data.synthetic_ttl import prepare_ttl
+
+        return prepare_ttl(
+            out, users=options.users, split=options.split, min_count=options.min_count, shards=options.shards, say=_say, tell=tell
+        )
+    from dist_teracon.data.prepare import prepare_tables
+    from dist_teracon.data.synthetic import DEFAULT_USERS, parse_synthetic
+
+    users = DEFAULT_USERS if options.users is None else options.users
+    tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
+    return prepare_tables(tables, out, split, shards=options.shards, say=_say)
 
 
 def _say(text: str) -> None:

@@ -52,11 +52,20 @@ def open_binary(uri: str) -> IO[bytes]:
         DataError: there is no such file.
     """
     try:
+        if uri.endswith(".zst"):
+            return _zstd(cast("IO[bytes]", fsspec.open(uri, "rb").open()))
         return cast("IO[bytes]", fsspec.open(uri, "rb", compression="infer").open())
     except FileNotFoundError:
         raise DataError(f"{uri}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{uri}: is a folder, a file is wanted") from None
+
+
+def _zstd(file: IO[bytes]) -> IO[bytes]:
+    """Decompress by Arrow, as fsspec's own way wants one more package."""
+    import pyarrow as pa
+
+    return cast("IO[bytes]", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")))
 
 
 def exists(uri: str) -> bool:

@@ -87,8 +87,9 @@ class RawInput(io.RawIOBase):
         for pause in (*self._pauses, None):
             try:
                 if self._file is None:
-                    self._file = cast("IO[bytes]", fsspec.open(self.uri, "rb").open())
-                    self._file.seek(self.position)
+                    file: IO[bytes] = fsspec.open(self.uri, "rb").open()
+                    file.seek(self.position)
+                    self._file = file
                 return bytes(job())
             except FileNotFoundError:
                 raise DataError(f"{self.uri}: no such file") from None
@@ -111,7 +112,7 @@ def open_raw(uri: str) -> Iterator[tuple[IO[bytes], RawInput]]:
         yield decompressed(buffered, uri), raw
 
 
-def decompressed(file: IO[bytes] | io.BufferedReader, name: str) -> IO[bytes]:
+def decompressed(file: io.BufferedReader, name: str) -> IO[bytes]:
     """Return a stream of a file's content, decompressed by the name's ending."""
     if name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
@@ -152,13 +153,13 @@ class LineBlocks:
             start = True
             while True:
                 chunk = self._read(stream, line, carry)
+                last = not chunk
                 if start and chunk:
                     # a mark of three bytes may come in pieces
                     while len(chunk) < len(_BOM) and _BOM.startswith(chunk) and (more := self._read(stream, line, chunk)):
                         chunk += more
                     chunk, start = chunk.removeprefix(_BOM), False
                 text = carry + chunk
-                last = not chunk
                 if b"\r" in text:
                     held = b"" if last or not text.endswith(b"\r") else b"\r"  # its newline may come next
                     text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -20,22 +20,18 @@ class KnownTexts:
         if len(quick):
             self._pending.append((quick, stable, lengths))
 
-    def find(self, quick: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
-        """Return which quick hashes are known, and their numbers of items (0 for the others)."""
+    def find(self, quick: Hashes) -> tuple[NDArray[np.bool_], Hashes, NDArray[np.int32]]:
+        """Return which quick hashes are known, their stable hashes and numbers of items (0 for the others)."""
         found, lengths = np.zeros(len(quick), dtype=bool), np.zeros(len(quick), dtype=np.int32)
-        for keys, _, counts in self._sorted():
-            at, here = _search(keys, quick)
+        hashes = np.zeros(len(quick), dtype=np.uint64)
+        for keys, stable, counts in self._sorted():
+            at = np.minimum(np.searchsorted(keys, quick), len(keys) - 1)
+            here = keys[at] == quick
+            if here.all():
+                return here, stable[at], counts[at]
             found |= here
-            lengths[here] = counts[at[here]]
-        return found, lengths
-
-    def stable(self, quick: Hashes) -> Hashes:
-        """Return the stable hashes of known quick ones."""
-        result = np.zeros(len(quick), dtype=np.uint64)
-        for keys, stable, _ in self._sorted():
-            at, here = _search(keys, quick)
-            result[here] = stable[at[here]]
-        return result
+            lengths[here], hashes[here] = counts[at[here]], stable[at[here]]
+        return found, hashes, lengths
 
     def _sorted(self) -> list[tuple[Hashes, Hashes, NDArray[np.int32]]]:
         while self._pending:
@@ -47,8 +43,3 @@ class KnownTexts:
             _, first = np.unique(quick, return_index=True)
             self._levels.append((quick[first], stable[first], lengths[first]))
         return self._levels
-
-
-def _search(keys: Hashes, wanted: Hashes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return at, keys[at] == wanted

@@ -44,6 +44,7 @@ def prepare(
     min_count: int | None = None,
     shards: int | None = None,
     block: int | None = None,
+    made_from: dict[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
     tell: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
 ) -> DatasetInfo:
@@ -61,6 +62,7 @@ def prepare(
         min_count: Overrides the recipe's `history.min_count`: items of fewer occurrences count as unseen.
         shards: Number of shards; by the size where None.
         block: Bytes of a file that are looked at together; what is written does not depend on it.
+        made_from: What the data set is said to be made from; by default the files' checksums and the options.
         say: Takes lines on what happens.
         tell: Takes what is being done, how much of it is done, and how much there is.
 
@@ -89,12 +91,14 @@ def prepare(
         **({} if min_count is None else {"min_count": min_count}),
     }
 
-    def made_from(checksums: dict[str, str]) -> dict[str, Any]:
+    def origin(checksums: dict[str, str]) -> dict[str, Any]:
+        if made_from is not None:
+            return made_from
         files = {_relative(uri, source): checksums.get(uri) or io.sha256(uri) for uri in uris}
         value = {"format": format, "files": files, **options}
         return {**value, "fingerprint": fingerprint(value)}
 
-    there = existing_dataset(out, made_from({}) if io.exists(io.join(out, "dataset.json")) else {})
+    there = existing_dataset(out, origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
         say(f"{out}: is there already, made from the same input and options; nothing to do")
         return there
@@ -109,7 +113,7 @@ def prepare(
         say(f"reading {source}")
         data = _read(adapter, source, rules, job)
         data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
-        data.source = made_from(job.sha256)
+        data.source = origin(job.sha256)
         for kind, count in data.notes["malformed_rows"].items():
             say(f"left out malformed rows: {count} × {kind}")
         _check_names(data)

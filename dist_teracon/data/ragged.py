@@ -32,7 +32,7 @@ def take(values: NDArray[Any], offsets: Int, rows: Int) -> tuple[NDArray[Any], I
 
 def keep(values: NDArray[Any], offsets: Int, kept: NDArray[np.bool_]) -> tuple[NDArray[Any], Int]:
     """Return the column without some of its values; rows may become empty."""
-    return values[kept], np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(kept)))[offsets]
+    return values[kept], np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(kept, dtype=np.int64)))[offsets]
 
 
 def concatenate(parts: Sequence[tuple[NDArray[Any], Int]]) -> tuple[NDArray[Any], Int]:

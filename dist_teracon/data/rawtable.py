@@ -25,6 +25,7 @@ from dist_teracon.errors import DataError, nearest
 
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?)?(Z|[-+][0-9]{2}:?[0-9]{2})?$"
+_TOLD = 100  # rows of a kind that are told one by one
 _SEPARATOR = "\x1f"
 
 
@@ -203,8 +204,11 @@ def _finish(uri: str, table: Any, wanted: Mapping[str, Wanted], *, bad: BadRows,
     def reject(kind: str, mask: NDArray[np.bool_], text: Any = None) -> None:
         mask &= keep
         if mask.any():
-            first = int(mask.argmax())
-            bad.add(kind, where(first), text=None if text is None else str(text[first]), count=int(mask.sum()))
+            found = np.flatnonzero(mask).tolist()
+            for row in found[:_TOLD]:
+                bad.add(kind, where(row), text=None if text is None else str(text[row]))
+            if len(found) > _TOLD:
+                bad.add(kind, where(found[_TOLD]), count=len(found) - _TOLD)
             keep[mask] = False
 
     for name, want in wanted.items():

@@ -6,7 +6,7 @@ files are read is a few bytes a user (`KnownTexts`), and the vocabularies afterw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,15 +58,16 @@ def spill_rows(tasks: Sequence[TaskFiles], job: Job, partitioning: Partitioning)
                 kept += len(rows.lines)
                 fields = max(fields, rows.fields)
                 lengths = np.diff(rows.item_offsets).astype(np.int32)
-                known.add(rows.text_hash[rows.fresh], rows.user_hash, lengths)
-                columns = {
-                    "hash": rows.user_hash,
+                fresh_hashes = rows.user_hash[rows.fresh]
+                known.add(rows.text_hash[rows.fresh], fresh_hashes, lengths)
+                columns: dict[str, NDArray[Any]] = {
+                    "hash": fresh_hashes,
                     "file": np.full(len(rows.fresh), number, dtype=np.int16),
                     "row": row + rows.fresh,
                 }
                 sequences.add(columns, (rows.items, rows.item_offsets))
                 if rows_of_task is not None:
-                    columns = {"hash": _hashes(rows, known), "row": row + np.arange(len(rows.lines))}
+                    columns = {"hash": rows.user_hash, "row": row + np.arange(len(rows.lines))}
                     rows_of_task.add(columns, (rows.targets, rows.target_offsets))
                 row += len(rows.lines)
             if total == 0:
@@ -90,18 +91,6 @@ def _parsed(uri: str, job: Job, *, known: Any) -> Iterator[tuple[Rows, int]]:
         yield parse_rows(block, targets=known is not None, known=known, reject=reject)
         job.read(uri, blocks.position)
     job.sha256[uri] = blocks.sha256
-
-
-def _hashes(rows: Rows, known: KnownTexts) -> Hashes:
-    """Return the stable hash of every row's sequence."""
-    if len(rows.fresh) == len(rows.lines):
-        return rows.user_hash
-    old = np.ones(len(rows.lines), dtype=bool)
-    old[rows.fresh] = False
-    hashes = np.empty(len(rows.lines), dtype=np.uint64)
-    hashes[rows.fresh] = rows.user_hash
-    hashes[old] = known.stable(rows.text_hash[old])
-    return hashes
 
 
 def _labels_kind(number: int) -> str:
@@ -185,11 +174,13 @@ class SequenceSource:
         if len(catalogue) == 0:
             raise DataError(f"--min-count: no item occurs {min_count} times or more")
         self._items, self.items = NumberPlaces(catalogue), _texts(catalogue)
-        self._labels, self.tasks = [], []
+        self._labels: list[NumberPlaces] = []
+        heads: list[TaskHead] = []
         for (_, task, kind), counts, many in zip(tasks, label_counts, several, strict=True):
             classes, found = _classes(task, kind, counts, several=many)
             self._labels.append(NumberPlaces(classes))
-            self.tasks.append(TaskHead(task, found, _texts(classes)))
+            heads.append(TaskHead(task, found, _texts(classes)))
+        self.tasks: Sequence[TaskHead] = heads
 
     def hashes(self) -> Hashes:
         """Return every user's hash."""
@@ -328,6 +319,3 @@ def _user_ids(hashes: Hashes, occurrence: Int) -> Any:
         len(hashes), pa.py_buffer((np.arange(len(hashes) + 1, dtype=np.int32) * 16).tobytes()), pa.py_buffer(digits.tobytes())
     )
     return pa.compute.binary_join_element_wise(text, _texts(occurrence), "-")
-
-
-Advance = Callable[[str, int, int], None]

@@ -88,7 +88,7 @@ class TablesSource:
         self.tables = tables
         self.name, self.items, self.next_task = tables.name, tables.items, tables.next_task
         self.length_limit, self.source, self.notes = tables.length_limit, tables.source, tables.notes
-        self.tasks = [TaskHead(table.name, table.kind, table.classes) for table in tables.labels]
+        self.tasks: Sequence[TaskHead] = [TaskHead(table.name, table.kind, table.classes) for table in tables.labels]
 
     def hashes(self) -> Hashes:
         """Return every user's hash."""

@@ -12,7 +12,8 @@ Legend: B users of a block, L positions, V items, Y labels of a task, W targets 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.adapters.sequence_csv import TTL_FILES
+from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.errors import ConfigError
 
 NAME = "ttl"
@@ -42,6 +44,7 @@ _GUIDE = 1 << 16
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float64]
+Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,50 @@ def write_raw(users: int, out: Path) -> Iterator[int]:
                 files[task.name].write(_bytes(np.hstack((history_BL[rows], digits_of_item.targets(block.targets[task.name][rows])))))
             done += len(block.items_BL)
             yield done
+
+
+def raw_files(out: str, *, users: int | None = None, tell: Tell = lambda _what, _done, _all: None) -> None:
+    """Write the raw files of a set of `users` users, by default all 1.47 million, into a local folder.
+
+    Raises:
+        ConfigError: `users` is not positive, or `out` is no local folder.
+        DataError: `out` is there already and not empty.
+    """
+    count = DEFAULT_USERS if users is None else users
+    if not io.is_local(out):
+        raise ConfigError(f"--raw: raw files are written to a local folder, not to {out}")
+    for done in write_raw(count, io.local_path(out)):
+        tell("drawing", done, count)
+
+
+def prepare_ttl(
+    out: str,
+    *,
+    users: int | None = None,
+    split: Literal["users", "rows"] | None = None,
+    min_count: int | None = None,
+    shards: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    tell: Tell = lambda _what, _done, _all: None,
+) -> DatasetInfo:
+    """Prepare a data set of `users` users by way of its raw files, which lie beside `out` meanwhile; raises as `prepare`."""
+    from dist_teracon.data.prepare import existing_dataset, fingerprint, prepare
+
+    count = DEFAULT_USERS if users is None else users
+    made_from = {"format": "synthetic", "name": NAME, "users": count, "seed": _ENTROPY}
+    made_from |= {"split": split, "min_count": min_count, "shards": shards}
+    made_from["fingerprint"] = fingerprint(made_from)
+    if (there := existing_dataset(out, made_from)) is not None:
+        say(f"{out}: is there already, made from the same options; nothing to do")
+        return there
+    beside = io.local_path(out).absolute().parent if io.is_local(out) else None
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ttl-raw-", dir=beside) as name:
+        raw_files(f"{name}/{NAME}", users=count, tell=tell)
+        return prepare(
+            "ttl", f"{name}/{NAME}", out, split=split, min_count=min_count, shards=shards, made_from=made_from, say=say, tell=tell
+        )
 
 
 class _Digits:

@@ -43,8 +43,8 @@ class Rows:
         text_hash: uint64 [R], a quick hash of the unpadded sequence's text.
         targets, target_offsets: int32, ragged; each target once a row. Of no targets in the first task's file.
         fields: The largest number of fields before `,,`, padding included.
+        user_hash: uint64 [R], the stable hash of the unpadded sequence's text.
         fresh: int64, positions of the rows whose sequences are read too: all, or those that `known` did not know.
-        user_hash: uint64, of the rows in `fresh`: the stable hash of the unpadded sequence's text.
         items, item_offsets: int32, ragged, of the rows in `fresh`.
     """
 
@@ -53,13 +53,13 @@ class Rows:
     targets: NDArray[np.int32]
     target_offsets: Int
     fields: int
-    fresh: Int
     user_hash: Hashes
+    fresh: Int
     items: NDArray[np.int32]
     item_offsets: Int
 
 
-Known = Callable[[Hashes], tuple[NDArray[np.bool_], NDArray[np.int32]]]
+Known = Callable[[Hashes], tuple[NDArray[np.bool_], Hashes, NDArray[np.int32]]]
 
 
 def parse_rows(block: LineBlock, *, targets: bool, known: Known | None, reject: Callable[[str, int, str], None]) -> tuple[Rows, int]:
@@ -68,7 +68,7 @@ def parse_rows(block: LineBlock, *, targets: bool, known: Known | None, reject: 
     Args:
         block: Whole lines.
         targets: Whether rows have `,,` and targets.
-        known: From quick hashes to whether the sequence was seen before and how many items it has.
+        known: From quick hashes to whether the sequence was seen before, its stable hash and how many items it has.
         reject: Takes kind, line and text of each malformed row.
 
     Returns:
@@ -94,7 +94,10 @@ def _parse(text_N: Bytes, starts: Int, ends: Int, lines: Int, *, targets: bool, 
     middles, gaps = _gaps(text_N, starts, ends)
     good = (gaps == int(targets)) & (begins < middles)
     text_hash = _text_hashes(text_N, begins, np.where(good, middles, begins))
-    old, lengths = known(text_hash) if known is not None else (np.zeros(len(starts), dtype=bool), np.zeros(len(starts), dtype=np.int32))
+    if known is not None:
+        old, stable, lengths = known(text_hash)
+    else:
+        old, stable, lengths = np.zeros(len(starts), dtype=bool), np.zeros(len(starts), dtype=np.uint64), np.zeros(len(starts), np.int32)
     old &= good
     fresh = np.flatnonzero(good & ~old)
     items, item_offsets, right = _sequences(text_N, begins[fresh], middles[fresh], dense=not targets)
@@ -112,14 +115,15 @@ def _parse(text_N: Bytes, starts: Int, ends: Int, lines: Int, *, targets: bool, 
     fields[old] += lengths[old]
     fields[fresh] += np.diff(item_offsets)
     place = np.cumsum(good) - 1
+    stable[fresh] = _stable_hashes(text_N, begins[fresh], middles[fresh])
     rows = Rows(
         lines=lines[good],
         text_hash=text_hash[good],
         targets=numbers,
         target_offsets=offsets,
         fields=int(fields[good].max(initial=0)),
+        user_hash=stable[good],
         fresh=place[fresh],
-        user_hash=_stable_hashes(text_N, begins[fresh], middles[fresh]),
         items=items,
         item_offsets=item_offsets,
     )
@@ -187,7 +191,7 @@ def _text_hashes(text_N: Bytes, begins: Int, ends: Int) -> Hashes:
 
 def _stable_hashes(text_N: Bytes, begins: Int, ends: Int) -> Hashes:
     """Return `stable_hash` of each text."""
-    view = memoryview(text_N)
+    view = memoryview(text_N.data)
     digests = [blake2b(view[begin:end], digest_size=8).digest() for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False)
 
@@ -327,7 +331,7 @@ def _merged(one: Rows, other: Rows) -> Rows:
         np.concatenate((one.text_hash, other.text_hash))[order],
         *ragged.take(*targets, order),
         max(one.fields, other.fields),
+        np.concatenate((one.user_hash, other.user_hash))[order],
         fresh[by_place],
-        np.concatenate((one.user_hash, other.user_hash))[by_place],
         *ragged.take(*items, by_place),
     )
