@@ -43,7 +43,7 @@ class Partitioning:
     @classmethod
     def for_size(cls, stored_bytes: int, shards: int | None) -> Partitioning:
         """Return partitions of about 32 MiB of raw text."""
-        wanted = 1 << max(3, (stored_bytes // _PARTITION_BYTES).bit_length())
+        wanted = 1 << (stored_bytes // _PARTITION_BYTES).bit_length()
         if shards is not None and shards & (shards - 1):
             return cls(min(shards, _MOST_PARTITIONS), shards)
         return cls(min(wanted, _MOST_PARTITIONS))

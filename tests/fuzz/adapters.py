@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_teracon.data import badrows
 from dist_teracon.data.prepare import prepare
 from dist_teracon.data.recipe import Recipe, parse_recipe
 from dist_teracon.data.schema import DatasetInfo
@@ -153,12 +154,12 @@ def mutate(content: bytes, draw: np.random.Generator) -> bytes:
     return content
 
 
-class _TooSlow(Exception):
+class _TooSlowError(Exception):
     pass
 
 
 def _alarm(*_: Any) -> None:
-    raise _TooSlow
+    raise _TooSlowError
 
 
 def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None]:
@@ -176,7 +177,7 @@ def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None
         if left != ["raw"]:
             return "refused", f"left behind: {left}"
         return "refused", None if str(error).strip() else "an error without words"
-    except _TooSlow:
+    except _TooSlowError:
         return "slow", f"no end after {SLOW_S} s"
     except Exception as error:
         return "broken", f"{type(error).__name__}: {error}"
@@ -198,6 +199,7 @@ def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path 
     chosen = [target for target in targets(seed) if formats is None or target.format in formats]
     ends: Counter[str] = Counter()
     wrong: list[str] = []
+    badrows._SAMPLES = sys.maxsize  # every rejected row is told, so that they can be counted
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         for number in range(inputs):
             draw = np.random.default_rng([seed, number])
