@@ -10,10 +10,10 @@ from dist_teracon.data.synthetic_ttl import raw_files
 
 
 def test_the_benchmark_prints_its_table(capsys, tmp_path):
-    assert main(["bench", "data", "--users", "300", "--public-users", "200", "--rounds", "1", "--folder", str(tmp_path)]) == 0
+    assert main(["bench", "data", "--users", "900", "--public-users", "800", "--rounds", "1", "--folder", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "public way | 200 |" in told
-    assert "prepare | 300 |" in told
+    assert "public way | 800 |" in told
+    assert "prepare | 900 |" in told
     assert "times fewer than the public way" in told
     assert list(tmp_path.iterdir()) == []
 

@@ -29,7 +29,7 @@ from dist_teracon.data.recipe import Recipe, parse_recipe
 from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.errors import TeraconError
 
-SLOW_S = 20
+SLOW_S = 100
 _PIECES = (
     b"", b",", b",,", b"0", b"0,", b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xc3", b"\xef\xbb\xbf", b'"', b"\t", b"-1", b"1e99", b"nan",
     b"inf", b"2147483648", b"99999999999999999999", b"x", b"::", b"|", b" ", "é".encode(), b"0x1F", b"007", b"1.5", b"2020-13-01", b"'",
