@@ -16,7 +16,7 @@ from dist_teracon.errors import ConfigError, TeraconError
 if TYPE_CHECKING:
     from dist_teracon.data.schema import DatasetInfo
 
-_FORMATS = ("recbole", "movielens", "sequence-csv", "ttl", "events", "synthetic")
+_FORMATS = ("recbole", "movielens", "sequence-csv", "ttl", "tenrec", "events", "synthetic")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

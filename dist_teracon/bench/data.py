@@ -55,15 +55,18 @@ def public_way(folder: Path) -> list[Any]:
     index: dict[str, int] = {"0": 0}
     loaded: list[Any] = []
     for place, name in enumerate(TTL_FILES):
-        examples, labels, label_index = [], [], {}
+        examples: list[Any] = []
+        labels: list[int] = []
+        label_index: dict[str, int] = {}
         with (folder / name).open(encoding="utf-8") as lines:
             for line in lines:
                 history, _, targets = line.rstrip("\n").partition(",,")
-                row = []
+                tokens = []
                 for token in history.split(","):
                     if token not in index:
                         index[token] = len(index)
-                    row.append(index[token])
+                    tokens.append(index[token])
+                row = np.array(tokens)
                 if not place:
                     examples.append(row)
                     continue
@@ -72,7 +75,7 @@ def public_way(folder: Path) -> list[Any]:
                         label_index[token] = len(label_index)
                     examples.append(row)
                     labels.append(label_index[token])
-        loaded += [np.array(examples, dtype=np.int64), np.array(labels, dtype=np.int64), label_index]
+        loaded += [np.stack(examples), np.array(labels, dtype=np.int64), label_index]
     return [*loaded, index]
 
 
@@ -82,14 +85,22 @@ def _work(way: str, raw: Path, out: Path) -> None:
 
     from dist_teracon.data.prepare import prepare
 
-    before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    before, memory, began = resource.getrusage(resource.RUSAGE_SELF), _peak(), time.monotonic()
     if way == "prepare":
         prepare("ttl", str(raw), str(out))
     else:
         public_way(raw)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"cpu_s": cpu, "wall_s": time.monotonic() - began, "peak_bytes": (after.ru_maxrss - before.ru_maxrss) * 1024}))
+    print(json.dumps({"cpu_s": cpu, "wall_s": time.monotonic() - began, "peak_bytes": _peak() - memory}))
+
+
+def _peak() -> int:
+    """Return this process's largest resident size in bytes; `ru_maxrss` would count what the process was before it began this program."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _measure(way: str, raw: Path, out: Path, *, users: int, rows: int) -> Cost:

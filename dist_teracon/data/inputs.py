@@ -112,7 +112,7 @@ def open_raw(uri: str) -> Iterator[tuple[IO[bytes], RawInput]]:
         yield decompressed(buffered, uri), raw
 
 
-def decompressed(file: io.BufferedReader, name: str) -> IO[bytes]:
+def decompressed(file: io.BufferedReader[RawInput], name: str) -> IO[bytes]:
     """Return a stream of a file's content, decompressed by the name's ending."""
     if name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))

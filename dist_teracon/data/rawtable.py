@@ -38,7 +38,8 @@ class Wanted:
     """A column that is to be read.
 
     Attributes:
-        kind: `token` (a text), `name` (a text of which there are few, kept as codes), `number`, or `time` (seconds since 1970, or an ISO date and time, read as UTC).
+        kind: `token` (a text), `name` (a text of which there are few, kept as codes), `number`, or `time` (seconds since 1970,
+            or an ISO date and time, read as UTC).
         required: Rows where it is empty are malformed.
         per_second: Of a time that is written as a number, 1000 for milliseconds.
     """

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.data.badrows import BadRows
-from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe, parse_comparisons
 from dist_teracon.data.names import Names
+from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe, parse_comparisons
 from dist_teracon.data.sources import Attributes, Events, Source
 from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, mix64, stable_hash
 from dist_teracon.errors import ConfigError, DataError, nearest
