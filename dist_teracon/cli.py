@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ from dist_teracon.errors import ConfigError, TeraconError
 if TYPE_CHECKING:
     from dist_teracon.data.schema import DatasetInfo
 
-_FORMATS = ("recbole", "movielens", "sequence-csv", "events", "synthetic")
+Tell = Callable[[str, int, int], None]
+
+_FORMATS = ("recbole", "movielens", "sequence-csv", "ttl", "tenrec", "events", "synthetic")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +75,10 @@ def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
     prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
     prepare.add_argument("--append", metavar="DATASET", help="write OUT as a new version of DATASET, with new users, tasks and items added")
-    prepare.add_argument("--users", type=int, default=20_000, help="synthetic: number of users")
-    prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set")
+    prepare.add_argument("--min-count", type=int, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
+    prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
+    prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
+    prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
     prepare.set_defaults(job=_prepare)
 
 
@@ -95,6 +99,7 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _prepare(options: argparse.Namespace) -> None:
     from dist_teracon.data.summary import dataset_lines
+    from dist_teracon.log import Progress
 
     wanted = 1 if options.format == "synthetic" else 2
     if len(options.paths) != wanted:
@@ -103,22 +108,33 @@ def _prepare(options: argparse.Namespace) -> None:
             if options.format == "synthetic"
             else f"prepare {options.format} wants two paths: dist-teracon prepare {options.format} SRC OUT"
         )
-    info = _prepare_into(options, options.paths[-1]) if options.append is None else _append(options)
+    if options.raw:
+        _raw_files(options, Progress())
+        return
+    info = _prepare_into(options, options.paths[-1], Progress()) if options.append is None else _append(options, Progress())
     print("\n".join(dataset_lines(info)))
 
 
-def _prepare_into(options: argparse.Namespace, out: str) -> DatasetInfo:
+def _raw_files(options: argparse.Namespace, tell: Tell) -> None:
+    from dist_teracon.data.synthetic_ttl import raw_files
+
+    if (options.format, options.like) != ("synthetic", "ttl") or options.append is not None:
+        raise ConfigError("--raw: raw files are written by 'prepare synthetic OUT --like ttl --raw' alone")
+    raw_files(options.paths[0], users=options.users, tell=tell)
+
+
+def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetInfo:
     if options.format == "synthetic":
-        return _prepare_synthetic(options, out)
+        return _prepare_synthetic(options, out, tell)
     from dist_teracon.data.prepare import prepare
 
     return prepare(
         options.format, options.paths[0], out, recipe=options.recipe, split=options.split,
-        max_bad_rows=options.max_bad_rows, shards=options.shards, say=_say,
+        max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, say=_say, tell=tell,
     )  # fmt: skip
 
 
-def _append(options: argparse.Namespace) -> DatasetInfo:
+def _append(options: argparse.Namespace, tell: Tell) -> DatasetInfo:
     """Prepare what is added beside the old version, in as many shards, and lay the two together."""
     from dist_teracon.data.append import append
     from dist_teracon.data.schema import read_dataset_info
@@ -129,20 +145,29 @@ def _append(options: argparse.Namespace) -> DatasetInfo:
     options.shards, options.split = parent.shards, parent.split.by
     with tempfile.TemporaryDirectory() as folder:
         added = str(Path(folder) / "added")
-        _prepare_into(options, added)
+        _prepare_into(options, added, tell)
         info = append(options.append, added, options.paths[-1])
     told = info.notes["appended"][-1]
     _say(f"{options.append} and {told['users']} users, {told['items']} items, tasks: {', '.join(told['tasks'])}")
     return info
 
 
-def _prepare_synthetic(options: argparse.Namespace, out: str) -> DatasetInfo:
-    from dist_teracon.data.prepare import prepare_tables
+def _prepare_synthetic(options: argparse.Namespace, out: str, tell: Tell) -> DatasetInfo:
     from dist_teracon.data.schema import SplitRule
-    from dist_teracon.data.synthetic import parse_synthetic
 
-    tables = parse_synthetic(f"synthetic:{options.like}?users={options.users}")
-    return prepare_tables(tables, out, SplitRule(by=options.split or "users"), shards=options.shards, say=_say)
+    split = SplitRule(by=options.split or "users")
+    if options.like == "ttl":
+        from dist_teracon.data.synthetic_ttl import prepare_ttl
+
+        return prepare_ttl(
+            out, users=options.users, split=options.split, min_count=options.min_count, shards=options.shards, say=_say, tell=tell
+        )
+    from dist_teracon.data.prepare import prepare_tables
+    from dist_teracon.data.synthetic import DEFAULT_USERS, parse_synthetic
+
+    users = DEFAULT_USERS if options.users is None else options.users
+    tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
+    return prepare_tables(tables, out, split, shards=options.shards, say=_say)
 
 
 def _say(text: str) -> None:

@@ -52,6 +52,8 @@ def open_binary(uri: str) -> IO[bytes]:
         DataError: there is no such file.
     """
     try:
+        if uri.endswith(".zst"):
+            return _zstd(cast("IO[bytes]", fsspec.open(uri, "rb").open()))
         return cast("IO[bytes]", fsspec.open(uri, "rb", compression="infer").open())
     except FileNotFoundError:
         raise DataError(f"{uri}: no such file") from None
@@ -59,10 +61,23 @@ def open_binary(uri: str) -> IO[bytes]:
         raise DataError(f"{uri}: is a folder, a file is wanted") from None
 
 
+def _zstd(file: IO[bytes]) -> IO[bytes]:
+    """Decompress by Arrow, as fsspec's own way wants one more package."""
+    import pyarrow as pa
+
+    return cast("IO[bytes]", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")))
+
+
 def exists(uri: str) -> bool:
     """Tell whether a file or folder is there."""
     filesystem, path = url_to_fs(uri)
     return bool(filesystem.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    """Tell whether a folder is there."""
+    filesystem, path = url_to_fs(uri)
+    return bool(filesystem.isdir(path))
 
 
 def list_folder(uri: str) -> list[str]:

@@ -56,6 +56,37 @@ class Voice:
                 told = now
 
 
+class Progress:
+    """How far a job of several parts is: a bar on a terminal, a line every half minute elsewhere.
+
+    A call takes what is being done, how much of it is done, and how much there is.
+    """
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._started = self._told = 0.0
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._started, self._told = what, now, now
+        if total < 1 or now - self._told < (0.2 if self._terminal else _PLAIN_INTERVAL_S):
+            if self._terminal and done >= total:
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            return
+        self._told = now
+        share = min(1.0, done / total)
+        left = (now - self._started) * (1 / share - 1) if share else 0.0
+        if self._terminal:
+            filled = round(30 * share)
+            print(
+                f"\r\x1b[K{what} {'━' * filled}{'╌' * (30 - filled)} {share:4.0%}, {left:.0f} s left", end="", file=sys.stderr, flush=True
+            )
+        else:
+            print(f"{what}: {share:.0%}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
 def _bar(items: Iterator[T], total: int, description: str) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn

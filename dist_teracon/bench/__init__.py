@@ -4,5 +4,6 @@ BENCHMARKS = {
     "kernels": "the convolution stack against plain eager convolutions",
     "heads": "a training step and scores with hundreds of thousands of labels",
     "loader": "users a second into batches, at the size of the published large data set",
+    "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
 }

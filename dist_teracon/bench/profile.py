@@ -106,8 +106,8 @@ _MISSING = object()
 _END = object()
 
 
-def _counted(clock: Clock, items: Iterator[Any], *, depth: int = 2) -> Generator[Any]:
-    """Pass items on, the time of making them counted as data."""
+def _counted(clock: Clock, items: Iterator[Any], **_: int) -> Generator[Any]:
+    """Pass items on, the time of making them counted as data; what `ahead` takes besides is its thread's."""
     make = clock.wrap("data", next)
     while (item := make(items, _END)) is not _END:
         yield item

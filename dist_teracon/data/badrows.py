@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
 
 from dist_teracon.errors import DataError
 
 _SHOWN = 80
+_SAMPLES = 100
+_SAMPLE_LENGTH = 2000
 
 
 @dataclass
@@ -16,20 +21,44 @@ class BadRows:
 
     Attributes:
         limit: Largest share of malformed rows in a file, `--max-bad-rows`.
+        rejected: A JSON-lines file for the first 100 malformed rows of a kind in a file; made when there is one.
+        root: Folder or URI of the raw files; what lies in it is told by its path from there.
         counts: Rows by kind over all files, for the data set's notes.
     """
 
     limit: float = 0.001
+    rejected: Path | None = None
+    root: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     _pending: dict[str, list[str]] = field(default_factory=dict)
     _pending_counts: dict[str, int] = field(default_factory=dict)
+
+    _file: IO[str] | None = None
 
     def add(self, kind: str, where: str, *, text: str | None = None, count: int = 1) -> None:
         """Count rows of one kind; `where` (file:line) and `text` show the first of them."""
         self.counts[kind] = self.counts.get(kind, 0) + count
         self._pending_counts[kind] = self._pending_counts.get(kind, 0) + count
+        if self._pending_counts[kind] - count < _SAMPLES:
+            self._sample(kind, where, text)
         shown = "" if text is None else f": {text[:_SHOWN]!r}" + ("…" if len(text) > _SHOWN else "")
         self._pending.setdefault(kind, [f"{where}{shown}"])
+
+    def close(self) -> None:
+        """End the file of malformed rows."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _sample(self, kind: str, where: str, text: str | None) -> None:
+        if self.rejected is None:
+            return
+        if self._file is None:
+            self._file = self.rejected.open("a", encoding="utf-8")
+        file, _, line = where.removeprefix(self.root.rstrip("/") + "/").rpartition(":")
+        place: dict[str, object] = {"file": file, "line": int(line)} if line.isdecimal() else {"file": file, "row": line.strip()}
+        row = {**place, "reason": kind, "text": None if text is None else text[:_SAMPLE_LENGTH]}
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def check(self, uri: str, rows: int) -> None:
         """End a file of `rows` rows, malformed ones included.

@@ -6,7 +6,6 @@ that an error can name its line.
 
 from __future__ import annotations
 
-import io as std_io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,11 +20,17 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.badrows import BadRows, column_missing
+from dist_teracon.data.inputs import LineBlock, LineBlocks
+from dist_teracon.data.job import Job
+from dist_teracon.data.names import NamesBuilder
 from dist_teracon.errors import DataError, nearest
 
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?)?(Z|[-+][0-9]{2}:?[0-9]{2})?$"
+_TOLD = 100  # rows of a kind that are told one by one
 _SEPARATOR = "\x1f"
+_LEAST_BLOCK = 1 << 12  # Arrow has some work a block
+_BATCH = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,13 @@ class Wanted:
     """A column that is to be read.
 
     Attributes:
-        kind: `token` (a name), `number`, or `time` (seconds since 1970, or an ISO date and time, read as UTC).
+        kind: `token` (a text), `name` (a text of which there are few, kept as codes), `number`, or `time` (seconds since 1970,
+            or an ISO date and time, read as UTC).
         required: Rows where it is empty are malformed.
         per_second: Of a time that is written as a number, 1000 for milliseconds.
     """
 
-    kind: Literal["token", "number", "time"]
+    kind: Literal["token", "name", "number", "time"]
     required: bool = False
     per_second: float = 1.0
 
@@ -48,7 +54,7 @@ class RawTable:
     """Columns of a raw file without its malformed rows.
 
     Attributes:
-        columns: By name: a string array for a token, float64 with NaN for nothing otherwise; all of the same length.
+        columns: By name: a string array for a token, `Names` for a name, float64 with NaN for nothing otherwise; all of the same length.
         rows: Rows of the file, malformed ones included.
         where: From a position in the columns to the row's place in the file (`file:line`, or `file: row n` for Parquet).
     """
@@ -103,8 +109,8 @@ def read_header(uri: str, dialect: Dialect) -> list[str]:
     return names
 
 
-def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, bad: BadRows) -> RawTable:
-    """Read columns of a text file; blank lines do not count.
+def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, job: Job) -> RawTable:
+    """Read columns of a text file, a block of lines at a time; blank lines do not count.
 
     Raises:
         DataError: a missing or empty file, a missing column, bytes that are not text, no rows, or too many malformed rows.
@@ -113,28 +119,101 @@ def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, 
     for name in wanted:
         if name not in header:
             raise column_missing(f"{uri}:1", name, header, nearest(name, header))
+    collected = _Collected(wanted)
+    blocks = LineBlocks(uri, size=max(job.block, _LEAST_BLOCK))
+    rows, titled = 0, dialect.header is None
+    for block in blocks:
+        lines = _filled(block)
+        content = block.content
+        if titled and len(lines):  # the first line that is not blank is the header
+            cut = int(lines[0]) - block.first + 1
+            content, titled = content.split(b"\n", cut)[cut], False
+            lines = lines[1:]
+        rows += len(lines)
+        _check_text(uri, content, int(block.content.count(b"\n") - content.count(b"\n")) + block.first, dialect)
+        content, lines = _without_open_quotes(uri, content, lines, dialect, job.bad)
+        if len(lines):
+            table, lines = _parse(uri, content, lines, wanted, header, dialect, job.bad)
+            collected.add(table, lines, bad=job.bad, place=lambda line: f"{uri}:{line}")
+        job.read(uri, blocks.position)
+    job.sha256[uri] = blocks.sha256
+    job.bad.check(uri, rows)
+    return collected.finish(uri, rows, place=lambda line: f"{uri}:{line}")
+
+
+def _filled(block: LineBlock) -> NDArray[np.int64]:
+    """Return the numbers of a block's lines that are not blank."""
+    ends = np.flatnonzero(np.frombuffer(block.content, dtype=np.uint8) == ord("\n"))
+    return np.flatnonzero(np.diff(ends, prepend=-1) > 1) + block.first
+
+
+def _check_text(uri: str, content: bytes, first: int, dialect: Dialect) -> None:
     try:
-        fast = {name: pa.string() if want.kind == "token" else pa.float64() for name, want in wanted.items()}
-        table, skipped = _parse(uri, fast, header, dialect)
-    except pa.ArrowInvalid:
-        for _ in _filled_lines(uri, dialect):  # raises for bytes that are not text, with their line
-            pass
-        try:
-            table, skipped = _parse(uri, dict.fromkeys(wanted, pa.string()), header, dialect)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{uri}: cannot be read as delimited text ({error})") from None
-    locate = _Locator(uri, dialect, [ordinal for ordinal, _ in skipped])
-    for ordinal, message in skipped:
-        bad.add("wrong number of columns", locate.place(ordinal), text=message)
-    return _finish(uri, table, wanted, bad=bad, where=locate, malformed=len(skipped))
+        content.decode(dialect.encoding)
+    except UnicodeDecodeError as error:
+        line = first + content.count(b"\n", 0, error.start)
+        raise DataError(f"{uri}:{line}: not {dialect.encoding} text; name the file's encoding or convert it") from None
 
 
-def read_parquet(uri: str, wanted: Mapping[str, Wanted], *, bad: BadRows) -> RawTable:
-    """Read columns of a Parquet file.
+def _without_open_quotes(
+    uri: str, content: bytes, lines: NDArray[np.int64], dialect: Dialect, bad: BadRows
+) -> tuple[bytes, NDArray[np.int64]]:
+    """Reject lines with a quote that is not closed, which else would swallow the lines behind them."""
+    if dialect.quote is None or (quote := dialect.quote.encode()) not in content:
+        return content, lines
+    texts = [text for text in content.split(b"\n") if text]
+    whole = np.array([text.count(quote) % 2 == 0 for text in texts], dtype=bool)
+    if whole.all():
+        return content, lines
+    for place in np.flatnonzero(~whole).tolist():
+        bad.add("a quote that is not closed", f"{uri}:{lines[place]}", text=texts[place].decode(dialect.encoding))
+    return b"".join(text + b"\n" for text, kept in zip(texts, whole.tolist(), strict=True) if kept), lines[whole]
+
+
+class _Collected:
+    """Columns that grow block by block: numbers as arrays, names as codes, other tokens as Arrow strings."""
+
+    def __init__(self, wanted: Mapping[str, Wanted]) -> None:
+        self._wanted = wanted
+        self._parts: dict[str, list[Any]] = {name: [] for name in wanted}
+        self._names = {name: NamesBuilder() for name, want in wanted.items() if want.kind == "name"}
+        self._lines: list[NDArray[np.int64]] = []
+
+    def add(self, table: Any, lines: NDArray[np.int64], *, bad: BadRows, place: Callable[[int], str]) -> None:
+        """Take a block's rows that are well-formed; `place` names a line or row by its number."""
+        columns, kept = _convert(table, self._wanted, bad=bad, where=lambda row: place(int(lines[row])))
+        for name, column in columns.items():
+            self._parts[name].append(self._names[name].codes(column) if name in self._names else column)
+        if not self._names:  # places are asked for attributes alone
+            self._lines.append(lines if kept is None else lines[kept])
+
+    def finish(self, uri: str, rows: int, *, place: Callable[[int], str]) -> RawTable:
+        """Return the whole.
+
+        Raises:
+            DataError: there are no rows.
+        """
+        if sum(map(len, next(iter(self._parts.values())))) == 0:
+            raise DataError(f"{uri}: has no rows")
+        columns = {}
+        for name, want in self._wanted.items():
+            parts, self._parts[name] = self._parts[name], []
+            if want.kind == "token":
+                columns[name] = pa.concat_arrays(parts)
+            else:
+                joined = np.concatenate(parts)
+                columns[name] = self._names[name].names(joined) if name in self._names else joined
+        lines = np.concatenate(self._lines) if self._lines else None
+        return RawTable(columns, rows, lambda row: uri if lines is None else place(int(lines[row])))
+
+
+def read_parquet(uri: str, wanted: Mapping[str, Wanted], *, job: Job) -> RawTable:
+    """Read columns of a Parquet file, a batch of rows at a time.
 
     Raises:
         DataError: a missing file, one that is not Parquet, a missing column, no rows, or too many malformed rows.
     """
+    collected, rows = _Collected(wanted), 0
     with io.open_binary(uri) as file:
         try:
             parquet = pq.ParquetFile(file)
@@ -142,25 +221,56 @@ def read_parquet(uri: str, wanted: Mapping[str, Wanted], *, bad: BadRows) -> Raw
             for name in wanted:
                 if name not in header:
                     raise column_missing(uri, name, header, nearest(name, header))
-            table = parquet.read(columns=list(wanted))
+            for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(wanted)):
+                table = pa.table(
+                    {name: _as_wanted(uri, name, pa.chunked_array([batch.column(name)]), want) for name, want in wanted.items()}
+                )
+                collected.add(table, np.arange(rows, rows + len(table)), bad=job.bad, place=lambda row: f"{uri}: row {row + 1}")
+                rows += len(table)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
-    columns = {}
-    for name, want in wanted.items():
-        column = table.column(name)
+    job.bad.check(uri, rows)
+    return collected.finish(uri, rows, place=lambda row: f"{uri}: row {row + 1}")
+
+
+def _as_wanted(uri: str, name: str, column: Any, want: Wanted) -> Any:
+    try:
+        if want.kind == "time" and pa.types.is_temporal(column.type):
+            return column
+        if want.kind in ("number", "time") and not pa.types.is_string(column.type):
+            return column.cast(pa.float64(), safe=False)
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f"{uri}: column '{name}' is {column.type}, a {want.kind} is wanted") from None
+
+
+def _parse(
+    uri: str, content: bytes, lines: NDArray[np.int64], wanted: Mapping[str, Wanted], header: Sequence[str], dialect: Dialect, bad: BadRows
+) -> tuple[Any, NDArray[np.int64]]:
+    """Return a block's table and the lines of its rows; rows with a wrong number of fields are rejected."""
+    delimiter = dialect.delimiter
+    if len(delimiter) > 1:  # Arrow knows delimiters of one character only
+        content, delimiter = content.replace(delimiter.encode(), _SEPARATOR.encode()), _SEPARATOR
+    fast = {name: pa.float64() if want.kind in ("number", "time") else pa.string() for name, want in wanted.items()}
+    try:
+        table, skipped = _table(content, fast, header, delimiter, dialect)
+    except pa.ArrowInvalid:
         try:
-            if want.kind == "time" and pa.types.is_temporal(column.type):
-                columns[name] = column
-            elif want.kind != "token" and not pa.types.is_string(column.type):
-                columns[name] = column.cast(pa.float64(), safe=False)
-            else:
-                columns[name] = column.cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise DataError(f"{uri}: column '{name}' is {column.type}, a {want.kind} is wanted") from None
-    return _finish(uri, pa.table(columns), wanted, bad=bad, where=lambda row: f"{uri}: row {row + 1}", malformed=0)
+            table, skipped = _table(content, dict.fromkeys(wanted, pa.string()), header, delimiter, dialect)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{uri}: cannot be read as delimited text ({error})") from None
+    wrong = np.array([ordinal - 1 for ordinal, _ in skipped], dtype=np.int64)
+    for place, (_, text) in zip(wrong.tolist(), skipped, strict=True):
+        bad.add("wrong number of columns", f"{uri}:{lines[place]}", text=text.replace(_SEPARATOR, dialect.delimiter))
+    lines = np.delete(lines, wrong)
+    if len(lines) != len(table):
+        raise DataError(f"{uri}: cannot be read as delimited text (lines {lines[0]} to {lines[-1]} hold {len(table)} rows)")
+    return table, lines
 
 
-def _parse(uri: str, types: Mapping[str, Any], header: Sequence[str], dialect: Dialect) -> tuple[Any, list[tuple[int, str]]]:
+def _table(
+    content: bytes, types: Mapping[str, Any], header: Sequence[str], delimiter: str, dialect: Dialect
+) -> tuple[Any, list[tuple[int, str]]]:
     """Return the table and, of rows with a wrong number of fields, the ordinal among filled lines and the text."""
     skipped: list[tuple[int, str]] = []
 
@@ -168,43 +278,34 @@ def _parse(uri: str, types: Mapping[str, Any], header: Sequence[str], dialect: D
         skipped.append((row.number, row.text))
         return "skip"
 
-    delimiter = dialect.delimiter
-    with io.open_binary(uri) as file:
-        source: Any = file
-        try:
-            if len(delimiter) > 1:  # Arrow knows delimiters of one character only
-                source = std_io.BytesIO(file.read().replace(delimiter.encode(), _SEPARATOR.encode()))
-                delimiter = _SEPARATOR
-            table = pa_csv.read_csv(
-                source,
-                read_options=pa_csv.ReadOptions(
-                    use_threads=False, encoding=dialect.encoding, column_names=list(header), skip_rows=0, skip_rows_after_names=0
-                )
-                if dialect.header is not None
-                else pa_csv.ReadOptions(use_threads=False, encoding=dialect.encoding),
-                parse_options=pa_csv.ParseOptions(delimiter=delimiter, quote_char=dialect.quote or False, invalid_row_handler=skip),
-                convert_options=pa_csv.ConvertOptions(
-                    column_types=types, include_columns=list(types), strings_can_be_null=True, null_values=[""], check_utf8=True
-                ),
-            )
-        except (EOFError, OSError) as error:
-            raise DataError(f"{uri}: cannot be read on ({error}); was the file cut off?") from None
-        except UnicodeDecodeError:
-            raise pa.ArrowInvalid("not text") from None
+    table = pa_csv.read_csv(
+        pa.BufferReader(content),
+        read_options=pa_csv.ReadOptions(
+            use_threads=False, encoding=dialect.encoding, column_names=list(header), block_size=max(len(content) + 1, 1024)
+        ),
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter, quote_char=dialect.quote or False, invalid_row_handler=skip),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=types, include_columns=list(types), strings_can_be_null=True, null_values=[""], check_utf8=True
+        ),
+    )
     return table, skipped
 
 
-def _finish(uri: str, table: Any, wanted: Mapping[str, Wanted], *, bad: BadRows, where: Callable[[int], str], malformed: int) -> RawTable:
-    """Turn text into numbers, drop and count the rows where that fails, and check the file's share of malformed rows."""
-    rows = len(table) + malformed
+def _convert(
+    table: Any, wanted: Mapping[str, Wanted], *, bad: BadRows, where: Callable[[int], str]
+) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
+    """Turn text into numbers, drop and count the rows where that fails; also returns which rows were kept, None for all."""
     keep = np.ones(len(table), dtype=bool)
     columns: dict[str, Any] = {}
 
     def reject(kind: str, mask: NDArray[np.bool_], text: Any = None) -> None:
         mask &= keep
         if mask.any():
-            first = int(mask.argmax())
-            bad.add(kind, where(first), text=None if text is None else str(text[first]), count=int(mask.sum()))
+            found = np.flatnonzero(mask).tolist()
+            for row in found[:_TOLD]:
+                bad.add(kind, where(row), text=None if text is None else str(text[row]))
+            if len(found) > _TOLD:
+                bad.add(kind, where(found[_TOLD]), count=len(found) - _TOLD)
             keep[mask] = False
 
     for name, want in wanted.items():
@@ -213,18 +314,15 @@ def _finish(uri: str, table: Any, wanted: Mapping[str, Wanted], *, bad: BadRows,
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         if want.required:
             reject(f"empty {name}", np.asarray(column.is_null()))
-        if want.kind != "token":
+        if want.kind in ("number", "time"):
             column, unreadable = _numbers(column, want)
             reject(f"{name} is not a {want.kind}", unreadable, table.column(name))
         columns[name] = column
-    bad.check(uri, rows)
-    if not keep.any():
-        raise DataError(f"{uri}: has no rows")
     if keep.all():
-        return RawTable(columns, rows, where)
+        return columns, None
     kept = np.flatnonzero(keep)
     columns = {name: column[kept] if isinstance(column, np.ndarray) else column.take(pa.array(kept)) for name, column in columns.items()}
-    return RawTable(columns, rows, lambda row: where(int(kept[row])))
+    return columns, kept
 
 
 def _numbers(column: Any, want: Wanted) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -268,24 +366,3 @@ def _filled_lines(uri: str, dialect: Dialect) -> Any:
     """Yield (number, text) of the lines that are not blank, numbers from 1."""
     encoding = "utf-8-sig" if dialect.encoding == "utf-8" else dialect.encoding
     return ((number, line) for number, line in enumerate(io.text_lines(uri, encoding=encoding), 1) if line)
-
-
-class _Locator:
-    """From a row that was kept to its line; the file is read again only when an error asks for it."""
-
-    def __init__(self, uri: str, dialect: Dialect, skipped: Sequence[int]) -> None:
-        self.uri, self.dialect = uri, dialect
-        self.skipped = np.array(skipped, dtype=np.int64)
-        self._lines: NDArray[np.int64] | None = None
-
-    def place(self, ordinal: int) -> str:
-        """Return `file:line` of the line that is number `ordinal` (from 1) among those that are not blank."""
-        if self._lines is None:
-            self._lines = np.fromiter((number for number, _ in _filled_lines(self.uri, self.dialect)), dtype=np.int64)
-        return f"{self.uri}:{self._lines[ordinal - 1]}"
-
-    def __call__(self, row: int) -> str:
-        ordinal = row + (1 if self.dialect.header is not None else 2)
-        for gone in self.skipped:  # ascending, so each that lies before shifts the row by one
-            ordinal += int(gone <= ordinal)
-        return self.place(ordinal)

@@ -12,27 +12,14 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
+from dist_teracon.data.names import Names
 from dist_teracon.data.rawtable import RawTable, Wanted
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.tables import Tables
+from dist_teracon.data.sharded import Sharded
 from dist_teracon.errors import ConfigError, DataError, nearest
 
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-
-
-@dataclass(frozen=True)
-class Names:
-    """A column of names: int32 codes (−1 where there is none) into `names`, which has each name once."""
-
-    codes: NDArray[np.int32]
-    names: Sequence[str]
-
-    @classmethod
-    def from_arrow(cls, column: Any) -> Names:
-        """Encode a string array; names stand in the order of their first appearance."""
-        encoded = column.dictionary_encode()
-        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-        return cls(codes, encoded.dictionary.to_pylist())
 
 
 @dataclass(frozen=True)
@@ -98,9 +85,11 @@ def attributes_from(table: RawTable, key: str, *, file: str, bad: BadRows) -> At
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """Join string arrays or numpy arrays of several files."""
+    """Join names, string arrays or numpy arrays of several files."""
     if len(parts) == 1:
         return parts[0]
+    if isinstance(parts[0], Names):
+        return Names.joined(parts)
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else pa.concat_arrays(parts)
 
 
@@ -110,12 +99,12 @@ class Adapter:
 
     Attributes:
         files: From a folder to the URIs of the files that are read, in a fixed order; raises DataError where they are not there.
-        read: From a folder, the recipe and the count of malformed rows to events, or to tables where the format has its own tasks.
+        read: From a folder, the recipe and the job to events, or to shards where the format has its own tasks.
         needs_recipe: Whether nothing can be made without a recipe.
     """
 
     files: Callable[[str], list[str]]
-    read: Callable[[str, Recipe | None, BadRows], Source | Tables]
+    read: Callable[[str, Recipe | None, Job], Source | Sharded]
     needs_recipe: bool = True
 
 
@@ -164,10 +153,10 @@ def event_columns(columns: Columns, header: Sequence[str], own: Mapping[str, str
 def event_wants(found: Mapping[str, str], columns: Columns) -> dict[str, Wanted]:
     """Return how the columns of events are read."""
     kinds = {
-        "user": Wanted("token", required=True),
-        "item": Wanted("token", required=True),
+        "user": Wanted("name", required=True),
+        "item": Wanted("name", required=True),
         "timestamp": Wanted("time", required=True, per_second=_PER_SECOND[columns.timestamp_unit]),
-        "type": Wanted("token"),
+        "type": Wanted("name"),
         "value": Wanted("number"),
     }
     return {name: kinds[role] for role, name in found.items()}
@@ -179,8 +168,4 @@ def events_from(tables: Sequence[RawTable], found: Mapping[str, str]) -> Events:
     def column(role: str) -> Any:
         return concatenated([table.columns[found[role]] for table in tables]) if role in found else None
 
-    def names(role: str) -> Names | None:
-        return Names.from_arrow(column(role)) if role in found else None
-
-    user, item = Names.from_arrow(column("user")), Names.from_arrow(column("item"))
-    return Events(user, item, column("timestamp"), names("type"), column("value"))
+    return Events(column("user"), column("item"), column("timestamp"), column("type"), column("value"))

@@ -19,38 +19,44 @@ def effective(rule: SplitRule) -> SplitRule:
     return replace(rule, test=test, train=1 - test - rule.validation)
 
 
-def cut(keys: NDArray[np.uint64], rule: SplitRule) -> NDArray[np.int8]:
-    """Split N examples in the order of their keys; equal keys stay together.
-
-    Over all folds each example is in the test window once.
+class Cut:
+    """A split by quotas in the order of keys; equal keys stay together, and over all folds each example is in the test window once.
 
     Args:
-        keys: uint64 [N], pseudo-random.
+        keys: uint64 [N], pseudo-random, of all examples, in any order.
         rule: Shares, folds and fold; `by` and `seed` are not looked at.
-
-    Returns:
-        int8 [N], values of `Split`.
     """
-    count = len(keys)
-    ordered = np.sort(keys)
-    rank = np.searchsorted(ordered, keys, side="left")  # of the first example with that key
-    start, end = (count * fold // rule.folds for fold in (rule.fold, rule.fold + 1))
-    test = end - start if rule.folds > 1 else round(count * rule.test)
-    held_out = round(count * (rule.test + rule.validation)) if rule.folds == 1 else test + round(count * rule.validation)
-    rank = (rank - start) % max(1, count)
-    split = np.full(count, Split.TRAIN, dtype=np.int8)
-    split[rank < held_out] = Split.VALIDATION
-    split[rank < test] = Split.TEST
-    return split
+
+    def __init__(self, keys: NDArray[np.uint64], rule: SplitRule) -> None:
+        self._ordered = np.sort(keys)
+        count = len(keys)
+        self._start, end = (count * fold // rule.folds for fold in (rule.fold, rule.fold + 1))
+        self._test = end - self._start if rule.folds > 1 else round(count * rule.test)
+        validation = round(count * rule.validation)
+        self._held_out = round(count * (rule.test + rule.validation)) if rule.folds == 1 else self._test + validation
+
+    def of(self, keys: NDArray[np.uint64]) -> NDArray[np.int8]:
+        """Return the split of some of the examples, int8, values of `Split`."""
+        rank = np.searchsorted(self._ordered, keys, side="left")  # of the first example with that key
+        rank = (rank - self._start) % max(1, len(self._ordered))
+        split = np.full(len(keys), Split.TRAIN, dtype=np.int8)
+        split[rank < self._held_out] = Split.VALIDATION
+        split[rank < self._test] = Split.TEST
+        return split
 
 
-def split_users(user_hash: NDArray[np.uint64], rule: SplitRule) -> NDArray[np.int8]:
-    """Return the split of each user, int8 [U]; users of one hash are split as one."""
-    return cut(mix64(user_hash, key=rule.seed), rule)
+def cut(keys: NDArray[np.uint64], rule: SplitRule) -> NDArray[np.int8]:
+    """Split N examples in the order of their keys, int8 [N]; see `Cut`."""
+    return Cut(keys, rule).of(keys)
 
 
-def split_rows(task: str, user_hash: NDArray[np.uint64], position: NDArray[np.int64], rule: SplitRule) -> NDArray[np.int8]:
-    """Return the split of each example of a task, int8 [E].
+def user_keys(user_hash: NDArray[np.uint64], rule: SplitRule) -> NDArray[np.uint64]:
+    """Return the keys by which users are cut; users of one hash are split as one."""
+    return mix64(user_hash, key=rule.seed)
+
+
+def row_keys(task: str, user_hash: NDArray[np.uint64], position: NDArray[np.int64], rule: SplitRule) -> NDArray[np.uint64]:
+    """Return the keys by which a task's examples are cut.
 
     Args:
         task: The task's name.
@@ -59,4 +65,9 @@ def split_rows(task: str, user_hash: NDArray[np.uint64], position: NDArray[np.in
         rule: The split.
     """
     own = mix64(position.astype(np.uint64), key=stable_hash(f"{rule.seed}/{task}"))
-    return cut(mix64(user_hash ^ own, key=rule.seed), rule)
+    return mix64(user_hash ^ own, key=rule.seed)
+
+
+def split_users(user_hash: NDArray[np.uint64], rule: SplitRule) -> NDArray[np.int8]:
+    """Return the split of each user, int8 [U]."""
+    return cut(user_keys(user_hash, rule), rule)

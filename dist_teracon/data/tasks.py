@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.names import Names
 from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe, parse_comparisons
-from dist_teracon.data.sources import Attributes, Events, Names, Source
+from dist_teracon.data.sources import Attributes, Events, Source
 from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, mix64, stable_hash
 from dist_teracon.errors import ConfigError, DataError, nearest
 
@@ -27,7 +28,7 @@ class _Users:
     row_of_code: NDArray[np.int64]
 
 
-def build_tables(recipe: Recipe, source: Source, *, bad: BadRows) -> Tables:
+def build_tables(recipe: Recipe, source: Source, *, bad: BadRows, min_count: int | None = None) -> Tables:
     """Make sequences and labels from events.
 
     Users stand in the order of their names; items and labels in the order of descending count, then name.
@@ -37,6 +38,8 @@ def build_tables(recipe: Recipe, source: Source, *, bad: BadRows) -> Tables:
         DataError: no user is left, a task has no label or one only, or too many attributes cannot be read.
     """
     notes: dict[str, Any] = {}
+    if min_count is not None:
+        recipe = recipe.model_copy(update={"history": recipe.history.model_copy(update={"min_count": min_count})})
     users, sequences, items = _sequences(recipe, source.events, notes)
     labels = []
     for name, task in recipe.tasks.items():

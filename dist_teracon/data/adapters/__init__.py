@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dist_teracon.data.adapters import events, movielens, recbole, sequence_csv
+from dist_teracon.data.adapters import events, movielens, recbole, sequence_csv, tenrec
 from dist_teracon.data.sources import Adapter
 
 ADAPTERS: dict[str, Adapter] = {
@@ -10,4 +10,6 @@ ADAPTERS: dict[str, Adapter] = {
     "movielens": movielens.ADAPTER,
     "events": events.ADAPTER,
     "sequence-csv": sequence_csv.ADAPTER,
+    "ttl": sequence_csv.TTL,
+    "tenrec": tenrec.ADAPTER,
 }

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
 from dist_teracon import io
-from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
 from dist_teracon.data.rawtable import Dialect, RawTable, Wanted, read_delimited, read_header, read_parquet
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import Adapter, Attributes, Source, attributes_from, event_columns, event_wants, events_from, folder_name
@@ -43,19 +43,19 @@ def _files_of(folder: str, stem: str) -> list[str]:
     return [io.join(folder, name) for name in found or parts]
 
 
-def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
+def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     """Read a folder of events, users and items."""
     columns = recipe.columns if recipe else Columns()
     events = _files_of(folder, "events")
     found = event_columns(columns, _header(events[0]), _OWN, where=events[0])
-    tables = [_read(uri, event_wants(found, columns), bad) for uri in events]
+    tables = [_read(uri, event_wants(found, columns), job) for uri in events]
     users, items = (
-        _attributes(folder, stem, getattr(columns, key) or _OWN[key], bad) for stem, key in (("users", "user"), ("items", "item"))
+        _attributes(folder, stem, getattr(columns, key) or _OWN[key], job) for stem, key in (("users", "user"), ("items", "item"))
     )
     return Source(folder_name(folder), events_from(tables, found), users, items)
 
 
-def _attributes(folder: str, stem: str, key: str, bad: BadRows) -> Attributes | None:
+def _attributes(folder: str, stem: str, key: str, job: Job) -> Attributes | None:
     uris = _files_of(folder, stem)
     if not uris:
         return None
@@ -64,8 +64,8 @@ def _attributes(folder: str, stem: str, key: str, bad: BadRows) -> Attributes | 
     header = _header(uris[0])
     if key not in header:
         raise DataError(f"{uris[0]}:1: no column '{key}'{nearest(key, header)} (there are: {', '.join(header)})")
-    table = _read(uris[0], {name: Wanted("token", required=name == key) for name in header}, bad)
-    return attributes_from(table, key, file=uris[0], bad=bad)
+    table = _read(uris[0], {name: Wanted("token", required=name == key) for name in header}, job)
+    return attributes_from(table, key, file=uris[0], bad=job.bad)
 
 
 def _header(uri: str) -> list[str]:
@@ -78,8 +78,8 @@ def _header(uri: str) -> list[str]:
             raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
 
 
-def _read(uri: str, wants: Mapping[str, Wanted], bad: BadRows) -> RawTable:
-    return read_parquet(uri, wants, bad=bad) if uri.endswith(".parquet") else read_delimited(uri, wants, dialect=_DIALECT, bad=bad)
+def _read(uri: str, wants: Mapping[str, Wanted], job: Job) -> RawTable:
+    return read_parquet(uri, wants, job=job) if uri.endswith(".parquet") else read_delimited(uri, wants, dialect=_DIALECT, job=job)
 
 
 ADAPTER = Adapter(files, read)

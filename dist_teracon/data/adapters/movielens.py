@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from dist_teracon import io
-from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
 from dist_teracon.data.rawtable import Dialect, RawTable, Wanted, read_delimited
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import Adapter, Attributes, Source, attributes_from, event_wants, events_from, folder_name
@@ -78,7 +78,7 @@ def _layout(folder: str) -> _Layout:
     raise DataError(f"{folder}: none of {known} there (has: {', '.join(names[:10]) or 'nothing'})")
 
 
-def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
+def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     """Read a MovieLens folder.
 
     Raises:
@@ -89,28 +89,28 @@ def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
         raise ConfigError("columns: format 'movielens' has its own columns, none can be named")
     layout = _layout(folder)
     found = dict(zip(("user", "item", "timestamp", "value"), layout.ratings_wants, strict=True))
-    ratings = read_delimited(io.join(folder, layout.ratings), event_wants(found, Columns()), dialect=layout.events, bad=bad)
+    ratings = read_delimited(io.join(folder, layout.ratings), event_wants(found, Columns()), dialect=layout.events, job=job)
     users = items = None
     there = {uri.rsplit("/", 1)[-1] for uri in files(folder)}
     if layout.users in there and layout.people:
-        users = _attributes(io.join(folder, layout.users), "user", layout.people, bad)
+        users = _attributes(io.join(folder, layout.users), "user", layout.people, job)
     if layout.items in there:
-        items = _movies(io.join(folder, layout.items), layout, bad)
+        items = _movies(io.join(folder, layout.items), layout, job)
     return Source(folder_name(folder), events_from([ratings], found), users, items)
 
 
-def _attributes(uri: str, key: str, dialect: Dialect, bad: BadRows) -> Attributes:
-    table = read_delimited(uri, {name: Wanted("token", required=name == key) for name in dialect.header or ()}, dialect=dialect, bad=bad)
-    return attributes_from(table, key, file=uri, bad=bad)
+def _attributes(uri: str, key: str, dialect: Dialect, job: Job) -> Attributes:
+    table = read_delimited(uri, {name: Wanted("token", required=name == key) for name in dialect.header or ()}, dialect=dialect, job=job)
+    return attributes_from(table, key, file=uri, bad=job.bad)
 
 
-def _movies(uri: str, layout: _Layout, bad: BadRows) -> Attributes:
+def _movies(uri: str, layout: _Layout, job: Job) -> Attributes:
     names = [layout.movie_key, "title", *(_GENRES if "Action" in (layout.movies.header or ()) else ("genres",))]
     wants = {name: Wanted("token", required=name == layout.movie_key) for name in names}
-    table = read_delimited(uri, wants, dialect=layout.movies, bad=bad)
+    table = read_delimited(uri, wants, dialect=layout.movies, job=job)
     if "Action" in wants:
         table = replace(table, columns=_with_genres(table))
-    return attributes_from(table, layout.movie_key, file=uri, bad=bad)
+    return attributes_from(table, layout.movie_key, file=uri, bad=job.bad)
 
 
 def _with_genres(table: RawTable) -> dict[str, pa.Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dist_teracon import io
-from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.job import Job
 from dist_teracon.data.rawtable import Dialect, RawTable, Wanted, read_delimited, read_header
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources import (
@@ -36,13 +36,13 @@ def files(folder: str) -> list[str]:
     return [uri for uri in found if uri is not None]
 
 
-def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
+def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     """Read a folder of atomic files."""
     columns = recipe.columns if recipe else Columns()
     inter, *others = files(folder)
     header = _header(inter)
     found = event_columns(columns, list(header), _OWN, where=inter)
-    table = _read(inter, header, event_wants(found, columns), bad)
+    table = _read(inter, header, event_wants(found, columns), job)
     attributes: dict[str, Attributes] = {}
     for uri in others:
         kind = "user" if uri.removesuffix(".gz").endswith(".user") else "item"
@@ -50,8 +50,8 @@ def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Source:
         key = getattr(columns, kind) or _OWN[kind]
         if key not in fields:
             raise DataError(f"{uri}:1: no column '{key}'{nearest(key, fields)} (there are: {', '.join(fields)})")
-        raw = _read(uri, fields, {name: Wanted("token", required=name == key) for name in fields}, bad)
-        attributes[kind] = attributes_from(raw, key, file=uri, bad=bad)
+        raw = _read(uri, fields, {name: Wanted("token", required=name == key) for name in fields}, job)
+        attributes[kind] = attributes_from(raw, key, file=uri, bad=job.bad)
     return Source(folder_name(folder), events_from([table], found), attributes.get("user"), attributes.get("item"))
 
 
@@ -66,10 +66,10 @@ def _header(uri: str) -> dict[str, str]:
     return fields
 
 
-def _read(uri: str, header: dict[str, str], wants: dict[str, Wanted], bad: BadRows) -> RawTable:
+def _read(uri: str, header: dict[str, str], wants: dict[str, Wanted], job: Job) -> RawTable:
     """Read columns, naming them without their types."""
     written = {header[name]: want for name, want in wants.items()}
-    table = read_delimited(uri, written, dialect=_DIALECT, bad=bad)
+    table = read_delimited(uri, written, dialect=_DIALECT, job=job)
     return RawTable({name: table.columns[header[name]] for name in wants}, table.rows, table.where)
 
 

@@ -1,119 +1,122 @@
 """The public TERACON format: one file a task, a row `0,0,5,9,,7,3` being left-padded items, `,,`, one or more targets.
 
-Files stand in natural order, the first task's first; its rows have no `,,`. A task's name is the file's without `taskN_`. There are
-no user ids: a user is the unpadded sequence, and where it comes again within a file, its k-th occurrence.
+`sequence-csv`: files stand in natural order, the first task's first; its rows have no `,,`. A task's name is the file's without
+`taskN_`; a folder of that name holds a task in parts. `ttl`: the six files under their public names. There are no user ids: a user is
+the unpadded sequence, and where it comes again within a task, its k-th occurrence.
 """
 
 from __future__ import annotations
 
 import re
-from array import array
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
 from dist_teracon import io
-from dist_teracon.data.badrows import BadRows
+from dist_teracon.data.inputs import COMPRESSIONS, without_compression
+from dist_teracon.data.job import Job
 from dist_teracon.data.recipe import Columns, Recipe
+from dist_teracon.data.sequence_source import SequenceSource, TaskFiles, spill_rows
 from dist_teracon.data.sources import Adapter, folder_name
-from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, stable_hash
+from dist_teracon.data.spill import Partitioning, read_state, write_state
 from dist_teracon.errors import ConfigError, DataError, nearest
 
-# Numbers of up to nine digits fit in 32 bits; only rows with longer ones are looked at number by number.
-_ROW = re.compile(r"(?:0,)*([1-9][0-9]{0,8}(?:,[1-9][0-9]{0,8})*)(?:,,([0-9]{1,9}(?:,[0-9]{1,9})*))?")
-_LONG_ROW = re.compile(r"(?:0,)*([1-9][0-9]*(?:,[1-9][0-9]*)*)(?:,,([0-9]+(?:,[0-9]+)*))?")
-_PADDING = re.compile(r"0(?:,0)*(?:,,.*)?", re.ASCII)
+TTL_FILES = {
+    "original_desen_pretrain.csv": "watching",
+    "original_desen_finetune_click_nouserID.csv": "click",
+    "original_desen_finetune_like_nouserID.csv": "like",
+    "original_desen_age.csv": "age",
+    "original_desen_gender.csv": "gender",
+    "original_desen_lifestatus.csv": "life-status",
+}
+
 _TASK = re.compile(r"^task\d+[_-]?(?=.)", re.IGNORECASE)
-_LARGEST = 2**31 - 1
-_MOST_CLASSES = 100
-
-
-def files(folder: str) -> list[str]:
-    """Return the folder's task files in natural order.
-
-    Raises:
-        DataError: there are none.
-    """
-    names = [name for name in io.list_folder(folder) if name.endswith((".csv", ".csv.gz")) and not name.startswith(".")]
-    if not names:
-        raise DataError(f"{folder}: no *.csv file there; one a task is wanted")
-    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    return [io.join(folder, name) for name in names]
+_ENDINGS = (".csv", *(f".csv{compression}" for compression in COMPRESSIONS))
 
 
 def task_name(uri: str) -> str:
     """Return the task that a file holds: its stem without `taskN_`."""
-    stem = uri.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".csv")
-    return _TASK.sub("", stem)
+    return _TASK.sub("", without_compression(uri.rsplit("/", 1)[-1]).removesuffix(".csv"))
 
 
-@dataclass
-class _Users:
-    """Users over all files: row by (sequence, occurrence within a file), and their items laid end to end."""
-
-    rows: dict[tuple[int, int], int] = field(default_factory=dict)
-    items: array[int] = field(default_factory=lambda: array("i"))
-    ends: array[int] = field(default_factory=lambda: array("q"))
-    width: int = 0
-
-    def row(self, sequence: str, seen: Counter[int]) -> int:
-        """Return the user's row, a new one where need be; `seen` counts sequences within the file."""
-        key = stable_hash(sequence)
-        seen[key] += 1
-        row = self.rows.setdefault((key, seen[key]), len(self.rows))
-        if row == len(self.ends):
-            self.items.extend(map(int, sequence.split(",")))
-            self.ends.append(len(self.items))
-        return row
+def _natural(name: str) -> list[Any]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-@dataclass
-class _File:
-    """A task file's rows: users in file order and their targets laid end to end."""
+def _tasks(folder: str) -> list[TaskFiles]:
+    """Return the folder's tasks in natural order.
 
-    users: array[int] = field(default_factory=lambda: array("q"))
-    targets: array[int] = field(default_factory=lambda: array("q"))
-    ends: array[int] = field(default_factory=lambda: array("q"))
+    Raises:
+        DataError: there are none, or two have one name.
+    """
+    names = [name for name in io.list_folder(folder) if not name.startswith(".")]
+    found = {name: [io.join(folder, name)] for name in names if name.endswith(_ENDINGS)}
+    for name in set(names) - set(found):
+        if "." not in name and io.is_folder(io.join(folder, name)):
+            parts = sorted((part for part in io.list_folder(io.join(folder, name)) if part.endswith(_ENDINGS)), key=_natural)
+            found |= {name: [io.join(folder, name, part) for part in parts]} if parts else {}
+    if not found:
+        raise DataError(f"{folder}: no *.csv file there; one a task is wanted")
+    tasks = [TaskFiles(task_name(name), found[name]) for name in sorted(found, key=_natural)]
+    return _unique(folder, tasks)
 
 
-def read(folder: str, recipe: Recipe | None, bad: BadRows) -> Tables:
-    """Read a folder of task files; a recipe may choose tasks, say their kind, name the first one, and split.
+def _ttl_tasks(folder: str) -> list[TaskFiles]:
+    """Return the tasks of TTL's public files, those that are there.
+
+    Raises:
+        DataError: the first task's file or all others are missing.
+    """
+    names = io.list_folder(folder)
+    tasks = []
+    for stem, task in TTL_FILES.items():
+        found = [name for name in names if without_compression(name) == stem]
+        tasks += [TaskFiles(task, [io.join(folder, name)]) for name in found]
+    if not tasks or tasks[0].name != "watching":
+        raise DataError(f"{folder}: no {next(iter(TTL_FILES))} there (has: {', '.join(names[:10]) or 'nothing'})")
+    return _unique(folder, tasks)
+
+
+def _unique(folder: str, tasks: list[TaskFiles]) -> list[TaskFiles]:
+    names = [task.name for task in tasks]
+    if len(set(names)) != len(names):
+        raise DataError(f"{folder}: two files hold a task of one name ({', '.join(names)})")
+    return tasks
+
+
+def _files(tasks: Sequence[TaskFiles]) -> list[str]:
+    return [uri for task in tasks for uri in task.uris]
+
+
+def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, job: Job) -> SequenceSource:
+    """Read task files; a recipe may choose tasks, say their kind, name the first one, and split.
 
     Raises:
         ConfigError: the recipe names a task that has no file, or says what this format cannot do.
         DataError: a missing or empty file, or too many malformed rows.
     """
-    uris = files(folder)
-    names = [task_name(uri) for uri in uris]
-    if len(set(names)) != len(names):
-        raise DataError(f"{folder}: two files hold a task of one name ({', '.join(names)})")
+    names = [task.name for task in tasks]
     kinds = _kinds(recipe, names[1:])
-    users = _Users()
-    read_files = {
-        name: _read_file(uri, users, targets=number > 0, bad=bad)
-        for number, (name, uri) in enumerate(zip(names, uris, strict=True))
-        if number == 0 or name in kinds
-    }
-    first = read_files.pop(names[0])
-    sequences, items = _sequences(users)
-    return Tables(
+    wanted = [tasks[0], *(task for task in tasks[1:] if task.name in kinds)]
+    partitioning = Partitioning.for_size(job.total_bytes, job.shards)
+    state = read_state(job.spill)
+    if state is None:
+        fields = spill_rows(wanted, job, partitioning)
+        state = {"fields": fields, "partitioning": asdict(partitioning), "bad": job.bad.counts, "sha256": job.sha256}
+        write_state(job.spill, state)
+    else:
+        job.bad.counts, job.sha256 = state["bad"], state["sha256"]
+    place = {task.name: number for number, task in enumerate(wanted)}
+    length = recipe.history.length if recipe and "length" in recipe.history.model_fields_set else int(state["fields"])
+    return SequenceSource(
         name=(recipe.name if recipe else None) or folder_name(folder),
-        items=items,
-        sequences=sequences,
-        labels=[_labels(name, kinds[name], read_files[name]) for name in kinds],
-        length_limit=recipe.history.length if recipe and "length" in recipe.history.model_fields_set else users.width,
         next_task=recipe.first_task if recipe and "first_task" in recipe.model_fields_set else names[0],
-        next_users=np.unique(np.array(first.users, dtype=np.int64)),
-        notes=_notes(users),
+        tasks=[(place[name], name, kind) for name, kind in kinds.items()],
+        job=job,
+        partitioning=Partitioning(**state["partitioning"]),
+        length_limit=length,
+        min_count=job.min_count or (recipe.history.min_count if recipe else 1),
     )
-
-
-def _notes(users: _Users) -> dict[str, int]:
-    groups = [count for count in Counter(key for key, _ in users.rows).values() if count > 1]
-    return {"groups_of_equal_sequences": len(groups), "users_in_groups_of_equal_sequences": sum(groups)}
 
 
 def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item", "profile"] | None]:
@@ -122,8 +125,8 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
         return dict.fromkeys(names)
     if recipe.columns != Columns():
         raise ConfigError("columns: this format has no columns to name")
-    if more := sorted(recipe.history.model_fields_set - {"length"}):
-        raise ConfigError(f"history.{more[0]}: this format has its sequences in the file; only 'length' is allowed")
+    if more := sorted(recipe.history.model_fields_set - {"length", "min_count"}):
+        raise ConfigError(f"history.{more[0]}: this format has its sequences in the file; only 'length' and 'min_count' are allowed")
     if not recipe.tasks:
         return dict.fromkeys(names)
     kinds: dict[str, Literal["item", "profile"] | None] = {}
@@ -136,84 +139,11 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
     return kinds
 
 
-def _read_file(uri: str, users: _Users, *, targets: bool, bad: BadRows) -> _File:
-    """Read one task's rows; `targets` says whether they have `,,` and targets."""
-    file, seen, rows = _File(), Counter[int](), 0
-    for number, line in enumerate(io.text_lines(uri), 1):
-        if not line:
-            continue
-        rows += 1
-        match = _ROW.fullmatch(line) or _LONG_ROW.fullmatch(line)
-        kind = _fault(line, match, targets=targets)
-        if kind is not None or match is None:
-            bad.add(kind or "malformed", f"{uri}:{number}", text=line)
-            continue
-        file.users.append(users.row(match.group(1), seen))
-        users.width = max(users.width, line.partition(",,")[0].count(",") + 1)
-        if targets:
-            file.targets.extend(dict.fromkeys(map(int, match.group(2).split(","))))  # a label twice is one target
-            file.ends.append(len(file.targets))
-    if rows == 0:
-        raise DataError(f"{uri}: is empty; rows of items are wanted")
-    bad.check(uri, rows)
-    if not file.users:
-        raise DataError(f"{uri}: has no rows")
-    return file
-
-
-def _fault(line: str, match: re.Match[str] | None, *, targets: bool) -> str | None:
-    """Say what is wrong with a row, or None."""
-    if match is None:
-        if _PADDING.fullmatch(line):
-            return "a user without history (nothing but padding)"
-        if ",,," in line or line.count(",,") > 1 or line.endswith(",") or line.startswith(","):
-            return "an empty field, or more than one ',,'"
-        return "a field that is not a whole number of 0 or more, or padding (0) after the first item"
-    if (match.group(2) is not None) != targets:
-        return "no ',,' with targets" if targets else "targets after ',,' in the first task's file"
-    if match.re is _LONG_ROW and any(int(part) > _LARGEST for part in line.split(",") if part):
-        return f"a number above {_LARGEST}"
-    return None
-
-
-def _sequences(users: _Users) -> tuple[SequenceTable, list[str]]:
-    """Return the users with their items, the catalogue ordered by descending count, then number."""
-    numbers, codes, counts = np.unique(np.array(users.items, dtype=np.int32), return_inverse=True, return_counts=True)
-    position, order = _by_count(counts)
-    hashes = np.fromiter((key for key, _ in users.rows), dtype=np.uint64, count=len(users.rows))
-    ids = [f"{key:016x}-{occurrence}" for key, occurrence in users.rows]
-    offsets = np.concatenate(([0], np.array(users.ends, dtype=np.int64)))
-    return SequenceTable(ids, hashes, position[codes], offsets), [str(number) for number in numbers[order]]
-
-
-def _by_count(counts: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return each code's place in the order of descending counts, and the codes in that order."""
-    order = np.argsort(-counts, kind="stable")
-    position = np.empty(len(order), dtype=np.int32)
-    position[order] = np.arange(len(order), dtype=np.int32)
-    return position, order
-
-
-def _labels(name: str, kind: Literal["item", "profile"] | None, file: _File) -> LabelTable:
-    """Return a task's labels; an item task where a user has several targets or there are more than 100 labels, unless `kind` says."""
-    numbers, codes, counts = np.unique(np.array(file.targets, dtype=np.int64), return_inverse=True, return_counts=True)
-    if len(numbers) == 1:
-        raise DataError(f"task '{name}': has one label only ('{numbers[0]}'); two or more are wanted")
-    ends = np.array(file.ends, dtype=np.int64)
-    starts = np.concatenate(([0], ends[:-1]))
-    lengths = ends - starts
-    several = bool((lengths > 1).any())
-    if kind is None:
-        kind = "item" if several or len(numbers) > _MOST_CLASSES else "profile"
-    elif kind == "profile" and several:
-        raise ConfigError(f"tasks.{name}.kind: users have several targets, so 'item' is allowed, not 'profile'")
-    position, order = _by_count(counts) if kind == "item" else (np.arange(len(numbers), dtype=np.int32), np.arange(len(numbers)))
-    users = np.array(file.users, dtype=np.int64)
-    by_user = np.argsort(users, kind="stable")
-    lengths = lengths[by_user]
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    at = np.arange(len(codes)) + np.repeat(starts[by_user] - offsets[:-1], lengths)
-    return LabelTable(name, kind, [str(number) for number in numbers[order]], users[by_user], position[codes[at]], offsets)
-
-
-ADAPTER = Adapter(files, read, needs_recipe=False)
+ADAPTER = Adapter(
+    lambda folder: _files(_tasks(folder)), lambda folder, recipe, job: _read(folder, _tasks(folder), recipe, job), needs_recipe=False
+)
+TTL = Adapter(
+    lambda folder: _files(_ttl_tasks(folder)),
+    lambda folder, recipe, job: _read(folder, _ttl_tasks(folder), recipe, job),
+    needs_recipe=False,
+)

@@ -128,6 +128,6 @@ def test_next_users_limit_the_first_task(tmp_path, read):
 
 @pytest.mark.parametrize(("users", "shards"), [(100, 8), (500_000, 16), (1_470_000, 32)])
 def test_the_number_of_shards_follows_the_size(users, shards):
-    from dist_teracon.data.prepare import default_shards
+    from dist_teracon.data.writing import default_shards
 
     assert default_shards(users) == shards

@@ -1,0 +1,189 @@
+"""Raw files read once from front to back: decompressed, retried, check-summed, cut into blocks of whole lines."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import fsspec
+import pyarrow as pa
+
+from dist_teracon.errors import DataError
+from dist_teracon.io import is_local
+
+# What reading a damaged compressed file raises, by codec.
+DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+BLOCK = 1 << 20
+
+_LONGEST_LINE = 64 << 20
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_BOM = b"\xef\xbb\xbf"
+
+
+def without_compression(name: str) -> str:
+    """Return a file's name without the ending of a compression."""
+    for ending in COMPRESSIONS:
+        if name.endswith(ending):
+            return name[: -len(ending)]
+    return name
+
+
+class RawInput(io.RawIOBase):
+    """A file's bytes as they are stored, with their SHA-256; a store that fails midway is asked again from where it stopped.
+
+    Args:
+        uri: The file.
+        pauses: Seconds between the attempts at one read; local files get one attempt.
+
+    Raises:
+        DataError: there is no such file; from `readinto`: it still cannot be read after the last attempt.
+    """
+
+    def __init__(self, uri: str, *, pauses: tuple[float, ...] = _PAUSES_S) -> None:
+        super().__init__()
+        self.uri = uri
+        self.position = 0
+        self._pauses = () if is_local(uri) else pauses
+        self._digest = hashlib.sha256()
+        self._file: IO[bytes] | None = None
+        self._attempt(lambda: b"")
+
+    def readable(self) -> bool:
+        """Return that bytes can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as there are bytes."""
+        view = memoryview(buffer).cast("B")
+        content = self._attempt(lambda: cast("IO[bytes]", self._file).read(len(view)))
+        view[: len(content)] = content
+        self._digest.update(content)
+        self.position += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def finish(self) -> str:
+        """Read what is left and return the SHA-256 of the whole file."""
+        while self.read(1 << 20):
+            pass
+        return self._digest.hexdigest()
+
+    def _attempt(self, job: Any) -> bytes:
+        for pause in (*self._pauses, None):
+            try:
+                if self._file is None:
+                    file: IO[bytes] = fsspec.open(self.uri, "rb").open()
+                    file.seek(self.position)
+                    self._file = file
+                return bytes(job())
+            except FileNotFoundError:
+                raise DataError(f"{self.uri}: no such file") from None
+            except IsADirectoryError:
+                raise DataError(f"{self.uri}: is a folder, a file is wanted") from None
+            except (OSError, TimeoutError) as error:
+                self._file = None
+                if pause is None:
+                    tries = f" after {len(self._pauses) + 1} attempts" if self._pauses else ""
+                    raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({error})") from None
+                time.sleep(pause)
+        raise AssertionError
+
+
+@contextmanager
+def open_raw(uri: str) -> Iterator[tuple[IO[bytes], RawInput]]:
+    """Open a file for reading, decompressed by the name's ending; gives the stream and what lies below it."""
+    with RawInput(uri) as raw:
+        buffered = io.BufferedReader(raw, 1 << 20)
+        yield decompressed(buffered, uri), raw
+
+
+def decompressed(file: io.BufferedReader[RawInput], name: str) -> IO[bytes]:
+    """Return a stream of a file's content, decompressed by the name's ending."""
+    if name.endswith(".gz"):
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
+    if name.endswith(".bz2"):
+        return cast("IO[bytes]", bz2.BZ2File(file))
+    if name.endswith((".xz", ".lzma")):
+        return cast("IO[bytes]", lzma.LZMAFile(file))
+    if name.endswith(".zst"):
+        return cast("IO[bytes]", pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
+    return cast("IO[bytes]", file)
+
+
+@dataclass(frozen=True)
+class LineBlock:
+    """Whole lines, each ending in a newline; `first` is the number of the first of them, from 1."""
+
+    content: bytes
+    first: int
+
+
+class LineBlocks:
+    """A text file as blocks of whole lines; knows CRLF and CR, a byte-order mark and a missing final newline.
+
+    After the last block `sha256` is that of the file as it is stored. `position` counts the stored bytes read so far.
+
+    Raises:
+        DataError: while iterating: no such file, a damaged one, or a line longer than 64 MiB.
+    """
+
+    def __init__(self, uri: str, *, size: int = BLOCK) -> None:
+        self.uri, self.size = uri, size
+        self.sha256 = ""
+        self.position = 0
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        line, carry = 1, b""
+        with open_raw(self.uri) as (stream, raw):
+            start = True
+            while True:
+                chunk = self._read(stream, line, carry)
+                last = not chunk
+                if start and chunk:
+                    # a mark of three bytes may come in pieces
+                    while len(chunk) < len(_BOM) and _BOM.startswith(chunk) and (more := self._read(stream, line, chunk)):
+                        chunk += more
+                    chunk, start = chunk.removeprefix(_BOM), False
+                text = carry + chunk
+                if b"\r" in text:
+                    held = b"" if last or not text.endswith(b"\r") else b"\r"  # its newline may come next
+                    text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+                else:
+                    held = b""
+                if last:
+                    text += b"" if not text or text.endswith(b"\n") else b"\n"
+                end = text.rfind(b"\n") + 1
+                carry = text[end:] + held
+                self.position = raw.position
+                if end:
+                    yield LineBlock(text[:end], line)
+                    line += text.count(b"\n", 0, end)
+                if last:
+                    break
+                if len(carry) > _LONGEST_LINE:
+                    raise DataError(f"{self.uri}:{line}: the line is longer than {_LONGEST_LINE >> 20} MiB; is this a text file?")
+            self.sha256 = raw.finish()
+
+    def _read(self, stream: IO[bytes], line: int, carry: bytes) -> bytes:
+        try:
+            return stream.read(self.size)
+        except DataError:
+            raise
+        except DAMAGE as error:
+            at = line + carry.count(b"\n")
+            raise DataError(f"{self.uri}:{at}: cannot be read on ({error}); was the file cut off?") from None

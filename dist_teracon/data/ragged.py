@@ -1,0 +1,63 @@
+"""Ragged columns: rows of unequal length laid end to end, `values[offsets[r]:offsets[r + 1]]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int = NDArray[np.int64]
+
+
+def positions(starts: Int, lengths: Int) -> Int:
+    """Return the positions `starts[i] … starts[i] + lengths[i] − 1` of all i, one behind the other."""
+    if len(starts) == 0:
+        return np.zeros(0, dtype=np.int64)
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]), dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def offsets_of(lengths: Any) -> Int:
+    """Return where rows of these lengths begin and end, int64 [R + 1]."""
+    return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)))
+
+
+def take(values: NDArray[Any], offsets: Int, rows: Int) -> tuple[NDArray[Any], Int]:
+    """Return some rows of a ragged column as one of their own."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    return values[positions(offsets[rows], lengths)], offsets_of(lengths)
+
+
+def keep(values: NDArray[Any], offsets: Int, kept: NDArray[np.bool_]) -> tuple[NDArray[Any], Int]:
+    """Return the column without some of its values; rows may become empty."""
+    return values[kept], np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(kept, dtype=np.int64)))[offsets]
+
+
+def concatenate(parts: Sequence[tuple[NDArray[Any], Int]]) -> tuple[NDArray[Any], Int]:
+    """Lay ragged columns one behind the other; `parts` has one at least."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([values for values, _ in parts]), offsets_of(np.concatenate([np.diff(offsets) for _, offsets in parts]))
+
+
+def last(values: NDArray[Any], offsets: Int, *, limit: int) -> tuple[NDArray[Any], Int]:
+    """Return the last `limit` values of each row."""
+    lengths = np.diff(offsets)
+    if not (lengths > limit).any():
+        return values, offsets
+    left = np.repeat(offsets[1:], lengths) - np.arange(len(values))  # 1 for a row's last value
+    return values[left <= limit], offsets_of(np.minimum(lengths, limit))
+
+
+def distinct(values: NDArray[Any], offsets: Int) -> tuple[NDArray[Any], Int]:
+    """Return the column without values that came before in their row."""
+    lengths = np.diff(offsets)
+    if len(values) == 0 or lengths.max() < 2:
+        return values, offsets
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((values, rows))  # stable, so the first of equal values comes first
+    again = np.zeros(len(values), dtype=bool)
+    again[order[1:]] = (rows[order[1:]] == rows[order[:-1]]) & (values[order[1:]] == values[order[:-1]])
+    return keep(values, offsets, ~again) if again.any() else (values, offsets)

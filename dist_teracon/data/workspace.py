@@ -1,0 +1,95 @@
+"""Where a preparation works: a hidden folder beside its result, held by one process, kept when that process is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_teracon import io
+from dist_teracon.errors import DataError
+
+_KEY = "key"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A working folder.
+
+    Attributes:
+        root: The folder; on the disk of a local `out`, else among the system's temporary files.
+        out: Folder or URI of the result.
+    """
+
+    root: Path
+    out: str
+
+    @property
+    def spill(self) -> Path:
+        """Where rows wait for their shards."""
+        return self.root / "spill"
+
+    @property
+    def dataset(self) -> Path:
+        """Where the result grows."""
+        return self.root / "dataset"
+
+    def publish(self, upload: Callable[[Path, str], None]) -> None:
+        """Move the result to its place: by one rename on a local disk, by `upload` to a store."""
+        if not io.is_local(self.out):
+            upload(self.dataset, self.out)
+            return
+        target = io.local_path(self.out)
+        if target.exists():
+            target.rmdir()
+        self.dataset.replace(target)
+
+
+@contextmanager
+def workspace(out: str, key: str, say: Callable[[str], None]) -> Iterator[Workspace]:
+    """Hold the working folder of `out`; it is removed afterwards unless the process is stopped from outside.
+
+    Args:
+        out: Folder or URI of the result.
+        key: What the work is made from; of work with another key nothing is kept.
+        say: Told when work that was stopped goes on.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    if io.is_local(out):
+        target = io.local_path(out).absolute()
+        root = target.with_name(f".{target.name}.preparing")
+    else:
+        root = Path(tempfile.gettempdir()) / f"dist-teracon-{hashlib.sha256(out.encode()).hexdigest()[:16]}.preparing"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{out}: another process prepares it at this moment (it holds {root})") from None
+        work = Workspace(root, out)
+        resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
+        shutil.rmtree(work.dataset, ignore_errors=True)
+        if resumed:
+            say(f"{out}: goes on from rows that were read before")
+        else:
+            for entry in root.iterdir():
+                if entry.name != "lock":
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            (root / _KEY).write_text(key)
+        work.spill.mkdir(exist_ok=True)
+        work.dataset.mkdir()
+        try:
+            yield work
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+        shutil.rmtree(root, ignore_errors=True)
