@@ -82,8 +82,10 @@ def claim_addition(folder: Path, config: RunConfig, info: DatasetInfo, added: Ad
     listed = additions(folder)
     if listed and listed[-1]["task"] == added.name:
         entry = listed[-1]
-        if (entry["new_items"], entry["dataset"]) != (added.new_items, info.fingerprint):
-            return f"{folder}: '{added.name}' was added with --new-items {entry['new_items']} and another data set; use those again"
+        if entry["new_items"] != added.new_items:
+            return f"{folder}: '{added.name}' was added with --new-items {entry['new_items']}; use that again"
+        if entry["dataset"] != info.fingerprint:
+            return f"{folder}: '{added.name}' was added from another data set than {config.dataset}; use that one again"
     else:
         before = io.read_json(str(folder / "dataset.json"))
         unfinished = [task for number, task in enumerate(config.tasks[:-1]) if not StageFolder(folder, number, task).finished]

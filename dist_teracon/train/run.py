@@ -143,10 +143,9 @@ def _load(run: _Run, method: Method, done: int) -> None:
             tensors, run.dataset, task=run.tasks[done].name, new_items=added["new_items"], runtime=run.runtime
         )
         told = run.growth[done]
-        run.voice.line(
-            f"{told['items'] - told['items_before']} new items: {told['from_neighbours']} start as the mean of their neighbours, "
-            "the others as the unseen item"
-        )
+        if fresh := told["items"] - told["items_before"]:
+            near = told["from_neighbours"]
+            run.voice.line(f"{fresh} new items: {near} start as the mean of their neighbours, {fresh - near} as the unseen item")
     method.load_tensors(tensors)
 
 

@@ -146,6 +146,13 @@ def test_neighbours_are_the_known_items_beside_a_new_one(versions: tuple[str, st
 
 
 @pytest.mark.usefixtures("alone")
+def test_an_addition_goes_on_only_as_it_began(runs: Path, versions: tuple[str, str]) -> None:
+    _, new = versions
+    with pytest.raises(RunError, match="was added with --new-items unseen; use that again"):
+        train_here(config_of(new), runs / "whole", added=AddedTask("gender", "neighbours"))
+
+
+@pytest.mark.usefixtures("alone")
 def test_what_cannot_be_added_is_refused_and_changes_nothing(runs: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     _, new = versions
     run = tmp_path / "run"
