@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint types gate clean help
+.PHONY: install demo test lint types gate fuzz clean help
 
 help:
 	@echo "make demo     set up, learn six synthetic tasks in order, print the table, write runs/demo/report.html"
 	@echo "make test     set up, style, types, tests"
 	@echo "make gate     the tests and those too slow for every change"
+	@echo "make fuzz     20,000 damaged inputs through every reader of raw data"
 
 install: $(INSTALLED)
 
@@ -33,6 +34,12 @@ test: install lint types
 
 gate: install lint types
 	$(BIN)/python -m pytest -m "not gpu"
+
+# damaged inputs for every adapter: FUZZ_INPUTS of them, from another seed each time it is given
+FUZZ_INPUTS ?= 20000
+FUZZ_SEED ?= 0
+fuzz: install
+	$(BIN)/python tests/fuzz/adapters.py --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
 lint: install
 	$(BIN)/ruff check .

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
+import re
 import shutil
 import signal
 import sys
@@ -53,7 +55,13 @@ def rows_of(content: bytes, name: str = "") -> int:
     """Return how many lines of a text are not blank."""
     if name.endswith(".gz"):
         content = gzip.decompress(content)
-    return sum(bool(line.rstrip("\r\n")) for line in io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="replace"))
+    return len(texts_of(content))
+
+
+def texts_of(content: bytes) -> list[str]:
+    """Return a text's lines that are not blank."""
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="replace")
+    return [text for line in lines if (text := line.rstrip("\r\n"))]
 
 
 def sequence_target(draw: np.random.Generator, format: str = "sequence-csv") -> Target:
@@ -114,7 +122,18 @@ def targets(seed: int) -> list[Target]:
         "events.csv": ("user,item,value,timestamp\n" + _events(draw, ",")).encode(),
         "users.csv": ("user,age,gender\n" + "".join(",".join(map(str, row)) + "\n" for row in people)).encode(),
     }
+    shown = "".join(f"{draw.integers(1, 25)},{draw.integers(1, 20)},1,0,{n % 2},0,{n % 4},3,{n % 3},{n % 5}\n" for n in range(120))
+    tenrec = {"QK-video.csv": b"user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age\n" + shown.encode()}
+    clicks = parse_recipe({"history": {**every, "events": {"type": "click"}}, "tasks": {"gender": {"kind": "profile"}}})
+
+    def clicks_lost(info: DatasetInfo, files: Files, told: Counter[str]) -> str | None:
+        # a row whose flag is no longer set is no event, and rightly so
+        name, content = next(iter(files.items()))
+        set_ = sum(re.match(r"[^,]*,[^,]*,\s*\+?0*1\s*,", line) is not None for line in texts_of(content)[1:])
+        return None if info.events + told[name] >= set_ else f"{name}: {set_} clicks, {info.events} kept, {told[name]} rejected"
+
     return [
+        Target("tenrec", tenrec, clicks, clicks_lost),
         sequence_target(draw),
         sequence_target(draw, "ttl"),
         Target("recbole", atomic, profile, events_lost("x.inter")),
@@ -186,8 +205,6 @@ def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None
     told: Counter[str] = Counter()
     rejected = folder / "out" / "rejected.jsonl"
     if rejected.exists():
-        import json
-
         told.update(json.loads(line)["file"] for line in rejected.read_text(encoding="utf-8").splitlines())
     if sum(told.values()) != sum(info.notes["malformed_rows"].values()):
         return "kept", "rejected.jsonl and the counts differ"
@@ -211,6 +228,8 @@ def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path 
             else:
                 content = mutate(content, draw)
             files = {**target.files, damaged: content}
+            if number and number % 1000 == 0:
+                print(f"{number} of {inputs} inputs, {len(wrong)} wrong", file=sys.stderr, flush=True)
             end, problem = run_one(target, files, Path(name) / "case")
             ends[f"{target.format}: {end}"] += 1
             if problem is not None:
