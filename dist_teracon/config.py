@@ -53,11 +53,13 @@ class HeadsConfig(Frozen):
         default: `full`: exact over all labels; `sampled`: over drawn ones; `auto`: exact while the head fits.
         by_task: What single tasks do otherwise, by name.
         sampled: How labels are drawn.
+        label_smoothing: Share of a target's weight that the exact loss spreads evenly over all labels.
     """
 
     default: HeadLoss = "auto"
     by_task: dict[str, HeadLoss] = {}
     sampled: SampledSoftmax = SampledSoftmax()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def is_sampled(self, task: str, *, labels: int, channels: int) -> bool:
         """Tell whether a task's head is trained with sampled labels."""

@@ -216,7 +216,7 @@ class Method(ABC):
             if (negatives := self.negatives.get(part.task)) is not None:
                 loss = negatives.loss(head, chosen, part.labels, epoch=batch.epoch, step=batch.step)
             else:
-                loss = cross_entropy_sum(head, chosen, part.labels)
+                loss = cross_entropy_sum(head, chosen, part.labels, smoothing=self.setup.model.heads.label_smoothing)
             terms[f"class/{part.task}"] = loss / max(1, part.total)
         return terms
 

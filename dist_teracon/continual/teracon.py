@@ -18,6 +18,7 @@ from dist_teracon.config import Frozen
 from dist_teracon.continual.method import Method, Setup, StageContext, register
 from dist_teracon.continual.pseudo_labels import (
     ReplayStream,
+    Store,
     open_store,
     plain_batch,
     pool_of_users,
@@ -46,6 +47,8 @@ class RetentionSettings(Frozen):
         constant: c in ρ.
         minimum: Least rows of a past task in a global batch.
         refresh_every: Optimiser steps between two refreshes of ρ.
+        normalise: Divide a past task's loss by the variance of its pseudo-labels about their row's mean, so that no task counts more for
+            having larger logits.
         pool: Share of users with pseudo-labels; `auto` takes all of a small task's.
     """
 
@@ -56,6 +59,7 @@ class RetentionSettings(Frozen):
     constant: float = 6.0
     minimum: Annotated[int, Field(ge=1)] = 64
     refresh_every: Annotated[int, Field(ge=1)] = 10
+    normalise: bool = False
     pool: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
 
 
@@ -64,7 +68,9 @@ class TeraconSettings(Frozen):
 
     Attributes:
         s_max: Largest scale of the masks, and that of inference.
-        annealing: `epoch`: from 1/s_max at an epoch's first batch to s_max at its last; `paper`: as published, short of s_max.
+        annealing: `epoch`: from 1/s_max at an epoch's first batch to s_max at its last; `paper`: as published, short of s_max;
+            `stage`: once, over the first `annealing_epochs` epochs, and s_max from then on.
+        annealing_epochs: See `annealing`.
         relation, relation_init: See `TaskMasks`.
         embedding_range: Bounds of initial task embeddings.
         mask_regulariser: Weight of the mean of T1's mask in T1's loss; the published code has it off.
@@ -72,7 +78,8 @@ class TeraconSettings(Frozen):
     """
 
     s_max: Annotated[float, Field(gt=0)] = 50.0
-    annealing: Literal["epoch", "paper"] = "epoch"
+    annealing: Literal["epoch", "paper", "stage"] = "epoch"
+    annealing_epochs: Annotated[int, Field(ge=1)] = 5
     relation: Relation = "per_channel"
     relation_init: RelationInit = "extend"
     embedding_range: tuple[float, float] = (0.0, 2.0)
@@ -84,7 +91,13 @@ class TeraconSettings(Frozen):
         low, high = self.embedding_range
         if not -EMBEDDING_LIMIT <= low <= high <= EMBEDDING_LIMIT:
             raise ValueError(f"embedding_range ascends within ±{EMBEDDING_LIMIT:g}, not {list(self.embedding_range)}")
+        if self.retention.normalise and self.retention.teacher == "online":
+            raise ValueError("retention.normalise takes the variance of stored pseudo-labels: set retention.teacher to store")
         return self
+
+
+# Rows a shard that the variance of a task's pseudo-labels is taken of.
+_VARIANCE_ROWS = 256
 
 
 @register
@@ -112,6 +125,7 @@ class Teracon(Method):
         self.teacher: Network | None = None
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
+        self.variances: dict[str, float] = {}
         self.rates: list[float] = []
         self.pending: Tensor | None = None
         self.steps_taken = 0
@@ -125,6 +139,7 @@ class Teracon(Method):
         self.learned.append(task.name)
         self.network.add_task(task.name, task.labels, generator=self.setup.generator(f"task:{task.name}"))
         self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0
+        self.variances = {}
 
     def prepare(self, context: StageContext) -> None:
         if self.teacher is None or self.retention.alpha == 0:
@@ -189,7 +204,7 @@ class Teracon(Method):
         for part in batch.retention:
             head = self.network.head(part.task)
             error = squared_error_sum(head, hidden.index_select(0, part.index), part.targets, self._stored_head(part.task))
-            mean = error / (max(1, part.total) * head.labels)
+            mean = error / (max(1, part.total) * head.labels * self.variances.get(part.task, 1.0))
             terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
         if len(self.learned) == 1 and self.options.mask_regulariser and masks is not None:
             # every micro-batch of every rank holds the whole term, and their losses are summed
@@ -208,7 +223,11 @@ class Teracon(Method):
         return {"rho": dict(zip(self.learned, self.rates, strict=False)), "rows": dict(self.drawn)}
 
     def _scale(self, batch: PackedBatch) -> float:
-        return annealed_scale(batch.step, batch.steps, s_max=self.options.s_max, paper=self.options.annealing == "paper")
+        s_max = self.options.s_max
+        if self.options.annealing == "stage":
+            over = batch.steps * self.options.annealing_epochs
+            return annealed_scale(min((batch.epoch - 1) * batch.steps + batch.step, over - 1), over, s_max=s_max)
+        return annealed_scale(batch.step, batch.steps, s_max=s_max, paper=self.options.annealing == "paper")
 
     def _refresh_rates(self) -> None:
         """Take over ρ as it was launched one interval ago, so that no step waits for the device, and launch it anew."""
@@ -284,8 +303,23 @@ class Teracon(Method):
                 pass
             width = self.network.head(past).labels if logits else self.network.backbone.channels
             targets = open_store(folder, pool, shards, width)
-            context.event("pseudo_labels", past=past, rows=sum(sizes), share=share, seconds=time.monotonic() - began)
+            told = {"rows": sum(sizes), "share": share, "seconds": time.monotonic() - began}
+            if self.retention.normalise:
+                told["variance"] = self.variances[past] = self._variance(context, targets, past)
+            context.event("pseudo_labels", past=past, **told)
         return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.setup.seed, shards=shards, sizes=sizes)
+
+    def _variance(self, context: StageContext, targets: Store, past: str) -> float:
+        """Mean square of a past task's pseudo-logits about their row's mean, of some rows a shard, the same at any world size."""
+        head, told = self._stored_head(past), []
+        for shard, made in targets.shards.items():
+            logits = torch.from_numpy(made[:_VARIANCE_ROWS].astype("float32"))
+            if head is not None:
+                logits = head(logits.to(head.weight.device, head.weight.dtype)).detach()
+            centred = logits.double() - logits.double().mean(1, keepdim=True)
+            told.append((shard, float(centred.square().sum()), centred.numel()))
+        sums = sorted(entry for of_rank in context.runtime.gather(told) for entry in of_rank)
+        return max(sum(entry[1] for entry in sums) / max(1, sum(entry[2] for entry in sums)), torch.finfo(torch.float32).tiny)
 
     # -- inference and state
 

@@ -46,13 +46,19 @@ def rows_at_once(labels: int) -> int:
     return max(1, LOGITS_AT_ONCE // labels)
 
 
-def cross_entropy_sum(head: Head, hidden_EC: Tensor, labels_E: Tensor) -> Tensor:
-    """Sum of the examples' cross-entropies, exact over all labels; zero, and part of the graph, for no examples."""
+def cross_entropy_sum(head: Head, hidden_EC: Tensor, labels_E: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Sum of the examples' cross-entropies, exact over all labels; zero, and part of the graph, for no examples.
 
+    Args:
+        head: The head.
+        hidden_EC: Representations.
+        labels_E: Targets, int64.
+        smoothing: Share of a target's weight that is spread evenly over all labels.
+    """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_EC, head.weight, head.bias)):
-        total: Tensor = _CrossEntropySum.apply(hidden_EC, head.weight, head.bias, labels_E)
+        total: Tensor = _CrossEntropySum.apply(hidden_EC, head.weight, head.bias, labels_E, smoothing)
         return total
-    return _cross_entropy_sum(hidden_EC, head.weight, head.bias, labels_E, None)
+    return _cross_entropy_sum(hidden_EC, head.weight, head.bias, labels_E, smoothing, None)
 
 
 @dataclass(frozen=True)
@@ -64,18 +70,22 @@ class _Gradients:
     bias: Tensor | None
 
 
-def _cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, into: _Gradients | None) -> Tensor:
+def _cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float, into: _Gradients | None) -> Tensor:
     """Sum the cross-entropies chunk by chunk; while a chunk's logits are there, its gradients are made of them."""
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     rows = rows_at_once(weight.shape[0])
     for start in range(0, hidden.shape[0], rows):
         h, y = hidden[start : start + rows], labels[start : start + rows, None]
         scores = torch.log_softmax(_wide(F.linear(h, weight, bias)), dim=1)
-        total -= scores.gather(1, y).sum()
+        total -= (1 - smoothing) * scores.gather(1, y).sum()
+        if smoothing:
+            total -= smoothing * scores.mean(1).sum()
         if into is None:
             continue
-        d = scores.exp_()  # d loss / d logits = softmax − one-hot
-        d.scatter_add_(1, y, d.new_full(y.shape, -1))
+        d = scores.exp_()  # d loss / d logits = softmax − the smoothed one-hot
+        if smoothing:
+            d -= smoothing / d.shape[1]
+        d.scatter_add_(1, y, d.new_full(y.shape, smoothing - 1))
         narrow = d.to(h.dtype)
         if into.hidden is not None:
             torch.mm(narrow, weight, out=into.hidden[start : start + rows])
@@ -90,7 +100,7 @@ class _CrossEntropySum(torch.autograd.Function):
     """The sum with its gradients made in the forward pass: no logits are kept, and none computed twice."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         into = _Gradients(
@@ -98,7 +108,7 @@ class _CrossEntropySum(torch.autograd.Function):
             torch.zeros_like(weight, dtype=wide) if of_weight else None,
             torch.zeros_like(bias, dtype=wide) if of_bias else None,
         )
-        total = _cross_entropy_sum(hidden, weight, bias, labels, into)
+        total = _cross_entropy_sum(hidden, weight, bias, labels, smoothing, into)
         ctx.save_for_backward(into.hidden, into.weight, into.bias)
         ctx.dtype = hidden.dtype
         return total
@@ -106,7 +116,7 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if made is None else (made * grads[0]).to(ctx.dtype) for made in ctx.saved_tensors), None
+        return *(None if made is None else (made * grads[0]).to(ctx.dtype) for made in ctx.saved_tensors), None, None
 
 
 def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_head: Head | None) -> Tensor:

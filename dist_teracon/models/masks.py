@@ -117,7 +117,7 @@ class TaskMasks(nn.Module):
 
 
 def annealed_scale(batch: int, batches: int, *, s_max: float, paper: bool = False) -> float:
-    """Return the mask scale at batch `batch` of `batches` of an epoch (SPEC section 3, annealing)."""
+    """Return the mask scale at batch `batch` of `batches` of an epoch, or of all epochs it is annealed over (SPEC section 3, annealing)."""
     if paper:
         progress = batch / batches
     elif batches == 1:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from small_runs import TASKS, events, results, settings, train_here, weights
 
 from dist_teracon.continual.pseudo_labels import read_shard
-from dist_teracon.continual.teracon import Teracon
+from dist_teracon.continual.teracon import Teracon, TeraconSettings
+from dist_teracon.data.batches import PackedBatch
 
 ONE_EPOCH = {"learning_rate": 0.01, "batch": 32, "epochs": 1}
 SHORT = {"first": ONE_EPOCH, "second": ONE_EPOCH, "later": ONE_EPOCH}
@@ -44,6 +47,30 @@ def test_past_tasks_jump_where_relations_are_drawn_anew(alone: None, small: str,
     method = {"name": "teracon", "relation_init": "reinit"}
     run = train_here(settings(small, method=method, tasks=TASKS[:2], **SHORT), tmp_path / "run")
     assert _retention(_steps(run, 2)[0])["retention/next"] > 1e-7
+
+
+@pytest.mark.usefixtures("alone")
+def test_losses_of_past_tasks_may_be_divided_by_the_variance_of_their_logits(run: Path, small: str, tmp_path: Path) -> None:
+    normal = train_here(settings(small, method={"name": "teracon", "retention": {"minimum": 1, "normalise": True}}, tasks=TASKS), tmp_path)
+    told = {(event["stage"], event["past"]): event["variance"] for event in events(normal, "pseudo_labels")}
+    assert set(told) == {(stage, past) for stage in (2, 3, 4) for past in TASKS[: stage - 1]}
+    stored = sorted(normal.glob("stages/04-gender/pseudo_labels/age/*.arrow"))
+    logits = np.concatenate([read_shard(path)[1][:256] for path in stored]).astype(np.float64)
+    variance = ((logits - logits.mean(axis=1, keepdims=True)) ** 2).mean()
+    assert told[4, "age"] == pytest.approx(variance, rel=1e-6)
+    # the first step that has a loss follows the same weights with and without
+    plain, divided = (_retention(_steps(where, 2)[1])["retention/next"] for where in (run, normal))
+    assert divided == pytest.approx(plain / told[2, "next"], rel=0.05)
+
+
+def test_masks_may_be_annealed_once_over_a_stage() -> None:
+    options = TeraconSettings(annealing="stage", annealing_epochs=2)
+    method = cast(Teracon, SimpleNamespace(options=options))
+    batches = [cast(PackedBatch, SimpleNamespace(epoch=epoch, step=step, steps=3)) for epoch in (1, 2, 3) for step in range(3)]
+    scales = [Teracon._scale(method, batch) for batch in batches]
+    assert scales[0] == 1 / 50
+    assert scales[:6] == pytest.approx([1 / 50 + (50 - 1 / 50) * n / 5 for n in range(6)])
+    assert scales[5:] == [50] * 4
 
 
 @pytest.mark.parametrize("stage", [2, 3, 4])

@@ -34,6 +34,18 @@ def test_equals_torch_in_value_and_every_gradient(examples, rows, monkeypatch):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.6])
+def test_smoothed_labels_equal_torch_s(smoothing, monkeypatch):
+    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 7 * 4)
+    head, hidden, labels = problem(9)
+    loss = heads.cross_entropy_sum(head, hidden, labels, smoothing=smoothing)
+    wanted = F.cross_entropy(head(hidden), labels, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(heads.cross_entropy_sum(head, hidden.detach(), labels, smoothing=smoothing).detach(), wanted.detach())
+    for got, want in zip(gradients(loss, head, hidden), gradients(wanted, head, hidden), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
 def test_bf16_is_summed_in_fp32_over_chunks(monkeypatch):
     monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 7 * 8)
     head, hidden, labels = problem(400, dtype=torch.bfloat16)
