@@ -71,6 +71,7 @@ def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     prepare.add_argument("format", choices=_FORMATS, help="what SRC holds")
     prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
     prepare.add_argument("--recipe", help="YAML file that says how tasks come from events")
+    prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field, as split.seed=1")
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
     prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
     prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
@@ -125,11 +126,20 @@ def _raw_files(options: argparse.Namespace, tell: Tell) -> None:
 
 def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetInfo:
     if options.format == "synthetic":
+        if options.set or options.recipe:
+            raise ConfigError("--recipe, --set: synthetic data follows no recipe; see --users, --like, --split, --shards")
         return _prepare_synthetic(options, out, tell)
+    from dist_teracon.config import apply_overrides, read_yaml
     from dist_teracon.data.prepare import prepare
+    from dist_teracon.data.recipe import parse_recipe
 
+    recipe = None
+    if options.recipe or options.set:
+        recipe = parse_recipe(
+            apply_overrides(read_yaml(options.recipe) if options.recipe else {}, options.set), where=options.recipe or "--set"
+        )
     return prepare(
-        options.format, options.paths[0], out, recipe=options.recipe, split=options.split,
+        options.format, options.paths[0], out, recipe=recipe, split=options.split,
         max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, say=_say, tell=tell,
     )  # fmt: skip
 

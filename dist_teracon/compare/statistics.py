@@ -8,6 +8,7 @@ paired. A score is a mean over examples, Σ w·sum / Σ w·count with the users'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,9 @@ class Bootstrap:
         return weight @ run.sums[stage, task] / np.maximum(counted, 1e-12)
 
     def over_seeds(self, statistic: Callable[[int], Float]) -> Float:
-        """Return the mean over seeds of a statistic of each seed, in every draw."""
+        """Return the mean over seeds of a statistic of each seed, in every draw; NaN where it is not defined."""
         values = np.stack([statistic(seed) for seed in range(len(self.runs))], axis=1)
-        return (values * self.seed_weight).sum(axis=1)
+        return np.where(self.seed_weight > 0, values * self.seed_weight, 0).sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ class Estimate:
 
 
 def estimate(draws: Float, by_seed: Sequence[float] = ()) -> Estimate:
-    """Summarise draws whose entry 0 is the value itself (percentile interval)."""
+    """Summarise draws whose entry 0 is the value itself (percentile interval); draws in which it is not defined are left out."""
+    if np.isnan(draws[0]):
+        return Estimate(math.nan, math.nan, math.nan, None)
     low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
     deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     return Estimate(float(draws[0]), float(low), float(high), deviation)
@@ -129,5 +132,11 @@ def backward_transfer(bootstrap: Bootstrap, seed: int, variant: int, tasks: Sequ
     for task in tasks:
         learned = bootstrap.score(seed, variant, task, task)
         kept = bootstrap.score(seed, variant, last, task)
-        changes.append((kept - learned) / np.maximum(learned, 1e-12) * 100)
+        changes.append(change_in_percent(kept, learned))
     return np.mean(changes, axis=0)
+
+
+def change_in_percent(value: Float, before: Float) -> Float:
+    """Return 100 · (value − before) / before; NaN where nothing was there before, as in a draw of users without a hit."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(before > 0, (value - before) / before * 100, np.nan)

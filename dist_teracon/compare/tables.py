@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dist_teracon.compare.plan import Cell, Plan
-from dist_teracon.compare.statistics import Bootstrap, Estimate, Float, RunScores, backward_transfer, estimate, pooled, read_run_scores
+from dist_teracon.compare.statistics import (
+    Bootstrap,
+    Estimate,
+    Float,
+    RunScores,
+    backward_transfer,
+    change_in_percent,
+    estimate,
+    pooled,
+    read_run_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Comparison:
         """Return the statistic `FWT of a task in percent` against the plan's single-task variant, by seed."""
         assert self.plan.single_task is not None
         alone, together = self.learned(self.plan.single_task, task), self.learned(variant, task)
-        return lambda seed: (together(seed) - alone(seed)) / np.maximum(alone(seed), 1e-12) * 100
+        return lambda seed: change_in_percent(together(seed), alone(seed))
 
     def summary(self, statistic: Callable[[int], Float]) -> Estimate:
         """Return a statistic's mean over seeds, its interval and its deviation over seeds."""
@@ -153,7 +162,7 @@ def _signed(value: Estimate) -> str:
 
 
 def _percent(value: Estimate) -> str:
-    return f"{value.value:+.1f} [{value.low:+.1f}, {value.high:+.1f}]"
+    return "–" if math.isnan(value.value) else f"{value.value:+.1f} [{value.low:+.1f}, {value.high:+.1f}]"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

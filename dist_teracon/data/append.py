@@ -53,6 +53,8 @@ def append(parent: str, added: str, out: str) -> DatasetInfo:
         DataError: the two do not fit, nothing new is in `added`, or `out` holds something else.
     """
     old, new = Dataset(parent), Dataset(added)
+    if "padding" in old.info.notes or "padding" in new.info.notes:
+        raise DataError(f"{parent}: sequences padded by history.padding cannot grow; prepare both without it")
     if old.info.shards != new.info.shards:
         raise DataError(
             f"{added}: has {new.info.shards} shards and {parent} has {old.info.shards}; prepare it with --shards {old.info.shards}"

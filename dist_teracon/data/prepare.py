@@ -19,6 +19,7 @@ from dist_teracon.data.adapters import ADAPTERS
 from dist_teracon.data.badrows import BadRows
 from dist_teracon.data.job import Job
 from dist_teracon.data.memory import keep_freed_memory
+from dist_teracon.data.padding import PaddedSource
 from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
 from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
 from dist_teracon.data.sharded import Sharded, TablesSource
@@ -114,6 +115,8 @@ def prepare(
         data = _read(adapter, source, rules, job)
         data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
         data.source = origin(job.sha256)
+        if rules is not None and rules.history.padding == "token":
+            data = PaddedSource(data)
         for kind, count in data.notes["malformed_rows"].items():
             say(f"left out malformed rows: {count} × {kind}")
         _check_names(data)

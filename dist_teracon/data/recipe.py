@@ -108,12 +108,14 @@ class HistoryRule(_Part):
     Attributes:
         events: The events.
         length: The last so many are kept.
+        padding: `token` fills every sequence up to `length`, on the left, with one more item, as the published code does; `none` does not.
         minimum: Users with fewer are dropped.
         min_count: Items with fewer occurrences in all sequences count as unseen.
     """
 
     events: EventFilter = EventFilter()
     length: int = Field(default=100, ge=1)
+    padding: Literal["none", "token"] = "none"
     minimum: int = Field(default=1, ge=1)
     min_count: int = Field(default=1, ge=1)
 

@@ -125,8 +125,8 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
         return dict.fromkeys(names)
     if recipe.columns != Columns():
         raise ConfigError("columns: this format has no columns to name")
-    if more := sorted(recipe.history.model_fields_set - {"length", "min_count"}):
-        raise ConfigError(f"history.{more[0]}: this format has its sequences in the file; only 'length' and 'min_count' are allowed")
+    if more := sorted(recipe.history.model_fields_set - {"length", "min_count", "padding"}):
+        raise ConfigError(f"history.{more[0]}: this format has its sequences in the file; only length, min_count and padding are allowed")
     if not recipe.tasks:
         return dict.fromkeys(names)
     kinds: dict[str, Literal["item", "profile"] | None] = {}
