@@ -31,6 +31,13 @@ _logger = logging.getLogger(__name__)
 # (docs/kernels-cpu.md).
 GROUP_BYTES = 8_000_000
 
+# Rows of one task that follow one another are normalised together; with more runs than this the calls cost more than they save.
+MOST_RUNS = 64
+
+# Masks count as no less: m·ReLU(a) is ReLU(m·a) for any m > 0 and its gradient for m is there, while m = 0 would lose it. No sum of
+# numbers near 1 sees it, and what it is multiplied by stays above the denormal numbers, which are slow.
+_LEAST_MASK = {torch.float32: 1e-20, torch.float64: 1e-40}
+
 
 def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
     """Run the residual blocks; same arguments and result as `reference.stack`, differentiable once.
@@ -40,7 +47,7 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
     """
     if x_NC.device.type != "cpu":
         raise ValueError(f"the backend 'cpu' takes tensors on a CPU, not on {x_NC.device}; unset DIST_TERACON_KERNELS or name another")
-    if not _paired(x_NC.dtype, layout.kernel_size):
+    if not _paired(x_NC.dtype, layout.kernel_size) or not _foldable(layout, masks_TKC):
         return gathered.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
     weights = [p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_NC, masks_TKC, *weights)):
@@ -48,6 +55,15 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
         return out
     with torch.no_grad():
         return _Run(layout, x_NC, masks_TKC, weights, eps).forward(x_NC, saved=None)
+
+
+def _foldable(layout: Layout, masks: Tensor | None) -> bool:
+    """Whether masks can be part of LayerNorm's weight and bias: none is negative, and tasks come in few runs of rows."""
+    if masks is None or layout.task_of_row is None:
+        return masks is None or not bool((masks < 0).any())
+    if "runs" not in layout.plans:
+        layout.plans["runs"] = 1 + int((layout.task_of_row.diff() != 0).sum())
+    return bool(layout.plans["runs"] <= MOST_RUNS) and not bool((masks < 0).any())
 
 
 @functools.cache
@@ -76,7 +92,8 @@ class _Stack(torch.autograd.Function):
         run = _Run(ctx.layout, x, masks, rest[:4], ctx.eps)
         wanted = ctx.needs_input_grad
         dx = run.backward(grads[0], rest[4:], dx=wanted[0], dw=wanted[2])
-        made = (dx, run.dmasks, run.weight_gradient() if wanted[2] else None, run.dbias, run.dnorm_weight, run.dnorm_bias)
+        dmasks, dnorm_weight, dnorm_bias = run.norm_gradients()
+        made = (dx, dmasks, run.weight_gradient() if wanted[2] else None, run.dbias, dnorm_weight, dnorm_bias)
         return *(None if grad is None or not want else grad.to(x.dtype) for grad, want in zip(made, wanted[:6], strict=True)), None, None
 
 
@@ -89,8 +106,11 @@ class _Run:
 
     def __init__(self, layout: Layout, x_NC: Tensor, masks: Tensor | None, weights: Sequence[Tensor], eps: float) -> None:
         weight, self.bias, self.norm_weight, self.norm_bias = weights
-        self.layout, self.masks, self.eps = layout, masks, eps
+        self.layout, self.eps = layout, eps
+        self.masks = None if masks is None else masks.clamp_min(_LEAST_MASK[masks.dtype])
         self.stages, self.channels = self.bias.shape
+        # [T, K, C]: since masks are not negative, m ⊙ ReLU(γ ⊙ n + β) is ReLU(mγ ⊙ n + mβ)
+        self.scale, self.shift = (p[None] if self.masks is None else self.masks * p for p in (self.norm_weight, self.norm_bias))
         at_once = max(1, GROUP_BYTES // (self.channels * x_NC.element_size()))
         self.parts = plan(layout, positions_at_once=at_once)
         self.matrices = [Paired.matrices(weight[stage]) for stage in range(self.stages)]
@@ -113,12 +133,9 @@ class _Run:
                 saved.append(x)
             for stage in (2 * block, 2 * block + 1):
                 u = part.group.convs[stage].run(h, self.matrices[stage]).add_(self.bias[stage])
-                n, mean, rstd = self._normalise(u, stage)
+                h, mean, rstd = self._activate(part, stage, u)
                 if saved is not None:
                     saved += [u, mean, rstd]
-                h = n.relu_()
-                if self.masks is not None:
-                    h.mul_(self._mask(part, stage))
             x = (x if kept is None else x.index_select(0, kept[0])) + h
         return x
 
@@ -130,8 +147,7 @@ class _Run:
             return torch.zeros(like.shape, dtype=wide)
 
         self.dmatrices = [zeros(m) for m in self.matrices] if dw else None
-        self.dbias, self.dnorm_weight, self.dnorm_bias = (zeros(p) for p in (self.bias, self.norm_weight, self.norm_bias))
-        self.dmasks = None if self.masks is None else zeros(self.masks)
+        self.dbias, self.dscale, self.dshift = (zeros(p) for p in (self.bias, self.scale, self.shift))
         inputs = []
         for number, part in enumerate(self.parts):
             if self.layout.positions == "all":
@@ -149,13 +165,12 @@ class _Run:
         for block in reversed(range(len(part.group.residual))):
             x, u1, mean1, rstd1, u2, mean2, rstd2 = saved[block * _PER_BLOCK : (block + 1) * _PER_BLOCK]
             first, second = 2 * block, 2 * block + 1
-            r1 = self._normalise(u1, first)[0].relu_()  # again: cheaper than to keep
-            h1 = r1 if self.masks is None else r1 * self._mask(part, first)
-            r2 = self._normalise(u2, second)[0].relu_()
-            du2 = self._backward_norm(part, second, dy, r2, (u2, mean2, rstd2))
+            h1 = self._activate(part, first, u1)[0]  # again: cheaper than to keep
+            h2 = self._activate(part, second, u2)[0]
+            du2 = self._backward_norm(part, second, dy, h2, (u2, mean2, rstd2))
             dh1 = self._backward_conv(part, second, du2, h1, dx=True)
             assert dh1 is not None
-            du1 = self._backward_norm(part, first, dh1, r1, (u1, mean1, rstd1))
+            du1 = self._backward_norm(part, first, dh1, h1, (u1, mean1, rstd1))
             dblock = self._backward_conv(part, first, du1, x, dx=dx or block > 0)
             if dblock is None:
                 return None
@@ -165,57 +180,67 @@ class _Run:
             dy = dblock.add_(dy)
         return dy
 
-    def _backward_norm(self, part: RowsPlan, stage: int, dh: Tensor, r: Tensor, norm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Through mask, ReLU and LayerNorm; `r` is the ReLU's output."""
-        if self.masks is not None:
-            assert self.dmasks is not None
-            self._add_mask_gradient(self.dmasks, part, stage, dh * r)
-            dh = dh * self._mask(part, stage)
-        u, mean, rstd = norm
-        du: Tensor
-        du, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-            torch.ops.aten.threshold_backward(dh, r, 0),
-            u,
-            [self.channels],
-            mean,
-            rstd,
-            self.norm_weight[stage],
-            self.norm_bias[stage],
-            [True, True, True],
-        )
-        self.dnorm_weight[stage] += dweight
-        self.dnorm_bias[stage] += dbias
-        self.dbias[stage] += du.sum(0)
-        return du
+    def _backward_norm(self, part: RowsPlan, stage: int, dh: Tensor, h: Tensor, norm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Through ReLU and LayerNorm with the mask in it; `h` is what they gave."""
+        made = []
+        for start, stop, task in self._runs(part, stage):
+            u, mean, rstd = (saved[start:stop] for saved in norm)
+            du, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
+                torch.ops.aten.threshold_backward(dh[start:stop], h[start:stop], 0),
+                u,
+                [self.channels],
+                mean,
+                rstd,
+                self.scale[task, stage],
+                self.shift[task, stage],
+                [True, True, True],
+            )
+            self.dscale[task, stage] += dscale
+            self.dshift[task, stage] += dshift
+            made.append(du)
+        together = _joined(made, dh)
+        self.dbias[stage] += together.sum(0)
+        return together
 
     def _backward_conv(self, part: RowsPlan, stage: int, du: Tensor, x: Tensor, *, dx: bool) -> Tensor | None:
         into = None if self.dmatrices is None else self.dmatrices[stage]
         return part.group.convs[stage].differentiate(du, x, self.matrices[stage], into, dx=dx)
 
-    def _normalise(self, u: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.native_layer_norm(u, [self.channels], self.norm_weight[stage], self.norm_bias[stage], self.eps)
+    def _activate(self, part: RowsPlan, stage: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return m ⊙ ReLU(LayerNorm(u)), and LayerNorm's mean and 1/deviation."""
+        runs = self._runs(part, stage)
+        normalised = [self._normalise(u[start:stop], stage, task) for start, stop, task in runs]
+        if len(normalised) == 1:
+            h, mean, rstd = normalised[0]
+            return h.relu_(), mean, rstd
+        h = torch.empty_like(u)
+        for (start, stop, _), (n, _, _) in zip(runs, normalised, strict=True):
+            torch.clamp_min(n, 0, out=h[start:stop])
+        return h, _joined([mean for _, mean, _ in normalised], u[:, :1]), _joined([rstd for _, _, rstd in normalised], u[:, :1])
 
-    def _tasks(self, part: RowsPlan, stage: int) -> Tensor:
-        assert self.layout.task_of_row is not None
-        return self.layout.task_of_row[part.first : part.last].index_select(0, part.group.rows[stage])
+    def _runs(self, part: RowsPlan, stage: int) -> Sequence[tuple[int, int, int]]:
+        return part.tasks[stage] if self.masks is not None else ((0, part.group.rows[stage].shape[0], 0),)
 
-    def _mask(self, part: RowsPlan, stage: int) -> Tensor:
-        """Return each position's mask: [C] where all rows are of one task, else [N_out, C]."""
-        assert self.masks is not None
-        if self.layout.single_task is not None:
-            return self.masks[self.layout.single_task, stage]
-        return self.masks[:, stage].index_select(0, self._tasks(part, stage))
+    def _normalise(self, u: Tensor, stage: int, task: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(u, [self.channels], self.scale[task, stage], self.shift[task, stage], self.eps)
 
-    def _add_mask_gradient(self, into: Tensor, part: RowsPlan, stage: int, grad_NC: Tensor) -> None:
-        if self.layout.single_task is not None:
-            into[self.layout.single_task, stage] += grad_NC.sum(0)
-            return
-        # a product with the rows' tasks as ones and zeros: sums by task in a fixed order, far faster than index_add
-        tasks = self._tasks(part, stage)
-        member = (torch.arange(into.shape[0])[:, None] == tasks).to(grad_NC.dtype)
-        into[:, stage] += member @ grad_NC
+    def norm_gradients(self) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the gradients of masks, LayerNorm's weight and its bias, from those of their products m·γ and m·β."""
+        if self.masks is None:
+            return None, self.dscale[0], self.dshift[0]
+        return (
+            self.norm_weight * self.dscale + self.norm_bias * self.dshift,
+            (self.masks * self.dscale).sum(0),
+            (self.masks * self.dshift).sum(0),
+        )
 
     def weight_gradient(self) -> Tensor:
         """Return the weight's gradient [K, C, C, k]."""
         assert self.dmatrices is not None
         return torch.stack([Paired.weight_gradient(grad) for grad in self.dmatrices])
+
+
+def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    if not parts:
+        return torch.empty_like(like)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -30,6 +30,11 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 _logger = logging.getLogger(__name__)
 
 
+# With few channels a product costs little more than moving its result: up to so many it is written where it belongs, which oneDNN's
+# operator cannot.
+_WRITTEN_IN_PLACE = 64
+
+
 @functools.cache
 def _linear(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
     """Return x, w -> x·wᵀ at the best rate: oneDNN's in fp32, which F.linear leaves to MKL (half as fast on some processors)."""
@@ -152,6 +157,11 @@ class Paired:
         return self.sums_back.of(self._products(dproducts, matrices.transpose(1, 2))) if dx else None
 
     def _products(self, operands: Tensor, matrices: Tensor) -> Tensor:
+        if operands.shape[1] <= _WRITTEN_IN_PLACE:
+            made = torch.empty_like(operands)
+            for part, into, matrix in zip(operands.split(self.sizes), made.split(self.sizes), matrices, strict=True):
+                torch.mm(part, matrix.t(), out=into)
+            return made
         linear = _linear(operands.dtype)
         parts = zip(operands.split(self.sizes), matrices, strict=True)
         return torch.cat([linear(part, matrix) for part, matrix in parts if part.shape[0]])
@@ -159,19 +169,23 @@ class Paired:
 
 @dataclass(frozen=True)
 class SignedRows:
-    """Sums of a table's rows: int64 [N, n] which rows, and [N, n] signs of 1, −1 and 0."""
+    """Sums of a table's rows: int64 [N · n] which rows, n a sum, signs of 1, −1 and 0, and int64 [N] where each sum begins."""
 
     index: Tensor
     sign: Tensor
+    begins: Tensor
 
     def of(self, table: Tensor) -> Tensor:
         """Return the sums, one for each row of the index."""
-        return F.embedding_bag(self.index, table, mode="sum", per_sample_weights=self.sign.to(table.dtype))
+        # mode 0 is the sum; the function in torch.nn.functional would make `begins` anew in each call
+        total: Tensor = torch.embedding_bag(table, self.index, self.begins, False, 0, False, self.sign.to(table.dtype))[0]
+        return total
 
 
 def _signed(*columns: tuple[Indices, npt.NDArray[np.float32]]) -> SignedRows:
     index, sign = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
-    return SignedRows(torch.from_numpy(index), torch.from_numpy(sign))
+    begins = np.arange(0, index.size, index.shape[1])
+    return SignedRows(torch.from_numpy(index.reshape(-1)), torch.from_numpy(sign.reshape(-1)), torch.from_numpy(begins))
 
 
 def _scattered(rows: int, *columns: Sequence[tuple[Indices, Indices, int]]) -> SignedRows:

@@ -69,13 +69,18 @@ class Group:
 
 @dataclass(frozen=True)
 class RowsPlan:
-    """One group's place in the batch: rows `[first, last)`, packed positions `[start, stop)`, and its plan."""
+    """One group's place in the batch: rows `[first, last)`, packed positions `[start, stop)`, and its plan.
+
+    Attributes:
+        tasks: For each stage the runs of outputs of one task: from, to, task; 0 for all where a batch has one task and no table.
+    """
 
     first: int
     last: int
     start: int
     stop: int
     group: Group
+    tasks: tuple[tuple[tuple[int, int, int], ...], ...]
 
 
 def plan(layout: Layout, *, positions_at_once: int) -> tuple[RowsPlan, ...]:
@@ -102,8 +107,23 @@ def _plan(layout: Layout, positions_at_once: int) -> tuple[RowsPlan, ...]:
         lengths = np.diff(offsets[first : last + 1])
         if (key := lengths.tobytes()) not in same:
             same[key] = _group(lengths, layout)
-        parts.append(RowsPlan(first, last, int(offsets[first]), int(offsets[last]), same[key]))
+        tasks = _task_runs(same[key], layout, first, last)
+        parts.append(RowsPlan(first, last, int(offsets[first]), int(offsets[last]), same[key], tasks))
     return tuple(parts)
+
+
+def _task_runs(group: Group, layout: Layout, first: int, last: int) -> tuple[tuple[tuple[int, int, int], ...], ...]:
+    if layout.task_of_row is None:
+        return tuple(((0, rows.shape[0], layout.single_task or 0),) for rows in group.rows)
+    tasks = layout.task_of_row[first:last].numpy()
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(tasks)) + 1])
+    made: dict[int, tuple[tuple[int, int, int], ...]] = {}
+    for rows in group.rows:
+        if id(rows) not in made:
+            ends = [*np.searchsorted(rows.numpy(), begins[1:]).tolist(), rows.shape[0]]
+            runs = zip([0, *ends[:-1]], ends, tasks[begins].tolist(), strict=True)
+            made[id(rows)] = tuple(run for run in runs if run[0] < run[1])
+    return tuple(made[id(rows)] for rows in group.rows)
 
 
 def _group(lengths: Indices, layout: Layout) -> Group:
@@ -131,7 +151,8 @@ def _group(lengths: Indices, layout: Layout) -> Group:
         if stage % 2:
             residual.append(_residual(spots[stage - 1], after))
     filled = None if bool((lengths > 0).all()) else torch.from_numpy(np.flatnonzero(lengths))
-    return Group(tuple(convs), tuple(residual), tuple(torch.from_numpy(after.rows) for after in spots[1:]), filled)
+    rows = {id(after): torch.from_numpy(after.rows) for after in spots[1:]}  # stages that compute the same positions share it
+    return Group(tuple(convs), tuple(residual), tuple(rows[id(after)] for after in spots[1:]), filled)
 
 
 def _residual(before: Spots, after: Spots) -> tuple[Tensor, Tensor] | None:

@@ -35,6 +35,42 @@ def test_equals_reference_in_output_and_every_gradient(lengths, dilations, posit
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("group_bytes")
+@pytest.mark.parametrize("runs", ["sorted", "in turn", "more than are worth it"])
+def test_rows_of_several_tasks_in_any_order(runs, monkeypatch):
+    if runs.startswith("more"):
+        monkeypatch.setattr(cpu, "MOST_RUNS", 2)
+    x, row_offsets, tasks, parameters, masks = problem([5, 9, 0, 3, 12, 1, 7, 4])
+    tasks = tasks.sort().values if runs == "sorted" else tasks
+    layout = build_layout(row_offsets, tasks, dilations=(1, 4))
+    out, gradients = with_gradients(cpu.stack, x, layout, parameters, masks)
+    wanted, wanted_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
+    torch.testing.assert_close(out, wanted, rtol=1e-11, atol=1e-11)
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("change", ["zeros", "all zeros", "negative"])
+@pytest.mark.parametrize("one_task", [False, True])
+def test_masks_at_and_below_zero_have_the_references_output_and_gradients(one_task, change):
+    x, row_offsets, tasks, parameters, masks = problem([5, 9, 3], one_task=one_task)
+    masks = {"zeros": torch.where(masks < 0.5, 0, masks), "all zeros": 0 * masks, "negative": masks - 0.5}[change]
+    layout = build_layout(row_offsets, tasks, dilations=(1, 4))
+    out, gradients = with_gradients(cpu.stack, x, layout, parameters, masks)
+    wanted, wanted_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
+    torch.testing.assert_close(out, wanted, rtol=1e-11, atol=1e-11)
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_without_masks_a_rows_task_is_not_looked_at():
+    x, row_offsets, tasks, parameters, _ = problem([5, 9, 3])
+    for of_row in (tasks, torch.full_like(tasks, 2)):
+        layout = build_layout(row_offsets, of_row, dilations=(1, 4))
+        out = cpu.stack(x, layout, parameters, None, eps=1e-8)
+        torch.testing.assert_close(out, reference.stack(x, layout, parameters, None, eps=1e-8), rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("positions", ["all", "last"])
 @pytest.mark.parametrize("dilation", [1, 4])
 def test_a_block_in_fp32_is_the_reference_in_fp64_to_a_hundred_thousandth(dilation, positions):
