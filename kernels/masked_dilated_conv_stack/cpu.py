@@ -35,8 +35,8 @@ GROUP_BYTES = 8_000_000
 MOST_RUNS = 64
 
 # Masks count as no less: m·ReLU(a) is ReLU(m·a) for any m > 0 and its gradient for m is there, while m = 0 would lose it. No sum of
-# numbers near 1 sees it, and what it is multiplied by stays above the denormal numbers, which are slow.
-_LEAST_MASK = {torch.float32: 1e-20, torch.float64: 1e-40}
+# numbers near 1 sees it, and products of two such values and a gradient stay above the denormal numbers, which are slow.
+_LEAST_MASK = {torch.float32: 1e-12, torch.float64: 1e-40}
 
 
 def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
