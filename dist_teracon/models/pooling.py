@@ -24,11 +24,14 @@ def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps:
         eps: Added to the variance.
     """
     lengths = row_offsets.diff()
-    # one running sum over the whole batch, in float64 so that a row's differences do not depend on the rows before it
-    reached = torch.cat([x_NC.new_zeros(1, x_NC.shape[1], dtype=torch.float64), torch.cumsum(x_NC.double(), 0)])
     if positions == "last":
-        sums, counts = reached[row_offsets[1:]] - reached[row_offsets[:-1]], lengths
+        # a bag a row: its own items alone are added up, so what other rows hold changes no bit
+        every = torch.arange(x_NC.shape[0], device=x_NC.device)
+        wide = x_NC.to(torch.promote_types(x_NC.dtype, torch.float32))
+        sums, counts = nn.functional.embedding_bag(every, wide, row_offsets[:-1], mode="sum"), lengths
     else:
+        # one running sum over the whole batch, in float64 so that a row's differences do not depend on the rows before it
+        reached = torch.cat([x_NC.new_zeros(1, x_NC.shape[1], dtype=torch.float64), torch.cumsum(x_NC.double(), 0)])
         starts = torch.repeat_interleave(row_offsets[:-1], lengths)
         sums = reached[1:] - reached[starts]
         counts = torch.arange(1, x_NC.shape[0] + 1, device=x_NC.device) - starts
