@@ -6,7 +6,7 @@ here for comparisons with published numbers alone; by default sequences are stor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,9 +42,13 @@ class PaddedSource:
         """Return every user's hash."""
         return self._inner.hashes()
 
-    def shards(self, count: int) -> Iterator[tuple[int, ShardRows]]:
-        """Yield each shard."""
-        for shard, rows in self._inner.shards(count):
+    def groups(self, count: int) -> Sequence[Any]:
+        """Return what is made together."""
+        return self._inner.groups(count)
+
+    def made(self, group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
+        """Yield each shard of a group."""
+        for shard, rows in self._inner.made(group, count):
             values, offsets = left_padded(rows.values, rows.offsets, length=self.length_limit, padding=len(self.items) - 1)
             yield shard, replace(rows, values=values, offsets=offsets)
 

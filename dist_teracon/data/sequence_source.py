@@ -6,9 +6,10 @@ files are read is a few bytes a user (`KnownTexts`), and the vocabularies afterw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from dist_teracon.data.vocabulary import NumberCounts, NumberPlaces, by_count
 from dist_teracon.errors import ConfigError, DataError
 
 _MOST_CLASSES = 100
-_SEQUENCES = "sequences"
+SEQUENCES = "sequences"
 
 Int = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -47,53 +48,76 @@ def spill_rows(tasks: Sequence[TaskFiles], job: Job, partitioning: Partitioning)
         DataError: a missing, empty or damaged file, or too many malformed rows.
     """
     known, fields = KnownTexts(), 0
-    sequences = Spill(job.spill, _SEQUENCES, partitioning)
+    sequences = Spill(job.spill, SEQUENCES, partitioning)
     for number, task in enumerate(tasks):
-        rows_of_task = Spill(job.spill, _labels_kind(number), partitioning) if number else None
+        labels = Spill(job.spill, labels_kind(number), partitioning) if number else None
         row = 0
         for uri in task.uris:
-            total = kept = 0
-            for rows, count in _parsed(uri, job, known=known.find if number else None):
-                total += count
-                kept += len(rows.lines)
-                fields = max(fields, rows.fields)
-                lengths = np.diff(rows.item_offsets).astype(np.int32)
-                fresh_hashes = rows.user_hash[rows.fresh]
-                known.add(rows.text_hash[rows.fresh], fresh_hashes, lengths)
-                columns: dict[str, NDArray[Any]] = {
-                    "hash": fresh_hashes,
-                    "file": np.full(len(rows.fresh), number, dtype=np.int16),
-                    "row": row + rows.fresh,
-                }
-                sequences.add(columns, (rows.items, rows.item_offsets))
-                if rows_of_task is not None:
-                    columns = {"hash": rows.user_hash, "row": row + np.arange(len(rows.lines))}
-                    rows_of_task.add(columns, (rows.targets, rows.target_offsets))
-                row += len(rows.lines)
-            if total == 0:
-                raise DataError(f"{uri}: is empty; rows of items are wanted")
-            job.bad.check(uri, total)
-            if kept == 0:
-                raise DataError(f"{uri}: has no rows")
-        if rows_of_task is not None:
-            rows_of_task.close()
+            kept, widest = spill_file(uri, number, job, sequences, labels, row=row, known=known)
+            row, fields = row + kept, max(fields, widest)
+        if labels is not None:
+            labels.close()
     sequences.close()
     return fields
 
 
-def _parsed(uri: str, job: Job, *, known: Any) -> Iterator[tuple[Rows, int]]:
+def spill_file(
+    uri: str, task: int, job: Job, sequences: Spill, labels: Spill | None, *, row: int = 0, known: KnownTexts | None = None
+) -> tuple[int, int]:
+    """Read one file of a task and spill its rows.
+
+    Args:
+        uri: The file.
+        task: The task's number.
+        job: The preparation.
+        sequences: Takes sequences; with `known` of texts that were not seen before alone.
+        labels: Takes a later task's targets; None for the first task.
+        row: The task's rows before this file.
+        known: The texts seen so far.
+
+    Returns:
+        How many rows were kept, and the fields of the widest.
+    """
+    total = kept = fields = 0
+    for rows, count in _parsed(uri, job, targets=labels is not None, known=known.find if known is not None and task else None):
+        total += count
+        fields = max(fields, rows.fields)
+        fresh_hashes = rows.user_hash[rows.fresh]
+        if known is not None:
+            known.add(rows.text_hash[rows.fresh], fresh_hashes, np.diff(rows.item_offsets).astype(np.int32))
+        first = row + kept
+        columns: dict[str, NDArray[Any]] = {
+            "hash": fresh_hashes,
+            "file": np.full(len(rows.fresh), task, dtype=np.int16),
+            "row": first + rows.fresh,
+        }
+        sequences.add(columns, (rows.items, rows.item_offsets))
+        if labels is not None:
+            columns = {"hash": rows.user_hash, "row": first + np.arange(len(rows.lines))}
+            labels.add(columns, (rows.targets, rows.target_offsets))
+        kept += len(rows.lines)
+    if total == 0:
+        raise DataError(f"{uri}: is empty; rows of items are wanted")
+    job.bad.check(uri, total)
+    if kept == 0:
+        raise DataError(f"{uri}: has no rows")
+    return kept, fields
+
+
+def _parsed(uri: str, job: Job, *, targets: bool, known: Any) -> Iterator[tuple[Rows, int]]:
     blocks = LineBlocks(uri, size=job.block)
 
     def reject(kind: str, line: int, text: str) -> None:
         job.bad.add(kind, f"{uri}:{line}", text=text)
 
     for block in blocks:
-        yield parse_rows(block, targets=known is not None, known=known, reject=reject)
+        yield parse_rows(block, targets=targets, known=known, reject=reject)
         job.read(uri, blocks.position)
     job.sha256[uri] = blocks.sha256
 
 
-def _labels_kind(number: int) -> str:
+def labels_kind(number: int) -> str:
+    """Return the name of a later task's spilled rows."""
     return f"labels-{number}"
 
 
@@ -126,6 +150,32 @@ class _Users:
         return ragged.take(values, offsets, self.sequence)
 
 
+class ReadSpill(Protocol):
+    """Gives the rows of one kind and some partitions, in order, as an Arrow table; None where there are none."""
+
+    def __call__(self, kind: str, partitions: list[int]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class PartitionCounts:
+    """What a partition holds.
+
+    Attributes:
+        hashes: uint64 [U], of its users.
+        items: The items' numbers, ascending, and their counts.
+        labels: The same of each later task's labels.
+        several: Whether a user has several labels, by later task.
+        groups, grouped_users: Sequences that several users have, and how many users have them.
+    """
+
+    hashes: Hashes
+    items: tuple[Int, Int]
+    labels: list[tuple[Int, Int]]
+    several: list[bool]
+    groups: int
+    grouped_users: int
+
+
 class SequenceSource:
     """Spilled rows as a data set that can be written; see `Sharded`.
 
@@ -136,6 +186,8 @@ class SequenceSource:
         partitioning: How.
         length_limit: Longest sequence kept.
         min_count: Items of fewer occurrences count as unseen.
+        spilled: Reads the rows of a kind and some partitions; from the job's folder where None.
+        counted: What each partition holds, where others have counted it; counted here where None.
 
     Raises:
         ConfigError: a task is said to be a profile, but users have several targets.
@@ -152,22 +204,24 @@ class SequenceSource:
         partitioning: Partitioning,
         length_limit: int,
         min_count: int,
+        spilled: ReadSpill | None = None,
+        counted: Callable[[SequenceSource], Iterable[PartitionCounts]] | None = None,
     ) -> None:
         self.name, self.next_task, self.length_limit = name, next_task, length_limit
         self.source: dict[str, Any] = {}
-        self._job, self._partitioning, self._files = job, partitioning, [number for number, _, _ in tasks]
+        self.partitioning, self._files = partitioning, [number for number, _, _ in tasks]
+        self._spilled: ReadSpill = spilled or partial(read_spill, job.spill)
         item_counts, label_counts, several = NumberCounts(), [NumberCounts() for _ in tasks], [False] * len(tasks)
         hashes, groups, grouped_users = [], 0, 0
-        for partition in range(partitioning.partitions):
-            users = self._users([partition])
-            item_counts.add(users.sequences()[0])
-            hashes.append(users.hashes)
-            for place, (values, offsets) in enumerate(users.targets):
-                label_counts[place].add(values)
-                several[place] |= bool(np.diff(offsets).max(initial=0) > 1)
-            _, sizes = np.unique(users.hashes, return_counts=True)
-            groups, grouped_users = groups + int((sizes > 1).sum()), grouped_users + int(sizes[sizes > 1].sum())
-            job.advance("counting", partition + 1, partitioning.partitions)
+        every = map(self.count, range(partitioning.partitions)) if counted is None else counted(self)
+        for done, part in enumerate(every, 1):
+            item_counts.add_counted(*part.items)
+            hashes.append(part.hashes)
+            for place, labels in enumerate(part.labels):
+                label_counts[place].add_counted(*labels)
+                several[place] |= part.several[place]
+            groups, grouped_users = groups + part.groups, grouped_users + part.grouped_users
+            job.advance("counting", done, partitioning.partitions)
         self._hashes = np.concatenate(hashes)
         self.notes: dict[str, Any] = {"groups_of_equal_sequences": groups, "users_in_groups_of_equal_sequences": grouped_users}
         catalogue = by_count(*item_counts.found(), min_count=min_count)
@@ -186,30 +240,54 @@ class SequenceSource:
         """Return every user's hash."""
         return self._hashes
 
-    def shards(self, count: int) -> Iterator[tuple[int, ShardRows]]:
-        """Yield each shard."""
-        for partitions, shards in self._partitioning.groups(count):
-            users = self._users(partitions)
-            values, offsets = users.sequences()
-            values = self._items.of(values)
-            labels = [self._labels_of(place, users) for place in range(len(self.tasks))]
-            ids = _user_ids(users.hashes, users.occurrence)
-            if len(shards) == 1:
-                yield shards[0], ShardRows(ids, users.hashes, values, offsets, users.next_users, labels)
-                continue
-            shard_of_user = users.hashes % np.uint64(count)
-            for shard in shards:
-                own = np.flatnonzero(shard_of_user == shard)
-                yield (
-                    shard,
-                    ShardRows(
-                        ids.take(pa.array(own)),
-                        users.hashes[own],
-                        *ragged.take(values, offsets, own),
-                        users.next_users[own],
-                        [_of_users(part, own) for part in labels],
-                    ),
-                )
+    def groups(self, count: int) -> Sequence[tuple[list[int], list[int]]]:
+        """Return partitions and the shards that are made of them."""
+        return list(self.partitioning.groups(count))
+
+    def made(self, group: tuple[list[int], list[int]], count: int) -> Iterator[tuple[int, ShardRows]]:
+        """Yield each shard of a group."""
+        partitions, shards = group
+        users = self._users(partitions)
+        values, offsets = users.sequences()
+        values = self._items.of(values)
+        labels = [self._labels_of(place, users) for place in range(len(self.tasks))]
+        ids = _user_ids(users.hashes, users.occurrence)
+        if len(shards) == 1:
+            yield shards[0], ShardRows(ids, users.hashes, values, offsets, users.next_users, labels)
+            return
+        shard_of_user = users.hashes % np.uint64(count)
+        for shard in shards:
+            own = np.flatnonzero(shard_of_user == shard)
+            yield (
+                shard,
+                ShardRows(
+                    ids.take(pa.array(own)),
+                    users.hashes[own],
+                    *ragged.take(values, offsets, own),
+                    users.next_users[own],
+                    [_of_users(part, own) for part in labels],
+                ),
+            )
+
+    def count(self, partition: int) -> PartitionCounts:
+        """Count what a partition holds."""
+        users = self._users([partition])
+        items = NumberCounts()
+        items.add(users.sequences()[0])
+        labels = []
+        for values, _ in users.targets:
+            found = NumberCounts()
+            found.add(values)
+            labels.append(found.found())
+        _, sizes = np.unique(users.hashes, return_counts=True)
+        return PartitionCounts(
+            users.hashes,
+            items.found(),
+            labels,
+            [bool(np.diff(offsets).max(initial=0) > 1) for _, offsets in users.targets],
+            int((sizes > 1).sum()),
+            int(sizes[sizes > 1].sum()),
+        )
 
     def _labels_of(self, place: int, users: _Users) -> ShardLabels:
         order = np.argsort(users.rows[place], kind="stable")
@@ -218,8 +296,7 @@ class SequenceSource:
 
     def _users(self, partitions: list[int]) -> _Users:
         """Find out who the users of some partitions are."""
-        folder = self._job.spill
-        spilled = read_spill(folder, _SEQUENCES, partitions)
+        spilled = self._spilled(SEQUENCES, partitions)
         hashes, files, rows, items = _columns(spilled)
         order = np.lexsort((rows, files))  # of one partition they are in this order already
         if not np.array_equal(order, np.arange(len(order))):
@@ -227,7 +304,7 @@ class SequenceSource:
         own = files == 0
         records, targets = [hashes[own]], []
         for number in self._files:
-            task_hashes, _, task_rows, task_targets = _columns(read_spill(folder, _labels_kind(number), partitions))
+            task_hashes, _, task_rows, task_targets = _columns(self._spilled(labels_kind(number), partitions))
             if len(partitions) > 1:
                 order = np.argsort(task_rows, kind="stable")
                 task_hashes, task_targets = task_hashes[order], ragged.take(*task_targets, order)

@@ -77,8 +77,11 @@ class Sharded(Protocol):
     def hashes(self) -> Hashes:
         """Return every user's hash, uint64 [U], in any order."""
 
-    def shards(self, count: int) -> Iterator[tuple[int, ShardRows]]:
-        """Yield the number and the users of each of `count` shards, in any order; users of hash h lie in shard h mod `count`."""
+    def groups(self, count: int) -> Sequence[Any]:
+        """Return what is made together: groups of shards, each shard of `count` in one of them."""
+
+    def made(self, group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
+        """Yield the number and the users of each shard of a group, in any order; users of hash h lie in shard h mod `count`."""
 
 
 class TablesSource:
@@ -94,7 +97,11 @@ class TablesSource:
         """Return every user's hash."""
         return self.tables.sequences.user_hash
 
-    def shards(self, count: int) -> Iterator[tuple[int, ShardRows]]:
+    def groups(self, count: int) -> Sequence[Any]:
+        """Return one group: tables are in memory as a whole."""
+        return (None,)
+
+    def made(self, _group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
         """Yield each shard."""
         sequences = self.tables.sequences
         shard_of_user = (sequences.user_hash % np.uint64(count)).astype(np.int64)

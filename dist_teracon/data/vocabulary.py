@@ -24,15 +24,27 @@ class NumberCounts:
             return
         if int(values.max()) >= _DENSE:
             high = values >= _DENSE
-            numbers, counts = np.unique(values[high], return_counts=True)
-            both, index = np.unique(np.concatenate((self._numbers, numbers)), return_inverse=True)
-            merged = np.zeros(len(both), dtype=np.int64)
-            np.add.at(merged, index, np.concatenate((self._counts, counts)))
-            self._numbers, self._counts = both.astype(np.int64), merged
+            self._merge(*np.unique(values[high], return_counts=True))
             values = values[~high]
         counts = np.bincount(values, minlength=len(self._dense))
         counts[: len(self._dense)] += self._dense
         self._dense = counts
+
+    def add_counted(self, numbers: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Add what another one found."""
+        high = numbers >= _DENSE
+        self._merge(numbers[high], counts[high])
+        low = numbers[~high]
+        total = np.zeros(max(len(self._dense), int(low.max(initial=-1)) + 1), dtype=np.int64)
+        total[: len(self._dense)] = self._dense
+        total[low] += counts[~high]
+        self._dense = total
+
+    def _merge(self, numbers: NDArray[Any], counts: NDArray[np.int64]) -> None:
+        both, index = np.unique(np.concatenate((self._numbers, numbers)), return_inverse=True)
+        merged = np.zeros(len(both), dtype=np.int64)
+        np.add.at(merged, index, np.concatenate((self._counts, counts)))
+        self._numbers, self._counts = both.astype(np.int64), merged
 
     def found(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the numbers that occur, ascending, and their counts."""

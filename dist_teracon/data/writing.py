@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,45 @@ def default_shards(users: int) -> int:
     return max(_SMALL_SHARDS, 1 << (users // _USERS_A_SHARD).bit_length())
 
 
+@dataclass
+class Written:
+    """What was written of some shards, to be added up over all.
+
+    Attributes:
+        files: By path, with rows, bytes and checksum.
+        users, events: How many.
+        item_counts: int64 [items], occurrences by index.
+        label_counts: The same of each later task's labels.
+        tallies: int64 [3] a task: examples by split.
+        users_of_task: Users with labels, by task.
+    """
+
+    files: dict[str, FileEntry]
+    users: int
+    events: int
+    item_counts: NDArray[np.int64]
+    label_counts: list[NDArray[np.int64]]
+    tallies: list[NDArray[np.int64]]
+    users_of_task: list[int]
+
+    @classmethod
+    def nothing(cls, source: Sharded) -> Written:
+        """Return the sum over no shards."""
+        tasks = 1 + len(source.tasks)
+        label_counts = [np.zeros(len(head.classes), dtype=np.int64) for head in source.tasks]
+        items = np.zeros(len(source.items) + FIRST_ITEM, dtype=np.int64)
+        return cls({}, 0, 0, items, label_counts, [np.zeros(3, dtype=np.int64) for _ in range(tasks)], [0] * tasks)
+
+    def add(self, other: Written) -> None:
+        """Add other shards."""
+        self.files |= other.files
+        self.users, self.events = self.users + other.users, self.events + other.events
+        self.item_counts += other.item_counts
+        for own, more in zip([*self.label_counts, *self.tallies], [*other.label_counts, *other.tallies], strict=True):
+            np.add(own, more, out=own)
+        self.users_of_task = [own + more for own, more in zip(self.users_of_task, other.users_of_task, strict=True)]
+
+
 def fill(
     folder: Path, source: Sharded, rule: SplitRule, shards: int | None, *, advance: Callable[[int, int], None] = lambda _done, _all: None
 ) -> DatasetInfo:
@@ -53,56 +93,79 @@ def fill(
     """
     hashes = source.hashes()
     count = shards or default_shards(len(hashes))
-    writer = _Writer(folder)
-    heads = [TaskHead(source.next_task, "next", source.items), *source.tasks]
-    splitter = _Splitter(source, rule, hashes, count, [head.name for head in heads])
-    tallies = [np.zeros(3, dtype=np.int64) for _ in heads]
-    users_of_task = [0] * len(heads)
-    item_counts = np.zeros(len(source.items) + FIRST_ITEM, dtype=np.int64)
-    label_counts = [np.zeros(len(head.classes), dtype=np.int64) for head in source.tasks]
-    events = 0
-    for done, (shard, rows) in enumerate(source.shards(count), 1):
+    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.groups(count))
+    splitter = Splitter.of(rule, hashes, keys)
+    written = Written.nothing(source)
+    done = 0
+    for group in source.groups(count):
+        for part in write_group(folder, source, splitter, group, count):
+            written.add(part)
+            advance(done := done + 1, count)
+    return finish(folder, source, rule, count, written)
+
+
+def write_group(folder: Path, source: Sharded, splitter: Splitter, group: Any, count: int) -> Iterator[Written]:
+    """Write the shards of a group into a folder, one after another, and tell what each held."""
+    heads = _heads(source)
+    for shard, rows in source.made(group, count):
+        writer, part = _Writer(folder), Written.nothing(source)
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
-        item_counts += np.bincount(indices, minlength=len(item_counts))
-        events += len(indices)
+        part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
+        part.users, part.events = len(rows.user_hash), len(indices)
         hash_column = pa.array(rows.user_hash, pa.uint64())
         writer.table(users_file(shard), {"user_id": rows.user_ids, "user_hash": hash_column, "sequence": _lists(indices, offsets)})
         for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
             split = splitter.split(heads[place].name, rows.user_hash, labels)
-            tallies[place] += np.bincount(split, minlength=3)
-            users_of_task[place] += len(labels.rows)
+            part.tallies[place] += np.bincount(split, minlength=3)
+            part.users_of_task[place] += len(labels.rows)
             if place:
-                label_counts[place - 1] += np.bincount(labels.values, minlength=len(label_counts[place - 1]))
+                part.label_counts[place - 1] += np.bincount(labels.values, minlength=len(part.label_counts[place - 1]))
             columns = {
                 "row": pa.array(labels.rows, pa.int32()),
                 "labels": _lists(labels.values, labels.offsets),
                 "split": _lists(split, labels.offsets),
             }
             writer.table(task_file(heads[place].name, shard), columns)
-        advance(done, count)
-    tasks = tuple(map(_task, heads, users_of_task, tallies))
-    writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), item_counts)
-    for head, counts in zip(source.tasks, label_counts, strict=True):
+        part.files = writer.files
+        yield part
+
+
+def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: Written) -> DatasetInfo:
+    """Write vocabularies and `dataset.json` of a data set whose shards are written.
+
+    Raises:
+        DataError: a task has no example in one of the parts.
+    """
+    heads = _heads(source)
+    tasks = tuple(map(_task, heads, written.users_of_task, written.tallies))
+    writer = _Writer(folder)
+    writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), written.item_counts)
+    for head, counts in zip(source.tasks, written.label_counts, strict=True):
         writer.vocabulary(head.name, "label", _names([], head.classes), counts)
+    files = written.files | writer.files
     order = [vocabulary_file("items"), *(vocabulary_file(head.name) for head in source.tasks)]
     order += [users_file(shard) for shard in range(count)]
     order += [task_file(head.name, shard) for head in heads for shard in range(count)]
     info = DatasetInfo(
         name=source.name,
-        users=len(hashes),
+        users=written.users,
         items=len(source.items) + FIRST_ITEM,
-        events=events,
+        events=written.events,
         length_limit=source.length_limit,
         shards=count,
         split=rule,
         tasks=tasks,
-        files={path: writer.files[path] for path in order},
+        files={path: files[path] for path in order},
         source=source.source,
         notes=source.notes,
     )
     io.write_json(folder / "dataset.json", info.to_json())
     return info
+
+
+def _heads(source: Sharded) -> list[TaskHead]:
+    return [TaskHead(source.next_task, "next", source.items), *source.tasks]
 
 
 def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
@@ -118,32 +181,50 @@ def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
     return ShardLabels(users, last[users], np.arange(len(users) + 1, dtype=np.int64))
 
 
-class _Splitter:
-    """Splits by quotas over the whole data set, shard by shard; it keeps eight bytes a user, or an example under `rows`."""
+Keys = dict[str, NDArray[np.uint64]]
 
-    def __init__(self, source: Sharded, rule: SplitRule, hashes: NDArray[np.uint64], shards: int, tasks: list[str]) -> None:
-        self.rule = rule
-        self.cuts: dict[str, Cut] = {}
+
+def row_split_keys(source: Sharded, rule: SplitRule, group: Any, count: int) -> Keys:
+    """Return the keys by which a group's examples are cut under `rows`, by task."""
+    keys: dict[str, list[NDArray[np.uint64]]] = {head.name: [] for head in _heads(source)}
+    for _, rows in source.made(group, count):
+        for name, labels in zip(keys, (next_labels(rows, source.length_limit), *rows.labels), strict=True):
+            keys[name].append(_example_keys(name, rows.user_hash, labels, rule))
+    return {name: np.concatenate(parts) for name, parts in keys.items()}
+
+
+def joined_keys(parts: Iterable[Keys]) -> Keys:
+    """Join the keys of all groups."""
+    every = list(parts)
+    return {name: np.concatenate([part[name] for part in every]) for name in every[0]}
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """Splits by quotas over the whole data set; it keeps eight bytes a user, or an example under `rows`."""
+
+    rule: SplitRule
+    cuts: dict[str, Cut]
+
+    @classmethod
+    def of(cls, rule: SplitRule, hashes: NDArray[np.uint64], keys: Keys) -> Splitter:
+        """Make one from all users' hashes, and under `rows` from all examples' keys by task."""
         if rule.by == "users":
-            self.cuts[""] = Cut(user_keys(hashes, rule), rule)
-            return
-        keys: dict[str, list[NDArray[np.uint64]]] = {name: [] for name in tasks}
-        for _, rows in source.shards(shards):
-            for name, labels in zip(tasks, (next_labels(rows, source.length_limit), *rows.labels), strict=True):
-                keys[name].append(self._keys(name, rows.user_hash, labels))
-        self.cuts = {name: Cut(np.concatenate(parts), rule) for name, parts in keys.items()}
+            return cls(rule, {"": Cut(user_keys(hashes, rule), rule)})
+        return cls(rule, {name: Cut(values, rule) for name, values in keys.items()})
 
     def split(self, task: str, user_hash: NDArray[np.uint64], labels: ShardLabels) -> NDArray[np.int8]:
         """Return the split of a task's examples, int8 [E]."""
         if self.rule.by == "users":
             own = self.cuts[""].of(user_keys(user_hash[labels.rows], self.rule))
             return np.repeat(own, np.diff(labels.offsets))
-        return self.cuts[task].of(self._keys(task, user_hash, labels))
+        return self.cuts[task].of(_example_keys(task, user_hash, labels, self.rule))
 
-    def _keys(self, task: str, user_hash: NDArray[np.uint64], labels: ShardLabels) -> NDArray[np.uint64]:
-        lengths = np.diff(labels.offsets)
-        position = np.arange(len(labels.values)) - np.repeat(labels.offsets[:-1], lengths)
-        return row_keys(task, user_hash[np.repeat(labels.rows, lengths)], position, self.rule)
+
+def _example_keys(task: str, user_hash: NDArray[np.uint64], labels: ShardLabels, rule: SplitRule) -> NDArray[np.uint64]:
+    lengths = np.diff(labels.offsets)
+    position = np.arange(len(labels.values)) - np.repeat(labels.offsets[:-1], lengths)
+    return row_keys(task, user_hash[np.repeat(labels.rows, lengths)], position, rule)
 
 
 def _task(head: TaskHead, users: int, tally: NDArray[np.int64]) -> Task:

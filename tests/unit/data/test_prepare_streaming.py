@@ -312,7 +312,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(raw, tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for target, name in ((spill.Spill, "_write"), (sequence_source.SequenceSource, "shards")):
+    for target, name in ((spill.Spill, "_write"), (sequence_source.SequenceSource, "made")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, full)
             with pytest.raises(DataError, match="the disk is full; nothing was written to"):
