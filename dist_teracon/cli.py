@@ -75,6 +75,7 @@ def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
     prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
     prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
+    prepare.add_argument("--cluster", action="store_true", help="sequence-csv, ttl: work on a Ray cluster (RAY_ADDRESS or a Ray job)")
     prepare.add_argument("--append", metavar="DATASET", help="write OUT as a new version of DATASET, with new users, tasks and items added")
     prepare.add_argument("--min-count", type=int, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
     prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
@@ -140,7 +141,8 @@ def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetI
         )
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,
-        max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, say=_say, tell=tell,
+        max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, cluster=options.cluster,
+        say=_say, tell=tell,
     )  # fmt: skip
 
 

@@ -44,6 +44,15 @@ class BadRows:
         shown = "" if text is None else f": {text[:_SHOWN]!r}" + ("…" if len(text) > _SHOWN else "")
         self._pending.setdefault(kind, [f"{where}{shown}"])
 
+    def take(self, counts: dict[str, int], rejected: str) -> None:
+        """Take over what another process counted and sampled, file after file."""
+        for kind, count in counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+        if rejected and self.rejected is not None:
+            if self._file is None:
+                self._file = self.rejected.open("a", encoding="utf-8")
+            self._file.write(rejected)
+
     def close(self) -> None:
         """End the file of malformed rows."""
         if self._file is not None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_teracon.data.badrows import BadRows
 from dist_teracon.data.inputs import BLOCK
+
+if TYPE_CHECKING:
+    from dist_teracon.data.cluster import Cluster
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Job:
         total_bytes: Stored bytes of all files.
         tell: Takes what is being done, how much of it is done, and how much there is.
         sha256: By URI, of the files read so far.
+        cluster: Who does the work where it is done on a cluster.
     """
 
     bad: BadRows
@@ -33,6 +38,7 @@ class Job:
     total_bytes: int = 0
     tell: Callable[[str, int, int], None] = lambda _what, _done, _all: None
     sha256: dict[str, str] = field(default_factory=dict)
+    cluster: Cluster | None = None
     _read: dict[str, int] = field(default_factory=dict)
 
     def read(self, uri: str, position: int) -> None:

@@ -6,10 +6,12 @@ import errno
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -31,6 +33,9 @@ from dist_teracon.data.workspace import Workspace, workspace
 from dist_teracon.data.writing import fill
 from dist_teracon.errors import ConfigError, DataError, nearest
 
+if TYPE_CHECKING:
+    from dist_teracon.data.cluster import Cluster
+
 REJECTED = "rejected.jsonl"
 
 
@@ -46,6 +51,7 @@ def prepare(
     shards: int | None = None,
     block: int | None = None,
     made_from: dict[str, Any] | None = None,
+    cluster: bool = False,
     say: Callable[[str], None] = lambda _: None,
     tell: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
 ) -> DatasetInfo:
@@ -64,6 +70,7 @@ def prepare(
         shards: Number of shards; by the size where None.
         block: Bytes of a file that are looked at together; what is written does not depend on it.
         made_from: What the data set is said to be made from; by default the files' checksums and the options.
+        cluster: Do the work on a Ray cluster; what is written is the same.
         say: Takes lines on what happens.
         tell: Takes what is being done, how much of it is done, and how much there is.
 
@@ -71,14 +78,7 @@ def prepare(
         ConfigError: the recipe is wrong or names what the source does not have.
         DataError: the source is missing or malformed, the disk is full, or `out` holds something else.
     """
-    if format not in ADAPTERS:
-        raise ConfigError(f"format: no format '{format}'{nearest(format, ADAPTERS)} (there are: {', '.join(ADAPTERS)})")
-    if not 0 <= max_bad_rows < 1:
-        raise ConfigError(f"--max-bad-rows: a share of at least 0 and below 1 is allowed, not {max_bad_rows}")
-    for option, value in (("--shards", shards), ("--min-count", min_count)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{option}: 1 or more are allowed, not {value}")
-    adapter = ADAPTERS[format]
+    adapter = _checked_adapter(format, max_bad_rows=max_bad_rows, shards=shards, min_count=min_count, cluster=cluster)
     rules = recipe if isinstance(recipe, Recipe) or recipe is None else read_recipe(str(recipe))
     if rules is None and adapter.needs_recipe:
         raise ConfigError(f"--recipe: format '{format}' wants a recipe that says how tasks come from events (see configs/recipes/)")
@@ -106,11 +106,15 @@ def prepare(
     keep_freed_memory()
     sizes = {uri: _size(uri) for uri in uris}
     key = fingerprint({"format": format, "source": source, "sizes": sizes, "stamps": [_stamp(uri) for uri in uris], **options})
-    with workspace(out, key, say) as work, _full_disk(out, work):
+    with ExitStack() as stack:
+        work = stack.enter_context(workspace(out, key, say))
+        stack.enter_context(_full_disk(out, work))
         bad = BadRows(max_bad_rows, work.root / REJECTED, source)
         job = Job(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), tell=tell)
         if block is not None:
             job.block = block
+        if cluster:
+            job.cluster = stack.enter_context(_on_cluster(out, work))
         say(f"reading {source}")
         data = _read(adapter, source, rules, job)
         data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
@@ -121,12 +125,45 @@ def prepare(
             say(f"left out malformed rows: {count} × {kind}")
         _check_names(data)
         say(f"writing {len(data.hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {out}")
-        info = fill(work.dataset, data, rule, shards, advance=lambda done, total: tell("writing", done, total))
+        advance = partial(tell, "writing")
+        if job.cluster is None:
+            info = fill(work.dataset, data, rule, shards, advance=advance)
+        else:
+            info = job.cluster.fill(work.dataset, out, data, rule, shards, advance=advance)
         bad.close()
         if (work.root / REJECTED).exists():
             (work.root / REJECTED).replace(work.dataset / REJECTED)
         work.publish(_upload)
     return info
+
+
+def _checked_adapter(format: str, *, max_bad_rows: float, shards: int | None, min_count: int | None, cluster: bool) -> Adapter:
+    if format not in ADAPTERS:
+        raise ConfigError(f"format: no format '{format}'{nearest(format, ADAPTERS)} (there are: {', '.join(ADAPTERS)})")
+    if not 0 <= max_bad_rows < 1:
+        raise ConfigError(f"--max-bad-rows: a share of at least 0 and below 1 is allowed, not {max_bad_rows}")
+    for option, value in (("--shards", shards), ("--min-count", min_count)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}: 1 or more are allowed, not {value}")
+    adapter = ADAPTERS[format]
+    if cluster and not adapter.on_cluster:
+        able = ", ".join(name for name, one in ADAPTERS.items() if one.on_cluster)
+        raise ConfigError(f"--cluster: '{format}' is prepared on one machine; on a cluster: {able}")
+    return adapter
+
+
+@contextmanager
+def _on_cluster(out: str, work: Workspace) -> Iterator[Cluster]:
+    """A cluster whose staging folder lies beside the data set."""
+    from dist_teracon.data.cluster import Cluster, ray_cluster
+
+    staging = str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing"
+    with ray_cluster():
+        made = Cluster(staging)
+        try:
+            yield made
+        finally:
+            made.clear()
 
 
 def _read(adapter: Adapter, source: str, rules: Recipe | None, job: Job) -> Sharded:

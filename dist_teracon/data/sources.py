@@ -101,11 +101,13 @@ class Adapter:
         files: From a folder to the URIs of the files that are read, in a fixed order; raises DataError where they are not there.
         read: From a folder, the recipe and the job to events, or to shards where the format has its own tasks.
         needs_recipe: Whether nothing can be made without a recipe.
+        on_cluster: Whether `read` takes a job with a cluster.
     """
 
     files: Callable[[str], list[str]]
     read: Callable[[str, Recipe | None, Job], Source | Sharded]
     needs_recipe: bool = True
+    on_cluster: bool = False
 
 
 def folder_name(uri: str) -> str:

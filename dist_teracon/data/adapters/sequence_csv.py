@@ -100,7 +100,11 @@ def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, job: Job) 
     wanted = [tasks[0], *(task for task in tasks[1:] if task.name in kinds)]
     partitioning = Partitioning.for_size(job.total_bytes, job.shards)
     state = read_state(job.spill)
-    if state is None:
+    spilled = counted = None
+    if job.cluster is not None:
+        fields, spilled = job.cluster.spill(wanted, job, partitioning)
+        state, counted = {"fields": fields, "partitioning": asdict(partitioning)}, job.cluster.counted
+    elif state is None:
         fields = spill_rows(wanted, job, partitioning)
         state = {"fields": fields, "partitioning": asdict(partitioning), "bad": job.bad.counts, "sha256": job.sha256}
         write_state(job.spill, state)
@@ -116,6 +120,8 @@ def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, job: Job) 
         partitioning=Partitioning(**state["partitioning"]),
         length_limit=length,
         min_count=job.min_count or (recipe.history.min_count if recipe else 1),
+        spilled=spilled,
+        counted=counted,
     )
 
 
@@ -140,10 +146,14 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
 
 
 ADAPTER = Adapter(
-    lambda folder: _files(_tasks(folder)), lambda folder, recipe, job: _read(folder, _tasks(folder), recipe, job), needs_recipe=False
+    lambda folder: _files(_tasks(folder)),
+    lambda folder, recipe, job: _read(folder, _tasks(folder), recipe, job),
+    needs_recipe=False,
+    on_cluster=True,
 )
 TTL = Adapter(
     lambda folder: _files(_ttl_tasks(folder)),
     lambda folder, recipe, job: _read(folder, _ttl_tasks(folder), recipe, job),
     needs_recipe=False,
+    on_cluster=True,
 )
