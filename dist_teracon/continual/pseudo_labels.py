@@ -23,6 +23,7 @@ from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate, take
 from dist_teracon.data.schema import Split
 from dist_teracon.data.shards import Dataset
 from dist_teracon.data.tables import mix64, stable_hash
+from dist_teracon.errors import RunError
 
 # `pool: auto` keeps every training user of a task of at most so many.
 SMALL_TASK = 100_000
@@ -115,10 +116,19 @@ def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[np.float3
 
 
 def read_shard(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Map a shard of the store: rows int32 [n] and targets float32 [n, d], read from disk as they are touched."""
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
-    width = table.schema.field("target").type.list_size
+    """Map a shard of the store: rows int32 [n] and targets float32 [n, d], read from disk as they are touched.
+
+    Raises:
+        RunError: the file was changed or cut off since it was written.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        width = table.schema.field("target").type.list_size
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        if not path.exists():
+            raise
+        raise RunError(f"{path}: these pseudo-labels were damaged ({error}); remove the file, and the same command makes it anew") from None
     if not table.num_rows:
         return np.zeros(0, dtype=np.int32), np.zeros((0, width), dtype=np.float32)
     # a shard is written as one chunk: taken as it lies, since combining chunks would copy it into memory

@@ -21,6 +21,7 @@ from dist_teracon.continual.pseudo_labels import (
 )
 from dist_teracon.data.plan import own_shards
 from dist_teracon.data.schema import Split
+from dist_teracon.errors import RunError
 
 SHARDS, WIDTH = 8, 3
 
@@ -266,3 +267,16 @@ def test_a_rank_that_knows_its_own_pool_alone_draws_the_same(dataset, world):
         for _ in range(5):
             (rows, _, count), (wanted, _, total) = ours.draw(17), theirs.draw(17)
             assert (rows.values.tolist(), rows.offsets.tolist(), count) == (wanted.values.tolist(), wanted.offsets.tolist(), total)
+
+
+@pytest.mark.parametrize("kept", [0, 40, -9])
+def test_a_damaged_store_is_told_with_what_to_do(dataset, tmp_path, kept):
+    pool = pool_of(dataset)
+    write(dataset, pool, tmp_path)
+    path = tmp_path / "shard-00002.arrow"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(RunError, match=r"shard-00002.arrow: these pseudo-labels were damaged .*; remove the file"):
+        open_store(tmp_path, pool, range(SHARDS), WIDTH)
+    path.unlink()
+    write(dataset, pool, tmp_path)
+    assert open_store(tmp_path, pool, range(SHARDS), WIDTH).shards[2].shape == (len(pool[2]), WIDTH)
