@@ -36,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
         print(f"dist-teracon: error: {error.filename or 'a file'}: {error.strerror or error}; what was finished is kept", file=sys.stderr)
         return 2
+    except Exception as error:
+        from dist_teracon import io
+
+        if not io.is_store_error(error):
+            raise
+        print(f"dist-teracon: error: a store does not answer as it should ({io.told(error)}); what was finished is kept", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 from uuid import uuid4
 
 import fsspec
@@ -27,6 +28,45 @@ from dist_teracon.errors import DataError
 
 _CHUNK = 1 << 20
 _URI = re.compile(r"^([a-z][a-z0-9+.-]*)://(.*)$")
+
+
+# Errors of the stores' client libraries that are no OSErrors, by the package of their class.
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "huggingface_hub", "requests", "urllib3")
+
+# Seconds between the attempts at a store; local files get one attempt.
+PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+
+T = TypeVar("T")
+
+
+def is_store_error(error: BaseException) -> bool:
+    """Tell whether an error is a disk's or a store's, and not this program's."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
+
+
+def told(error: BaseException) -> str:
+    """Return an error's text without what follows `?` in addresses, where signatures and tokens stand."""
+    return re.sub(r"\?[^\s\"']+", "?…", str(error) or type(error).__name__)
+
+
+def patiently(uri: str, job: Callable[[], T]) -> T:
+    """Do something with a file, and where its store fails do it again a few times.
+
+    Raises:
+        DataError: the store still fails after the last attempt.
+    """
+    for pause in (*(() if is_local(uri) else PAUSES_S), None):
+        try:
+            return job()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+            raise
+        except Exception as error:
+            if is_local(uri) or not is_store_error(error):
+                raise
+            if pause is None:
+                raise DataError(f"{uri}: the store fails after {len(PAUSES_S) + 1} attempts ({told(error)}); try again later") from None
+            time.sleep(pause)
+    raise AssertionError
 
 
 def is_local(uri: str) -> bool:
@@ -94,8 +134,23 @@ def list_folder(uri: str) -> list[str]:
 
 def read_bytes(uri: str) -> bytes:
     """Return a file's bytes."""
-    with open_binary(uri) as file:
-        return file.read()
+
+    def read() -> bytes:
+        with open_binary(uri) as file:
+            return file.read()
+
+    return patiently(uri, read)
+
+
+def put(path: Path, uri: str) -> None:
+    """Copy a local file to a store."""
+    filesystem, target = url_to_fs(uri)
+
+    def write() -> None:
+        filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        filesystem.put_file(str(path), target)
+
+    patiently(uri, write)
 
 
 def read_json(uri: str) -> Any:

@@ -210,9 +210,7 @@ def copy_folder(folder: Path, target: str) -> None:
             with io.atomic_write(io.local_path(target) / name) as file, path.open("rb") as source:
                 shutil.copyfileobj(source, file)
         else:
-            filesystem, root = url_to_fs(target)
-            filesystem.makedirs(io.join(root, name).rsplit("/", 1)[0], exist_ok=True)
-            filesystem.put_file(str(path), io.join(root, name))
+            io.put(path, io.join(target, name))
 
 
 @contextmanager

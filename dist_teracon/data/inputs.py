@@ -18,7 +18,7 @@ import fsspec
 import pyarrow as pa
 
 from dist_teracon.errors import DataError
-from dist_teracon.io import is_local
+from dist_teracon.io import PAUSES_S, is_local, is_store_error, told
 
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
@@ -26,7 +26,6 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 BLOCK = 1 << 20
 
 _LONGEST_LINE = 64 << 20
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -49,7 +48,7 @@ class RawInput(io.RawIOBase):
         DataError: there is no such file; from `readinto`: it still cannot be read after the last attempt.
     """
 
-    def __init__(self, uri: str, *, pauses: tuple[float, ...] = _PAUSES_S) -> None:
+    def __init__(self, uri: str, *, pauses: tuple[float, ...] = PAUSES_S) -> None:
         super().__init__()
         self.uri = uri
         self.position = 0
@@ -95,11 +94,13 @@ class RawInput(io.RawIOBase):
                 raise DataError(f"{self.uri}: no such file") from None
             except IsADirectoryError:
                 raise DataError(f"{self.uri}: is a folder, a file is wanted") from None
-            except (OSError, TimeoutError) as error:
+            except Exception as error:
+                if not is_store_error(error):
+                    raise
                 self._file = None
                 if pause is None:
                     tries = f" after {len(self._pauses) + 1} attempts" if self._pauses else ""
-                    raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({error})") from None
+                    raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({told(error)})") from None
                 time.sleep(pause)
         raise AssertionError
 

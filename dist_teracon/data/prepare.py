@@ -272,12 +272,9 @@ def write_dataset(tables: Tables, out: str, split_rule: SplitRule, *, shards: in
 
 def _upload(folder: Path, out: str) -> None:
     """Copy a data set to a store, `dataset.json` last."""
-    filesystem, root = url_to_fs(out)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in sorted(paths, key=lambda path: path.name == "dataset.json"):
-        target = io.join(root, path.relative_to(folder).as_posix())
-        filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        filesystem.put_file(str(path), target)
+        io.put(path, io.join(out, path.relative_to(folder).as_posix()))
 
 
 def _check_names(data: Sharded) -> None:
