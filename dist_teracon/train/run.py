@@ -21,7 +21,7 @@ from torch import Tensor
 from dist_teracon import io
 from dist_teracon.config import RunConfig, dump_config
 from dist_teracon.continual.method import Method, Setup, resolve_method
-from dist_teracon.data.item_vectors import cooccurrence_vectors
+from dist_teracon.data.item_vectors import LARGE, cooccurrence_vectors
 from dist_teracon.data.opening import open_dataset
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
@@ -288,6 +288,8 @@ def _item_vectors(run: _Run) -> Callable[[Task], Tensor] | None:
     def vectors(task: Task) -> Tensor:
         if task.name in done:
             return torch.zeros(run.dataset.info.items, model.channels)
+        if run.dataset.info.items >= LARGE:
+            run.voice.line(f"initial vectors of {run.dataset.info.items - 2} items from who took which together; this takes minutes")
         return cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
 
     return vectors
