@@ -45,9 +45,9 @@ def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, say: Callable[[str]
     if not profiles:
         return [None] * len(tasks)
     picked = [_picked_users(dataset, shard, seed) for shard in range(dataset.info.shards)]
-    rows = [take_rows(dataset.shard(shard).values, dataset.shard(shard).offsets, users) for shard, users in enumerate(picked)]
-    values = np.concatenate([part.values for part in rows])
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.offsets) for part in rows]))]).astype(np.int64)
+    taken = [take_rows(dataset.shard(shard).values, dataset.shard(shard).offsets, users) for shard, users in enumerate(picked)]
+    values = np.concatenate([part.values for part in taken])
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.offsets) for part in taken]))]).astype(np.int64)
     examples = {task.name: _examples(dataset, task.name, picked) for task in profiles}
     sampled = {"users": len(offsets) - 1} if len(offsets) - 1 < dataset.info.users else {}
     if sampled:
