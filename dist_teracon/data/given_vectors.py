@@ -44,10 +44,12 @@ def read_given_vectors(uri: str, dataset: Dataset) -> GivenVectors:
     """
     try:
         with io.open_binary(uri) as file:
-            table = pq.read_table(file, columns=["item", "vector"])
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in ("item", "vector") if name not in parquet.schema_arrow.names]
+            table = None if missing else parquet.read(columns=["item", "vector"])
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"{uri}: cannot be read as Parquet ({error}); {_HINT}") from None
-    if missing := [name for name in ("item", "vector") if name not in table.column_names]:
+    if table is None:
         raise DataError(f"{uri}: has no column '{missing[0]}'; {_HINT}")
     ids = _ids(table["item"], uri)
     vectors = _matrix(table["vector"], ids, uri)
