@@ -56,6 +56,8 @@ class DeepSpeedEngine:
         self._zero = config.zero
         # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast
         whole = _copies(self._module) if config.precision == "bf16" else {}
+        if lazy:
+            torch.sparse.check_sparse_tensor_invariants.disable()  # said explicitly: DeepSpeed's own sparse tensors warn otherwise
         kind = LazyAdamW if lazy else torch.optim.AdamW
         optimizer = kind(list(groups), lr=1e-3, weight_decay=0.0)  # with a decay of 0 this is Adam
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))

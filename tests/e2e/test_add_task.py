@@ -47,7 +47,7 @@ def config_of(dataset: str) -> dict[str, Any]:
 
 def vectors_file(path: Path, dataset: str, **columns: Any) -> str:
     """Vectors of width 3 of all items and of one that is not in the data set; `columns` replace the file's."""
-    items = [item for item in Dataset(dataset).vocabulary("items")["item"].to_pylist()[2:]] + ["elsewhere"]
+    items = [*Dataset(dataset).vocabulary("items")["item"].to_pylist()[2:], "elsewhere"]
     drawn = np.random.default_rng(0).normal(size=(len(items), 3))
     pq.write_table(pa.table({"item": items, "vector": drawn.tolist(), **columns}), path)
     return str(path)
