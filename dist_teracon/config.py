@@ -170,6 +170,11 @@ class TrainConfig(Frozen):
             raise ValueError("precision bf16 keeps its fp32 masters in ZeRO: set train.zero to 1 or 2")
         return self
 
+    @field_validator("lazy_tables", mode="before")
+    @classmethod
+    def _yaml_reads_on_and_off_as_booleans(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
     @model_validator(mode="after")
     def _lazy(self) -> TrainConfig:
         if self.lazy_tables == "on" and (self.zero or self.gradient_clipping):

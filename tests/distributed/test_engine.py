@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from small_runs import ALONE
 from torch import Tensor, nn
@@ -170,6 +171,8 @@ def test_lazy_tables_where_gradients_must_be_whole_are_refused_and_left_out_by_t
     assert TrainConfig().is_lazy(100_000)
     assert not TrainConfig().is_lazy(99_999)
     assert TrainConfig(lazy_tables="on").is_lazy(10)
+    for text, value in (("on", "on"), ("off", "off"), ("auto", "auto")):  # YAML reads the first two as booleans
+        assert TrainConfig.model_validate(yaml.safe_load(f"lazy_tables: {text}")).lazy_tables == value
 
 
 def test_bf16_without_masters_is_an_error() -> None:
