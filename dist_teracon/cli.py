@@ -100,7 +100,10 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     train.add_argument(
         "--add-task", metavar="NAME", help="one more stage on a finished run; the data set may be a version made by --append"
     )
-    train.add_argument("--new-items", choices=("unseen", "neighbours"), default="unseen", help="with --add-task: what new items start as")
+    train.add_argument(
+        "--new-items", choices=("unseen", "neighbours", "text"), default="unseen", help="with --add-task: what new items start as"
+    )
+    train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
     train.add_argument("--verbose", action="store_true", help="tell more of what is chosen and why")
     train.set_defaults(job=_train)
@@ -200,6 +203,8 @@ def _train(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.set)
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
         raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
+    if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
+        raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
     from dist_teracon.engine.process_group import process_group
     from dist_teracon.train.growth import AddedTask
@@ -207,7 +212,7 @@ def _train(options: argparse.Namespace) -> None:
 
     with process_group() as runtime:
         voice = Voice(speaks=runtime.is_main)
-        added = None if options.add_task is None else AddedTask(options.add_task, options.new_items)
+        added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
         train(config, runtime, options.run, where=options.config, voice=voice, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
             _tell(options.run, [options.run], options.run / "report.html")

@@ -119,6 +119,10 @@ class StageOverride(Frozen):
     weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
 
 
+# `lazy_tables: auto` has tables of at least so many rows advanced in touched rows alone.
+_LAZY_FROM = 100_000
+
+
 # DeepSpeed settings that are derived, and from what.
 _DEEPSPEED_TAKEN = {
     "train_batch_size": "the stages' batch",
@@ -142,6 +146,9 @@ class TrainConfig(Frozen):
         precision: `bf16` computes in bf16 with fp32 masters in the optimiser and needs ZeRO 1 or 2.
         gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
         accumulation: Micro-batches a step.
+        lazy_tables: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
+            that a step reads alone (`engine/lazy_adam.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
+            0 and clipping is off.
         log_every: Optimiser steps between two `step` events.
         deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
     """
@@ -155,6 +162,7 @@ class TrainConfig(Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_clipping: Annotated[float, Field(ge=0)] = 0.0
     accumulation: Positive = 1
+    lazy_tables: Literal["auto", "on", "off"] = "auto"
     log_every: Positive = 10
     deepspeed: dict[str, Any] = {}
 
@@ -163,6 +171,26 @@ class TrainConfig(Frozen):
         if self.precision == "bf16" and self.zero == 0:
             raise ValueError("precision bf16 keeps its fp32 masters in ZeRO: set train.zero to 1 or 2")
         return self
+
+    @field_validator("lazy_tables", mode="before")
+    @classmethod
+    def _yaml_reads_on_and_off_as_booleans(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _lazy(self) -> TrainConfig:
+        if self.lazy_tables == "on" and (self.zero or self.gradient_clipping):
+            raise ValueError(
+                "lazy_tables on: the table's gradient holds the rows that a step reads, which ZeRO 1 and 2 cannot partition nor clipping "
+                "measure: set train.zero and train.gradient_clipping to 0, or lazy_tables to auto or off"
+            )
+        return self
+
+    def is_lazy(self, rows: int) -> bool:
+        """Tell whether a table of so many rows is advanced in touched rows alone."""
+        if self.lazy_tables == "auto":
+            return rows >= _LAZY_FROM and not self.zero and not self.gradient_clipping
+        return self.lazy_tables == "on"
 
     @field_validator("deepspeed")
     @classmethod

@@ -175,20 +175,26 @@ def sha256(uri: str) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Write a local file under a temporary name and rename it once it is whole and on disk."""
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside a local file; what is written there is renamed once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # not mkstemp, whose files only their owner may read: others read reports and results
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Write a local file under a temporary name and rename it once it is whole and on disk."""
+    with atomic_path(path) as temporary, temporary.open("xb") as file:
+        yield file
 
 
 def write_json(path: Path, value: Any) -> None:

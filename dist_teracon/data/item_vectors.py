@@ -8,6 +8,8 @@ Legend: V items, C channels, P pairs.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,6 +27,12 @@ PAIRS = 1 << 25
 # Entries' standard deviation: below that of the network's other inputs at their start, which are of size 1.
 SCALE = 0.3
 _ITERATIONS = 4
+# From so many items on, directions are sought with half as many passes over the matrix, which is symmetric, over items that occur alone:
+# 646 thousand items take a minute or two instead of five (docs/scale.md).
+LARGE = 100_000
+_PASSES = 5
+# Directions sought beyond those wanted, which makes the last ones of them good.
+_MORE = 10
 
 
 def cooccurrence_vectors(dataset: Dataset, task: Task, channels: int, *, seed: int) -> Tensor:
@@ -42,19 +50,51 @@ def cooccurrence_vectors(dataset: Dataset, task: Task, channels: int, *, seed: i
     by_item = np.bincount(first, weights=counts, minlength=items)
     information = np.log(counts * counts.sum() / (by_item[first] * by_item[second])) if codes.size else np.zeros(0)
     kept = information > 0
-    index = torch.from_numpy(np.stack([first[kept], second[kept]]))
-    values = torch.from_numpy(information[kept].astype(np.float32))
-    matrix = torch.sparse_coo_tensor(index, values, (items, items), check_invariants=False).coalesce()
+    matrix = first[kept], second[kept], information[kept].astype(np.float32)
     width = min(channels, items)
+    vectors = torch.zeros(items, channels)
+    taken = torch.from_numpy(by_item > 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_hash(f"{seed}:item-vectors") >> 1)
-        _, strength, right = torch.svd_lowrank(matrix, q=min(items, width + 10), niter=_ITERATIONS)
-    vectors = torch.zeros(items, channels)
-    vectors[:, :width] = right[:, :width] * strength[:width].sqrt()
-    taken = torch.from_numpy(by_item > 0)
-    vectors[~taken] = 0
+        if items < LARGE:
+            vectors[:, :width] = _directions(*matrix, items, width)
+            vectors[~taken] = 0
+        else:
+            number = np.cumsum(by_item > 0) - 1
+            occurring = int(taken.sum())
+            width = min(width, occurring)
+            vectors[taken, :width] = _symmetric_directions(number[matrix[0]], number[matrix[1]], matrix[2], occurring, width)
     spread = float(vectors[taken].std()) if kept.any() else 0.0
     return vectors * (SCALE / spread) if spread > 0 else vectors
+
+
+def _directions(first: NDArray[np.int64], second: NDArray[np.int64], values: NDArray[np.float32], items: int, width: int) -> Tensor:
+    """Return [V, width] the matrix's leading right singular vectors, each times the root of its singular value."""
+    index = torch.from_numpy(np.stack([first, second]))
+    matrix = torch.sparse_coo_tensor(index, torch.from_numpy(values), (items, items), check_invariants=False).coalesce()
+    _, strength, right = torch.svd_lowrank(matrix, q=min(items, width + _MORE), niter=_ITERATIONS)
+    return right[:, :width] * strength[:width].sqrt()
+
+
+def _symmetric_directions(
+    first: NDArray[np.int64], second: NDArray[np.int64], values: NDArray[np.float32], items: int, width: int
+) -> Tensor:
+    """Return the same of a large symmetric matrix whose entries are sorted by row, by subspace iteration."""
+    if not values.size:
+        return torch.zeros(items, width)
+    row_ends = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=items))])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        matrix = torch.sparse_csr_tensor(
+            torch.from_numpy(row_ends), torch.from_numpy(second), torch.from_numpy(values), (items, items), check_invariants=False
+        )
+    image = torch.randn(items, min(items, width + _MORE))
+    for _ in range(_PASSES):
+        basis = torch.linalg.qr(image).Q
+        image = matrix @ basis
+    strength, turn = torch.linalg.eigh(basis.T @ image)
+    leading = strength.abs().argsort(descending=True)[:width]
+    return (basis @ turn[:, leading]) * strength[leading].abs().sqrt()
 
 
 def _pairs(dataset: Dataset, task: Task, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

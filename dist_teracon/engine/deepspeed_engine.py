@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dist_teracon.config import TrainConfig, lay_over
 from dist_teracon.engine.contract import Edit, Runtime
+from dist_teracon.engine.lazy_adam import LazyAdamW
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -43,15 +44,22 @@ class DeepSpeedEngine:
         groups: Parameter groups for Adam, each with `params` and `lr`.
         config: ZeRO stage, precision, clipping, accumulation.
         runtime: This process's place in the world; the default process group exists.
+        lazy: Parameters with sparse gradients are advanced in their rows alone (`LazyAdamW`); wants ZeRO 0, and no clipping.
     """
 
-    def __init__(self, module: nn.Module, groups: Sequence[dict[str, Any]], *, config: TrainConfig, runtime: Runtime) -> None:
+    def __init__(
+        self, module: nn.Module, groups: Sequence[dict[str, Any]], *, config: TrainConfig, runtime: Runtime, lazy: bool = False
+    ) -> None:
+        assert not lazy or (config.zero == 0 and not config.gradient_clipping)
         deepspeed = _import_deepspeed()
         self._module = module.to(runtime.device)
         self._zero = config.zero
         # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast
         whole = _copies(self._module) if config.precision == "bf16" else {}
-        optimizer = torch.optim.AdamW(list(groups), lr=1e-3, weight_decay=0.0)  # with a decay of 0 this is Adam
+        if lazy:
+            torch.sparse.check_sparse_tensor_invariants.disable()  # said explicitly: DeepSpeed's own sparse tensors warn otherwise
+        kind = LazyAdamW if lazy else torch.optim.AdamW
+        optimizer = kind(list(groups), lr=1e-3, weight_decay=0.0)  # with a decay of 0 this is Adam
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._untrained = {name: value for name, value in whole.items() if name not in self._parameters}

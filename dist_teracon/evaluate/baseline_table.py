@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data.batches import take_rows
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
+from dist_teracon.data.tables import mix64, stable_hash
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baselines import SvdFeatures, majority_score, popularity_score, svd_logistic_regression
 
 Int = NDArray[np.int64]
 
+# SVD with logistic regression is fitted and scored on so many users at most: it costs minutes then, and 2 GB, whatever the data's size.
+SVD_USERS = 100_000
+
 
 def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Score popularity on item tasks, majority and SVD with logistic regression on profile tasks, all on the whole test split.
+    """Score popularity on item tasks, majority and SVD with logistic regression on profile tasks, on the whole test split.
+
+    Of more than `SVD_USERS` users the SVD takes a sample, training and test users alike, and its entries tell of how many (`users`).
 
     Returns:
         `popularity`, `majority`, `svd_logistic_regression`: lists over `tasks`, None where a baseline does not apply.
@@ -37,13 +44,14 @@ def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, say: Callable[[str]
     profiles = [task for task in tasks if task.kind == "profile"]
     if not profiles:
         return [None] * len(tasks)
-    shards = range(dataset.info.shards)
-    sizes = [dataset.shard(shard).user_hash.shape[0] for shard in shards]
-    first_user = np.concatenate([[0], np.cumsum(sizes)])
-    values = np.concatenate([dataset.shard(shard).values for shard in shards])
-    lengths = np.concatenate([np.diff(dataset.shard(shard).offsets) for shard in shards])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    examples = {task.name: _examples(dataset, task.name, first_user) for task in profiles}
+    picked = [_picked_users(dataset, shard, seed) for shard in range(dataset.info.shards)]
+    taken = [take_rows(dataset.shard(shard).values, dataset.shard(shard).offsets, users) for shard, users in enumerate(picked)]
+    values = np.concatenate([part.values for part in taken])
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.offsets) for part in taken]))]).astype(np.int64)
+    examples = {task.name: _examples(dataset, task.name, picked) for task in profiles}
+    sampled = {"users": len(offsets) - 1} if len(offsets) - 1 < dataset.info.users else {}
+    if sampled:
+        say(f"SVD with logistic regression: on {sampled['users']:,} of {dataset.info.users:,} users")
     # split by user: a user is in training for all tasks or for none; split by row: every user trains some task
     train_users = np.unique(np.concatenate([rows[split == Split.TRAIN] for rows, _, split in examples.values()]))
     try:
@@ -61,15 +69,29 @@ def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, say: Callable[[str]
             table.append(None)
             continue
         found = svd_logistic_regression(features, rows=rows, labels=labels, split=split)
-        table.append({"score": found.score, "dimensions": found.dimensions, "validation_score": found.validation_score})
+        table.append({"score": found.score, "dimensions": found.dimensions, "validation_score": found.validation_score, **sampled})
     return table
 
 
-def _examples(dataset: Dataset, task: str, first_user: Int) -> tuple[Int, Int, NDArray[np.int8]]:
-    rows, labels, split = [], [], []
-    for shard in range(dataset.info.shards):
+def _picked_users(dataset: Dataset, shard: int, seed: int) -> Int:
+    """Rows of a shard's users that the SVD takes: all of a small data set, else those whose keyed hash lies in the share."""
+    hashes = dataset.shard(shard).user_hash
+    if dataset.info.users <= SVD_USERS:
+        return np.arange(hashes.shape[0])
+    share = SVD_USERS / dataset.info.users
+    return np.flatnonzero(mix64(hashes, key=stable_hash(f"baselines:{seed}")) < np.uint64(share * 2.0**64))
+
+
+def _examples(dataset: Dataset, task: str, picked: Sequence[Int]) -> tuple[Int, Int, NDArray[np.int8]]:
+    """Return the picked users' examples: each one's user, counted over the picked users of all shards, its label and its split."""
+    rows, labels, split, first = [], [], [], 0
+    for shard, users in enumerate(picked):
         part = dataset.labels(task, shard)
-        rows.append(np.repeat(part.users + first_user[shard], part.counts))
-        labels.append(part.values)
-        split.append(part.split)
+        user_of_label = np.repeat(part.users, part.counts)
+        place = np.minimum(np.searchsorted(users, user_of_label), max(0, len(users) - 1))
+        kept = users[place] == user_of_label if len(users) else np.zeros(len(user_of_label), dtype=bool)
+        rows.append(place[kept] + first)
+        labels.append(part.values[kept])
+        split.append(part.split[kept])
+        first += len(users)
     return np.concatenate(rows), np.concatenate(labels), np.concatenate(split)

@@ -30,11 +30,17 @@ class Head(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(labels, channels).normal_(0, 0.01, generator=generator))
         self.bias = nn.Parameter(torch.full((labels,), 0.1))
+        # set where the optimiser advances touched rows alone: gradients that come by `rows` then hold these rows
+        self.sparse = False
 
     @property
     def labels(self) -> int:
         """Number of labels |Y|."""
         return self.weight.shape[0]
+
+    def rows(self, labels_E: Tensor) -> Tensor:
+        """Return the weights of some labels [E, C]."""
+        return F.embedding(labels_E, self.weight, sparse=self.sparse) if self.sparse else self.weight.index_select(0, labels_E)
 
     def forward(self, hidden_EC: Tensor) -> Tensor:
         """Return the logits [E, Y]."""

@@ -43,6 +43,8 @@ class NextItNet(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = dropout
+        # set where the optimiser advances touched rows alone: the item table's gradient then holds these rows
+        self.sparse = False
         self.pooling = pooling
         self.channels = channels
         self.dilations = tuple(dilations)
@@ -86,7 +88,7 @@ class NextItNet(nn.Module):
             [N, C] or [B, C].
         """
         layout = build_layout(row_offsets, task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions)
-        x_NC = nn.functional.embedding(values, self.items)
+        x_NC = nn.functional.embedding(values, self.items, sparse=self.sparse)
         noisy = noise_key is not None and self.dropout > 0
         if noisy:
             lengths = row_offsets.diff()

@@ -85,12 +85,12 @@ def sampled_cross_entropy_sum(
     if drawn_from_E is not None:
         # an example whose label is among the drawn ones leaves one draw less for itself
         draws[drawn_from_E] = max(1, drawn_M.shape[0] - 1)
-    weight_MC, bias_M = head.weight.index_select(0, drawn_M), head.bias.index_select(0, drawn_M)
+    weight_MC, bias_M = head.rows(drawn_M), head.bias.index_select(0, drawn_M)
 
     def part(hidden: Tensor, rows: Tensor) -> Tensor:
         labels = labels_E[rows]
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        own = (hidden.to(wide) * head.weight.index_select(0, labels).to(wide)).sum(1) + head.bias.index_select(0, labels).to(wide)
+        own = (hidden.to(wide) * head.rows(labels).to(wide)).sum(1) + head.bias.index_select(0, labels).to(wide)
         logits = F.linear(hidden, weight_MC, bias_M).to(wide)
         corrected = logits - (log_q_M[None, :] + draws[rows].log()[:, None]).to(wide)
         hit = labels[:, None] == drawn_M[None, :]

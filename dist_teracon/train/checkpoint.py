@@ -29,10 +29,19 @@ _USER_SCORES = pa.schema(
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors, atomically."""
-    content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    with io.atomic_write(path) as file:
-        file.write(content)
+    """Write tensors as safetensors, atomically and without a copy of them all in memory.
+
+    Raises:
+        RunError: they cannot be written, as where the disk is full.
+    """
+    with io.atomic_path(path) as temporary:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        try:
+            safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise RunError(f"{path}: cannot be written ({error}); what was finished is kept") from None
+        temporary.chmod(mode)  # the library's own files are their owner's alone
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from dist_teracon import io
 from dist_teracon.config import RunConfig, dump_config
 from dist_teracon.continual.method import Method, Setup, resolve_method
-from dist_teracon.data.item_vectors import cooccurrence_vectors
+from dist_teracon.data.item_vectors import LARGE, cooccurrence_vectors
 from dist_teracon.data.opening import open_dataset
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
@@ -32,7 +32,7 @@ from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.log import Voice
 from dist_teracon.train.checkpoint import EventLog, StageFolder, writing
-from dist_teracon.train.growth import AddedTask, additions, claim_addition, grown_tensors, with_added_task
+from dist_teracon.train.growth import AddedTask, additions, claim_addition, grown_tensors, growth_lines, with_added_task
 from dist_teracon.train.results import write_results
 from dist_teracon.train.stage import Stage
 
@@ -44,6 +44,7 @@ class _Run:
     """What every stage of a run shares.
 
     Attributes:
+        vectors: File of given vectors of new items, where a task is added with them.
         growth: By stage, what was done to the item tables before it.
     """
 
@@ -53,6 +54,7 @@ class _Run:
     runtime: Runtime
     folder: Path
     voice: Voice
+    vectors: str | None = None
     growth: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def stage_folder(self, position: int) -> StageFolder:
@@ -94,7 +96,7 @@ def train(
         _task(dataset, name, f"{where}: train.by_task")
     for name in config.model.heads.by_task:
         _task(dataset, name, f"{where}: model.heads.by_task")
-    run = _Run(config, dataset, tasks, runtime, folder, voice)
+    run = _Run(config, dataset, tasks, runtime, folder, voice, None if added is None else added.vectors)
     with _alone(run):
         _claim(run, added)
         setup = Setup(
@@ -140,12 +142,11 @@ def _load(run: _Run, method: Method, done: int) -> None:
     added = next((entry for entry in additions(run.folder) if done < len(run.tasks) and entry["task"] == run.tasks[done].name), None)
     if added is not None:
         tensors, run.growth[done] = grown_tensors(
-            tensors, run.dataset, task=run.tasks[done].name, new_items=added["new_items"], runtime=run.runtime
-        )
-        told = run.growth[done]
-        if fresh := told["items"] - told["items_before"]:
-            near = told["from_neighbours"]
-            run.voice.line(f"{fresh} new items: {near} start as the mean of their neighbours, {fresh - near} as the unseen item")
+            tensors, run.dataset, task=run.tasks[done].name, new_items=added["new_items"], runtime=run.runtime,
+            vectors=run.vectors,
+        )  # fmt: skip
+        for line in growth_lines(run.growth[done]):
+            run.voice.line(line)
     method.load_tensors(tensors)
 
 
@@ -288,6 +289,8 @@ def _item_vectors(run: _Run) -> Callable[[Task], Tensor] | None:
     def vectors(task: Task) -> Tensor:
         if task.name in done:
             return torch.zeros(run.dataset.info.items, model.channels)
+        if run.dataset.info.items >= LARGE:
+            run.voice.line(f"initial vectors of {run.dataset.info.items - 2} items from who took which together; this takes minutes")
         return cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
 
     return vectors
@@ -309,7 +312,7 @@ def _finished_stages(run: _Run) -> int:
 def _claim(run: _Run, added: AddedTask | None) -> None:
     """Make the folder a run of this configuration and data set, or check that it is one already."""
     if added is not None:
-        problem = claim_addition(run.folder, run.config, run.dataset.info, added) if run.runtime.is_main else ""
+        problem = claim_addition(run.folder, run.config, run.dataset, added) if run.runtime.is_main else ""
         _agree(run.runtime, problem)
     written, copy = run.folder / "config.yaml", run.folder / "dataset.json"
     problem = ""

@@ -23,6 +23,8 @@ from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
 from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.log import Voice
+from dist_teracon.models.heads import Head
+from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
 from dist_teracon.train.checkpoint import EventLog, Progress, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
@@ -135,7 +137,7 @@ class Stage:
         self.method.gradient_hooks(phase)
         self.method.negatives = self._negatives(phase)
         module = LossModule(self.method)
-        engine = DeepSpeedEngine(module, groups, config=self.config.train, runtime=self.runtime)
+        engine = DeepSpeedEngine(module, groups, config=self.config.train, runtime=self.runtime, lazy=self._lazy_tables())
         loader = TrainingLoader(
             self.dataset, phase.tasks, slot=self.method.slot(phase.tasks[0].name), batch=phase.training.batch,
             seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size, gather=self.runtime.gather,
@@ -175,6 +177,19 @@ class Stage:
                 f"{self.label} · {task.labels} labels: softmax over {settings.negatives} sampled ones ({settings.distribution}); "
                 "scores rank all"
             )
+        return found
+
+    def _lazy_tables(self) -> bool:
+        """Have large tables give sparse gradients: the item table, and heads with a sampled loss, whose every label is not read."""
+        sampled = [self.method.head(task) for task in self.method.negatives]
+        found = False
+        for part in self.method.module().modules():
+            if isinstance(part, NextItNet):
+                part.sparse = self.config.train.is_lazy(part.items.shape[0])
+                found |= part.sparse
+            elif isinstance(part, Head):
+                part.sparse = any(part is head for head in sampled) and self.config.train.is_lazy(part.labels)
+                found |= part.sparse
         return found
 
     def _done(self, phase: Phase, state: _PhaseState) -> bool:

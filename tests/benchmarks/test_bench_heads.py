@@ -8,5 +8,13 @@ from dist_teracon.bench.heads import main
 def test_it_runs_on_few_labels(capsys):
     main(["--sizes", "200", "400", "--channels", "8", "--users", "2", "--length", "7", "--scored", "600", "--repeats", "1", "--draws", "2"])
     told = capsys.readouterr().out
-    for part in ("| 400 | full |", "| 200 | sampled |", "| 200 | 600 |", "| 400 | lazy |", "| 400 | log_uniform, 1024 |", "one thread"):
+    for part in (
+        "| 400 | full |",
+        "| 200 | sampled |",
+        "| 200 | 600 |",
+        "| 400 | rows read |",
+        "| 400 | sampled, lazy |",
+        "| 400 | log_uniform, 1024 |",
+        "one thread",
+    ):
         assert part in told

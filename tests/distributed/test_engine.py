@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from small_runs import ALONE
 from torch import Tensor, nn
@@ -125,6 +126,53 @@ def test_an_edit_knows_where_in_the_parameter_its_values_lie(zero: int, precisio
     engine.edit_masters([toy.first], write)
     assert torch.equal(engine.state()["parameter/first"].flatten(), wanted)
     assert torch.equal(toy.first.detach().float().flatten(), wanted)
+
+
+class Table(nn.Module):
+    """A table of which a step reads two rows, and what reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 3, generator=torch.Generator().manual_seed(0)))
+        self.out = nn.Parameter(torch.ones(3))
+
+    def forward(self, step: int) -> Tensor:
+        rows = torch.tensor([step % 9, (2 * step) % 9])
+        return (nn.functional.embedding(rows, self.table, sparse=True) * self.out).sin().sum()
+
+
+def _lazy_engine() -> tuple[Table, DeepSpeedEngine]:
+    table = Table()
+    groups: list[dict[str, Any]] = [{"params": list(table.parameters()), "lr": 0.1, "weight_decay": 0.5}]
+    return table, DeepSpeedEngine(table, groups, config=TrainConfig(), runtime=ALONE, lazy=True)
+
+
+def test_lazy_tables_go_on_bit_for_bit_from_their_state() -> None:
+    table, whole = _lazy_engine()
+    begun = table.table.detach().clone()
+    _steps(whole, 0, 3)
+    assert (table.table != begun).any(dim=1).tolist() == [True, True, True, False, True, False, False, False, False]
+    state = whole.state()
+    _steps(whole, 3, 6)
+    _, other = _lazy_engine()
+    other.load(state)
+    _steps(other, 3, 6)
+    expected, found = whole.state(), other.state()
+    assert expected.keys() == found.keys()
+    assert int(found["steps"]) == 6
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("setting", [{"zero": 2}, {"zero": 1}, {"gradient_clipping": 1.0}])
+def test_lazy_tables_where_gradients_must_be_whole_are_refused_and_left_out_by_themselves(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"lazy_tables on: .*set train\.zero and train\.gradient_clipping to 0"):
+        TrainConfig.model_validate({"lazy_tables": "on", **setting})
+    assert not TrainConfig.model_validate(setting).is_lazy(1_000_000)
+    assert TrainConfig().is_lazy(100_000)
+    assert not TrainConfig().is_lazy(99_999)
+    assert TrainConfig(lazy_tables="on").is_lazy(10)
+    for text, value in (("on", "on"), ("off", "off"), ("auto", "auto")):  # YAML reads the first two as booleans
+        assert TrainConfig.model_validate(yaml.safe_load(f"lazy_tables: {text}")).lazy_tables == value
 
 
 def test_bf16_without_masters_is_an_error() -> None:

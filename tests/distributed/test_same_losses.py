@@ -15,7 +15,7 @@ from dist_teracon.train.checkpoint import load_tensors
 STEPS = 20
 STAGES = ("next", "likes", "age")
 # name of the run of one process -> what it trains
-ALONE = ("all", "one-shard", "small-pool", "dropout")
+ALONE = ("all", "one-shard", "small-pool", "dropout", "lazy")
 # name: (its one-process run, processes, ZeRO stage, micro-batches)
 TOGETHER = {
     "zero 0": ("all", 2, 0, 1),
@@ -24,6 +24,7 @@ TOGETHER = {
     "zero 2, a task's users on one rank": ("one-shard", 2, 2, 1),
     "zero 2, all replayed rows on one rank": ("small-pool", 2, 2, 1),
     "zero 1, accumulation 2, dropout and weight decay": ("dropout", 2, 1, 2),
+    "zero 0, accumulation 2, lazy tables, a task's users on one rank": ("lazy", 2, 0, 2),
 }
 TOGETHER_SLOW = {
     "zero 1": ("all", 2, 1, 1),
@@ -42,11 +43,14 @@ def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[st
     if kind == "small-pool":
         method["retention"]["pool"] = 0.011
     stage = {"learning_rate": 1e-3, "batch": 16, "epochs": 20, "patience": 0}
-    dataset = str(folder / ("one-shard" if kind == "one-shard" else "all"))
+    dataset = str(folder / ("one-shard" if kind in ("one-shard", "lazy") else "all"))
     config = settings(
         dataset, method=method, tasks=STAGES, first=stage, second=stage, later=stage,
         max_steps=STEPS, zero=zero, accumulation=accumulation,
     )  # fmt: skip
+    if kind == "lazy":
+        config["train"] = {**config["train"], "lazy_tables": "on", "first": {**stage, "weight_decay": 0.5}}
+        config["model"] = {**config["model"], "heads": {"default": "sampled", "sampled": {"negatives": 5}}}
     if kind == "dropout":
         config["model"] = {**config["model"], "dropout": 0.3, "item_init": "svd"}
         config["train"]["later"] = config["train"]["first"] = {**stage, "weight_decay": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from small_runs import ALONE, checked, events, results, run_worlds, settings, small_tables, train_here, weights, what_lasts
 
 from dist_teracon.continual.method import Setup, resolve_method
 from dist_teracon.data.append import append
+from dist_teracon.data.given_vectors import read_given_vectors
 from dist_teracon.data.prepare import write_dataset
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.data.shards import Dataset
-from dist_teracon.errors import RunError
+from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.train.growth import AddedTask, grown_tensors
 
 RULE = SplitRule(train=0.6, validation=0.2, test=0.2)
@@ -41,19 +45,29 @@ def config_of(dataset: str) -> dict[str, Any]:
     return {**settings(dataset, zero=2), "tasks": None}
 
 
+def vectors_file(path: Path, dataset: str, **columns: Any) -> str:
+    """Vectors of width 3 of all items and of one that is not in the data set; `columns` replace the file's."""
+    items = [*Dataset(dataset).vocabulary("items")["item"].to_pylist()[2:], "elsewhere"]
+    drawn = np.random.default_rng(0).normal(size=(len(items), 3))
+    pq.write_table(pa.table({"item": items, "vector": drawn.tolist(), **columns}), path)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def runs(versions: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two tasks, and copies of it to which `gender` was added: undisturbed, killed three times, with neighbours."""
     folder = tmp_path_factory.mktemp("runs")
     old, new = versions
     run_worlds([{"config": config_of(old), "run": str(folder / "base")}], folder)
-    for name in ("whole", "killed", "neighbours"):
+    for name in ("whole", "killed", "neighbours", "text"):
         shutil.copytree(folder / "base", folder / name)
     killed: dict[str, Any] = {"config": config_of(new), "run": str(folder / "killed"), "added": ["gender", "unseen"]}
     jobs = [{**killed, "run": str(folder / "whole")}, *({**killed, "moment": moment} for moment in MOMENTS), killed, killed]
     jobs.append({"config": config_of(new), "run": str(folder / "neighbours"), "added": ["gender", "neighbours"]})
+    text = {"config": config_of(new), "run": str(folder / "text"), "added": ["gender", "text", vectors_file(folder / "v.parquet", new)]}
+    jobs += [{**text, "moment": "checkpoint:3:1"}, text]
     codes = run_worlds(jobs, folder)
-    assert [code[-1] for code in codes] == [0, *[-9] * len(MOMENTS), 0, 0, 0]
+    assert [code[-1] for code in codes] == [0, *[-9] * len(MOMENTS), 0, 0, 0, -9, 0]
     return folder
 
 
@@ -76,8 +90,8 @@ def test_item_tables_grow_and_heads_of_old_tasks_do_not(runs: Path) -> None:
     assert (before["backbone.items"].shape[0], after["backbone.items"].shape[0]) == (OLD_ITEMS, NEW_ITEMS)
     assert after["heads.next.weight"].shape == before["heads.next.weight"].shape
     state = json.loads((runs / "whole" / "stages" / "03-gender" / "state.json").read_text())
-    assert state["growth"] == {"items_before": OLD_ITEMS, "items": NEW_ITEMS, "new_items": "unseen", "from_neighbours": 0}
-    assert json.loads((runs / "neighbours" / "stages" / "03-gender" / "state.json").read_text())["growth"]["from_neighbours"] == 2
+    assert state["growth"] == {"items_before": OLD_ITEMS, "items": NEW_ITEMS, "new_items": "unseen", "started": 0}
+    assert json.loads((runs / "neighbours" / "stages" / "03-gender" / "state.json").read_text())["growth"]["started"] == 2
 
 
 def test_killed_at_three_moments_it_ends_bit_for_bit_as_undisturbed(runs: Path) -> None:
@@ -142,7 +156,88 @@ def test_neighbours_are_the_known_items_beside_a_new_one(versions: tuple[str, st
     for item, others in beside.items():
         wanted = table[others].mean(0) if others else table[1]
         torch.testing.assert_close(found["backbone.items"][item], wanted, rtol=1e-12, atol=1e-12)
-    assert report["from_neighbours"] == sum(bool(others) for others in beside.values()) > 0
+    assert report["started"] == sum(bool(others) for others in beside.values()) > 0
+
+
+def test_given_vectors_reach_new_rows_by_the_map_that_fits_the_known_ones(versions: tuple[str, str], tmp_path: Path) -> None:
+    """Known rows that are a linear map of their vectors, and an intercept: the new rows are that map of theirs."""
+    new = Dataset(versions[1])
+    uri = vectors_file(tmp_path / "v.parquet", versions[1])
+    given = read_given_vectors(uri, new)
+    assert (given.items.tolist(), given.unknown) == (list(range(2, NEW_ITEMS)), 1)
+    turn = np.random.default_rng(1).normal(size=(3, 5))
+    rows = torch.from_numpy(given.vectors.astype(np.float64) @ turn + 2.0)
+    table = torch.cat([torch.full((2, 5), 7.0, dtype=torch.float64), rows[: OLD_ITEMS - 2]])
+    found, report = grown_tensors({"backbone.items": table}, new, task="gender", new_items="text", runtime=ALONE, vectors=uri)
+    assert torch.equal(found["backbone.items"][:OLD_ITEMS], table)
+    torch.testing.assert_close(found["backbone.items"][OLD_ITEMS:], rows[OLD_ITEMS - 2 :], rtol=0, atol=0.1)
+    assert (report["started"], report["mapped_from"], report["given_unknown"]) == (NEW_ITEMS - OLD_ITEMS, OLD_ITEMS - 2, 1)
+    assert report["explained"] > 0.99
+
+
+def test_vectors_of_new_items_alone_are_taken_as_they_are(versions: tuple[str, str], tmp_path: Path) -> None:
+    new = Dataset(versions[1])
+    last = new.vocabulary("items").to_pylist()[-1]
+    assert last["index"] == NEW_ITEMS - 1
+    pq.write_table(pa.table({"item": [last["item"]], "vector": [[1.0, 2.0, 3.0]]}), tmp_path / "v.parquet")
+    table = torch.arange(OLD_ITEMS * 3.0).view(-1, 3)
+    options: dict[str, Any] = {"task": "gender", "new_items": "text", "runtime": ALONE, "vectors": str(tmp_path / "v.parquet")}
+    found, report = grown_tensors({"backbone.items": table}, new, **options)
+    assert found["backbone.items"][OLD_ITEMS:].tolist() == [table[1].tolist(), [1.0, 2.0, 3.0]]
+    assert report["started"] == 1
+    with pytest.raises(RunError, match="vectors are 3 wide and the model 4"):
+        grown_tensors({"backbone.items": torch.zeros(OLD_ITEMS, 4)}, new, **options)
+
+
+def test_a_run_that_grew_by_given_vectors_says_so_and_survives_a_kill(runs: Path) -> None:
+    growth = json.loads((runs / "text" / "stages" / "03-gender" / "state.json").read_text())["growth"]
+    assert (growth["new_items"], growth["started"], growth["mapped_from"]) == ("text", NEW_ITEMS - OLD_ITEMS, OLD_ITEMS - 2)
+    (listed,) = json.loads((runs / "text" / "additions.json").read_text())
+    assert listed["vectors"] == hashlib.sha256((runs / "v.parquet").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({"vector": [[1.0, 2.0]] * (NEW_ITEMS - 2) + [[1.0]]}, "item 'elsewhere' has a vector of 1 numbers, the first of 2"),
+        ({"vector": [[1.0]] * (NEW_ITEMS - 2) + [[float("nan")]]}, "item 'elsewhere' has a number that is not finite"),
+        ({"vector": [1.0] * (NEW_ITEMS - 1)}, "column 'vector' is double; a list of numbers is wanted"),
+        ({"vector": [[None]] * (NEW_ITEMS - 1)}, "column 'vector' is list<"),
+        ({"item": ["twice"] * (NEW_ITEMS - 1)}, "item 'twice' stands there more than once"),
+        ({"item": [1.5] * (NEW_ITEMS - 1)}, "column 'item' is double; text or whole numbers are wanted"),
+        ({"item": [None, *map(str, range(NEW_ITEMS - 2))]}, "row 1: no item id"),
+    ],
+)
+def test_damaged_vectors_are_named(versions: tuple[str, str], tmp_path: Path, columns: dict[str, Any], text: str) -> None:
+    uri = vectors_file(tmp_path / "v.parquet", versions[1], **columns)
+    with pytest.raises(DataError, match=rf"v\.parquet: .*{text}"):
+        read_given_vectors(uri, Dataset(versions[1]))
+
+
+@pytest.mark.usefixtures("alone")
+def test_vectors_that_cannot_serve_are_refused_and_change_nothing(runs: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+    _, new = versions
+    run = tmp_path / "run"
+    shutil.copytree(runs / "base", run)
+
+    def refused(file: Path, text: str) -> None:
+        with pytest.raises(TeraconError, match=text):
+            train_here(config_of(new), run, added=AddedTask("gender", "text", str(file)))
+        assert not (run / "additions.json").exists()
+
+    refused(tmp_path / "none.parquet", "no such file")
+    (tmp_path / "no.parquet").write_bytes(b"no")
+    refused(tmp_path / "no.parquet", "cannot be read as Parquet")
+    pq.write_table(pa.table({"item": ["x"], "v": [1]}), tmp_path / "v.parquet")
+    refused(tmp_path / "v.parquet", "has no column 'vector'")
+    pq.write_table(pa.table({"item": ["x"], "vector": [[1.0]]}), tmp_path / "x.parquet")
+    refused(tmp_path / "x.parquet", "has no vector of a new item")
+    other = vectors_file(tmp_path / "other.parquet", new, item=[f"y{n}" for n in range(NEW_ITEMS - 1)])
+    with pytest.raises(RunError, match=r"with other vectors than .*other\.parquet holds"):
+        train_here(config_of(new), runs / "text", added=AddedTask("gender", "text", other))
+    for vectors in ({"new_items": "text"}, {"vectors": "v.parquet"}):
+        with pytest.raises(ConfigError, match="go together"):
+            AddedTask("gender", **vectors)
 
 
 @pytest.mark.usefixtures("alone")

@@ -41,6 +41,27 @@ def test_items_of_the_same_users_are_near(dataset) -> None:
     assert float(ordered[:, 14:].mean()) < 0.2
 
 
+def test_the_way_for_large_tables_finds_a_symmetric_matrixs_leading_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(80, 80, generator=generator)).Q
+    strength = 0.8 ** torch.arange(80.0) * torch.tensor([1.0, -1.0]).repeat(40)
+    whole = (turn * strength) @ turn.T
+    first, second = np.divmod(np.arange(80 * 80), 80)
+    found = item_vectors._symmetric_directions(first, second, whole.flatten().numpy(), 80, 6)
+    wanted = turn[:, :6] * strength[:6].abs().sqrt()
+    assert (torch.nn.functional.cosine_similarity(found, wanted, dim=0).abs() > 0.999).all()
+    torch.testing.assert_close(found.norm(dim=0), wanted.norm(dim=0), rtol=1e-3, atol=0)
+
+
+def test_large_tables_too_know_items_of_the_same_users(dataset, monkeypatch) -> None:
+    small = vectors_of(dataset)
+    monkeypatch.setattr(item_vectors, "LARGE", 1)
+    found = vectors_of(dataset)
+    assert torch.equal((found == 0).all(dim=1), (small == 0).all(dim=1))
+    assert torch.equal(found, vectors_of(dataset))
+    test_items_of_the_same_users_are_near(dataset)
+
+
 def test_items_that_training_users_never_took_have_no_vector(dataset) -> None:
     vectors, known = vectors_of(dataset), trained_items(dataset)
     zero = np.flatnonzero((vectors == 0).all(dim=1).numpy())

@@ -8,6 +8,7 @@ import torch
 
 from dist_teracon.data.schema import Split
 from dist_teracon.engine.contract import Runtime
+from dist_teracon.evaluate import baseline_table as baselines_module
 from dist_teracon.evaluate import scorer
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.scorer import score_task
@@ -154,3 +155,25 @@ def test_baseline_table_has_a_place_for_every_task(make_dataset):
     for shard in range(dataset.info.shards):
         hits += (dataset.labels("age", shard).of(Split.TEST).values == counts.argmax()).tolist()
     assert table["majority"][2] == pytest.approx(np.mean(hits))
+
+
+def test_the_svd_baseline_takes_a_sample_of_many_users_and_says_so(make_dataset, monkeypatch):
+    pytest.importorskip("sklearn")
+    dataset, told = make_dataset(users=300, items=40, unseen=0.0), []
+    whole = baseline_table(dataset, dataset.info.tasks, seed=0, say=told.append)
+    assert "users" not in whole["svd_logistic_regression"][2]
+    assert not told
+    monkeypatch.setattr(baselines_module, "SVD_USERS", 150)
+    cut = baseline_table(dataset, dataset.info.tasks, seed=0, say=told.append)
+    assert 100 < cut["svd_logistic_regression"][2]["users"] < 200
+    assert f"on {cut['svd_logistic_regression'][2]['users']} of 300 users" in told[0]
+    assert cut["popularity"] == whole["popularity"]
+    picked = [baselines_module._picked_users(dataset, shard, 0) for shard in range(dataset.info.shards)]
+    rows, labels, split = baselines_module._examples(dataset, "age", picked)
+    first, wanted = 0, []
+    for shard, users in enumerate(picked):
+        known = dict(zip(dataset.labels("age", shard).users.tolist(), dataset.labels("age", shard).values.tolist(), strict=True))
+        wanted += [(first + place, known[user]) for place, user in enumerate(users.tolist()) if user in known]
+        first += len(users)
+    assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == wanted
+    assert len(split) == len(rows)
