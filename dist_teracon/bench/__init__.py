@@ -2,6 +2,7 @@
 
 BENCHMARKS = {
     "kernels": "the convolution stack against plain eager convolutions",
+    "companions": "cross-entropy, squared error and ranks against torch's own ways",
     "heads": "a training step and scores with hundreds of thousands of labels",
     "loader": "users a second into batches, at the size of the published large data set",
     "data": "preparation of raw files of TTL's shape against a plain loader",

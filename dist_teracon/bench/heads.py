@@ -6,22 +6,18 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
-from dist_teracon.bench.measure import alternate, circumstances, markdown_table
+from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table
 from dist_teracon.engine.lazy_adam import LazyAdamW
 from dist_teracon.evaluate.metrics import reciprocal_rank
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.network import Network
 from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
-
-_POLL_S = 0.01
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -56,39 +52,15 @@ def main(arguments: Sequence[str]) -> None:
     print(f"\n{options.users} × {options.length} positions, {options.channels} channels, one thread; {circumstances('torch', 'numpy')}")
 
 
-class _Peak:
-    """The largest anonymous resident memory beyond that at the beginning, while something runs."""
-
-    def __enter__(self) -> _Peak:
-        self.start, self.most, self._stop = _resident(), 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(_POLL_S):
-            self.most = max(self.most, _resident() - self.start)
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.most = max(self.most, _resident() - self.start)
-
-
-def _resident() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) / 1e6
-
-
 def _steps(options: argparse.Namespace, items: int) -> list[list[str]]:
     """A whole step of T1: backbone, head, Adam on both tables, on all rows or (lazy) on those read."""
     torch.set_num_threads(1)
     rows = []
     for kind in ("full", "full, lazy", "sampled", "sampled, lazy"):
-        with _Peak() as peak:
+        with PeakMemory() as peak:
             step, model = _step(options, items, kind)
             timing = alternate({kind: step}, repeats=options.repeats, warm_up=options.warm_up)[kind]
-        rows.append([kind, f"{timing.median:.2f}", f"{peak.most:.2f}"])
+        rows.append([kind, f"{timing.median:.2f}", f"{peak.most / 1e9:.2f}"])
         del step, model
     return rows
 
@@ -134,13 +106,13 @@ def _scores(options: argparse.Namespace, items: int) -> list[list[str]]:
     hidden = torch.randn(options.scored, options.channels, generator=generator)
     labels = torch.randint(items, (options.scored,), generator=generator)
     began, wall = time.process_time(), time.perf_counter()
-    with _Peak() as peak:
+    with PeakMemory() as peak:
         for first in range(0, options.scored, 512):
             part = slice(first, first + 512)
             index = torch.arange(hidden[part].shape[0])
             found = _score_rows(head, hidden[part], index, labels[part], cutoff=5)
     assert found.shape == reciprocal_rank(labels[part], labels[part], cutoff=5).shape
-    return [[f"{options.scored:,}", f"{time.process_time() - began:.1f}", f"{time.perf_counter() - wall:.1f}", f"{peak.most:.2f}"]]
+    return [[f"{options.scored:,}", f"{time.process_time() - began:.1f}", f"{time.perf_counter() - wall:.1f}", f"{peak.most / 1e9:.2f}"]]
 
 
 def _adam(options: argparse.Namespace, items: int) -> list[list[str]]:
@@ -148,7 +120,7 @@ def _adam(options: argparse.Namespace, items: int) -> list[list[str]]:
     torch.set_num_threads(1)
     rows = []
     for name, sparse in (("all rows", False), ("rows read", True)):
-        with _Peak() as peak:
+        with PeakMemory() as peak:
             generator = torch.Generator().manual_seed(0)
             table = torch.nn.Parameter(torch.randn(items, options.channels, generator=generator))
             optimiser = LazyAdamW([table], lr=1e-3)
@@ -160,7 +132,7 @@ def _adam(options: argparse.Namespace, items: int) -> list[list[str]]:
                 optimiser.zero_grad()
 
             timing = alternate({name: step}, repeats=options.repeats, warm_up=options.warm_up)[name]
-        rows.append([name, f"{timing.median * 1000:,.1f}", f"{peak.most:.2f}"])
+        rows.append([name, f"{timing.median * 1000:,.1f}", f"{peak.most / 1e9:.2f}"])
         del step, table, optimiser
     return rows
 

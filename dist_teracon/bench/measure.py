@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,30 @@ def alternate(
 def median_ratio(slow: Timing, fast: Timing) -> float:
     """Return how many times less `fast` took: the median of the rounds' ratios."""
     return float(np.median(np.asarray(slow.seconds) / np.asarray(fast.seconds)))
+
+
+class PeakMemory:
+    """The largest anonymous resident memory beyond that at the beginning, bytes, while something runs; as a context."""
+
+    def __enter__(self) -> PeakMemory:
+        self.start, self.most, self._stop = _resident(), 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self.most = max(self.most, _resident() - self.start)
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.most = max(self.most, _resident() - self.start)
+
+
+def _resident() -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) * 1024
 
 
 def peak_memory() -> int:
