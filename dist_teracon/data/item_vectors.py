@@ -28,7 +28,7 @@ PAIRS = 1 << 25
 SCALE = 0.3
 _ITERATIONS = 4
 # From so many items on, directions are sought with half as many passes over the matrix, which is symmetric, over items that occur alone:
-# 646 thousand items take a minute or two instead of five (docs/scale.md).
+# 646 thousand items take about two minutes of one core (docs/scale.md).
 LARGE = 100_000
 _PASSES = 5
 # Directions sought beyond those wanted, which makes the last ones of them good.

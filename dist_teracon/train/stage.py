@@ -158,6 +158,7 @@ class Stage:
             state.seconds += time.monotonic() - began
             self._tell_epoch(phase, state, means, score, better=better, seconds=time.monotonic() - began)
             self._save(number, state, snapshot)
+            del snapshot  # three times the weights, which would stay beside the next epoch's
         engine.release()
         if phase.select and state.best:
             _load_parameters(module, state.best)
