@@ -61,68 +61,21 @@ def cross_entropy_sum(head: Head, hidden_EC: Tensor, labels_E: Tensor, *, smooth
         labels_E: Targets, int64.
         smoothing: Share of a target's weight that is spread evenly over all labels.
     """
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_EC, head.weight, head.bias)):
-        total: Tensor = _CrossEntropySum.apply(hidden_EC, head.weight, head.bias, labels_E, smoothing)
-        return total
-    return _cross_entropy_sum(hidden_EC, head.weight, head.bias, labels_E, smoothing, None)
 
-
-@dataclass(frozen=True)
-class _Gradients:
-    """Where a cross-entropy's gradients are added up; None where one is not wanted. The weight's and the bias's are fp32 at least."""
-
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-
-def _cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float, into: _Gradients | None) -> Tensor:
-    """Sum the cross-entropies chunk by chunk; while a chunk's logits are there, its gradients are made of them."""
-    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    rows = rows_at_once(weight.shape[0])
-    for start in range(0, hidden.shape[0], rows):
-        h, y = hidden[start : start + rows], labels[start : start + rows, None]
-        scores = torch.log_softmax(_wide(F.linear(h, weight, bias)), dim=1)
-        total -= (1 - smoothing) * scores.gather(1, y).sum()
+    def part(logits_BY: Tensor, start: int, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        labels = labels_E[start : start + logits_BY.shape[0], None]
+        scores = torch.log_softmax(logits_BY, dim=1)
+        total = (smoothing - 1) * scores.gather(1, labels).sum()
         if smoothing:
-            total -= smoothing * scores.mean(1).sum()
-        if into is None:
-            continue
-        d = scores.exp_()  # d loss / d logits = softmax − the smoothed one-hot
+            total = total - smoothing * scores.mean(1).sum()
+        if not gradient:
+            return total, None
+        d = scores.exp_()  # softmax − the smoothed one-hot
         if smoothing:
             d -= smoothing / d.shape[1]
-        d.scatter_add_(1, y, d.new_full(y.shape, smoothing - 1))
-        narrow = d.to(h.dtype)
-        if into.hidden is not None:
-            torch.mm(narrow, weight, out=into.hidden[start : start + rows])
-        if into.weight is not None:
-            into.weight.add_(narrow.t() @ h) if narrow is not d else into.weight.addmm_(d.t(), h)
-        if into.bias is not None:
-            into.bias.add_(d.sum(0))
-    return total
+        return total, d.scatter_add_(1, labels, d.new_full(labels.shape, smoothing - 1))
 
-
-class _CrossEntropySum(torch.autograd.Function):
-    """The sum with its gradients made in the forward pass: no logits are kept, and none computed twice."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
-        into = _Gradients(
-            torch.empty_like(hidden) if of_hidden else None,
-            torch.zeros_like(weight, dtype=wide) if of_weight else None,
-            torch.zeros_like(bias, dtype=wide) if of_bias else None,
-        )
-        total = _cross_entropy_sum(hidden, weight, bias, labels, smoothing, into)
-        ctx.save_for_backward(into.hidden, into.weight, into.bias)
-        ctx.dtype = hidden.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if made is None else (made * grads[0]).to(ctx.dtype) for made in ctx.saved_tensors), None, None
+    return _sum_over_chunks(head, hidden_EC, part)
 
 
 def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_head: Head | None) -> Tensor:
@@ -135,14 +88,83 @@ def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_he
         teacher_head: The teacher's frozen head, for labels too many to store (SPEC section 4).
     """
 
-    def part(hidden: Tensor, target: Tensor) -> Tensor:
-        wanted = target if teacher_head is None else teacher_head(target.to(teacher_head.weight.dtype))
-        difference = _wide(head(hidden)) - wanted
+    def part(logits_BY: Tensor, start: int, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        wanted = teacher[start : start + logits_BY.shape[0]]
+        if teacher_head is not None:
+            wanted = F.linear(wanted.to(teacher_head.weight.dtype), teacher_head.weight.detach(), teacher_head.bias.detach())
+        low, high = torch.aminmax(wanted, dim=1, keepdim=True)
         # what two orders of summation differ by says nothing, but Adam would turn even that gradient into whole steps of a past head
-        rounding = _ROUNDING * torch.finfo(difference.dtype).eps * wanted.detach().abs().amax(dim=1, keepdim=True)
-        return difference.masked_fill(difference.detach().abs() <= rounding, 0).square().sum()
+        rounding = _ROUNDING * torch.finfo(logits_BY.dtype).eps * torch.maximum(high, -low)
+        difference = logits_BY.sub_(wanted)
+        difference.masked_fill_(difference.abs() <= rounding, 0)
+        flat = difference.view(-1)
+        return flat.dot(flat), difference.mul_(2) if gradient else None
 
-    return in_chunks(part, rows_at_once(head.labels), hidden_EC, teacher)
+    return _sum_over_chunks(head, hidden_EC, part)
+
+
+# From a chunk's logits, fp32 at least, and the place of its first example to its part of a sum, and the logits' gradient if wanted.
+_Part = Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Where a sum's gradients are added up; None where one is not wanted. The weight's and the bias's are fp32 at least."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def _sum_over_chunks(head: Head, hidden_EC: Tensor, part: _Part) -> Tensor:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_EC, head.weight, head.bias)):
+        total: Tensor = _HeadSum.apply(hidden_EC, head.weight, head.bias, part)
+        return total
+    with torch.no_grad():
+        return _add_chunks(hidden_EC, head.weight, head.bias, part, None)
+
+
+def _add_chunks(hidden: Tensor, weight: Tensor, bias: Tensor, part: _Part, into: _Gradients | None) -> Tensor:
+    """Add up a sum chunk by chunk; while a chunk's logits are there, its gradients are made of them."""
+    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    rows = rows_at_once(weight.shape[0])
+    for start in range(0, hidden.shape[0], rows):
+        h = hidden[start : start + rows]
+        value, d = part(_wide(F.linear(h, weight, bias)), start, into is not None)
+        total += value
+        if into is None or d is None:
+            continue
+        narrow = d.to(h.dtype)
+        if into.hidden is not None:
+            torch.mm(narrow, weight, out=into.hidden[start : start + rows])
+        if into.weight is not None:
+            into.weight.add_(narrow.t() @ h) if narrow is not d else into.weight.addmm_(d.t(), h)
+        if into.bias is not None:
+            into.bias.add_(d.sum(0))
+    return total
+
+
+class _HeadSum(torch.autograd.Function):
+    """A sum with its gradients made in the forward pass: no logits are kept, and none computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, part: _Part) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        into = _Gradients(
+            torch.empty_like(hidden) if of_hidden else None,
+            torch.zeros_like(weight, dtype=wide) if of_weight else None,
+            torch.zeros_like(bias, dtype=wide) if of_bias else None,
+        )
+        total = _add_chunks(hidden, weight, bias, part, into)
+        ctx.save_for_backward(into.hidden, into.weight, into.bias)
+        ctx.dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if made is None else (made * grads[0]).to(ctx.dtype) for made in ctx.saved_tensors), None
 
 
 def _wide(logits: Tensor) -> Tensor:
