@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +102,21 @@ def test_the_engine_changes_nothing_but_what_it_trains(zero: int, precision: str
     assert torch.equal(toy.first, trained["parameter/first"])
     assert not torch.equal(toy.first, start["first"])
     assert [p.requires_grad for p in (toy.first, toy.second[0], toy.frozen)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("zero", "precision"), SETTINGS)
+def test_a_released_engine_holds_no_memory_though_its_module_lives_on(zero: int, precision: str) -> None:
+    gc.disable()
+    try:
+        toy, engine = _engine(zero, precision)
+        _steps(engine, 0, 2)
+        left = [weakref.ref(moment) for entry in engine._inner_state().values() for moment in entry.values() if moment.numel() > 1]
+        assert len(left) >= 2
+        engine.release()
+        assert not any(moment() is not None for moment in left)
+        assert toy.first.dtype == torch.float32
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("zero", "precision"), SETTINGS)
