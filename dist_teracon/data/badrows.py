@@ -13,6 +13,8 @@ from dist_teracon.errors import DataError
 _SHOWN = 80
 _SAMPLES = 100
 _SAMPLE_LENGTH = 2000
+# ends of lines to many a reader of text, which JSON leaves as they are
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 @dataclass
@@ -67,7 +69,7 @@ class BadRows:
         file, _, line = where.removeprefix(self.root.rstrip("/") + "/").rpartition(":")
         place: dict[str, object] = {"file": file, "line": int(line)} if line.isdecimal() else {"file": file, "row": line.strip()}
         row = {**place, "reason": kind, "text": None if text is None else text[:_SAMPLE_LENGTH]}
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n")
 
     def check(self, uri: str, rows: int) -> None:
         """End a file of `rows` rows, malformed ones included.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 
 from dist_teracon.errors import DataError
@@ -27,6 +28,7 @@ BLOCK = 1 << 20
 
 _LONGEST_LINE = 64 << 20
 _BOM = b"\xef\xbb\xbf"
+_NEWLINE = 10
 
 
 def without_compression(name: str) -> str:
@@ -173,7 +175,8 @@ class LineBlocks:
                 self.position = raw.position
                 if end:
                     yield LineBlock(text[:end], line)
-                    line += text.count(b"\n", 0, end)
+                    # several times faster than bytes.count, as newlines are many
+                    line += int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8, count=end) == _NEWLINE))
                 if last:
                     break
                 if len(carry) > _LONGEST_LINE:

@@ -248,6 +248,17 @@ def test_malformed_rows_are_told_one_by_one(raw, tmp_path):
     assert str(tmp_path) not in (tmp_path / "out" / "rejected.jsonl").read_text()
 
 
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\u2029", "\x1e"])
+def test_a_told_row_is_one_line_to_every_reader(tmp_path, raw, separator):
+    source = tmp_path / "raw"
+    source.mkdir()
+    for path in raw.iterdir():
+        (source / path.name).write_bytes(path.read_bytes() + (f"5,é{separator}6,,1\n".encode() if "age" in path.name else b""))
+    prepare("ttl", str(source), str(tmp_path / "out"), max_bad_rows=0.9)
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["text"] == f"5,é{separator}6,,1"
+
+
 def test_only_some_rows_of_a_kind_are_told(tmp_path, raw):
     source = tmp_path / "raw"
     source.mkdir()
