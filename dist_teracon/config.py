@@ -100,6 +100,9 @@ class StageTraining(Frozen):
         epochs: At most so many.
         patience: Stop after so many epochs without a better validation score; 0 never stops early.
         weight_decay: Decoupled (AdamW's), of the backbone's matrices and the new head's, TERACON's later stages the head's alone.
+        average: What is validated and handed on is a running average of the weights at the ends of epochs, of which an epoch keeps this
+            share; 0: the weights of the epoch alone.
+        backbone_rate: Factor on the learning rate of the backbone (item table, convolutions, LayerNorm).
     """
 
     learning_rate: Rate = 1e-3
@@ -107,6 +110,8 @@ class StageTraining(Frozen):
     epochs: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=0)] = 5
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    backbone_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class StageOverride(Frozen):
@@ -117,6 +122,8 @@ class StageOverride(Frozen):
     epochs: Annotated[int, Field(ge=0)] | None = None
     patience: Annotated[int, Field(ge=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
+    average: Annotated[float, Field(ge=0, lt=1)] | None = None
+    backbone_rate: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 # `lazy_tables: auto` has tables of at least so many rows advanced in touched rows alone.

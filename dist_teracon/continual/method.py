@@ -135,11 +135,14 @@ class Method(ABC):
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         """Return Adam's groups; parameters that are in none must not require gradients."""
+        training = phase.training
         trained = {name: p for name, p in self.module().named_parameters() if p.requires_grad}
-        decayed = self.decayed(list(trained)) if phase.training.weight_decay else set()
-        parts = [(phase.training.weight_decay, [p for name, p in trained.items() if name in decayed])]
-        parts += [(0.0, [p for name, p in trained.items() if name not in decayed])]
-        return [{"params": part, "lr": phase.training.learning_rate, "weight_decay": decay} for decay, part in parts if part]
+        decayed = self.decayed(list(trained)) if training.weight_decay else set()
+        parts: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in trained.items():
+            rate = training.learning_rate * (training.backbone_rate if name.startswith("backbone.") else 1.0)
+            parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
+        return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
 
     def decayed(self, names: Sequence[str]) -> set[str]:
         """Return which of the module's parameters weight decay acts on: item table, convolutions, the present task's head."""

@@ -96,6 +96,7 @@ class Progress:
         state: Small state as JSON values: early stopping, the method's, the event log's length.
         engine: The engine's state.
         best: Parameters of the best epoch so far; empty if there is none.
+        average: Running average of the parameters; empty where there is none.
     """
 
     phase: int
@@ -103,6 +104,7 @@ class Progress:
     state: dict[str, Any]
     engine: dict[str, Tensor]
     best: dict[str, Tensor]
+    average: dict[str, Tensor]
 
 
 class StageFolder:
@@ -176,8 +178,9 @@ class StageFolder:
         shutil.rmtree(self._progress / name, ignore_errors=True)
         with io.atomic_folder(self._progress / name) as folder:
             save_tensors(folder / "engine.safetensors", progress.engine)
-            if progress.best:
-                save_tensors(folder / "best.safetensors", progress.best)
+            for name, tensors in (("best", progress.best), ("average", progress.average)):
+                if tensors:
+                    save_tensors(folder / f"{name}.safetensors", tensors)
             io.write_json(folder / "state.json", {"phase": progress.phase, "epoch": progress.epoch, **progress.state})
         for folder in older:
             shutil.rmtree(folder)
@@ -189,13 +192,13 @@ class StageFolder:
             return None
         newest = folders[-1]
         state = io.read_json(str(newest / "state.json"))
-        best = newest / "best.safetensors"
+        kept = {name: newest / f"{name}.safetensors" for name in ("best", "average")}
         return Progress(
             phase=state["phase"],
             epoch=state["epoch"],
             state=state,
             engine=load_tensors(newest / "engine.safetensors"),
-            best=load_tensors(best) if best.exists() else {},
+            **{name: load_tensors(path) if path.exists() else {} for name, path in kept.items()},
         )
 
     def _checkpoints(self) -> list[Path]:

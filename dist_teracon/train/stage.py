@@ -26,6 +26,7 @@ from dist_teracon.log import Voice
 from dist_teracon.models.heads import Head
 from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
+from dist_teracon.train.average import PARAMETER, averaged, load_parameters, wearing
 from dist_teracon.train.checkpoint import EventLog, Progress, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
 
@@ -57,6 +58,7 @@ class _PhaseState:
     seconds: float = 0.0
     stopping: Stopping = field(default_factory=Stopping)
     best: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,19 +152,29 @@ class Stage:
             began = time.monotonic()
             state.epoch += 1
             means = self._train_epoch(engine, loader, phase, state)
-            score = self._validate(phase)
-            better = state.stopping.take(score, state.epoch)
-            snapshot = engine.state()
-            if better:
-                state.best = {name: value for name, value in snapshot.items() if name.startswith("parameter/")}
+            score, better, snapshot = self._settle_epoch(engine, module, phase, state)
             state.seconds += time.monotonic() - began
             self._tell_epoch(phase, state, means, score, better=better, seconds=time.monotonic() - began)
             self._save(number, state, snapshot)
             del snapshot  # three times the weights, which would stay beside the next epoch's
         engine.release()
-        if phase.select and state.best:
-            _load_parameters(module, state.best)
+        load_parameters(module, state.best if phase.select and state.best else state.average)
         return state
+
+    def _settle_epoch(
+        self, engine: Engine, module: LossModule, phase: Phase, state: _PhaseState
+    ) -> tuple[float | None, bool, dict[str, Tensor]]:
+        """Score an epoch's weights, or their average, and keep the best; returns score, whether it is the best, the engine's state."""
+        snapshot = engine.state()
+        weights = {name: value for name, value in snapshot.items() if name.startswith(PARAMETER)}
+        if keep := phase.training.average:
+            weights = state.average = averaged(state.average, weights, keep=keep, epoch=state.epoch)
+        with wearing(module, state.average):
+            score = self._validate(phase)
+        better = state.stopping.take(score, state.epoch)
+        if better:
+            state.best = weights
+        return score, better, snapshot
 
     def _negatives(self, phase: Phase) -> dict[str, Negatives]:
         """What the heads with a sampled loss draw from; said once."""
@@ -275,7 +287,7 @@ class Stage:
                 "events_bytes": self.events.commit(),
                 **self._earlier,
             }
-            self.folder.save_progress(Progress(number, state.epoch, small, engine_state, state.best))
+            self.folder.save_progress(Progress(number, state.epoch, small, engine_state, state.best, state.average))
         if self.runtime.world_size > 1:
             dist.barrier()
 
@@ -285,14 +297,8 @@ class Stage:
         self.method.load_progress(saved["method"])
         self.voice.line(f"{self.label} · going on after epoch {progress.epoch}")
         stopping = Stopping(saved["best"], saved["best_epoch"], saved["waited"])
-        return _PhaseState(progress.epoch, saved["steps"], saved["seconds"], stopping, progress.best)
+        return _PhaseState(progress.epoch, saved["steps"], saved["seconds"], stopping, progress.best, progress.average)
 
 
 def _silent(_event: str, **_fields: Any) -> None:
     pass
-
-
-def _load_parameters(module: LossModule, values: dict[str, Tensor]) -> None:
-    for name, parameter in module.named_parameters():
-        if (value := values.get(f"parameter/{name}")) is not None:
-            parameter.data.copy_(value)
