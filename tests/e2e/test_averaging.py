@@ -1,0 +1,41 @@
+"""What a stage hands on when it averages its epochs' weights, and how far the backbone steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import events, settings, train_here, weights
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def test_a_stage_hands_on_the_mean_of_its_epochs(small: str, tmp_path: Path) -> None:
+    """Of runs that differ in averaging alone, each epoch's weights are the same; the first epoch's are those of a run that ends there."""
+    stage = {"learning_rate": 0.003, "batch": 8, "patience": 0}
+
+    def handed_on(name: str, **fields: float) -> dict[str, torch.Tensor]:
+        run = train_here(settings(small, tasks=("likes",), first={**stage, **fields}), tmp_path / name)
+        assert [event["best"] for event in events(run, "epoch")][-1], "the last epoch is not the best: take another seed"
+        return weights(run, "01-likes")
+
+    one, two, mean = handed_on("one", epochs=1), handed_on("two", epochs=2), handed_on("mean", epochs=2, average=0.9)
+    for name, value in mean.items():
+        assert torch.allclose(value, (one[name] + two[name]) / 2, atol=1e-7)
+    assert not torch.equal(one["backbone.items"], two["backbone.items"])
+
+
+def test_the_backbone_steps_by_its_share_of_the_learning_rate(small: str, tmp_path: Path) -> None:
+    """One Adam step moves a weight by the learning rate, up to rounding and tiny gradients."""
+    moved = {}
+    for rate in (1.0, 0.25):
+        stage = {"learning_rate": 0.01, "batch": 1000, "epochs": 1, "backbone_rate": rate}
+        start, run = (
+            train_here(settings(small, tasks=("next",), first={**stage, "epochs": epochs}), tmp_path / f"{rate}-{epochs}")
+            for epochs in (0, 1)
+        )
+        before, after = weights(start, "01-next"), weights(run, "01-next")
+        moved[rate] = {name: (after[name] - before[name]).abs().median().item() for name in ("backbone.conv_weight", "heads.next.weight")}
+    assert moved[0.25]["backbone.conv_weight"] == pytest.approx(moved[1.0]["backbone.conv_weight"] / 4, rel=1e-3)
+    assert moved[0.25]["heads.next.weight"] == pytest.approx(moved[1.0]["heads.next.weight"], rel=1e-3)
