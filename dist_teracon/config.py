@@ -28,6 +28,7 @@ Rate = Annotated[float, Field(gt=0, lt=10)]
 
 
 HeadLoss = Literal["auto", "full", "sampled"]
+Pooling = Literal["last", "mean", "concat"]
 
 # `auto` takes the exact loss while a head's weights, gradient and Adam's two moments, four bytes each, stay below this.
 _FULL_HEAD_BYTES = 4 << 30
@@ -61,10 +62,10 @@ class HeadsConfig(Frozen):
     sampled: SampledSoftmax = SampledSoftmax()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    def is_sampled(self, task: str, *, labels: int, channels: int) -> bool:
-        """Tell whether a task's head is trained with sampled labels."""
+    def is_sampled(self, task: str, *, labels: int, width: int) -> bool:
+        """Tell whether a task's head is trained with sampled labels; a representation has `width` numbers."""
         chosen = self.by_task.get(task, self.default)
-        return chosen == "sampled" or (chosen == "auto" and labels * channels * 16 > _FULL_HEAD_BYTES)
+        return chosen == "sampled" or (chosen == "auto" and labels * width * 16 > _FULL_HEAD_BYTES)
 
 
 class ModelConfig(Frozen):
@@ -75,7 +76,8 @@ class ModelConfig(Frozen):
         channels: Width C of items and representations.
         dilations: The dilation d of each block, whose convolutions have d and 2d.
         kernel_size: Taps of a convolution.
-        pooling: `mean` adds the normalised mean of the sequence's items to the representation, `last` (as published) does not.
+        pooling: What the representation holds of the sequence as a whole: `mean` adds the normalised mean of its items, `concat` puts it
+            beside the last position's vector (twice as wide then), `last` (as published) has none.
         item_init: Initial item vectors: `svd` of which items the first task's training users take together, or `uniform` (as published).
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
         heads: By what loss the tasks' heads are trained.
@@ -85,7 +87,7 @@ class ModelConfig(Frozen):
     channels: Annotated[int, Field(ge=1, le=4096)] = 256
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
     kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
-    pooling: Literal["last", "mean"] = "mean"
+    pooling: Pooling = "mean"
     item_init: Literal["uniform", "svd"] = "svd"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     heads: HeadsConfig = HeadsConfig()

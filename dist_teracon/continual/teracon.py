@@ -261,7 +261,7 @@ class Teracon(Method):
         """The frozen head that turns stored representations into logits, for tasks of more labels than channels."""
         assert self.teacher is not None
         head = self.teacher.head(past)
-        return head if self.retention.teacher == "store" and head.labels > self.network.backbone.channels else None
+        return head if self.retention.teacher == "store" and head.labels > self.network.backbone.width else None
 
     @torch.no_grad()
     def _teach(self, batch: PackedBatch, past: str, masks: Tensor, *, logits: bool) -> Tensor:
@@ -301,7 +301,7 @@ class Teracon(Method):
             )  # fmt: skip
             for _ in context.track(written, len(shards), f"pseudo-labels of {past}"):
                 pass
-            width = self.network.head(past).labels if logits else self.network.backbone.channels
+            width = self.network.head(past).labels if logits else self.network.backbone.width
             targets = open_store(folder, pool, shards, width)
             told = {"rows": sum(sizes), "share": share, "seconds": time.monotonic() - began}
             if self.retention.normalise:

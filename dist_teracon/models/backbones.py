@@ -13,7 +13,8 @@ from dist_teracon.models.nextitnet import NextItNet
 if TYPE_CHECKING:
     from dist_teracon.config import ModelConfig
 
-# A backbone is a module with `channels` (C), `masks` (K, the masked layers of a task) and NextItNet's `forward`.
+# A backbone is a module with `channels` (C), `width` (W, numbers of a representation), `masks` (K, the masked layers of a task) and
+# NextItNet's `forward`.
 Backbone = NextItNet
 
 

@@ -1,6 +1,6 @@
 """The network put together: backbone M, masks m and heads G, `ŷ = G_i(M(x; m_i))` (SPEC section 1).
 
-Legend: N packed positions, B rows (users), C channels, T tasks, K masked layers.
+Legend: N packed positions, B rows (users), W numbers of a representation, C channels, T tasks, K masked layers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Network(nn.Module):
         """Add a head, and a mask where there are masks."""
         if self.masks is not None:
             self.masks.add_task(generator)
-        self.heads[name] = Head(self.backbone.channels, labels, generator=generator)
+        self.heads[name] = Head(self.backbone.width, labels, generator=generator)
 
     def head(self, name: str) -> Head:
         """Return a task's head."""
@@ -61,5 +61,5 @@ class Network(nn.Module):
         positions: Positions,
         noise_key: Tensor | None = None,
     ) -> Tensor:
-        """Encode packed rows, each under its own task's mask: [N, C] or [B, C]; with dropout where a row has a noise key."""
+        """Encode packed rows, each under its own task's mask: [N, W] or [B, W]; with dropout where a row has a noise key."""
         return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions, noise_key=noise_key)

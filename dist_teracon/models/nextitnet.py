@@ -1,13 +1,13 @@
 """NextItNet: a temporal convolutional network over packed behaviour sequences (SPEC section 2).
 
-Legend: N packed positions, B rows (users), C channels, K masks, T tasks, V items.
+Legend: N packed positions, B rows (users), C channels, W numbers of a representation, K masks, T tasks, V items.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from dist_teracon.kernels.masked_dilated_conv_stack import Positions, StackParameters, build_layout, masked_dilated_conv_stack
 from dist_teracon.models.dropout import row_dropout
 from dist_teracon.models.pooling import mean_so_far
+
+if TYPE_CHECKING:
+    from dist_teracon.config import Pooling
 
 
 class NextItNet(nn.Module):
@@ -26,7 +29,8 @@ class NextItNet(nn.Module):
         dilations: The dilation d of each block, whose convolutions have d and 2d.
         kernel_size: Taps of a convolution.
         generator: Source of the initial values.
-        pooling: `last`: the representation is the last position's; `mean`: the normalised mean of the items is added to it.
+        pooling: `last`: the representation is the last position's; `mean`: the normalised mean of the items is added to it; `concat`:
+            it stands beside it.
         dropout: Rate on items and on representations, for rows with a noise key.
     """
 
@@ -38,7 +42,7 @@ class NextItNet(nn.Module):
         dilations: Sequence[int],
         kernel_size: int,
         generator: torch.Generator,
-        pooling: Literal["last", "mean"] = "last",
+        pooling: Pooling = "last",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -47,6 +51,7 @@ class NextItNet(nn.Module):
         self.sparse = False
         self.pooling = pooling
         self.channels = channels
+        self.width = 2 * channels if pooling == "concat" else channels  # numbers W of a representation
         self.dilations = tuple(dilations)
         self.kernel_size = kernel_size
         self.masks = 2 * len(self.dilations)
@@ -85,7 +90,7 @@ class NextItNet(nn.Module):
             noise_key: int64 [B], what a row's dropout follows from; rows of key 0 have none.
 
         Returns:
-            [N, C] or [B, C].
+            [N, W] or [B, W].
         """
         layout = build_layout(row_offsets, task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions)
         x_NC = nn.functional.embedding(values, self.items, sparse=self.sparse)
@@ -98,8 +103,9 @@ class NextItNet(nn.Module):
             x_NC = row_dropout(x_NC, self.dropout, key_B=noise_key, row=row_N, place=place_N, layer=0)
         masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
         hidden = masked_dilated_conv_stack(x_NC, layout, self.stack_parameters(), masks)
-        if self.pooling == "mean":
-            hidden = hidden + mean_so_far(x_NC, row_offsets, positions=positions)
+        if self.pooling != "last":
+            mean = mean_so_far(x_NC, row_offsets, positions=positions)
+            hidden = hidden + mean if self.pooling == "mean" else torch.cat([hidden, mean], dim=1)
         if noisy:
             assert noise_key is not None
             if positions == "last":

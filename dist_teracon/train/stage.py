@@ -180,7 +180,7 @@ class Stage:
         """What the heads with a sampled loss draw from; said once."""
         model, found = self.config.model, {}
         for task in phase.tasks:
-            if not model.heads.is_sampled(task.name, labels=task.labels, channels=model.channels):
+            if not model.heads.is_sampled(task.name, labels=task.labels, width=self.method.head(task.name).weight.shape[1]):
                 continue
             settings = model.heads.sampled
             counts = train_counts(self.dataset, task.name, self.runtime)

@@ -18,7 +18,7 @@ rows_of_items = st.lists(st.integers(0, ITEMS - 1), max_size=25)
 batches = st.lists(st.tuples(rows_of_items, st.integers(0, TASKS - 1)), min_size=1, max_size=6)
 
 
-@pytest.fixture(scope="module", params=["last", "mean"])
+@pytest.fixture(scope="module", params=["last", "mean", "concat"])
 def network(request):
     generator = torch.Generator().manual_seed(0)
     backbone = make_backbone(ModelConfig(channels=6, dilations=(1, 4, 2), pooling=request.param), items=ITEMS, generator=generator)
