@@ -7,4 +7,5 @@ BENCHMARKS = {
     "loader": "users a second into batches, at the size of the published large data set",
     "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
+    "ceiling": "what sequences of six-tasks-v1 tell of their users at most",
 }
