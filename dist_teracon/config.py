@@ -87,7 +87,7 @@ class ModelConfig(Frozen):
     channels: Annotated[int, Field(ge=1, le=4096)] = 256
     dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
     kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
-    pooling: Pooling = "mean"
+    pooling: Pooling = "concat"
     item_init: Literal["uniform", "svd"] = "svd"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     heads: HeadsConfig = HeadsConfig()
@@ -162,9 +162,9 @@ class TrainConfig(Frozen):
         deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
     """
 
-    first: StageTraining = StageTraining(learning_rate=1e-3, batch=32, epochs=10, weight_decay=1.0)
-    second: StageTraining = StageTraining(learning_rate=1e-3)
-    later: StageTraining = StageTraining(learning_rate=1e-4)
+    first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, average=0.8)
+    second: StageTraining = StageTraining(batch=256, average=0.7, backbone_rate=0.1)
+    later: StageTraining = StageTraining(batch=256, average=0.7, backbone_rate=0.1)
     by_task: dict[str, StageOverride] = {}
     max_steps: Positive | None = None
     zero: Literal[0, 1, 2] = 0
