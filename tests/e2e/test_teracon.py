@@ -83,7 +83,7 @@ def test_every_pairs_rate_is_logged_and_rows_follow_from_it(run: Path, stage: in
 
 def test_large_heads_are_stored_as_representations_and_small_ones_as_logits(run: Path) -> None:
     widths = {path.parent.name: read_shard(path)[1].shape[1] for path in run.glob("stages/04-gender/pseudo_labels/*/shard-00002.arrow")}
-    assert widths == {"next": 8, "likes": 8, "age": 3}  # 8 channels; 40 and 12 labels; 3 labels
+    assert widths == {"next": 16, "likes": 12, "age": 3}  # representations of 16 numbers; 40, 12 and 3 labels
 
 
 @pytest.mark.parametrize(("strategy", "choose"), [("minimum", min), ("all", lambda rates: 1.0)])
