@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from stack_cases import Case, compare, differentiate, fused, problem
@@ -99,3 +105,20 @@ def test_a_call_does_not_wait_for_the_gpu():
         differentiate(stack, leaves, layout, torch.bfloat16, weights)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+_BOTH_MODES = """
+from stack_cases import Case, compare
+for positions in ("all", "last"):
+    for dtype in ("float32", "bfloat16"):
+        print(compare(Case((7, 1, 0, 40), 64, 3, (1, 4), positions, 2, dtype=dtype, device="cuda"))["errors"])
+"""
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer on this machine")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_kernels_touch_only_their_own_memory(tool):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", _BOTH_MODES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
