@@ -12,11 +12,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any, cast
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dist_teracon.errors import DataError
 from dist_teracon.io import PAUSES_S, is_local, is_store_error, told
@@ -135,6 +137,11 @@ class LineBlock:
     content: bytes
     first: int
 
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Positions of the newlines, int64 [lines]."""
+        return np.flatnonzero(np.frombuffer(self.content, dtype=np.uint8) == _NEWLINE)
+
 
 class LineBlocks:
     """A text file as blocks of whole lines; knows CRLF and CR, a byte-order mark and a missing final newline.
@@ -174,9 +181,9 @@ class LineBlocks:
                 carry = text[end:] + held
                 self.position = raw.position
                 if end:
-                    yield LineBlock(text[:end], line)
-                    # several times faster than bytes.count, as newlines are many
-                    line += int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8, count=end) == _NEWLINE))
+                    block = LineBlock(text[:end], line)
+                    yield block
+                    line += len(block.ends)
                 if last:
                     break
                 if len(carry) > _LONGEST_LINE:
