@@ -14,7 +14,6 @@ import re
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,23 +221,3 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def text_lines(uri: str, *, encoding: str = "utf-8-sig") -> Iterator[str]:
-    """Yield a text file's lines without their ends; knows CRLF, a byte-order mark and a missing final newline.
-
-    Raises:
-        DataError: no such file, or bytes that are not text in `encoding`, with the line's number.
-    """
-    number = 0
-    with open_binary(uri) as file, io.TextIOWrapper(file, encoding=encoding) as text:
-        try:
-            for line in text:
-                number += 1
-                yield line.rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise DataError(
-                f"{uri}:{number + 1}: not {encoding.removesuffix('-sig')} text; name the file's encoding or convert it"
-            ) from None
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{uri}:{number + 1}: cannot be read on ({error}); was the file cut off?") from None

@@ -26,10 +26,12 @@ from dist_teracon.io import PAUSES_S, is_local, is_store_error, told
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_MAGIC = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00"}
 BLOCK = 1 << 20
 
 _LONGEST_LINE = 64 << 20
 _BOM = b"\xef\xbb\xbf"
+_BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 _NEWLINE = 10
 
 
@@ -118,7 +120,14 @@ def open_raw(uri: str) -> Iterator[tuple[IO[bytes], RawInput]]:
 
 
 def decompressed(file: io.BufferedReader[RawInput], name: str) -> IO[bytes]:
-    """Return a stream of a file's content, decompressed by the name's ending."""
+    """Return a stream of a file's content, decompressed by the name's ending.
+
+    Raises:
+        DataError: the file does not begin as the name says.
+    """
+    for ending, magic in _MAGIC.items():
+        if name.endswith(ending) and (begin := file.peek(len(magic))) and not begin.startswith(magic):
+            raise DataError(f"{name}: is not compressed as its name ends ({ending}); rename it, or compress it")
     if name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
     if name.endswith(".bz2"):
@@ -149,7 +158,7 @@ class LineBlocks:
     After the last block `sha256` is that of the file as it is stored. `position` counts the stored bytes read so far.
 
     Raises:
-        DataError: while iterating: no such file, a damaged one, or a line longer than 64 MiB.
+        DataError: while iterating: no such file, a damaged one, one in UTF-16, or a line longer than 64 MiB.
     """
 
     def __init__(self, uri: str, *, size: int = BLOCK) -> None:
@@ -168,6 +177,8 @@ class LineBlocks:
                     # a mark of three bytes may come in pieces
                     while len(chunk) < len(_BOM) and _BOM.startswith(chunk) and (more := self._read(stream, line, chunk)):
                         chunk += more
+                    if chunk.startswith(_BOMS_16):
+                        raise DataError(f"{self.uri}: is UTF-16 text, UTF-8 is wanted; convert it (iconv -f UTF-16 -t UTF-8)")
                     chunk, start = chunk.removeprefix(_BOM), False
                 text = carry + chunk
                 if b"\r" in text:

@@ -22,7 +22,7 @@ from dist_teracon.data import ragged
 _WHOLE = 1 << 20
 _MOST_PARTITIONS = 256
 _PARTITION_BYTES = 32 << 20
-_PENDING_ROWS = 1 << 15
+_PENDING_ROWS = 1 << 17
 _LIST = "items"
 
 Hashes = NDArray[np.uint64]
