@@ -34,6 +34,8 @@ _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "h
 
 # Seconds between the attempts at a store; local files get one attempt.
 PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+# A store's client library asks again on its own, dozens of times: what went on failing for so long is given up at the second attempt.
+PATIENCE_S = 10.0
 
 T = TypeVar("T")
 
@@ -48,13 +50,19 @@ def told(error: BaseException) -> str:
     return re.sub(r"\?[^\s\"']+", "?…", str(error) or type(error).__name__)
 
 
+def is_enough(*, attempts: int, since: float) -> bool:
+    """Tell whether a store that still fails is not asked again, though pauses are left; `since` is when the first attempt began."""
+    return attempts > 1 and time.monotonic() - since > PATIENCE_S
+
+
 def patiently(uri: str, job: Callable[[], T]) -> T:
     """Do something with a file, and where its store fails do it again a few times.
 
     Raises:
         DataError: the store still fails after the last attempt.
     """
-    for pause in (*(() if is_local(uri) else PAUSES_S), None):
+    began = time.monotonic()
+    for attempts, pause in enumerate((*(() if is_local(uri) else PAUSES_S), None), 1):
         try:
             return job()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
@@ -62,8 +70,8 @@ def patiently(uri: str, job: Callable[[], T]) -> T:
         except Exception as error:
             if is_local(uri) or not is_store_error(error):
                 raise
-            if pause is None:
-                raise DataError(f"{uri}: the store fails after {len(PAUSES_S) + 1} attempts ({told(error)}); try again later") from None
+            if pause is None or is_enough(attempts=attempts, since=began):
+                raise DataError(f"{uri}: the store fails after {attempts} attempts ({told(error)}); try again later") from None
             time.sleep(pause)
     raise AssertionError
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.errors import DataError
-from dist_teracon.io import PAUSES_S, is_local, is_store_error, told
+from dist_teracon.io import PAUSES_S, is_enough, is_local, is_store_error, told
 
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
@@ -89,7 +89,8 @@ class RawInput(io.RawIOBase):
         return self._digest.hexdigest()
 
     def _attempt(self, job: Any) -> bytes:
-        for pause in (*self._pauses, None):
+        began = time.monotonic()
+        for attempts, pause in enumerate((*self._pauses, None), 1):
             try:
                 if self._file is None:
                     file: IO[bytes] = fsspec.open(self.uri, "rb").open()
@@ -104,8 +105,8 @@ class RawInput(io.RawIOBase):
                 if not is_store_error(error):
                     raise
                 self._file = None
-                if pause is None:
-                    tries = f" after {len(self._pauses) + 1} attempts" if self._pauses else ""
+                if pause is None or is_enough(attempts=attempts, since=began):
+                    tries = f" after {attempts} attempts" if self._pauses else ""
                     raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({told(error)})") from None
                 time.sleep(pause)
         raise AssertionError
