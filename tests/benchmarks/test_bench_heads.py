@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dist_teracon.bench.heads import main
 
-
 SMALL = ["--channels", "8", "--users", "2", "--length", "7", "--scored", "600", "--repeats", "1", "--draws", "2"]
 
 
