@@ -11,6 +11,7 @@ import argparse
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -32,6 +33,7 @@ from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.errors import TeraconError
 
 SLOW_S = 30
+_MEMORY = Path("/dev/shm")  # folders on a disk take as long to make and remove as all else
 _PIECES = (
     b"", b",", b",,", b"0", b"0,", b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xc3", b"\xef\xbb\xbf", b'"', b"\t", b"-1", b"1e99", b"nan",
     b"inf", b"2147483648", b"99999999999999999999", b"x", b"::", b"|", b" ", "é".encode(), b"0x1F", b"007", b"1.5", b"2020-13-01", b"'",
@@ -225,7 +227,7 @@ def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path 
     ends: Counter[str] = Counter()
     wrong: list[str] = []
     badrows._SAMPLES = sys.maxsize  # every rejected row is told, so that they can be counted
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as name:
         for target in chosen:
             end, problem = run_one(target, target.files, Path(name) / "case")
             if end != "kept" or problem is not None:
