@@ -87,7 +87,7 @@ def test_the_size_of_a_block_changes_nothing(raw, made, tmp_path, block):
 @pytest.mark.parametrize("partitions", [1, 2, 8, 64])
 def test_the_number_of_partitions_changes_nothing(raw, made, tmp_path, partitions, monkeypatch):
     monkeypatch.setattr(Partitioning, "for_size", classmethod(lambda cls, size, shards: cls(partitions)))
-    monkeypatch.setattr(spill, "_PENDING_ROWS", 50)
+    monkeypatch.setattr(spill, "_PENDING", 500)
     prepare("ttl", str(raw), str(tmp_path / "out"))
     assert digest(tmp_path / "out") == made
 
