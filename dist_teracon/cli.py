@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 import tempfile
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
-        print(f"dist-teracon: error: {error.filename or 'a file'}: {error.strerror or error}; what was finished is kept", file=sys.stderr)
+        print(f"dist-teracon: error: {_told(error)}; what was finished is kept", file=sys.stderr)
         return 2
     except Exception as error:
         from dist_teracon import io
@@ -47,6 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _told(error: OSError) -> str:
+    """Return what an error of the system says, and of which file where it knows."""
+    full = error.errno == errno.ENOSPC or "No space left" in str(error)
+    said = "the disk is full" if full else error.strerror or str(error)
+    return f"{error.filename}: {said}" if error.filename else said
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,6 +166,7 @@ def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetI
 
 def _append(options: argparse.Namespace, tell: Tell) -> DatasetInfo:
     """Prepare what is added beside the old version, in as many shards, and lay the two together."""
+    from dist_teracon import io
     from dist_teracon.data.append import append
     from dist_teracon.data.schema import read_dataset_info
 
@@ -165,10 +174,15 @@ def _append(options: argparse.Namespace, tell: Tell) -> DatasetInfo:
     if options.shards is not None or options.split is not None:
         raise ConfigError("--append: shards and split are those of the old version; leave --shards and --split out")
     options.shards, options.split = parent.shards, parent.split.by
-    with tempfile.TemporaryDirectory() as folder:
+    out = options.paths[-1]
+    # on the disk of the result: what is added may be larger than the system's folder of temporary files
+    beside = io.local_path(out).absolute().parent if io.is_local(out) else None
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".added-", dir=beside) as folder:
         added = str(Path(folder) / "added")
         _prepare_into(options, added, tell)
-        info = append(options.append, added, options.paths[-1])
+        info = append(options.append, added, out)
     told = info.notes["appended"][-1]
     _say(f"{options.append} and {told['users']} users, {told['items']} items, tasks: {', '.join(told['tasks'])}")
     return info

@@ -14,7 +14,6 @@ import re
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +34,8 @@ _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "h
 
 # Seconds between the attempts at a store; local files get one attempt.
 PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+# A store's client library asks again on its own, dozens of times: what went on failing for so long is given up at the second attempt.
+PATIENCE_S = 10.0
 
 T = TypeVar("T")
 
@@ -49,13 +50,19 @@ def told(error: BaseException) -> str:
     return re.sub(r"\?[^\s\"']+", "?…", str(error) or type(error).__name__)
 
 
+def is_enough(*, attempts: int, since: float) -> bool:
+    """Tell whether a store that still fails is not asked again, though pauses are left; `since` is when the first attempt began."""
+    return attempts > 1 and time.monotonic() - since > PATIENCE_S
+
+
 def patiently(uri: str, job: Callable[[], T]) -> T:
     """Do something with a file, and where its store fails do it again a few times.
 
     Raises:
         DataError: the store still fails after the last attempt.
     """
-    for pause in (*(() if is_local(uri) else PAUSES_S), None):
+    began = time.monotonic()
+    for attempts, pause in enumerate((*(() if is_local(uri) else PAUSES_S), None), 1):
         try:
             return job()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
@@ -63,8 +70,8 @@ def patiently(uri: str, job: Callable[[], T]) -> T:
         except Exception as error:
             if is_local(uri) or not is_store_error(error):
                 raise
-            if pause is None:
-                raise DataError(f"{uri}: the store fails after {len(PAUSES_S) + 1} attempts ({told(error)}); try again later") from None
+            if pause is None or is_enough(attempts=attempts, since=began):
+                raise DataError(f"{uri}: the store fails after {attempts} attempts ({told(error)}); try again later") from None
             time.sleep(pause)
     raise AssertionError
 
@@ -222,23 +229,3 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def text_lines(uri: str, *, encoding: str = "utf-8-sig") -> Iterator[str]:
-    """Yield a text file's lines without their ends; knows CRLF, a byte-order mark and a missing final newline.
-
-    Raises:
-        DataError: no such file, or bytes that are not text in `encoding`, with the line's number.
-    """
-    number = 0
-    with open_binary(uri) as file, io.TextIOWrapper(file, encoding=encoding) as text:
-        try:
-            for line in text:
-                number += 1
-                yield line.rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise DataError(
-                f"{uri}:{number + 1}: not {encoding.removesuffix('-sig')} text; name the file's encoding or convert it"
-            ) from None
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{uri}:{number + 1}: cannot be read on ({error}); was the file cut off?") from None

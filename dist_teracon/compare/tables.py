@@ -90,14 +90,21 @@ def gather(plan: Plan, cells: Sequence[Cell], out: Path, *, finished: Callable[[
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return all tables of a comparison."""
+    """Return all tables of a comparison; of one task there is nothing to transfer."""
+    of_several = (
+        [
+            "Scores when learned, R(i, i):\n\n" + _score_table(comparison, comparison.learned),
+            "Transfer, %:\n\n" + _transfer_table(comparison),
+            "BWT, %:\n\n" + _backward_table(comparison),
+        ]
+        if len(comparison.tasks) > 1
+        else []
+    )
     parts = [
         f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.",
         comparison.plan.notes,
         "Final scores, R(M, i):\n\n" + _score_table(comparison, comparison.final),
-        "Scores when learned, R(i, i):\n\n" + _score_table(comparison, comparison.learned),
-        "Transfer, %:\n\n" + _transfer_table(comparison),
-        "BWT, %:\n\n" + _backward_table(comparison),
+        *of_several,
         f"Final scores less those of `{comparison.plan.baseline}`:\n\n" + _difference_table(comparison),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -147,9 +154,10 @@ def _difference_table(comparison: Comparison) -> str:
             _signed(comparison.difference(comparison.final(variant, task), comparison.final(baseline, task)))
             for task in range(len(comparison.tasks))
         ]
-        bwt = comparison.difference(comparison.bwt(variant), comparison.bwt(baseline))
-        rows.append([variant, *cells, _percent(bwt)])
-    return _table(["variant", *comparison.tasks, "mean BWT, %"], rows)
+        if len(comparison.tasks) > 1:
+            cells.append(_percent(comparison.difference(comparison.bwt(variant), comparison.bwt(baseline))))
+        rows.append([variant, *cells])
+    return _table(["variant", *comparison.tasks, *(["mean BWT, %"] if len(comparison.tasks) > 1 else [])], rows)
 
 
 def _score(value: Estimate) -> str:

@@ -62,7 +62,7 @@ def append(parent: str, added: str, out: str) -> DatasetInfo:
     tasks = [task for task in new.info.tasks if task.kind != "next" and task.name not in {known.name for known in old.info.tasks}]
     if not tasks:
         known = ", ".join(task.name for task in old.info.tasks)
-        raise DataError(f"{added}: has no task that {parent} does not have ({known}); name the new task otherwise in the recipe")
+        raise DataError(f"{new.info.name}: has no task that {parent} does not have ({known}); name the new task otherwise in the recipe")
     made = hashlib.sha256(f"append:{old.info.fingerprint}:{new.info.fingerprint}".encode()).hexdigest()
     if io.exists(io.join(out, "dataset.json")):
         there = Dataset(out).info

@@ -12,22 +12,26 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any, cast
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dist_teracon.errors import DataError
-from dist_teracon.io import PAUSES_S, is_local, is_store_error, told
+from dist_teracon.io import PAUSES_S, is_enough, is_local, is_store_error, told
 
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_MAGIC = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00"}
 BLOCK = 1 << 20
 
 _LONGEST_LINE = 64 << 20
 _BOM = b"\xef\xbb\xbf"
+_BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 _NEWLINE = 10
 
 
@@ -85,7 +89,8 @@ class RawInput(io.RawIOBase):
         return self._digest.hexdigest()
 
     def _attempt(self, job: Any) -> bytes:
-        for pause in (*self._pauses, None):
+        began = time.monotonic()
+        for attempts, pause in enumerate((*self._pauses, None), 1):
             try:
                 if self._file is None:
                     file: IO[bytes] = fsspec.open(self.uri, "rb").open()
@@ -100,8 +105,8 @@ class RawInput(io.RawIOBase):
                 if not is_store_error(error):
                     raise
                 self._file = None
-                if pause is None:
-                    tries = f" after {len(self._pauses) + 1} attempts" if self._pauses else ""
+                if pause is None or is_enough(attempts=attempts, since=began):
+                    tries = f" after {attempts} attempts" if self._pauses else ""
                     raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({told(error)})") from None
                 time.sleep(pause)
         raise AssertionError
@@ -116,7 +121,14 @@ def open_raw(uri: str) -> Iterator[tuple[IO[bytes], RawInput]]:
 
 
 def decompressed(file: io.BufferedReader[RawInput], name: str) -> IO[bytes]:
-    """Return a stream of a file's content, decompressed by the name's ending."""
+    """Return a stream of a file's content, decompressed by the name's ending.
+
+    Raises:
+        DataError: the file does not begin as the name says.
+    """
+    for ending, magic in _MAGIC.items():
+        if name.endswith(ending) and (begin := file.peek(len(magic))) and not begin.startswith(magic):
+            raise DataError(f"{name}: is not compressed as its name ends ({ending}); rename it, or compress it")
     if name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
     if name.endswith(".bz2"):
@@ -135,6 +147,11 @@ class LineBlock:
     content: bytes
     first: int
 
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Positions of the newlines, int64 [lines]."""
+        return np.flatnonzero(np.frombuffer(self.content, dtype=np.uint8) == _NEWLINE)
+
 
 class LineBlocks:
     """A text file as blocks of whole lines; knows CRLF and CR, a byte-order mark and a missing final newline.
@@ -142,7 +159,7 @@ class LineBlocks:
     After the last block `sha256` is that of the file as it is stored. `position` counts the stored bytes read so far.
 
     Raises:
-        DataError: while iterating: no such file, a damaged one, or a line longer than 64 MiB.
+        DataError: while iterating: no such file, a damaged one, one in UTF-16, or a line longer than 64 MiB.
     """
 
     def __init__(self, uri: str, *, size: int = BLOCK) -> None:
@@ -161,6 +178,8 @@ class LineBlocks:
                     # a mark of three bytes may come in pieces
                     while len(chunk) < len(_BOM) and _BOM.startswith(chunk) and (more := self._read(stream, line, chunk)):
                         chunk += more
+                    if chunk.startswith(_BOMS_16):
+                        raise DataError(f"{self.uri}: is UTF-16 text, UTF-8 is wanted; convert it (iconv -f UTF-16 -t UTF-8)")
                     chunk, start = chunk.removeprefix(_BOM), False
                 text = carry + chunk
                 if b"\r" in text:
@@ -174,9 +193,9 @@ class LineBlocks:
                 carry = text[end:] + held
                 self.position = raw.position
                 if end:
-                    yield LineBlock(text[:end], line)
-                    # several times faster than bytes.count, as newlines are many
-                    line += int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8, count=end) == _NEWLINE))
+                    block = LineBlock(text[:end], line)
+                    yield block
+                    line += len(block.ends)
                 if last:
                     break
                 if len(carry) > _LONGEST_LINE:

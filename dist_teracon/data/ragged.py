@@ -52,12 +52,28 @@ def last(values: NDArray[Any], offsets: Int, *, limit: int) -> tuple[NDArray[Any
 
 
 def distinct(values: NDArray[Any], offsets: Int) -> tuple[NDArray[Any], Int]:
-    """Return the column without values that came before in their row."""
+    """Return the column, of numbers from 0 to 2³¹ − 1, without values that came before in their row."""
     lengths = np.diff(offsets)
     if len(values) == 0 or lengths.max() < 2:
         return values, offsets
     rows = np.repeat(np.arange(len(lengths)), lengths)
+    ordered = np.sort((rows << 32) + values)  # much faster than what follows, and mostly no value comes again
+    if not (ordered[1:] == ordered[:-1]).any():
+        return values, offsets
     order = np.lexsort((values, rows))  # stable, so the first of equal values comes first
     again = np.zeros(len(values), dtype=bool)
     again[order[1:]] = (rows[order[1:]] == rows[order[:-1]]) & (values[order[1:]] == values[order[:-1]])
-    return keep(values, offsets, ~again) if again.any() else (values, offsets)
+    return keep(values, offsets, ~again)
+
+
+def stable_order(keys: NDArray[Any]) -> Int:
+    """Return what `argsort(kind="stable")` returns of fewer than 2³² keys, in less than half of its time."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    key = np.zeros(len(keys), dtype=np.int64)
+    np.cumsum(ordered[1:] != ordered[:-1], out=key[1:])
+    key <<= 32
+    key |= order
+    key.sort()
+    key &= (1 << 32) - 1
+    return key

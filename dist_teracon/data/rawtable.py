@@ -93,16 +93,20 @@ def read_header(uri: str, dialect: Dialect) -> list[str]:
     """Return the column names of a text file.
 
     Raises:
-        DataError: the file is empty, or two columns have one name.
+        DataError: the file is empty, its header is no text, or two columns have one name.
     """
     if dialect.header is not None:
         names = list(dialect.header)
-        if next(_filled_lines(uri, dialect), None) is None:
+        if _first_line(uri) is None:
             raise DataError(f"{uri}: is empty")
     else:
-        _, line = next(_filled_lines(uri, dialect), (0, ""))
-        if not line.strip():
+        place, content = _first_line(uri) or (0, b"")
+        if not content.strip():
             raise DataError(f"{uri}: is empty; a header line and rows are wanted")
+        try:
+            line = content.decode(dialect.encoding)
+        except UnicodeDecodeError:
+            raise DataError(f"{uri}:{place}: the names of the columns are not {dialect.encoding} text; convert the file") from None
         names = [name.strip(dialect.quote or "") for name in line.split(dialect.delimiter)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{uri}:1: column '{twice[0]}' stands there more than once")
@@ -113,7 +117,7 @@ def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, 
     """Read columns of a text file, a block of lines at a time; blank lines do not count.
 
     Raises:
-        DataError: a missing or empty file, a missing column, bytes that are not text, no rows, or too many malformed rows.
+        DataError: a missing or empty file, a missing column, no rows, or too many malformed rows.
     """
     header = read_header(uri, dialect)
     for name in wanted:
@@ -130,7 +134,7 @@ def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, 
             content, titled = content.split(b"\n", cut)[cut], False
             lines = lines[1:]
         rows += len(lines)
-        _check_text(uri, content, int(block.content.count(b"\n") - content.count(b"\n")) + block.first, dialect)
+        content, lines = _without_unreadable(uri, content, lines, dialect, job.bad)
         content, lines = _without_open_quotes(uri, content, lines, dialect, job.bad)
         if len(lines):
             table, lines = _parse(uri, content, lines, wanted, header, dialect, job.bad)
@@ -141,32 +145,56 @@ def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, 
     return collected.finish(uri, rows, place=lambda line: f"{uri}:{line}")
 
 
+def _first_line(uri: str) -> tuple[int, bytes] | None:
+    """Return number and content of the first line that is not blank."""
+    for block in LineBlocks(uri, size=_LEAST_BLOCK):
+        for number, content in enumerate(block.content.split(b"\n"), block.first):
+            if content:
+                return number, content
+    return None
+
+
 def _filled(block: LineBlock) -> NDArray[np.int64]:
     """Return the numbers of a block's lines that are not blank."""
-    ends = np.flatnonzero(np.frombuffer(block.content, dtype=np.uint8) == ord("\n"))
-    return np.flatnonzero(np.diff(ends, prepend=-1) > 1) + block.first
+    return np.flatnonzero(np.diff(block.ends, prepend=-1) > 1) + block.first
 
 
-def _check_text(uri: str, content: bytes, first: int, dialect: Dialect) -> None:
+Content = tuple[bytes, NDArray[np.int64]]
+
+
+def _without_unreadable(uri: str, content: bytes, lines: NDArray[np.int64], dialect: Dialect, bad: BadRows) -> Content:
+    """Reject lines whose bytes are no text."""
+    if _is_text(content, dialect.encoding):
+        return content, lines
+    kind = f"bytes that are not {dialect.encoding.upper()} text"
+    return _without(kind, lambda text: not _is_text(text, dialect.encoding), uri, content, lines, dialect, bad)
+
+
+def _is_text(content: bytes, encoding: str) -> bool:
     try:
-        content.decode(dialect.encoding)
-    except UnicodeDecodeError as error:
-        line = first + content.count(b"\n", 0, error.start)
-        raise DataError(f"{uri}:{line}: not {dialect.encoding} text; name the file's encoding or convert it") from None
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
-def _without_open_quotes(
-    uri: str, content: bytes, lines: NDArray[np.int64], dialect: Dialect, bad: BadRows
-) -> tuple[bytes, NDArray[np.int64]]:
+def _without_open_quotes(uri: str, content: bytes, lines: NDArray[np.int64], dialect: Dialect, bad: BadRows) -> Content:
     """Reject lines with a quote that is not closed, which else would swallow the lines behind them."""
     if dialect.quote is None or (quote := dialect.quote.encode()) not in content:
         return content, lines
+    return _without("a quote that is not closed", lambda text: text.count(quote) % 2 == 1, uri, content, lines, dialect, bad)
+
+
+def _without(
+    kind: str, faulty: Callable[[bytes], bool], uri: str, content: bytes, lines: NDArray[np.int64], dialect: Dialect, bad: BadRows
+) -> Content:
+    """Reject the lines that are faulty; returns the others and their numbers."""
     texts = [text for text in content.split(b"\n") if text]
-    whole = np.array([text.count(quote) % 2 == 0 for text in texts], dtype=bool)
+    whole = np.array([not faulty(text) for text in texts], dtype=bool)
     if whole.all():
         return content, lines
     for place in np.flatnonzero(~whole).tolist():
-        bad.add("a quote that is not closed", f"{uri}:{lines[place]}", text=texts[place].decode(dialect.encoding))
+        bad.add(kind, f"{uri}:{lines[place]}", text=texts[place].decode(dialect.encoding, errors="replace"))
     return b"".join(text + b"\n" for text, kept in zip(texts, whole.tolist(), strict=True) if kept), lines[whole]
 
 
@@ -360,9 +388,3 @@ def _seconds(text: str) -> float:
     except ValueError:
         return float("nan")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _filled_lines(uri: str, dialect: Dialect) -> Any:
-    """Yield (number, text) of the lines that are not blank, numbers from 1."""
-    encoding = "utf-8-sig" if dialect.encoding == "utf-8" else dialect.encoding
-    return ((number, line) for number, line in enumerate(io.text_lines(uri, encoding=encoding), 1) if line)

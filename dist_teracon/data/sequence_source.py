@@ -290,7 +290,7 @@ class SequenceSource:
         )
 
     def _labels_of(self, place: int, users: _Users) -> ShardLabels:
-        order = np.argsort(users.rows[place], kind="stable")
+        order = ragged.stable_order(users.rows[place])
         values, offsets = ragged.take(*users.targets[place], order)
         return ShardLabels(users.rows[place][order], self._labels[place].of(values), offsets)
 
@@ -306,14 +306,14 @@ class SequenceSource:
         for number in self._files:
             task_hashes, _, task_rows, task_targets = _columns(self._spilled(labels_kind(number), partitions))
             if len(partitions) > 1:
-                order = np.argsort(task_rows, kind="stable")
+                order = ragged.stable_order(task_rows)
                 task_hashes, task_targets = task_hashes[order], ragged.take(*task_targets, order)
             records.append(task_hashes)
             targets.append(task_targets)
         user_of_record, first_record, occurrence = _identify(records)
         user_hashes = np.concatenate(records)[first_record]
-        by_hash = np.argsort(hashes, kind="stable")
-        sequence = by_hash[np.searchsorted(hashes, user_hashes, sorter=by_hash)]
+        by_hash = ragged.stable_order(hashes)
+        sequence = by_hash[np.searchsorted(hashes[by_hash], user_hashes)]
         ends: list[int] = np.cumsum([len(part) for part in records]).tolist()
         parts = np.split(user_of_record, ends[:-1])
         next_users = np.zeros(len(user_hashes), dtype=bool)
@@ -344,7 +344,7 @@ def _identify(records: list[Hashes]) -> tuple[Int, Int, Int]:
         empty = np.zeros(0, dtype=np.int64)
         return empty, empty, empty
     file = np.repeat(np.arange(len(records), dtype=np.int16), [len(part) for part in records])
-    order = np.argsort(hashes, kind="stable")
+    order = ragged.stable_order(hashes)
     ordered, ordered_file = hashes[order], file[order]
     new_hash = np.concatenate(([True], ordered[1:] != ordered[:-1]))
     new_run = new_hash | np.concatenate(([True], ordered_file[1:] != ordered_file[:-1]))
@@ -356,7 +356,7 @@ def _identify(records: list[Hashes]) -> tuple[Int, Int, Int]:
         new_hash = np.concatenate(([True], (ordered[1:] != ordered[:-1]) | (occurrence[1:] != occurrence[:-1])))
     first = np.flatnonzero(new_hash)
     group = np.cumsum(new_hash) - 1
-    by_appearance = np.argsort(order[first], kind="stable")
+    by_appearance = np.argsort(order[first])
     rank = np.empty(len(first), dtype=np.int64)
     rank[by_appearance] = np.arange(len(first))
     user_of_record = np.empty(count, dtype=np.int64)

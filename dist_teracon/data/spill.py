@@ -22,7 +22,7 @@ from dist_teracon.data import ragged
 _WHOLE = 1 << 20
 _MOST_PARTITIONS = 256
 _PARTITION_BYTES = 32 << 20
-_PENDING_ROWS = 1 << 15
+_PENDING = 1 << 21  # numbers; of 32 MB and more the C library would ask the system anew each time
 _LIST = "items"
 
 Hashes = NDArray[np.uint64]
@@ -79,7 +79,7 @@ class Spill:
         self.folder, self.kind, self.partitioning = folder, kind, partitioning
         self.rows = 0
         self._pending: list[tuple[dict[str, NDArray[Any]], tuple[NDArray[np.int32], NDArray[np.int64]] | None]] = []
-        self._pending_rows = 0
+        self._pending_numbers = 0
         self._files: dict[int, tuple[Any, Any]] = {}
 
     def add(self, columns: dict[str, NDArray[Any]], items: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None) -> None:
@@ -88,9 +88,9 @@ class Spill:
         if rows == 0:
             return
         self._pending.append((columns, items))
-        self._pending_rows += rows
+        self._pending_numbers += rows * len(columns) + (0 if items is None else len(items[0]))
         self.rows += rows
-        if self._pending_rows >= _PENDING_ROWS:
+        if self._pending_numbers >= _PENDING:
             self._flush()
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Spill:
     def _flush(self) -> None:
         if not self._pending:
             return
-        parts, self._pending, self._pending_rows = self._pending, [], 0
+        parts, self._pending, self._pending_numbers = self._pending, [], 0
         columns = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
         partition = self.partitioning.of(columns["hash"])
         order = np.argsort(partition, kind="stable")

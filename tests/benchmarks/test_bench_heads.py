@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dist_teracon.bench.heads import main
 
+SMALL = ["--channels", "8", "--users", "2", "--length", "7", "--scored", "600", "--repeats", "1", "--draws", "2"]
+
 
 def test_it_runs_on_few_labels(capsys):
-    main(["--sizes", "200", "400", "--channels", "8", "--users", "2", "--length", "7", "--scored", "600", "--repeats", "1", "--draws", "2"])
+    main(["--sizes", "400", "--skip", "scores", *SMALL])
+    main(["--sizes", "200", "400", "--skip", "step", "adam", "bias", *SMALL])
     told = capsys.readouterr().out
     for part in (
         "| 400 | full |",
-        "| 200 | sampled |",
+        "| 400 | sampled |",
         "| 200 | 600 |",
+        "| 400 | 600 |",
         "| 400 | rows read |",
         "| 400 | sampled, lazy |",
         "| 400 | log_uniform, 1024 |",

@@ -9,6 +9,7 @@ import yaml
 from dist_teracon import io
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, pooled, read_run_scores
+from dist_teracon.compare.tables import gather, markdown
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.scorer import UserScores
 from dist_teracon.train.checkpoint import StageFolder
@@ -55,6 +56,22 @@ def test_differences_are_paired(tmp_path):
     assert (found.low, found.value, found.high) == pytest.approx((0.25, 0.25, 0.25))
     alone = estimate(bootstrap.over_seeds(lambda seed: bootstrap.score(seed, 0, 1, 1)))
     assert alone.high - alone.low > 0.05
+
+
+def test_of_one_task_nothing_is_said_of_transfer(tmp_path):
+    (tmp_path / "one.yaml").write_text("config: configs/six-tasks.yaml\nseeds: [0, 1]\nbaseline: a\nvariants: {a: {}, b: {}}\n")
+    plan, cells = read_plan(str(tmp_path / "one.yaml"))
+    for cell in cells:
+        folder = cell.folder(tmp_path)
+        folder.mkdir(parents=True)
+        io.write_json(folder / "results.json", {"tasks": ["next"]})
+        scores = UserScores(USERS, np.random.default_rng(cell.seed).random(40) + (cell.variant == "b"), np.ones(len(USERS), np.int64))
+        StageFolder(folder, 0, "next").save_user_scores([("test", "next", scores)])
+    comparison = gather(plan, cells, tmp_path, finished=lambda _: True, split="test")
+    assert comparison is not None
+    told = markdown(comparison)
+    assert "| b | +1.0000 [+1.0000, +1.0000] |" in told
+    assert "BWT" not in told
 
 
 def test_runs_on_other_users_are_not_compared(tmp_path):

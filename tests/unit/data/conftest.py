@@ -33,6 +33,13 @@ def read_back(folder: Path) -> ReadBack:
     sequences: dict[str, list[str | None]] = {}
     shard_of_user: dict[str, int] = {}
     labels: dict[str, dict[str, list[tuple[str, int]]]] = {task["name"]: {} for task in info["tasks"]}
+    names: dict[str, dict[int, Any]] = {}
+    for task in info["tasks"]:
+        if task["kind"] == "next":
+            names[task["name"]] = {index - 2: item for index, item in items.items()}
+        else:
+            rows = pq.read_table(folder / f"vocab/{task['name']}.parquet").to_pylist()
+            names[task["name"]] = {row["index"]: row["label"] for row in rows}
     for shard in range(info["shards"]):
         users = pq.read_table(folder / f"users/shard-{shard:05d}.parquet").to_pylist()
         for user in users:
@@ -41,13 +48,8 @@ def read_back(folder: Path) -> ReadBack:
             sequences[user["user_id"]] = [items[index] for index in user["sequence"]]
             shard_of_user[user["user_id"]] = shard
         for task in info["tasks"]:
-            if task["kind"] == "next":
-                names = {index - 2: item for index, item in items.items()}
-            else:
-                rows = pq.read_table(folder / f"vocab/{task['name']}.parquet").to_pylist()
-                names = {row["index"]: row["label"] for row in rows}
             for row in pq.read_table(folder / f"tasks/{task['name']}/shard-{shard:05d}.parquet").to_pylist():
-                pairs = [(names[label], split) for label, split in zip(row["labels"], row["split"], strict=True)]
+                pairs = [(names[task["name"]][label], split) for label, split in zip(row["labels"], row["split"], strict=True)]
                 assert labels[task["name"]].setdefault(users[row["row"]]["user_id"], pairs) is pairs
     return ReadBack(info, sequences, labels, shard_of_user)
 

@@ -167,3 +167,6 @@ def test_the_command_line(tmp_path, capsys):
     assert main(arguments) == 0
     assert main([*arguments, "--shards", "3"]) == 2
     assert "leave --shards and --split out" in capsys.readouterr().err
+    assert main(["prepare", "synthetic", str(tmp_path / "newer"), "--users", "300", "--append", out]) == 2
+    assert f"six-tasks-v1: has no task that {out} does not have" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]

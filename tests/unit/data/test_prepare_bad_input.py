@@ -110,12 +110,29 @@ def test_missing_folders_files_and_columns(atomic, tmp_path):
     refused(atomic, r"no \*\.inter file there")
 
 
-def test_bytes_that_are_not_text(atomic):
+def test_bytes_that_are_not_text(atomic, tmp_path):
+    clean = prepare("recbole", str(atomic), str(tmp_path / "clean"), recipe=ML_100K)
     path = atomic / "ml.inter"
     lines = path.read_bytes().splitlines()
-    lines[49] = b"1\t\xff\xfe\t3\t880000000"
+    lines.insert(49, b"1\t\xff\xfe\t3\t880000000")
     path.write_bytes(b"\n".join(lines))
-    assert "ml.inter:" in refused(atomic, "not utf-8 text")
+    text = refused(atomic, "1 × bytes that are not UTF-8 text, first at", max_bad_rows=0.0)
+    assert "ml.inter:50: '1\\t\ufffd\ufffd\\t3" in text
+    info = prepare("recbole", str(atomic), str(tmp_path / "out"), recipe=ML_100K, max_bad_rows=0.01)
+    assert info.notes["malformed_rows"] == {"bytes that are not UTF-8 text": 1}
+    assert info.files == clean.files
+    path.write_bytes(b"\n".join([b"\xe9" + lines[0], *lines[1:]]))
+    refused(atomic, r"ml\.inter:1: the names of the columns are not utf-8 text")
+
+
+def test_a_file_in_another_encoding_or_form_than_its_name_says(atomic):
+    path = atomic / "ml.inter"
+    text = path.read_text()
+    path.write_text(text, encoding="utf-16")
+    refused(atomic, r"ml\.inter: is UTF-16 text, UTF-8 is wanted")
+    path.unlink()
+    (atomic / "ml.inter.gz").write_text(text)
+    refused(atomic, r"ml\.inter\.gz: is not compressed as its name ends \(\.gz\)")
 
 
 def test_a_file_that_was_cut_off(atomic):

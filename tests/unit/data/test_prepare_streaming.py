@@ -13,6 +13,7 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fsspec
 import numpy as np
@@ -22,7 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_teracon.data import inputs, sequence_source, spill
+from dist_teracon.data import inputs, sequence_source, spill, vocabulary
 from dist_teracon.data.inputs import LineBlocks
 from dist_teracon.data.prepare import prepare
 from dist_teracon.data.recipe import parse_recipe
@@ -86,7 +87,7 @@ def test_the_size_of_a_block_changes_nothing(raw, made, tmp_path, block):
 @pytest.mark.parametrize("partitions", [1, 2, 8, 64])
 def test_the_number_of_partitions_changes_nothing(raw, made, tmp_path, partitions, monkeypatch):
     monkeypatch.setattr(Partitioning, "for_size", classmethod(lambda cls, size, shards: cls(partitions)))
-    monkeypatch.setattr(spill, "_PENDING_ROWS", 50)
+    monkeypatch.setattr(spill, "_PENDING", 500)
     prepare("ttl", str(raw), str(tmp_path / "out"))
     assert digest(tmp_path / "out") == made
 
@@ -95,8 +96,8 @@ def test_the_number_of_partitions_changes_nothing(raw, made, tmp_path, partition
 def test_any_number_of_shards_holds_the_same_users(raw, tmp_path, shards, read):
     prepare("ttl", str(raw), str(tmp_path / "out"), shards=shards)
     prepare("ttl", str(raw), str(tmp_path / "plain"))
-    assert read(tmp_path / "out").labels == read(tmp_path / "plain").labels
-    assert read(tmp_path / "out").sequences == read(tmp_path / "plain").sequences
+    found, want = read(tmp_path / "out"), read(tmp_path / "plain")
+    assert (found.labels, found.sequences) == (want.labels, want.sequences)
 
 
 @pytest.mark.parametrize("ending", [*PACKED, "crlf", "cr", "bom", "no end"])
@@ -172,7 +173,8 @@ def test_users_are_hash_and_occurrence_in_order_of_appearance(files):
     assert occurrence.tolist() == [occurrence for _, occurrence in rows]
 
 
-@given(st.lists(st.lists(st.integers(0, 40) | st.integers(2**24 - 2, 2**31 - 1), max_size=20), max_size=5), st.integers(1, 3))
+@mock.patch.object(vocabulary, "_DENSE", 1 << 10)  # plain arrays of 2²⁴ take long to fill
+@given(st.lists(st.lists(st.integers(0, 40) | st.integers(2**10 - 2, 2**31 - 1), max_size=20), max_size=5), st.integers(1, 3))
 def test_vocabularies_of_small_and_large_numbers(parts, least):
     counts = NumberCounts()
     for part in parts:
@@ -181,7 +183,7 @@ def test_vocabularies_of_small_and_large_numbers(parts, least):
     want = sorted((value for value in set(flat) if flat.count(value) >= least), key=lambda value: (-flat.count(value), value))
     assert by_count(*counts.found(), min_count=least).tolist() == want
     places = NumberPlaces(np.array(want, dtype=np.int64))
-    asked = [*flat, 0, 7, 2**24, 2**31 - 1]
+    asked = [*flat, 0, 7, 2**10, 2**31 - 1]
     assert places.of(np.array(asked, dtype=np.int32)).tolist() == [want.index(value) if value in want else -1 for value in asked]
 
 
@@ -317,6 +319,13 @@ def test_a_store_that_goes_on_failing_is_told(flaky, tmp_path):
     with pytest.raises(DataError, match=r"flaky://raw/.*: cannot be read on at byte \d+ after 5 attempts \(connection reset\)"):
         prepare("ttl", "flaky://raw", str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_whose_client_was_patient_is_asked_once_more(flaky, tmp_path, monkeypatch):
+    monkeypatch.setattr("dist_teracon.io.PATIENCE_S", -1.0)
+    flaky.failures = 1000
+    with pytest.raises(DataError, match=r"cannot be read on at byte \d+ after 2 attempts"):
+        prepare("ttl", "flaky://raw", str(tmp_path / "out"))
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(raw, tmp_path, monkeypatch):

@@ -107,3 +107,12 @@ def test_kinds_of_the_tasks(tmp_path):
         ("watching", "next"), ("click", "item"), ("like", "item"), ("age", "profile"), ("gender", "profile"), ("life-status", "profile"),
     ]  # fmt: skip
     assert [task.labels for task in info.tasks][3:] == [8, 2, 6]
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch, capsys):
+    def write(*_: object) -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    monkeypatch.setattr("dist_teracon.data.synthetic_ttl.write_raw", write)
+    assert main(["prepare", "synthetic", str(tmp_path / "raw"), "--like", "ttl", "--users", "9", "--raw"]) == 2
+    assert "error: the disk is full" in capsys.readouterr().err

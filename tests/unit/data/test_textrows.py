@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_teracon.data import ragged
 from dist_teracon.data.inputs import LineBlock
 from dist_teracon.data.known import KnownTexts
 from dist_teracon.data.tables import stable_hash
@@ -76,3 +78,36 @@ def test_rows_are_those_of_a_plain_reading(texts, targets, seen):
     ends = rows.item_offsets.tolist()
     assert [rows.items[a:b].tolist() for a, b in pairwise(ends)] == [items for _, items in fresh]
     assert rows.fields == max((texts[line - 5].partition(",,")[0].count(",") + 1 for line in good), default=0)
+
+
+# evenly spread ones, and such as share their leading bits or end the range
+quick = st.integers(0, 2**64 - 1) | st.integers(0, 9) | st.integers(2**64 - 9, 2**64 - 1) | st.integers(2**63, 2**63 + 9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.dictionaries(quick, st.integers(1, 99), max_size=40), max_size=4), st.lists(quick, max_size=40))
+def test_known_texts_are_those_that_were_added(parts, asked):
+    known, want = KnownTexts(), {}
+    for part in parts:
+        keys = np.array(list(part), dtype=np.uint64)
+        known.add(keys, keys ^ np.uint64(5), np.array(list(part.values()), dtype=np.int32))
+        assert known.find(keys)[0].all()
+        want |= part
+    asked = [*asked, *want]
+    found, stable, lengths = known.find(np.array(asked, dtype=np.uint64))
+    assert found.tolist() == [key in want for key in asked]
+    assert stable.tolist() == [key ^ 5 if key in want else 0 for key in asked]
+    assert all(not length or length in {part.get(key) for part in parts} for key, length in zip(asked, lengths.tolist(), strict=True))
+
+
+@given(st.lists(st.integers(0, 12) | st.integers(0, 2**64 - 1), max_size=60))
+def test_the_quick_order_is_the_stable_one(keys):
+    keys = np.array(keys, dtype=np.uint64)
+    assert ragged.stable_order(keys).tolist() == np.argsort(keys, kind="stable").tolist()
+
+
+@given(st.lists(st.lists(st.integers(0, 5) | st.sampled_from([2**31 - 1, 2**31 - 2]), max_size=6), max_size=8))
+def test_what_came_before_in_a_row_is_left_out(rows):
+    values = np.array([value for row in rows for value in row], dtype=np.int32)
+    distinct, offsets = ragged.distinct(values, ragged.offsets_of([len(row) for row in rows]))
+    assert [distinct[a:b].tolist() for a, b in pairwise(offsets.tolist())] == [list(dict.fromkeys(row)) for row in rows]
