@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from kernel_problems import LENGTHS, problem, with_gradients
 
-from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters, build_layout, cpu, reference
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Direct, Filtered, Joined
+from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters, build_layout, cpu, gathered, reference
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import FILTERED_FROM, Direct, Filtered, Joined, way_of
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size, plan
 
 RAGGED = {
     **LENGTHS,
@@ -81,13 +86,87 @@ def test_without_masks_a_rows_task_is_not_looked_at():
 
 @pytest.mark.parametrize("positions", ["all", "last"])
 @pytest.mark.parametrize("dilation", [1, 4])
-def test_a_block_in_fp32_is_the_reference_in_fp64_to_a_hundred_thousandth(dilation, positions):
-    x, row_offsets, tasks, parameters, masks = problem([60, 3, 0, 31, 100], channels=64, blocks=1)
+@pytest.mark.parametrize("channels", [64, FILTERED_FROM])
+def test_a_block_in_fp32_is_the_reference_in_fp64_to_a_hundred_thousandth(channels, dilation, positions):
+    x, row_offsets, tasks, parameters, masks = problem([60, 3, 0, 31, 100], channels=channels, blocks=1)
     layout = build_layout(row_offsets, tasks, dilations=(dilation,), positions=positions)
-    parameters = parameters._replace(weight=parameters.weight / np.sqrt(3 * 64))
+    parameters = parameters._replace(weight=parameters.weight / np.sqrt(3 * channels))
     out = cpu.stack(x.float(), layout, StackParameters(*(p.float() for p in parameters)), masks.float(), eps=1e-8)
     wanted = reference.stack(x, layout, parameters, masks, eps=1e-8)
     torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_bf16_is_nearer_to_fp64_than_the_reference_in_bf16(positions):
+    x, row_offsets, tasks, parameters, masks = problem([60, 3, 0, 31, 100], channels=64, blocks=2)
+    layout = build_layout(row_offsets, tasks, dilations=(1, 4), positions=positions)
+    parameters = parameters._replace(weight=parameters.weight / np.sqrt(3 * 64))
+    narrow = [value.bfloat16() for value in (x, *parameters, masks)]
+    shape = (5, 64) if positions == "last" else x.shape
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+    def run(stack, dtype):
+        leaves = [value.to(dtype).requires_grad_() for value in narrow]
+        out = stack(leaves[0], layout, StackParameters(*leaves[1:5]), leaves[5], eps=1e-8)
+        return [out.detach().double(), *(grad.double() for grad in torch.autograd.grad(out, leaves, weights.to(dtype)))]
+
+    for ours, plain, exact in zip(
+        run(cpu.stack, torch.bfloat16), run(reference.stack, torch.bfloat16), run(reference.stack, torch.float64), strict=True
+    ):
+        assert (ours - exact).norm() <= 0.04 * exact.norm()
+        assert (ours - exact).norm() <= 0.9 * (plain - exact).norm()  # plain rounds between products too
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "taps", "way"),
+    [
+        (torch.float32, 64, 3, Direct),
+        (torch.float32, FILTERED_FROM, 3, Filtered),
+        (torch.float64, FILTERED_FROM, 3, Filtered),
+        (torch.float32, FILTERED_FROM, 2, Direct),
+        (torch.bfloat16, 64, 3, Joined),
+        (torch.bfloat16, FILTERED_FROM, 5, Joined),
+    ],
+)
+def test_ways_follow_number_type_width_and_taps(dtype, channels, taps, way):
+    assert way_of(dtype, channels, taps) is way
+
+
+def test_groups_hold_every_row_once_and_one_task_each():
+    lengths = [30] * 20 + [7, 0, 12, 1, 30, 9, 9, 2]
+    tasks = torch.arange(len(lengths)) % 3
+    layout = build_layout(torch.tensor([0, *lengths]).cumsum(0), tasks, dilations=(1, 4), positions="last")
+    groups = plan(layout, positions_at_once=90)
+    rows = [group.results.tolist() for group in groups]
+    assert sorted(itertools.chain.from_iterable(rows)) == [row for row, length in enumerate(lengths) if length]
+    assert all({int(tasks[row]) for row in of_group} == {group.task} for of_group, group in zip(rows, groups, strict=True))
+    assert max(sum(lengths[row] for row in of_group) for of_group in rows) <= 120
+
+
+def test_taps_of_rows_of_one_length_are_stretches_of_memory():
+    layout = build_layout(torch.arange(0, 31 * 4, 30), torch.zeros(4, dtype=torch.int64), dilations=(1, 4))
+    (group,) = plan(layout, positions_at_once=1000)
+    assert [(tap.read, tap.dest) for tap in group.stages[1].taps] == [
+        (slice(reach * 8, 120), slice(0, 120 - reach * 8)) for reach in range(3)
+    ]
+
+
+@given(size=st.integers(1, 1 << 20))
+def test_common_sizes_are_few_and_little_larger(size):
+    made = common_size(size)
+    assert size <= made <= size * 9 / 8
+    assert common_size(made) == made
+    assert made >> max(0, made.bit_length() - 4) << max(0, made.bit_length() - 4) == made
+
+
+def test_negative_masks_run_by_gathered_and_say_so_once(caplog):
+    x, row_offsets, tasks, parameters, masks = problem([5, 3])
+    layout = build_layout(row_offsets, tasks, dilations=(1, 4))
+    cpu._tell_negative.cache_clear()
+    with caplog.at_level("INFO", logger="dist_teracon"):
+        outputs = [cpu.stack(x, layout, parameters, masks - 0.5, eps=1e-8) for _ in range(2)]
+    assert torch.equal(outputs[0], gathered.stack(x, layout, parameters, masks - 0.5, eps=1e-8))
+    assert ["run by 'gathered'" in message for message in caplog.messages] == [True]
 
 
 def test_what_stands_in_other_rows_is_not_read():
