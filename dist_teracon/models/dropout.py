@@ -28,14 +28,15 @@ def row_dropout(x: Tensor, rate: float, *, key_B: Tensor, row: Tensor, place: Te
     key_M = key_B.index_select(0, row)
     seed = (key_M ^ (key_M >> 32)).to(torch.int32) ^ (place.to(torch.int32) * _BY_PLACE + (layer * 0x3C6EF372) % (1 << 31))
     channel = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * _BY_CHANNEL
-    bits = _mixed(_mixed(seed)[:, None] + channel)
-    dropped = (bits & ((1 << _BITS) - 1)) < round(rate * (1 << _BITS))
-    noisy = (key_M != 0)[:, None]
-    return (x * torch.where(noisy, 1 / (1 - rate), 1.0).to(x.dtype)).masked_fill(dropped & noisy, 0)
+    bits = _mixed(_mixed(seed)[:, None] + channel).bitwise_and_((1 << _BITS) - 1)
+    kept, noisy = bits >= round(rate * (1 << _BITS)), (key_M != 0)[:, None]
+    # one factor an entry, so that forward and backward are one multiplication each
+    factor = kept.logical_or_(~noisy).to(x.dtype) * torch.where(noisy, 1 / (1 - rate), 1.0).to(x.dtype)
+    return x * factor
 
 
 def _mixed(bits: Tensor) -> Tensor:
-    """Mix int32 bits; products wrap around, and the shifts' copies of the sign do not harm a bijection."""
-    bits = (bits ^ (bits >> 16)) * _MIX_1
-    bits = (bits ^ (bits >> 13)) * _MIX_2
-    return bits ^ (bits >> 16)
+    """Mix int32 bits, in place; products wrap around, and the shifts' copies of the sign do not harm a bijection."""
+    bits.bitwise_xor_(bits >> 16).mul_(_MIX_1)
+    bits.bitwise_xor_(bits >> 13).mul_(_MIX_2)
+    return bits.bitwise_xor_(bits >> 16)

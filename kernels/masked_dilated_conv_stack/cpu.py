@@ -1,11 +1,11 @@
 """The stack on a CPU as one function with a backward pass of its own, over groups of rows whose activations stay in the cache.
 
-Legend: N packed positions, B rows (users), C channels, T tasks, K convolutions (two a block), k taps.
+Legend: N positions, B rows (users), C channels, T tasks, K convolutions (two a block).
 
-Between matrix products a batch's activations would travel to memory and back for every small operation; a group's are still in the
-cache. The products are those of `cpu_convs.Paired`: fp32 or fp64, three taps. Other kernel sizes, and bf16, whose rounding error the
-rearranged sums would raise by a third, run by `gathered`. What is kept for the backward pass is each block's input, each convolution's
-output, and LayerNorm's two numbers a position.
+Between matrix products a batch's activations would travel to memory and back for every small operation; a group's are nearer. A
+group's rows are of one task, so that its mask is part of LayerNorm's weight and bias, and lie so that a convolution's taps are
+stretches of memory (`cpu_plan`, `cpu_convs`). Products take the batch's number type; sums, statistics and what is between products
+are fp32 at least. What is kept for the backward pass is each convolution's input and output, and LayerNorm's two numbers a position.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dist_teracon.kernels.masked_dilated_conv_stack import gathered
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Paired
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import RowsPlan, plan
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import way_of
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Group, plan, taken
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
 _logger = logging.getLogger(__name__)
 
-# A group's activations at one stage. Smaller ones stay in a second-level cache, but lose more in small products than they gain there
-# (docs/kernels-cpu.md).
-GROUP_BYTES = 8_000_000
-
-# Rows of one task that follow one another are normalised together; with more runs than this the calls cost more than they save.
-MOST_RUNS = 64
+# A group's activations at one stage, for each thread. Smaller ones lose more in calls and small products than they gain in a
+# second-level cache (docs/kernels-cpu.md).
+GROUP_BYTES = 1_600_000
 
 # Masks count as no less: m·ReLU(a) is ReLU(m·a) for any m > 0 and its gradient for m is there, while m = 0 would lose it. No sum of
 # numbers near 1 sees it, and products of two such values and a gradient stay above the denormal numbers, which are slow.
@@ -47,7 +44,8 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
     """
     if x_NC.device.type != "cpu":
         raise ValueError(f"the backend 'cpu' takes tensors on a CPU, not on {x_NC.device}; unset DIST_TERACON_KERNELS or name another")
-    if not _paired(x_NC.dtype, layout.kernel_size) or not _foldable(layout, masks_TKC):
+    if masks_TKC is not None and bool((masks_TKC < 0).any()):
+        _tell_negative()
         return gathered.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
     weights = [p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_NC, masks_TKC, *weights)):
@@ -57,21 +55,9 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
         return _Run(layout, x_NC, masks_TKC, weights, eps).forward(x_NC, saved=None)
 
 
-def _foldable(layout: Layout, masks: Tensor | None) -> bool:
-    """Whether masks can be part of LayerNorm's weight and bias: none is negative, and tasks come in few runs of rows."""
-    if masks is None or layout.task_of_row is None:
-        return masks is None or not bool((masks < 0).any())
-    if "runs" not in layout.plans:
-        layout.plans["runs"] = 1 + int((layout.task_of_row.diff() != 0).sum())
-    return bool(layout.plans["runs"] <= MOST_RUNS) and not bool((masks < 0).any())
-
-
 @functools.cache
-def _paired(dtype: torch.dtype, kernel_size: int) -> bool:
-    if kernel_size == 3 and dtype in (torch.float32, torch.float64):
-        return True
-    _logger.info("masked_dilated_conv_stack on cpu: %s with %d taps runs by 'gathered'; 'cpu' takes fp32 and 3 taps", dtype, kernel_size)
-    return False
+def _tell_negative() -> None:
+    _logger.info("masked_dilated_conv_stack on cpu: negative masks run by 'gathered'; 'cpu' takes masks of 0 and more")
 
 
 class _Stack(torch.autograd.Function):
@@ -80,149 +66,122 @@ class _Stack(torch.autograd.Function):
         ctx: Any, x: Tensor, masks: Tensor | None, w: Tensor, b: Tensor, g: Tensor, h: Tensor, layout: Layout, eps: float
     ) -> Tensor:
         saved: list[Tensor] = []
-        out = _Run(layout, x, masks, (w, b, g, h), eps).forward(x, saved)
+        ctx.run = _Run(layout, x, masks, (w, b, g, h), eps)
+        out = ctx.run.forward(x, saved)
         ctx.save_for_backward(x, masks, w, b, g, h, *saved)
-        ctx.layout, ctx.eps = layout, eps
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, masks, *rest = ctx.saved_tensors
-        run = _Run(ctx.layout, x, masks, rest[:4], ctx.eps)
-        wanted = ctx.needs_input_grad
-        dx = run.backward(grads[0], rest[4:], dx=wanted[0], dw=wanted[2])
+        x, _, _, _, _, _, *saved = ctx.saved_tensors
+        run, wanted = ctx.run, ctx.needs_input_grad
+        dx = run.backward(grads[0], saved, dx=wanted[0], dw=wanted[2])
         dmasks, dnorm_weight, dnorm_bias = run.norm_gradients()
         made = (dx, dmasks, run.weight_gradient() if wanted[2] else None, run.dbias, dnorm_weight, dnorm_bias)
         return *(None if grad is None or not want else grad.to(x.dtype) for grad, want in zip(made, wanted[:6], strict=True)), None, None
 
 
-# saved a block: its input [N_in, C], and of both convolutions the output [N_out, C] and LayerNorm's mean and 1/deviation [N_out, 1]
-_PER_BLOCK = 7
+# saved a convolution: its input and output, LayerNorm's mean and 1/deviation [N, 1]
+_PER_STAGE = 4
 
 
 class _Run:
     """A pass over one batch: parameters as the products take them, and in the backward pass the gradients' sums."""
 
     def __init__(self, layout: Layout, x_NC: Tensor, masks: Tensor | None, weights: Sequence[Tensor], eps: float) -> None:
-        weight, self.bias, self.norm_weight, self.norm_bias = weights
-        self.layout, self.eps = layout, eps
-        self.masks = None if masks is None else masks.clamp_min(_LEAST_MASK[masks.dtype])
+        weight, self.bias, *norm = weights
+        self.layout, self.eps, self.dtype = layout, eps, x_NC.dtype
+        self.wide = torch.promote_types(self.dtype, torch.float32)
+        self.norm_weight, self.norm_bias = (p.to(self.wide) for p in norm)
+        self.masks = None if masks is None else masks.to(self.wide).clamp_min(_LEAST_MASK[self.wide])
         self.stages, self.channels = self.bias.shape
         # [T, K, C]: since masks are not negative, m ⊙ ReLU(γ ⊙ n + β) is ReLU(mγ ⊙ n + mβ)
         self.scale, self.shift = (p[None] if self.masks is None else self.masks * p for p in (self.norm_weight, self.norm_bias))
-        at_once = max(1, GROUP_BYTES // (self.channels * x_NC.element_size()))
-        self.parts = plan(layout, positions_at_once=at_once)
-        self.matrices = [Paired.matrices(weight[stage]) for stage in range(self.stages)]
+        self.scales, self.shifts = _each(self.scale), _each(self.shift)
+        at_once = GROUP_BYTES * torch.get_num_threads() // (self.channels * x_NC.element_size())
+        self.groups = plan(layout, positions_at_once=max(1, at_once))
+        way = way_of(self.dtype, self.channels, layout.kernel_size)
+        self.convs = [way(weight[stage]) for stage in range(self.stages)]
 
     def forward(self, x_NC: Tensor, saved: list[Tensor] | None) -> Tensor:
         """Run all groups; what the backward pass needs is appended to `saved`."""
-        outputs = [self._forward_group(part, x_NC[part.start : part.stop], saved) for part in self.parts]
-        if self.layout.positions == "all":
-            return torch.cat(outputs) if outputs else x_NC.clone()
-        out = x_NC.new_zeros(self.layout.rows, self.channels)
-        for part, y in zip(self.parts, outputs, strict=True):
-            rows = out[part.first : part.last]
-            rows.copy_(y) if part.group.filled is None else rows.index_copy_(0, part.group.filled, y)
+        rows = self.layout.packed if self.layout.positions == "all" else self.layout.rows
+        out = x_NC.new_zeros(rows, self.channels)
+        for group in self.groups:
+            out.index_copy_(0, group.results, self._forward_group(group, x_NC, saved).to(self.dtype))
         return out
 
-    def _forward_group(self, part: RowsPlan, x: Tensor, saved: list[Tensor] | None) -> Tensor:
-        for block, kept in enumerate(part.group.residual):
+    def _forward_group(self, group: Group, x_NC: Tensor, saved: list[Tensor] | None) -> Tensor:
+        x = x_NC.index_select(0, group.inputs).to(self.wide)
+        for block, kept in enumerate(group.residual):
             h = x
-            if saved is not None:
-                saved.append(x)
-            for stage in (2 * block, 2 * block + 1):
-                u = part.group.convs[stage].run(h, self.matrices[stage]).add_(self.bias[stage])
-                h, mean, rstd = self._activate(part, stage, u)
+            for number in (2 * block, 2 * block + 1):
+                conv, stage = self.convs[number], group.stages[number]
+                operand = conv.operand(h, stage)
+                u = conv.run(operand, self.bias[number], stage)
+                n, mean, rstd = self._normalise(u.to(self.wide), number, group)
+                h = conv.activate(n, stage)
                 if saved is not None:
-                    saved += [u, mean, rstd]
-            x = (x if kept is None else x.index_select(0, kept[0])) + h
+                    saved += [operand, u, mean, rstd]
+            x = h.add_(taken(x, kept))
         return x
+
+    def _normalise(self, u: Tensor, number: int, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+        """Return LayerNorm with the mask in it, its mean and 1/deviation."""
+        of = self._task(group) * self.stages + number
+        return torch.native_layer_norm(u, [self.channels], self.scales[of], self.shifts[of], self.eps)
+
+    def _task(self, group: Group) -> int:
+        return 0 if self.masks is None else group.task
 
     def backward(self, dout: Tensor, saved: Sequence[Tensor], *, dx: bool, dw: bool) -> Tensor | None:
         """Add up all gradients over the groups, and return the input's if wanted."""
-        wide = torch.promote_types(dout.dtype, torch.float32)  # sums over groups
+        self.dbias = torch.zeros(self.bias.shape, dtype=self.wide)
+        self.dscale, self.dshift = torch.zeros_like(self.scale), torch.zeros_like(self.shift)
+        self.dbiases, self.dscales, self.dshifts = self.dbias.unbind(0), _each(self.dscale), _each(self.dshift)
+        for conv in self.convs:
+            conv.begin()
+        grad = dout.new_zeros(self.layout.packed, self.channels) if dx else None
+        each = self.stages * _PER_STAGE
+        for place, group in enumerate(self.groups):
+            of_input = self._backward_group(group, dout, saved[place * each : (place + 1) * each], dx=dx, dw=dw)
+            if grad is not None and of_input is not None:
+                grad.index_copy_(0, group.inputs, of_input.to(self.dtype))
+        return grad
 
-        def zeros(like: Tensor) -> Tensor:
-            return torch.zeros(like.shape, dtype=wide)
+    def _backward_group(self, group: Group, dout: Tensor, saved: Sequence[Tensor], *, dx: bool, dw: bool) -> Tensor | None:
+        dy = dout.index_select(0, group.results).to(self.wide)
+        dh: Tensor | None = dy
+        for number in reversed(range(self.stages)):
+            assert dh is not None
+            operand, u, mean, rstd = saved[number * _PER_STAGE : (number + 1) * _PER_STAGE]
+            du = self._backward_norm(group, number, dh, (u.to(self.wide), mean, rstd))
+            dh = self.convs[number].differentiate(du, operand, group.stages[number], dx=dx or number > 0, dw=dw)
+            if dh is None:
+                break
+            dh = dh.to(self.wide)
+            if number % 2 == 0:
+                kept = group.residual[number // 2]
+                if isinstance(kept, slice):
+                    dh[kept] += dy
+                else:
+                    dh.index_add_(0, kept, dy)
+                dy = dh
+        return dh
 
-        self.dmatrices = [zeros(m) for m in self.matrices] if dw else None
-        self.dbias, self.dscale, self.dshift = (zeros(p) for p in (self.bias, self.scale, self.shift))
-        inputs = []
-        for number, part in enumerate(self.parts):
-            if self.layout.positions == "all":
-                dy = dout[part.start : part.stop]
-            else:
-                dy = dout[part.first : part.last]
-                dy = dy if part.group.filled is None else dy.index_select(0, part.group.filled)
-            at = number * (self.stages // 2) * _PER_BLOCK
-            inputs.append(self._backward_group(part, dy.contiguous(), saved[at : at + (self.stages // 2) * _PER_BLOCK], dx=dx))
-        if not dx:
-            return None
-        return torch.cat([grad for grad in inputs if grad is not None]) if inputs else dout.new_zeros(0, self.channels)
-
-    def _backward_group(self, part: RowsPlan, dy: Tensor, saved: Sequence[Tensor], *, dx: bool) -> Tensor | None:
-        for block in reversed(range(len(part.group.residual))):
-            x, u1, mean1, rstd1, u2, mean2, rstd2 = saved[block * _PER_BLOCK : (block + 1) * _PER_BLOCK]
-            first, second = 2 * block, 2 * block + 1
-            h1 = self._activate(part, first, u1)[0]  # again: cheaper than to keep
-            h2 = self._activate(part, second, u2)[0]
-            du2 = self._backward_norm(part, second, dy, h2, (u2, mean2, rstd2))
-            dh1 = self._backward_conv(part, second, du2, h1, dx=True)
-            assert dh1 is not None
-            du1 = self._backward_norm(part, first, dh1, h1, (u1, mean1, rstd1))
-            dblock = self._backward_conv(part, first, du1, x, dx=dx or block > 0)
-            if dblock is None:
-                return None
-            kept = part.group.residual[block]
-            if kept is not None:
-                dy = torch.cat([dy, dy.new_zeros(1, self.channels)]).index_select(0, kept[1])
-            dy = dblock.add_(dy)
-        return dy
-
-    def _backward_norm(self, part: RowsPlan, stage: int, dh: Tensor, h: Tensor, norm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Through ReLU and LayerNorm with the mask in it; `h` is what they gave."""
-        made = []
-        for start, stop, task in self._runs(part, stage):
-            u, mean, rstd = (saved[start:stop] for saved in norm)
-            du, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
-                torch.ops.aten.threshold_backward(dh[start:stop], h[start:stop], 0),
-                u,
-                [self.channels],
-                mean,
-                rstd,
-                self.scale[task, stage],
-                self.shift[task, stage],
-                [True, True, True],
-            )
-            self.dscale[task, stage] += dscale
-            self.dshift[task, stage] += dshift
-            made.append(du)
-        together = _joined(made, dh)
-        self.dbias[stage] += together.sum(0)
-        return together
-
-    def _backward_conv(self, part: RowsPlan, stage: int, du: Tensor, x: Tensor, *, dx: bool) -> Tensor | None:
-        into = None if self.dmatrices is None else self.dmatrices[stage]
-        return part.group.convs[stage].differentiate(du, x, self.matrices[stage], into, dx=dx)
-
-    def _activate(self, part: RowsPlan, stage: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return m ⊙ ReLU(LayerNorm(u)), and LayerNorm's mean and 1/deviation."""
-        runs = self._runs(part, stage)
-        normalised = [self._normalise(u[start:stop], stage, task) for start, stop, task in runs]
-        if len(normalised) == 1:
-            h, mean, rstd = normalised[0]
-            return h.relu_(), mean, rstd
-        h = torch.empty_like(u)
-        for (start, stop, _), (n, _, _) in zip(runs, normalised, strict=True):
-            torch.clamp_min(n, 0, out=h[start:stop])
-        return h, _joined([mean for _, mean, _ in normalised], u[:, :1]), _joined([rstd for _, _, rstd in normalised], u[:, :1])
-
-    def _runs(self, part: RowsPlan, stage: int) -> Sequence[tuple[int, int, int]]:
-        return part.tasks[stage] if self.masks is not None else ((0, part.group.rows[stage].shape[0], 0),)
-
-    def _normalise(self, u: Tensor, stage: int, task: int) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.native_layer_norm(u, [self.channels], self.scale[task, stage], self.shift[task, stage], self.eps)
+    def _backward_norm(self, group: Group, number: int, dh: Tensor, norm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Through ReLU and LayerNorm with the mask in it: the gradient of LayerNorm's input."""
+        of, (u, mean, rstd) = self._task(group) * self.stages + number, norm
+        n, _, _ = self._normalise(u, number, group)  # again: cheaper than to keep
+        dn = self.convs[number].through_relu(dh, n, group.stages[number])
+        du, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
+            dn, u, [self.channels], mean, rstd, self.scales[of], self.shifts[of], [True, True, True]
+        )
+        self.dscales[of].add_(dscale)
+        self.dshifts[of].add_(dshift)
+        self.dbiases[number].add_(du.sum(0))
+        return du
 
     def norm_gradients(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return the gradients of masks, LayerNorm's weight and its bias, from those of their products m·γ and m·β."""
@@ -236,11 +195,9 @@ class _Run:
 
     def weight_gradient(self) -> Tensor:
         """Return the weight's gradient [K, C, C, k]."""
-        assert self.dmatrices is not None
-        return torch.stack([Paired.weight_gradient(grad) for grad in self.dmatrices])
+        return torch.stack([conv.gradient() for conv in self.convs])
 
 
-def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    if not parts:
-        return torch.empty_like(like)
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _each(values_TKC: Tensor) -> tuple[Tensor, ...]:
+    """Return a view for each task and convolution."""
+    return values_TKC.flatten(0, 1).unbind(0)

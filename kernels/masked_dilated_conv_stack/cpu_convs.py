@@ -1,226 +1,274 @@
-"""A dilated convolution of three taps over some rows' positions with a third fewer products, on a CPU.
+"""A dilated convolution over a group of rows whose positions lie by distance from the rows' ends (`cpu_plan`), on a CPU.
 
-Legend: N positions, C channels, P products (rows of matrices that are multiplied by one of the weight's C × C matrices).
+Legend: N positions, C channels, k taps, R rows of a group.
 
-It is the minimal filtering algorithm F(2, 3) (Winograd, Arithmetic Complexity of Computations, 1980, section V): for inputs
-x₀ … x₃ at distance d from one another and taps g₀, g₁, g₂, the two outputs
+Which way is fastest depends on what a product costs beside moving its result (docs/kernels-cpu.md):
 
-    y₀ = x₀g₀ + x₁g₁ + x₂g₂ = m₁ + m₂ + m₃        m₁ = (x₀ − x₂)·g₀      m₂ = (x₁ + x₂)·(g₀ + g₁ + g₂)/2
-    y₁ = x₁g₀ + x₂g₁ + x₃g₂ = m₂ − m₃ − m₄        m₄ = (x₁ − x₃)·g₂      m₃ = (x₂ − x₁)·(g₀ − g₁ + g₂)/2
-
-take four products instead of six. An output without a partner takes a product for each tap that lies in its row, and none for the
-others. All sums of rows are sums of table rows by index with signs, so `embedding_bag` does each in one pass, forward and backward.
+- `Direct`: a product a tap. What a tap reads is a stretch of memory, so nothing is gathered ahead of a product; where rows are of one
+  length products are added up where they belong, else by one sum over their rows.
+- `Filtered`: F(2, 3) for fp32 and fp64 with many channels and rows of one length, a third fewer products for some additions.
+- `Joined`: one product over gathered taps for bf16, whose products are so cheap, and so coarse, that each sum should be rounded once.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Indices: TypeAlias = npt.NDArray[np.int64]
-_logger = logging.getLogger(__name__)
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Stage, common_size, end_to_end, taken
+
+# From so many channels on F(2, 3) saves more in products than its additions take.
+FILTERED_FROM = 128
 
 
-# With few channels a product costs little more than moving its result: up to so many it is written where it belongs, which oneDNN's
-# operator cannot.
-_WRITTEN_IN_PLACE = 64
+class Direct:
+    """One product a tap.
 
-
-@functools.cache
-def _linear(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return x, w -> x·wᵀ at the best rate: oneDNN's in fp32, which F.linear leaves to MKL (half as fast on some processors)."""
-    if dtype != torch.float32:
-        return F.linear
-    try:  # a private operator: used only where it is there and right
-        onednn = torch.ops.mkldnn._linear_pointwise
-        x, w = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
-        right = torch.equal(onednn(x, w, None, "none", [], ""), x @ w.t())
-    except (AttributeError, RuntimeError):
-        right = False
-    if not right:
-        _logger.info(
-            "masked_dilated_conv_stack: torch %s has no oneDNN linear operator as known; fp32 products run by F.linear", torch.__version__
-        )
-        return F.linear
-    return lambda x, w: onednn(x, w, None, "none", [], "")
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two outputs of three taps from four products.
-
-    Attributes:
-        sizes: How many products each of the five matrices g₀, g₁, (g₀+g₁+g₂)/2, (g₀−g₁+g₂)/2, g₂ has, in the order in which they lie.
-        reads: Inputs that a product's operand is the signed sum of, [P, 2].
-        sums: Products that an output is the signed sum of, [N_out, 3].
-        reads_back: Outputs whose gradients make a product's, [P, 2].
-        sums_back: Operands whose gradients make an input's, [N_in, 4].
+    Args:
+        weight: [C_out, C_in, k].
     """
 
-    sizes: tuple[int, ...]
-    reads: SignedRows
-    sums: SignedRows
-    reads_back: SignedRows
-    sums_back: SignedRows
+    def __init__(self, weight: Tensor) -> None:
+        # [k, C_in, C_out], the present position's first
+        self.stacked = self._matrices(weight.permute(2, 1, 0).flip(0))
+        self.matrices = self.stacked.unbind(0)
+        self.turned = self.stacked.transpose(1, 2).unbind(0)
 
     @staticmethod
-    def build(
-        inputs: int,
-        outputs: int,
-        earlier: Indices,
-        later: Indices,
-        pair_inputs: Sequence[Indices],
-        first_inside: npt.NDArray[np.bool_],
-        singles: Sequence[tuple[Indices, Indices]],
-    ) -> Paired:
-        """Lay the products out.
+    def _matrices(taps: Tensor) -> Tensor:
+        return taps.contiguous()
 
-        Args:
-            inputs: N_in.
-            outputs: N_out.
-            earlier: Pairs' outputs y₀.
-            later: Pairs' outputs y₁.
-            pair_inputs: Pairs' inputs x₀ … x₃.
-            first_inside: Whether x₀ lies in the row; where not, x₂ stands in its place and counts nothing.
-            singles: For taps g₀, g₁, g₂ the outputs without a partner whose tap lies in the row, and the inputs that they read.
-        """
-        (w0, r0), (w1, r1), (w2, r2) = singles
-        pairs, (q0, q1, q2) = len(later), (len(which) for which in (w0, w1, w2))
-        sizes = (pairs + q0, q1, pairs, pairs, pairs + q2)
-        starts = np.cumsum((0, *sizes))
-        total = int(starts[-1])
-        each = np.arange(pairs)
-        m1, m2, m3, m4 = (starts[matrix] + each for matrix in (0, 2, 3, 4))
-        x0, x1, x2, x3 = pair_inputs
-        ones, minus = np.ones(total, dtype=np.float32), np.zeros(total, dtype=np.float32)
-        ones[:pairs] = first_inside
-        minus[m1], minus[m2], minus[m3], minus[m4] = -1, 1, -1, -1
-        reads = _signed((np.concatenate([x0, r0, r1, x1, x2, x1, r2]), ones), (np.concatenate([x2, r0, r1, x2, x1, x3, r2]), minus))
-        own, other = np.ones(total, dtype=np.float32), np.zeros(total, dtype=np.float32)
-        own[m4] = -1
-        other[m2], other[m3] = 1, -1
-        reads_back = _signed(
-            (np.concatenate([earlier, w0, w1, earlier, earlier, later, w2]), own),
-            (np.concatenate([earlier, w0, w1, later, later, later, w2]), other),
-        )
-        of_tap = (starts[0] + pairs + np.arange(q0), starts[1] + np.arange(q1), starts[4] + pairs + np.arange(q2))
-        sums = _scattered(
-            outputs,
-            [(earlier, m1, 1), (later, m4, -1), (w2, of_tap[2], 1)],
-            [(earlier, m2, 1), (later, m2, 1), (w1, of_tap[1], 1)],
-            [(earlier, m3, 1), (later, m3, -1), (w0, of_tap[0], 1)],
-        )
-        # what an input is to its own output comes first; the outputs d and 2d later read it in other columns than that
-        sums_back = _scattered(
-            inputs,
-            [(x2, m1, -1), (x3, m4, -1), (r2, of_tap[2], 1)],
-            [(x2, m2, 1), (x1, m2, 1), (r1, of_tap[1], 1)],
-            [(x2, m3, 1), (x1, m3, -1)],
-            [(x1, m4, 1), (x0[first_inside], m1[first_inside], 1), (r0, of_tap[0], 1)],
-        )
-        return Paired(sizes, reads, sums, reads_back, sums_back)
+    def begin(self) -> None:
+        """Set the weight's gradient to zero."""
+        self.summed = torch.zeros_like(self.stacked, dtype=torch.promote_types(self.stacked.dtype, torch.float32))
+        self.sums = self.summed.unbind(0)
 
-    @staticmethod
-    def matrices(weight: Tensor) -> Tensor:
-        """Return the weight [C_out, C_in, 3] as the products take it: [5, C_out, C_in]."""
-        g0, g1, g2 = weight.permute(2, 0, 1).contiguous()
-        outer = (g0 + g2).mul_(0.5)
-        return torch.stack([g0, g1, outer + 0.5 * g1, outer - 0.5 * g1, g2])
+    def gradient(self) -> Tensor:
+        """Return the weight's gradient [C_out, C_in, k]."""
+        return self.summed.flip(0).permute(2, 1, 0)
 
-    @staticmethod
-    def weight_gradient(matrices: Tensor) -> Tensor:
-        """Return the gradient [C_out, C_in, 3] for that of the matrices."""
-        g0, g1, plus, minus, g2 = matrices
-        outer = (plus + minus).mul_(0.5)
-        return torch.stack([g0 + outer, (plus - minus).mul_(0.5).add_(g1), g2 + outer], dim=2)
+    def operand(self, h: Tensor, stage: Stage) -> Tensor:
+        """Return a convolution's input [N_in, C] as this way takes it."""
+        return h
 
-    def run(self, x_NC: Tensor, matrices: Tensor) -> Tensor:
-        """Convolve: [N_in, C] -> [N_out, C], without the bias."""
-        return self.sums.of(self._products(self.reads.of(x_NC), matrices))
-
-    def differentiate(self, dy_NC: Tensor, x_NC: Tensor, matrices: Tensor, into: Tensor | None, *, dx: bool) -> Tensor | None:
-        """Add the matrices' gradient to `into`, and return the input's if wanted."""
-        dproducts = self.reads_back.of(dy_NC)
-        if into is not None:
-            operands = self.reads.of(x_NC)
-            for grad, dp, v in zip(into, dproducts.split(self.sizes), operands.split(self.sizes), strict=True):
-                _add_product(grad, dp, v)
-        return self.sums_back.of(self._products(dproducts, matrices.transpose(1, 2))) if dx else None
-
-    def _products(self, operands: Tensor, matrices: Tensor) -> Tensor:
-        if operands.shape[1] <= _WRITTEN_IN_PLACE:
-            made = torch.empty_like(operands)
-            for part, into, matrix in zip(operands.split(self.sizes), made.split(self.sizes), matrices, strict=True):
-                torch.mm(part, matrix.t(), out=into)
-            return made
-        linear = _linear(operands.dtype)
-        parts = zip(operands.split(self.sizes), matrices, strict=True)
-        return torch.cat([linear(part, matrix) for part, matrix in parts if part.shape[0]])
-
-
-@dataclass(frozen=True)
-class SignedRows:
-    """Sums of a table's rows: int64 [N · n] which rows, n a sum, signs of 1, −1 and 0, and int64 [N] where each sum begins."""
-
-    index: Tensor
-    sign: Tensor
-    begins: Tensor
-
-    def of(self, table: Tensor) -> Tensor:
-        """Return the sums, one for each row of the index."""
-        # mode 0 is the sum; the function in torch.nn.functional would make `begins` anew in each call
-        total: Tensor = torch.embedding_bag(table, self.index, self.begins, False, 0, False, self.sign.to(table.dtype))[0]
+    def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
+        """Convolve: [N_in, C] -> [N_out, C], in this way's order."""
+        first, *others = stage.taps
+        if all(isinstance(tap.dest, slice) for tap in others):
+            u = torch.addmm(bias, taken(x, first.read), self.matrices[0])
+            for tap, matrix in zip(others, self.matrices[1:], strict=False):
+                u[tap.dest].addmm_(taken(x, tap.read), matrix)
+            return u
+        products = x.new_empty(sum(tap.size for tap in stage.taps), x.shape[1])
+        for tap, matrix, place in zip(stage.taps, self.matrices, end_to_end([tap.size for tap in stage.taps]), strict=False):
+            if place.start:
+                torch.mm(taken(x, tap.read), matrix, out=products[place])
+            else:
+                torch.addmm(bias, taken(x, tap.read), matrix, out=products[place])
+        index, begins = stage.sums
+        total: Tensor = torch.embedding_bag(products, index, begins, False, 0, False, None)[0]  # mode 0 is the sum
         return total
 
+    def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
+        """Add the weight's gradient to the sums, and return the input's [N_in, C] if wanted."""
+        grad: Tensor | None = None
+        for number, tap in enumerate(stage.taps):
+            part = taken(du, tap.dest) if number else du
+            if dw:
+                self.sums[number].addmm_(taken(x, tap.read).t(), part)
+            if not dx:
+                continue
+            if grad is None and tap.size == stage.inputs:
+                grad = part @ self.turned[0]
+                continue
+            if grad is None:
+                grad = du.new_zeros(stage.inputs, du.shape[1])
+            if isinstance(tap.read, slice):
+                grad[tap.read].addmm_(part, self.turned[number])
+            else:
+                grad.index_add_(0, tap.read, part @ self.turned[number])
+        return grad
 
-def _signed(*columns: tuple[Indices, npt.NDArray[np.float32]]) -> SignedRows:
-    index, sign = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
-    begins = np.arange(0, index.size, index.shape[1])
-    return SignedRows(torch.from_numpy(index.reshape(-1)), torch.from_numpy(sign.reshape(-1)), torch.from_numpy(begins))
+    def activate(self, n: Tensor, stage: Stage) -> Tensor:
+        """Return ReLU(n) by distance; n is in this way's order, and may be written over."""
+        return n.relu_()
 
-
-def _scattered(rows: int, *columns: Sequence[tuple[Indices, Indices, int]]) -> SignedRows:
-    """Make each column of entries (at these rows, this index, this sign); what no entry fills counts nothing."""
-    made: list[tuple[Indices, npt.NDArray[np.float32]]] = []
-    for entries in columns:
-        # an unfilled place reads the row's first entry again, so that no other row's infinity can turn the sum into NaN
-        index = made[0][0].copy() if made else np.zeros(rows, dtype=np.int64)
-        sign = np.zeros(rows, dtype=np.float32)
-        for at, value, of in entries:
-            index[at], sign[at] = value, of
-        made.append((index, sign))
-    return _signed(*made)
-
-
-@functools.lru_cache(maxsize=256)
-def _pair(member: bytes, dilation: int) -> npt.NDArray[np.bool_]:
-    wanted = np.frombuffer(member, dtype=np.bool_)
-    late, taken = np.zeros_like(wanted), set()
-    for distance in np.flatnonzero(wanted).tolist():
-        partner = distance + dilation
-        if distance not in taken and partner < len(wanted) and wanted[partner]:
-            late[distance] = True
-            taken.add(partner)
-    return late
+    def through_relu(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
+        """Return n's gradient from that of ReLU(n), which lies by distance."""
+        grad: Tensor = torch.ops.aten.threshold_backward(dh, n, 0)
+        return grad
 
 
-def pair_by_distance(member: npt.NDArray[np.bool_], dilation: int) -> npt.NDArray[np.bool_]:
-    """Return which distances from a row's end are the later of a pair d apart, nearest to the end first."""
-    return _pair(member.tobytes(), dilation)
+class Filtered(Direct):
+    """Two outputs of three taps from four products: the minimal filtering algorithm F(2, 3).
+
+    (Winograd, Arithmetic Complexity of Computations, 1980, section V.) For inputs x₀ … x₃ at distance d from one another and taps
+    g₀, g₁, g₂, the two outputs
+
+        y₀ = x₀g₀ + x₁g₁ + x₂g₂ = m₁ + m₂ + m₃        m₁ = (x₀ − x₂)·g₀      m₂ = (x₁ + x₂)·(g₀ + g₁ + g₂)/2
+        y₁ = x₁g₀ + x₂g₁ + x₃g₂ = m₂ − m₃ + m₄        m₄ = (x₃ − x₁)·g₂      m₃ = (x₂ − x₁)·(g₀ − g₁ + g₂)/2
+
+    take four products instead of six. Blocks of d distances alternate: y₁ and x₃ in the even ones, y₀ and x₂ in the odd ones, x₁ and
+    x₀ in the two that follow. All y₁ lie together, then all y₀, then the outputs that fill no two blocks: a product a tap. Rows of
+    several lengths take a product a tap too.
+    """
+
+    @staticmethod
+    def _matrices(taps: Tensor) -> Tensor:
+        g2, g1, g0 = taps
+        outer = (g0 + g2).mul_(0.5)
+        return torch.stack([g2, g1, g0, outer + 0.5 * g1, outer - 0.5 * g1])
+
+    def gradient(self) -> Tensor:
+        g2, g1, g0, plus, minus = self.sums
+        outer = (plus + minus).mul_(0.5)
+        return torch.stack([g0 + outer, (plus - minus).mul_(0.5).add_(g1), g2 + outer]).permute(2, 1, 0)
+
+    def operand(self, h: Tensor, stage: Stage) -> Tensor:
+        missing = 2 * (_pairs(stage) + 1) * stage.dilation * stage.rows - h.shape[0] if _pairs(stage) else 0
+        return torch.cat([h, h.new_zeros(missing, h.shape[1])]) if missing > 0 else h
+
+    def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
+        if not _pairs(stage):
+            return super().run(x, bias, stage)
+        g2, _, g0, plus, minus = self.matrices
+        v1, v2, v3, v4 = self._operands(x, stage)
+        u = x.new_empty(stage.outputs, x.shape[1])
+        y1, y0, rest = u.tensor_split((v1.shape[0], 2 * v1.shape[0]))
+        m2, m3 = torch.addmm(bias, v2, plus), v3 @ minus
+        torch.sub(m2, m3, out=y1).addmm_(v4, g2)
+        torch.add(m2, m3, out=y0).addmm_(v1, g0)
+        for number, (read, size) in enumerate(_rest(stage)):
+            if number:
+                rest[:size].addmm_(x[read], self.matrices[number])
+            else:
+                torch.addmm(bias, x[read], g2, out=rest)
+        return u
+
+    def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
+        if not _pairs(stage):
+            return super().differentiate(du, x, stage, dx=dx, dw=dw)
+        each = _pairs(stage) * stage.dilation * stage.rows
+        dy1, dy0, rest = du.tensor_split((each, 2 * each))
+        dproducts = (dy0, dy0 + dy1, dy0 - dy1, dy1)
+        if dw:
+            g2, _, g0, plus, minus = self.sums
+            for into, operand, made in zip((g0, plus, minus, g2), self._operands(x, stage), dproducts, strict=True):
+                into.addmm_(operand.t(), made)
+        grad = self._input_gradient(dproducts, stage) if dx else None
+        for number, (read, size) in enumerate(_rest(stage)):
+            if dw:
+                self.sums[number].addmm_(x[read].t(), rest[:size])
+            if grad is not None:
+                grad[read].addmm_(rest[:size], self.turned[number])
+        return None if grad is None else grad[: stage.inputs]
+
+    def activate(self, n: Tensor, stage: Stage) -> Tensor:
+        if not _pairs(stage):
+            return super().activate(n, stage)
+        h = torch.empty_like(n)
+        for by_distance, made in zip(_ordered(h, stage), _made(n, stage), strict=True):
+            torch.clamp_min(made, 0, out=by_distance)
+        return h
+
+    def through_relu(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
+        if not _pairs(stage):
+            return super().through_relu(dh, n, stage)
+        for by_distance, made in zip(_ordered(dh, stage), _made(n, stage), strict=True):
+            torch.ops.aten.threshold_backward.grad_input(by_distance, made, 0, grad_input=made)
+        return n
+
+    @staticmethod
+    def _operands(x: Tensor, stage: Stage) -> list[Tensor]:
+        """Return what the four products take."""
+        even, odd = _blocks(x, stage)
+        x3, x2, x1, x0 = even[:-1], odd[:-1], even[1:], odd[1:]
+        signed = ((x0, x2, -1), (x1, x2, 1), (x2, x1, -1), (x3, x1, -1))
+        return [torch.add(a, b, alpha=sign, out=x.new_empty(a.shape)).view(-1, x.shape[1]) for a, b, sign in signed]
+
+    def _input_gradient(self, dproducts: tuple[Tensor, ...], stage: Stage) -> Tensor:
+        g2, _, g0, plus, minus = self.turned
+        pairs, channels = _pairs(stage), dproducts[0].shape[1]
+        d1, d2, d3, d4 = ((made @ matrix).view(pairs, -1) for made, matrix in zip(dproducts, (g0, plus, minus, g2), strict=True))
+        written = 2 * (pairs + 1) * stage.dilation * stage.rows
+        grad = dproducts[0].new_empty(max(stage.inputs, written), channels)
+        grad[written:].zero_()
+        even, odd = _blocks(grad, stage)
+        of_x1, of_x2 = (d2 - d3).sub_(d4), d2.add_(d3).sub_(d1)
+        even[0], odd[0] = d4[0], of_x2[0]
+        torch.add(of_x1[:-1], d4[1:], out=even[1:-1])
+        torch.add(of_x2[1:], d1[:-1], out=odd[1:-1])
+        even[-1], odd[-1] = of_x1[-1], d1[-1]
+        return grad
 
 
-def _add_product(into: Tensor, dy: Tensor, x: Tensor) -> None:
-    """Add dyᵀ·x."""
-    if into.dtype == dy.dtype:
-        into.addmm_(dy.t(), x)
-    else:
-        into += dy.t() @ x
+class Joined(Direct):
+    """One product over an output's taps side by side; what a row lacks is read from rows of zeros behind the input's."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        taps, channels, _ = self.stacked.shape
+        self.forward = self.stacked.view(taps * channels, channels)
+        self.backward = self.stacked.transpose(1, 2).reshape(taps * channels, channels)
+
+    def operand(self, h: Tensor, stage: Stage) -> Tensor:
+        return _with_zeros(h, self.stacked.dtype)
+
+    def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
+        return torch.addmm(bias, self._gathered(x, stage.gathers[0]), self.forward)[: stage.outputs]
+
+    def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
+        narrow = _with_zeros(du, x.dtype)
+        if dw:
+            operand = self._gathered(x, stage.gathers[0])
+            self.summed += (operand.t() @ narrow[: operand.shape[0]]).view_as(self.summed)
+        return (self._gathered(narrow, stage.gathers[1]) @ self.backward)[: stage.inputs] if dx else None
+
+    def _gathered(self, x: Tensor, index: Tensor) -> Tensor:
+        return x.index_select(0, index).view(-1, self.forward.shape[0])
+
+
+def way_of(dtype: torch.dtype, channels: int, kernel_size: int) -> type[Direct]:
+    """Return the fastest way for a number type, width and number of taps."""
+    if dtype not in (torch.float32, torch.float64):
+        return Joined
+    return Filtered if kernel_size == 3 and channels >= FILTERED_FROM else Direct
+
+
+def _with_zeros(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x in another number type with one row of zeros, and those that `common_size` adds."""
+    made = torch.empty(common_size(x.shape[0] + 1), x.shape[1], dtype=dtype)
+    made[: x.shape[0]] = x
+    made[x.shape[0] :] = 0
+    return made
+
+
+def _pairs(stage: Stage) -> int:
+    """How many pairs of blocks of d distances a stage's output has, where its rows are of one length."""
+    return stage.outputs // (2 * stage.dilation * stage.rows) if stage.rows else 0
+
+
+def _rest(stage: Stage) -> list[tuple[slice, int]]:
+    """For each tap what the outputs without a pair read, and how many of them do."""
+    paired, reach = 2 * _pairs(stage) * stage.dilation * stage.rows, stage.dilation * stage.rows
+    sizes = (max(0, min(stage.outputs, stage.inputs - tap * reach) - paired) for tap in range(3))
+    return [(slice(paired + tap * reach, paired + tap * reach + size), size) for tap, size in enumerate(sizes) if size]
+
+
+def _blocks(x: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+    """Return the even and the odd blocks of d distances, [pairs + 1, d · R · C] each."""
+    pairs = _pairs(stage) + 1
+    both = x[: 2 * pairs * stage.dilation * stage.rows].view(pairs, 2, -1)
+    return both[:, 0], both[:, 1]
+
+
+def _ordered(x: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+    """Return what lies by distance as `Filtered` makes it: the pairs' part [2, pairs, d · R · C], and the rest."""
+    paired = 2 * _pairs(stage) * stage.dilation * stage.rows
+    return x[:paired].view(_pairs(stage), 2, -1).transpose(0, 1), x[paired:]
+
+
+def _made(x: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+    """Return the same parts of what lies as `Filtered` makes it."""
+    paired = 2 * _pairs(stage) * stage.dilation * stage.rows
+    return x[:paired].view(2, _pairs(stage), -1), x[paired:]

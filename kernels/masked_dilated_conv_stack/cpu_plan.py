@@ -1,14 +1,17 @@
-"""A batch cut into groups of rows that fit a cache, and what each convolution of a group computes, on a CPU.
+"""A batch cut into groups of rows of one task, and what each convolution of a group reads, on a CPU.
 
-Legend: N packed positions, B rows (users).
+Legend: N packed positions, B rows (users), R rows of a group, k taps.
 
 A position is named by its row and its distance from the row's last position, since that is what the positions seen in `last` mode
-depend on: which distances a stage computes is the same for every row, up to the row's length.
+depend on: which distances a stage computes is the same for every row, up to the row's length. A group's positions lie by distance, and
+its rows by falling length: first every row's last position, then the positions before those, and so on, each time of the first so
+many rows. What lies j·d distances further on is then one stretch of memory, and where all rows are of one length, so is what reads it.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,74 +20,89 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import Paired, pair_by_distance
-from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, seen_offsets
+from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, seen_offsets
 
 Indices: TypeAlias = npt.NDArray[np.int64]
+Places: TypeAlias = slice | Tensor
 
 
-class Spots:
-    """The positions that a stage computes: in each row those at given distances from its end, oldest first.
+@dataclass(frozen=True)
+class Tap:
+    """Input positions that a tap reads, and the output positions that they belong to; each a stretch or int64."""
 
-    Args:
-        lengths: int64 [B].
-        member: bool [longest], which distances are computed.
+    read: Places
+    dest: Places
+    size: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A convolution of a group.
+
+    Attributes:
+        dilation: d.
+        inputs: Positions N_in of the input.
+        outputs: Positions N_out of the output.
+        taps: The present position's first, which is there for every output.
+        rows: R where all rows are of one length and all distances from 0 on are computed, else 0.
     """
 
-    def __init__(self, lengths: Indices, member: npt.NDArray[np.bool_]) -> None:
-        self.lengths, self.member = lengths, member
-        distances = np.flatnonzero(member)
-        below = np.concatenate([[0], np.cumsum(member)])
-        self.rank = below  # [longest + 1], how many members are nearer to the end
-        count = below[lengths]
-        self.total = int(count.sum())
-        self.row_end = np.cumsum(count) - 1  # where a row's last computed position stands
-        self.rows = np.repeat(np.arange(lengths.shape[0]), count)  # [N_out]
-        self.distance = distances[self.row_end[self.rows] - np.arange(self.total)]  # [N_out]
-        self.length = lengths[self.rows]
+    dilation: int
+    inputs: int
+    outputs: int
+    taps: tuple[Tap, ...]
+    rows: int
 
-    def find(self, rows: Indices, distance: Indices) -> Indices:
-        """Return where these positions stand; they must be among those computed."""
-        found: Indices = self.row_end[rows] - self.rank[distance]
-        return found
+    @functools.cached_property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Which rows of the taps' products, laid end to end, make an output: int64 indices, and where each output's begin."""
+        dests = [np.arange(self.outputs), *(_indices(tap.dest) for tap in self.taps[1:])]
+        counts = np.zeros(self.outputs, dtype=np.int64)
+        for dest in dests:
+            counts[dest] += 1
+        begins = np.cumsum(counts) - counts
+        index = np.empty(int(counts.sum()), dtype=np.int64)
+        start = 0
+        for number, dest in enumerate(dests):  # a position that a tap reads, all taps before it read too
+            index[begins[dest] + number] = np.arange(start, start + len(dest))
+            start += len(dest)
+        return torch.from_numpy(index), torch.from_numpy(begins)
+
+    @functools.cached_property
+    def gathers(self) -> tuple[Tensor, Tensor]:
+        """int64 [N_out · k], the inputs that an output reads, N_in for none; and [N_in · k], the outputs that read an input.
+
+        Both as for so many more outputs and inputs, which read none, as `common_size` adds.
+        """
+        forward = np.full((common_size(self.outputs), len(self.taps)), self.inputs)
+        backward = np.full((common_size(self.inputs), len(self.taps)), self.outputs)
+        for number, tap in enumerate(self.taps):
+            read, dest = _indices(tap.read), _indices(tap.dest)
+            forward[dest, number], backward[read, number] = read, dest
+        return torch.from_numpy(forward.reshape(-1)), torch.from_numpy(backward.reshape(-1))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some rows' plan for the whole stack.
+    """Some rows' place in the batch and their plan.
 
     Attributes:
-        convs: Each stage's convolution.
-        residual: For each block int64 [N_out], the block's input position behind each output, and int64 [N_in], the output behind each
-            input or N_out; None where they are the same.
-        rows: For each stage int64 [N_out], the row of the group that an output belongs to.
-        filled: int64, the rows of the group that have a position; None where all have.
+        stages: Each convolution.
+        residual: For each block, which of its inputs its outputs are added to.
+        inputs: int64 [N_in], the packed position behind each input.
+        results: int64, where the stack's outputs belong: packed positions for `all`, rows for `last`.
+        task: The rows' task; 0 where the batch has one and no table.
     """
 
-    convs: tuple[Paired, ...]
-    residual: tuple[tuple[Tensor, Tensor] | None, ...]
-    rows: tuple[Tensor, ...]
-    filled: Tensor | None
+    stages: tuple[Stage, ...]
+    residual: tuple[Places, ...]
+    inputs: Tensor
+    results: Tensor
+    task: int
 
 
-@dataclass(frozen=True)
-class RowsPlan:
-    """One group's place in the batch: rows `[first, last)`, packed positions `[start, stop)`, and its plan.
-
-    Attributes:
-        tasks: For each stage the runs of outputs of one task: from, to, task; 0 for all where a batch has one task and no table.
-    """
-
-    first: int
-    last: int
-    start: int
-    stop: int
-    group: Group
-    tasks: tuple[tuple[tuple[int, int, int], ...], ...]
-
-
-def plan(layout: Layout, *, positions_at_once: int) -> tuple[RowsPlan, ...]:
-    """Cut a batch into groups of whole rows and plan each.
+def plan(layout: Layout, *, positions_at_once: int) -> tuple[Group, ...]:
+    """Cut a batch into groups of rows of one task and plan each; rows without a position are in none.
 
     Args:
         layout: The batch.
@@ -92,95 +110,114 @@ def plan(layout: Layout, *, positions_at_once: int) -> tuple[RowsPlan, ...]:
     """
     key = ("cpu", positions_at_once)
     if key not in layout.plans:
-        layout.plans[key] = _plan(layout, positions_at_once)
-    made: tuple[RowsPlan, ...] = layout.plans[key]
+        layout.plans[key] = tuple(_group(layout, rows) for rows in _cut(layout, positions_at_once))
+    made: tuple[Group, ...] = layout.plans[key]
     return made
 
 
-def _plan(layout: Layout, positions_at_once: int) -> tuple[RowsPlan, ...]:
-    offsets = layout.row_offsets.numpy()
-    total, groups = layout.packed, -(-layout.packed // positions_at_once)
-    cuts: list[int] = np.unique(np.searchsorted(offsets, np.arange(groups + 1) * total // max(1, groups))).tolist() if total else []
-    same: dict[bytes, Group] = {}  # rows of equal lengths, as in a batch of one length, share a plan
-    parts = []
-    for first, last in itertools.pairwise(cuts):
-        lengths = np.diff(offsets[first : last + 1])
-        if (key := lengths.tobytes()) not in same:
-            same[key] = _group(lengths, layout)
-        tasks = _task_runs(same[key], layout, first, last)
-        parts.append(RowsPlan(first, last, int(offsets[first]), int(offsets[last]), same[key], tasks))
-    return tuple(parts)
+def _cut(layout: Layout, at_once: int) -> Iterator[Indices]:
+    lengths = layout.lengths.numpy()
+    tasks = np.zeros_like(lengths) if layout.task_of_row is None else layout.task_of_row.numpy()
+    order = np.lexsort((-lengths, tasks))  # stable
+    order = order[lengths[order] > 0]
+    size = lengths[order]
+    new_task = np.flatnonzero(np.diff(tasks[order])) + 1
+    for rows, sizes in zip(np.split(order, new_task), np.split(size, new_task), strict=True):
+        if not len(rows):
+            continue
+        # rows of one length that fill half a group are one of their own, whose taps are stretches on both sides
+        values, starts, counts = np.unique(-sizes, return_index=True, return_counts=True)
+        alone = -values * counts * 2 >= at_once
+        cuts = np.unique(np.concatenate([starts[alone], starts[alone] + counts[alone]]))
+        for part in np.split(rows, cuts[(cuts > 0) & (cuts < len(rows))]):
+            pieces = min(len(part), -(-int(lengths[part].sum()) // at_once))
+            reached = np.cumsum(lengths[part]) - lengths[part]
+            yield from np.split(part, np.unique(np.searchsorted(reached, np.arange(1, pieces) * reached[-1] / pieces)))
 
 
-def _task_runs(group: Group, layout: Layout, first: int, last: int) -> tuple[tuple[tuple[int, int, int], ...], ...]:
-    if layout.task_of_row is None:
-        return tuple(((0, rows.shape[0], layout.single_task or 0),) for rows in group.rows)
-    tasks = layout.task_of_row[first:last].numpy()
-    begins = np.concatenate([[0], np.flatnonzero(np.diff(tasks)) + 1])
-    made: dict[int, tuple[tuple[int, int, int], ...]] = {}
-    for rows in group.rows:
-        if id(rows) not in made:
-            ends = [*np.searchsorted(rows.numpy(), begins[1:]).tolist(), rows.shape[0]]
-            runs = zip([0, *ends[:-1]], ends, tasks[begins].tolist(), strict=True)
-            made[id(rows)] = tuple(run for run in runs if run[0] < run[1])
-    return tuple(made[id(rows)] for rows in group.rows)
-
-
-def _group(lengths: Indices, layout: Layout) -> Group:
-    longest = int(lengths.max())
-    every = Spots(lengths, np.ones(longest, dtype=np.bool_))
-    known = {every.member.tobytes(): every}
-    spots = [every]
-    for seen in seen_offsets(layout.stage_dilations, layout.kernel_size, longest)[1:]:
-        member = np.zeros(longest, dtype=np.bool_)
-        member[seen.numpy()] = True
-        if layout.positions == "all":
-            spots.append(every)
-        else:
-            if member.tobytes() not in known:
-                known[member.tobytes()] = Spots(lengths, member)
-            spots.append(known[member.tobytes()])
-    made: dict[tuple[int, int, int], Paired] = {}
-    convs, residual = [], []
-    for stage, dilation in enumerate(layout.stage_dilations):
-        before, after = spots[stage], spots[stage + 1]
+def _group(layout: Layout, rows: Indices) -> Group:
+    lengths = layout.lengths.numpy()[rows]
+    longest = int(lengths[0])
+    longer = len(rows) - np.searchsorted(lengths[::-1], np.arange(longest + 1), side="right")  # rows longer than a distance
+    distances = _distances(layout.positions, layout.stage_dilations, layout.kernel_size, longest)
+    known: dict[tuple[int, int, int], Stage] = {}
+    stages = []
+    for dilation, before, after in zip(layout.stage_dilations, distances, distances[1:], strict=False):
         key = (dilation, id(before), id(after))
-        if key not in made:
-            made[key] = _paired(before, after, dilation)
-        convs.append(made[key])
-        if stage % 2:
-            residual.append(_residual(spots[stage - 1], after))
-    filled = None if bool((lengths > 0).all()) else torch.from_numpy(np.flatnonzero(lengths))
-    rows = {id(after): torch.from_numpy(after.rows) for after in spots[1:]}  # stages that compute the same positions share it
-    return Group(tuple(convs), tuple(residual), tuple(rows[id(after)] for after in spots[1:]), filled)
+        if key not in known:
+            known[key] = _stage(longer, dilation, before, after, layout.kernel_size)
+        stages.append(known[key])
+    residual = tuple(_taken(longer, before, after) for before, after in zip(distances[:-1:2], distances[2::2], strict=True))
+    last = layout.row_offsets.numpy()[rows + 1] - 1
+    count = longer[distances[0]]
+    inputs = torch.from_numpy(last[_ranges(np.zeros_like(count), count)] - np.repeat(distances[0], count))
+    results = inputs if layout.positions == "all" else torch.from_numpy(rows)
+    several = layout.task_of_row
+    task = (layout.single_task or 0) if several is None else int(several[int(rows[0])])
+    return Group(tuple(stages), residual, inputs, results, task)
 
 
-def _residual(before: Spots, after: Spots) -> tuple[Tensor, Tensor] | None:
-    if before is after:
-        return None
-    kept = before.find(after.rows, after.distance)
-    back = np.full(before.total, after.total)
-    back[kept] = np.arange(after.total)
-    return torch.from_numpy(kept), torch.from_numpy(back)
+@functools.lru_cache(maxsize=1024)
+def _distances(positions: Positions, dilations: tuple[int, ...], kernel_size: int, longest: int) -> tuple[Indices, ...]:
+    """Return the distances of the input and of each stage's output, ascending; stages with the same ones share the array."""
+    if positions == "all":
+        return (np.arange(longest),) * (len(dilations) + 1)
+    known: dict[bytes, Indices] = {}
+    seen = (part.numpy() for part in seen_offsets(dilations, kernel_size, longest))
+    return tuple(known.setdefault(part.tobytes(), part) for part in seen)
 
 
-def _paired(before: Spots, after: Spots, dilation: int) -> Paired:
-    late = pair_by_distance(after.member, dilation)
-    distance, length = after.distance, after.length
-    # a pair's later output needs its tap at t − d·2: without it the earlier one is a row's first, and both are cheaper alone
-    later = np.flatnonzero(late[distance] & (distance + 2 * dilation < length))
-    rows, far = after.rows[later], distance[later]
-    earlier = after.find(rows, far + dilation)
-    alone = np.ones(after.total, dtype=np.bool_)
-    alone[later] = alone[earlier] = False
-    single = np.flatnonzero(alone)
-    # inputs x₃ (the later output's own), x₂, x₁ and x₀, each d further back; x₀ may lie before the row
-    inside = far + 3 * dilation < length[later]
-    inputs = [before.find(rows, far + reach * dilation) for reach in (np.where(inside, 3, 1), 2, 1, 0)]
-    one = after.rows[single]
-    reads: list[tuple[Indices, Indices]] = []  # singles by tap: which of them, and what they read
-    for reach in (2, 1, 0):
-        far = distance[single] + reach * dilation
-        which = np.flatnonzero(far < length[single])
-        reads.append((single[which], before.find(one[which], far[which])))
-    return Paired.build(before.total, after.total, earlier, later, inputs, inside, reads)
+def _stage(longer: Indices, dilation: int, before: Indices, after: Indices, kernel_size: int) -> Stage:
+    inputs, outputs = longer[before], longer[after]
+    in_starts, out_starts = np.cumsum(inputs) - inputs, np.cumsum(outputs) - outputs
+    taps = []
+    for reach in range(kernel_size):
+        far = after + reach * dilation
+        far = far[: np.searchsorted(far, len(longer) - 1)]  # those that the longest row has
+        count = longer[far]
+        read, dest = in_starts[np.searchsorted(before, far)], out_starts[: len(far)]
+        taps.append(Tap(_places(read, count), _places(dest, count), int(count.sum())))
+    dense = len(before) == before[-1] + 1 and len(after) == after[-1] + 1
+    return Stage(dilation, int(inputs.sum()), int(outputs.sum()), tuple(taps), int(longer[0]) if dense and longer[-2] == longer[0] else 0)
+
+
+def _taken(longer: Indices, before: Indices, after: Indices) -> Places:
+    starts = np.cumsum(longer[before]) - longer[before]
+    return _places(starts[np.searchsorted(before, after)], longer[after])
+
+
+def _ranges(starts: Indices, counts: Indices) -> Indices:
+    """Lay the ranges of so many numbers from these starts end to end."""
+    ends = np.cumsum(counts)
+    made: Indices = np.repeat(starts - (ends - counts), counts) + np.arange(int(ends[-1]) if len(ends) else 0)
+    return made
+
+
+def _places(starts: Indices, counts: Indices) -> Places:
+    """Return these ranges: one stretch where they follow one another."""
+    if not len(starts):
+        return slice(0, 0)
+    if bool((starts[1:] == starts[:-1] + counts[:-1]).all()):
+        return slice(int(starts[0]), int(starts[-1] + counts[-1]))
+    return torch.from_numpy(_ranges(starts, counts))
+
+
+def _indices(places: Places) -> Indices:
+    return np.arange(places.start, places.stop) if isinstance(places, slice) else places.numpy()
+
+
+def common_size(size: int) -> int:
+    """Round up by an eighth at most, to one of few sizes: oneDNN compiles a product for each that it has not seen lately."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
+
+
+def taken(x: Tensor, places: Places) -> Tensor:
+    """Return these rows of x."""
+    return x[places] if isinstance(places, slice) else x.index_select(0, places)
+
+
+def end_to_end(sizes: Sequence[int]) -> list[slice]:
+    """Return where parts of these sizes lie end to end."""
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
