@@ -153,7 +153,7 @@ class DeepSpeedEngine:
         owners = self._flat_partitions() if self._zero else list(self._parameters.values())
         for owner in owners:
             inner[owner] = {
-                "step": torch.tensor(float(steps)),
+                "step": torch.tensor(float(steps), device=owner.device),  # where a fused step wants it
                 **{moment: torch.zeros_like(owner, dtype=torch.float32) for moment in _MOMENTS},
             }
         for name, parameter in self._parameters.items():

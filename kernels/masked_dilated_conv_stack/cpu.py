@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dist_teracon.kernels.masked_dilated_conv_stack import gathered
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import way_of
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import FILTERED_FROM, way_of
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Group, plan, taken
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
@@ -44,8 +44,8 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
     """
     if x_NC.device.type != "cpu":
         raise ValueError(f"the backend 'cpu' takes tensors on a CPU, not on {x_NC.device}; unset DIST_TERACON_KERNELS or name another")
-    if masks_TKC is not None and bool((masks_TKC < 0).any()):
-        _tell_negative()
+    if reason := _better_gathered(x_NC, masks_TKC):
+        _tell(reason)
         return gathered.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
     weights = [p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_NC, masks_TKC, *weights)):
@@ -55,9 +55,18 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
         return _Run(layout, x_NC, masks_TKC, weights, eps).forward(x_NC, saved=None)
 
 
+def _better_gathered(x_NC: Tensor, masks_TKC: Tensor | None) -> str:
+    """Return why `gathered` is taken instead; nothing where it is not."""
+    if masks_TKC is not None and bool((masks_TKC < 0).any()):
+        return "negative masks"
+    # products of so many channels are nearly all of a pass, and the batch's are cheaper together than a group's (docs/kernels-cpu.md)
+    wide = x_NC.shape[1] >= FILTERED_FROM and x_NC.dtype not in (torch.float32, torch.float64)
+    return f"{x_NC.dtype} of {FILTERED_FROM} channels and more" if wide else ""
+
+
 @functools.cache
-def _tell_negative() -> None:
-    _logger.info("masked_dilated_conv_stack on cpu: negative masks run by 'gathered'; 'cpu' takes masks of 0 and more")
+def _tell(reason: str) -> None:
+    _logger.info("masked_dilated_conv_stack on cpu: %s run by 'gathered'", reason)
 
 
 class _Stack(torch.autograd.Function):

@@ -7,7 +7,8 @@ Which way is fastest depends on what a product costs beside moving its result (d
 - `Direct`: a product a tap. What a tap reads is a stretch of memory, so nothing is gathered ahead of a product; where rows are of one
   length products are added up where they belong, else by one sum over their rows.
 - `Filtered`: F(2, 3) for fp32 and fp64 with many channels and rows of one length, a third fewer products for some additions.
-- `Joined`: one product over gathered taps for bf16, whose products are so cheap, and so coarse, that each sum should be rounded once.
+- `Joined`: one product over gathered taps for bf16 with few channels, whose products are so cheap, and so coarse, that each sum should
+  be rounded once.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_bf16_is_nearer_to_fp64_than_the_reference_in_bf16(positions):
         (torch.float64, FILTERED_FROM, 3, Filtered),
         (torch.float32, FILTERED_FROM, 2, Direct),
         (torch.bfloat16, 64, 3, Joined),
-        (torch.bfloat16, FILTERED_FROM, 5, Joined),
+        (torch.bfloat16, 64, 5, Joined),
     ],
 )
 def test_ways_follow_number_type_width_and_taps(dtype, channels, taps, way):
@@ -162,7 +162,7 @@ def test_common_sizes_are_few_and_little_larger(size):
 def test_negative_masks_run_by_gathered_and_say_so_once(caplog):
     x, row_offsets, tasks, parameters, masks = problem([5, 3])
     layout = build_layout(row_offsets, tasks, dilations=(1, 4))
-    cpu._tell_negative.cache_clear()
+    cpu._tell.cache_clear()
     with caplog.at_level("INFO", logger="dist_teracon"):
         outputs = [cpu.stack(x, layout, parameters, masks - 0.5, eps=1e-8) for _ in range(2)]
     assert torch.equal(outputs[0], gathered.stack(x, layout, parameters, masks - 0.5, eps=1e-8))
@@ -231,3 +231,10 @@ def test_tensors_elsewhere_are_refused():
     layout = build_layout(row_offsets, tasks, dilations=(1, 4))
     with pytest.raises(ValueError, match="on a CPU, not on meta"):
         cpu.stack(x.to("meta"), layout, parameters, masks, eps=1e-8)
+
+
+def test_wide_bf16_runs_by_gathered():
+    x, row_offsets, tasks, parameters, masks = problem([9, 3], channels=FILTERED_FROM, blocks=1)
+    layout = build_layout(row_offsets, tasks, dilations=(1,))
+    x, masks, parameters = x.bfloat16(), masks.bfloat16(), StackParameters(*(p.bfloat16() for p in parameters))
+    assert torch.equal(cpu.stack(x, layout, parameters, masks, eps=1e-8), gathered.stack(x, layout, parameters, masks, eps=1e-8))
