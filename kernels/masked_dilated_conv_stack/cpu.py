@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 # A group's activations at one stage, for each thread. Smaller ones lose more in calls and small products than they gain in a
 # second-level cache (docs/kernels-cpu.md).
-GROUP_BYTES = 1_600_000
+GROUP_BYTES = 3_200_000
 
 # Masks count as no less: m·ReLU(a) is ReLU(m·a) for any m > 0 and its gradient for m is there, while m = 0 would lose it. No sum of
 # numbers near 1 sees it, and products of two such values and a gradient stay above the denormal numbers, which are slow.
