@@ -1,9 +1,8 @@
-"""The stack on a CPU as one function with a backward pass of its own, over groups of rows whose activations stay in the cache.
+"""The stack on a CPU as one function with a backward pass of its own, over groups of rows of one task.
 
 Legend: N positions, B rows (users), C channels, T tasks, K convolutions (two a block).
 
-Between matrix products a batch's activations would travel to memory and back for every small operation; a group's are nearer. A
-group's rows are of one task, so that its mask is part of LayerNorm's weight and bias, and lie so that a convolution's taps are
+A group's rows are of one task, so that its mask is part of LayerNorm's weight and bias, and lie so that a convolution's taps are
 stretches of memory (`cpu_plan`, `cpu_convs`). Products take the batch's number type; sums, statistics and what is between products
 are fp32 at least. What is kept for the backward pass is each convolution's input and output, and LayerNorm's two numbers a position.
 """
@@ -27,8 +26,8 @@ from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParame
 
 _logger = logging.getLogger(__name__)
 
-# A group's activations at one stage, for each thread. Smaller ones lose more in calls and small products than they gain in a
-# second-level cache (docs/kernels-cpu.md).
+# A group's activations at one stage, for each thread. Groups that fit a second-level cache lose more in calls and small products
+# than they gain there (docs/kernels-cpu.md).
 GROUP_BYTES = 1_600_000
 
 # Masks count as no less: m·ReLU(a) is ReLU(m·a) for any m > 0 and its gradient for m is there, while m = 0 would lose it. No sum of

@@ -207,8 +207,8 @@ def _indices(places: Places) -> Indices:
 
 
 def common_size(size: int) -> int:
-    """Round up by an eighth at most, to one of few sizes: oneDNN compiles a product for each that it has not seen lately."""
-    step = 1 << max(0, size.bit_length() - 4)
+    """Round up by a sixteenth at most, to one of few sizes: oneDNN compiles a product for each that it has not seen lately."""
+    step = 1 << max(0, size.bit_length() - 5)
     return -(-size // step) * step
 
 

@@ -154,9 +154,9 @@ def test_taps_of_rows_of_one_length_are_stretches_of_memory():
 @given(size=st.integers(1, 1 << 20))
 def test_common_sizes_are_few_and_little_larger(size):
     made = common_size(size)
-    assert size <= made <= size * 9 / 8
+    assert size <= made <= size * 17 / 16
     assert common_size(made) == made
-    assert made >> max(0, made.bit_length() - 4) << max(0, made.bit_length() - 4) == made
+    assert made >> max(0, made.bit_length() - 5) << max(0, made.bit_length() - 5) == made
 
 
 def test_negative_masks_run_by_gathered_and_say_so_once(caplog):
