@@ -93,7 +93,8 @@ def _weights(device: Device, bits: int, columns: int) -> Tile:
     """Its positions are always masked by what was loaded, so its pipeline is as deep as a gather's."""
     if bits == 32:
         side = min(columns, 64)
-        return Tile(rows=side, columns=side, inner=16, parts=1, warps=4, stages=3)
+        # by 16 positions at a time sm_80 spills 4 bytes where rows are read by index
+        return Tile(rows=side, columns=side, inner=16 if device == "gfx942" else 32, parts=1, warps=4, stages=3)
     if device == "gfx942":
         side = min(columns, 128)
         return Tile(rows=side, columns=side, inner=32, parts=1, warps=8 if side == 128 else 4, stages=2)
