@@ -46,7 +46,7 @@ class LazyAdamW(torch.optim.AdamW):
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
+        state["step"] = state["step"].cpu() + 1  # a resumed one lies with the weights, and to read it there would wait for the device
         steps, (beta1, beta2), rate = float(state["step"]), group["betas"], float(group["lr"])
         rows, values_nC = gradient.indices()[0], gradient.values()
         first_nC = state["exp_avg"][rows].lerp_(values_nC, 1 - beta1)
