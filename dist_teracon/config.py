@@ -104,7 +104,7 @@ class StageTraining(Frozen):
         weight_decay: Decoupled (AdamW's), of the backbone's matrices and the new head's, TERACON's later stages the head's alone.
         average: What is validated and handed on is a running average of the weights at the ends of epochs, of which an epoch keeps this
             share; 0: the weights of the epoch alone.
-        backbone_rate: Factor on the learning rate of the backbone (item table, convolutions, LayerNorm).
+        earlier_rate: Factor on the learning rate of what earlier stages trained: the backbone, and past tasks' heads and masks.
     """
 
     learning_rate: Rate = 1e-3
@@ -113,7 +113,7 @@ class StageTraining(Frozen):
     patience: Annotated[int, Field(ge=0)] = 5
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    backbone_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    earlier_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class StageOverride(Frozen):
@@ -125,7 +125,7 @@ class StageOverride(Frozen):
     patience: Annotated[int, Field(ge=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
     average: Annotated[float, Field(ge=0, lt=1)] | None = None
-    backbone_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    earlier_rate: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 # `lazy_tables: auto` has tables of at least so many rows advanced in touched rows alone.
@@ -163,8 +163,8 @@ class TrainConfig(Frozen):
     """
 
     first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, average=0.8)
-    second: StageTraining = StageTraining(batch=256, average=0.7, backbone_rate=0.1)
-    later: StageTraining = StageTraining(batch=256, average=0.7, backbone_rate=0.1)
+    second: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1)
+    later: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1)
     by_task: dict[str, StageOverride] = {}
     max_steps: Positive | None = None
     zero: Literal[0, 1, 2] = 0

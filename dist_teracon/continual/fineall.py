@@ -20,3 +20,6 @@ class FineAll(SinMo):
         if len(self.learned) == 1:
             return super().start(task)
         return Network(copy.deepcopy(self.network(self.learned[0]).backbone))
+
+    def is_earlier(self, name: str) -> bool:
+        return len(self.learned) > 1 and name.startswith("backbone.")

@@ -140,9 +140,13 @@ class Method(ABC):
         decayed = self.decayed(list(trained)) if training.weight_decay else set()
         parts: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in trained.items():
-            rate = training.learning_rate * (training.backbone_rate if name.startswith("backbone.") else 1.0)
+            rate = training.learning_rate * (training.earlier_rate if self.is_earlier(name) else 1.0)
             parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
         return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
+
+    def is_earlier(self, name: str) -> bool:
+        """Tell whether earlier stages trained a parameter of the module, so that `earlier_rate` holds for it: the backbone, after T1."""
+        return len(self.learned) > 1 and name.startswith("backbone.")
 
     def decayed(self, names: Sequence[str]) -> set[str]:
         """Return which of the module's parameters weight decay acts on: item table, convolutions, the present task's head."""

@@ -35,6 +35,9 @@ class SinMo(Method):
     def module(self) -> nn.Module:
         return self.networks[self.learned[-1]]
 
+    def is_earlier(self, name: str) -> bool:
+        return False
+
     def network(self, task: str) -> Network:
         """Return a task's network."""
         network = self.networks[task]

@@ -167,6 +167,15 @@ class Teracon(Method):
             self.network.head(past).requires_grad_(bool(self.streams))
         return super().parameter_groups(phase)
 
+    def is_earlier(self, name: str) -> bool:
+        """The backbone, and past tasks' heads, embeddings and relation layers: Adam makes steps of the rounding of gradients near zero."""
+        part, _, rest = name.partition(".")
+        if part == "heads":
+            return rest.partition(".")[0] != self.learned[-1]
+        if part == "masks":
+            return int(rest.rpartition(".")[2]) < len(self.learned) - 1
+        return super().is_earlier(name)
+
     def decayed(self, names: Sequence[str]) -> set[str]:
         """In later stages the new head alone: a pull towards zero made what past tasks read drift (docs/experiments.md)."""
         named = super().decayed(names)

@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch.distributed as dist
@@ -218,17 +219,14 @@ class Stage:
         self.method.begin_epoch(state.epoch)
         limit, every = self.config.train.max_steps, self.config.train.log_every
         batches = loader.epoch(state.epoch)
-        first = state.steps
+        steps = batches.steps if limit is None else min(batches.steps, limit - state.steps)
         with closing(iter(batches)) as ready:
-            for batch in self.voice.track(ready, batches.steps, f"{self.label} · epoch {state.epoch}"):
-                if limit is not None and state.steps >= limit:
-                    break
+            for batch in self.voice.track(islice(ready, steps), steps, f"{self.label} · epoch {state.epoch}"):
                 meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
                 state.steps += 1
                 if state.steps % every == 0 or batch.step + 1 == batch.steps:
                     self._tell_step(phase, state, batch, meter.fetch())
         self._check(meter.fetch(), state.steps, phase)
-        assert state.steps > first or limit is not None
         return meter.means()
 
     def _tell_step(self, phase: Phase, state: _PhaseState, batch: PackedBatch, losses: list[dict[str, float]]) -> None:

@@ -1,4 +1,4 @@
-"""What a stage hands on when it averages its epochs' weights, and how far the backbone steps."""
+"""What a stage hands on when it averages its epochs' weights, and how far what it did not add steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import events, settings, train_here, weights
+
+from dist_teracon.config import RunConfig, StageTraining
+from dist_teracon.continual.method import Setup, resolve_method
+from dist_teracon.data.opening import open_dataset
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -26,16 +30,39 @@ def test_a_stage_hands_on_the_mean_of_its_epochs(small: str, tmp_path: Path) -> 
     assert not torch.equal(one["backbone.items"], two["backbone.items"])
 
 
-def test_the_backbone_steps_by_its_share_of_the_learning_rate(small: str, tmp_path: Path) -> None:
-    """One Adam step moves a weight by the learning rate, up to rounding and tiny gradients."""
+def test_what_earlier_stages_trained_steps_by_its_share_of_the_learning_rate(small: str, tmp_path: Path) -> None:
+    """A stage's first Adam step moves a weight by the learning rate, up to rounding and tiny gradients."""
     moved = {}
     for rate in (1.0, 0.25):
-        stage = {"learning_rate": 0.01, "batch": 1000, "epochs": 1, "backbone_rate": rate}
+        stage = {"learning_rate": 0.01, "batch": 1000, "epochs": 1, "earlier_rate": rate}
         start, run = (
-            train_here(settings(small, tasks=("next",), first={**stage, "epochs": epochs}), tmp_path / f"{rate}-{epochs}")
+            train_here(settings(small, tasks=("next", "likes"), second={**stage, "epochs": epochs}), tmp_path / f"{rate}-{epochs}")
             for epochs in (0, 1)
         )
-        before, after = weights(start, "01-next"), weights(run, "01-next")
-        moved[rate] = {name: (after[name] - before[name]).abs().median().item() for name in ("backbone.conv_weight", "heads.next.weight")}
+        before, after = weights(start, "02-likes"), weights(run, "02-likes")
+        moved[rate] = {name: (after[name] - before[name]).abs().median().item() for name in ("backbone.conv_weight", "heads.likes.weight")}
+    assert moved[1.0]["backbone.conv_weight"] > 0.009
     assert moved[0.25]["backbone.conv_weight"] == pytest.approx(moved[1.0]["backbone.conv_weight"] / 4, rel=1e-3)
-    assert moved[0.25]["heads.next.weight"] == pytest.approx(moved[1.0]["heads.next.weight"], rel=1e-3)
+    assert moved[0.25]["heads.likes.weight"] == pytest.approx(moved[1.0]["heads.likes.weight"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "fresh"),
+    [
+        ("teracon", ("heads.likes.", "masks.embeddings.1", "masks.weights.1", "masks.biases.1")),
+        ("fineall", ("heads.likes.",)),
+        ("sinmo", ("heads.likes.", "backbone.")),
+    ],
+)
+def test_all_but_what_a_stage_adds_is_of_earlier_stages(small: str, name: str, fresh: tuple[str, ...]) -> None:
+    config = RunConfig.model_validate(settings(small, tasks=("next", "likes"), method=name))
+    info = open_dataset(small).info
+    tasks = tuple(info.task(task) for task in ("next", "likes"))
+    kind, chosen = resolve_method(config, where="test")
+    method = kind(Setup(model=config.model, seed=0, items=info.items, tasks=tasks, training=(StageTraining(),) * 2), chosen)
+    for task in tasks:
+        method.begin_task(task)
+        parameters = [name for name, _ in method.module().named_parameters()]
+        earlier = {name for name in parameters if method.is_earlier(name)}
+        assert earlier == ({name for name in parameters if not name.startswith(fresh)} if task.name == "likes" else set())
+        method.end_task()
