@@ -105,6 +105,8 @@ class StageTraining(Frozen):
         average: What is validated and handed on is a running average of the weights at the ends of epochs, of which an epoch keeps this
             share; 0: the weights of the epoch alone.
         earlier_rate: Factor on the learning rate of what earlier stages trained: the backbone, and past tasks' heads and masks.
+        head_steps: Before the stage, so many steps of the new head alone, on representations of some training users; validation may keep
+            this start. None for the next-item task and for heads with a sampled loss.
     """
 
     learning_rate: Rate = 1e-3
@@ -114,6 +116,7 @@ class StageTraining(Frozen):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     earlier_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    head_steps: Annotated[int, Field(ge=0)] = 0
 
 
 class StageOverride(Frozen):
@@ -126,6 +129,7 @@ class StageOverride(Frozen):
     weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
     average: Annotated[float, Field(ge=0, lt=1)] | None = None
     earlier_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    head_steps: Annotated[int, Field(ge=0)] | None = None
 
 
 # `lazy_tables: auto` has tables of at least so many rows advanced in touched rows alone.
@@ -163,8 +167,8 @@ class TrainConfig(Frozen):
     """
 
     first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, average=0.8)
-    second: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1)
-    later: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1)
+    second: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1, head_steps=400)
+    later: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1, head_steps=400)
     by_task: dict[str, StageOverride] = {}
     max_steps: Positive | None = None
     zero: Literal[0, 1, 2] = 0

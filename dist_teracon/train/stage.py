@@ -29,6 +29,7 @@ from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
 from dist_teracon.train.average import PARAMETER, averaged, load_parameters, wearing
 from dist_teracon.train.checkpoint import EventLog, Progress, StageFolder
+from dist_teracon.train.head_start import start_head
 from dist_teracon.train.step import LossMeter, LossModule, train_step
 
 
@@ -99,6 +100,7 @@ class Stage:
         resumed = self.folder.load_progress()
         self.method.begin_task(self.task)
         self.method.prepare(self._context(tells=resumed is None))
+        self._started = resumed is None and self._start_head()
         prepared = time.monotonic() - started
         if resumed is not None:
             prepared = resumed.state["prepare_seconds"]
@@ -114,6 +116,23 @@ class Stage:
             epochs, seconds = epochs + state.epoch, seconds + state.seconds
         self.method.end_task()
         return StageSummary(epochs, seconds, prepared)
+
+    def _start_head(self) -> bool:
+        """Train the new head alone where the configuration says so; tells whether it did."""
+        training, model = self.method.training(self.task), self.config.model
+        steps = min(training.head_steps, self.config.train.max_steps or training.head_steps)
+        if not steps or self.task.kind == "next" or not self.method.phases(self.task):
+            return False
+        if model.heads.is_sampled(self.task.name, labels=self.task.labels, width=self.method.head(self.task.name).weight.shape[1]):
+            return False
+        began = time.monotonic()
+        self.method.module().to(self.runtime.device)
+        examples = start_head(
+            self.method, self.dataset, self.task, steps=steps, dropout=model.dropout, smoothing=model.heads.label_smoothing,
+            seed=self.config.seed, batch=self.config.evaluate.batch, runtime=self.runtime,
+        )  # fmt: skip
+        self.events.write("head_start", steps=steps, examples=examples, seconds=time.monotonic() - began)
+        return examples > 0
 
     def _context(self, *, tells: bool) -> StageContext:
         return StageContext(
@@ -148,7 +167,7 @@ class Stage:
         )  # fmt: skip
         state = self._resume(engine, resumed) if resumed is not None else _PhaseState()
         if resumed is None:
-            self._tell_epoch(phase, state, {}, self._validate(phase), better=False)
+            self._settle_start(engine, phase, state)
         while not self._done(phase, state):
             began = time.monotonic()
             state.epoch += 1
@@ -162,12 +181,21 @@ class Stage:
         load_parameters(module, state.best if phase.select and state.best else state.average)
         return state
 
+    def _settle_start(self, engine: Engine, phase: Phase, state: _PhaseState) -> None:
+        """Score the weights before training; with a head that was started they are kept until an epoch's are better."""
+        score = self._validate(phase)
+        better = self._started and state.stopping.take(score, 0)
+        if better:
+            state.best = _parameters(engine.state())
+        self._started = False  # a later phase starts from what the one before has kept
+        self._tell_epoch(phase, state, {}, score, better=better)
+
     def _settle_epoch(
         self, engine: Engine, module: LossModule, phase: Phase, state: _PhaseState
     ) -> tuple[float | None, bool, dict[str, Tensor]]:
         """Score an epoch's weights, or their average, and keep the best; returns score, whether it is the best, the engine's state."""
         snapshot = engine.state()
-        weights = {name: value for name, value in snapshot.items() if name.startswith(PARAMETER)}
+        weights = _parameters(snapshot)
         if keep := phase.training.average:
             weights = state.average = averaged(state.average, weights, keep=keep, epoch=state.epoch)
         with wearing(module, state.average):
@@ -267,8 +295,10 @@ class Stage:
         self.events.write(
             "epoch", phase=phase.name, epoch=state.epoch, loss=means, validation=score, metric=metric, best=better, seconds=seconds
         )
+        told = "–" if score is None else f"{score:.4f}"
+        if better and not state.epoch:
+            self.voice.line(f"{self.label} · start: validation {metric} {told}")
         if state.epoch:
-            told = "–" if score is None else f"{score:.4f}"
             loss = sum(means.values())
             mark = " (best)" if better else ""
             self.voice.line(f"{self.label} · epoch {state.epoch}: loss {loss:.4f}, validation {metric} {told}{mark}, {seconds:.1f} s")
@@ -296,6 +326,11 @@ class Stage:
         self.voice.line(f"{self.label} · going on after epoch {progress.epoch}")
         stopping = Stopping(saved["best"], saved["best_epoch"], saved["waited"])
         return _PhaseState(progress.epoch, saved["steps"], saved["seconds"], stopping, progress.best, progress.average)
+
+
+def _parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters among an engine's state."""
+    return {name: value for name, value in state.items() if name.startswith(PARAMETER)}
 
 
 def _silent(_event: str, **_fields: Any) -> None:
