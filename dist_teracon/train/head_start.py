@@ -10,6 +10,7 @@ Legend: E examples, W numbers of a representation, Y labels.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,47 +26,68 @@ from dist_teracon.models.heads import Head, cross_entropy_sum
 
 # More users change little in a linear layer's start, and all their representations lie in memory.
 _USERS = 16_384
-# Examples a step, and Adam's learning rate: docs/experiments.md has others. The mean of the second half's weights is taken.
+# Examples a step, and Adam's learning rate; docs/experiments.md has others.
 _BATCH = 256
 _LEARNING_RATE = 3e-3
+# Candidates are the heads after so many steps, twice as many, four times …, up to all.
+_FIRST_CANDIDATE = 25
+
+
+@dataclass(frozen=True)
+class HeadStart:
+    """What a start took: training examples (none: there was no start), steps of the head that was kept, its validation cross-entropy."""
+
+    examples: int
+    steps: int
+    validation_loss: float | None
 
 
 @torch.no_grad()
 def start_head(
     method: Method, dataset: Dataset, task: Task, *, steps: int, dropout: float, smoothing: float, seed: int, batch: int, runtime: Runtime
-) -> int:
-    """Train a task's head alone, in place, the same on all processes at any world size; returns the number of examples.
+) -> HeadStart:
+    """Train a task's head alone, in place, the same on all processes at any world size.
+
+    Of the heads after 25, 50, 100 … steps, each the mean of the steps since the one before, that of least cross-entropy on validation
+    users is kept; the last where there are none.
 
     Args:
         method: Has begun the task; on the runtime's device.
         dataset: The data set.
         task: An item or profile task.
-        steps: Optimiser steps.
+        steps: Optimiser steps at most.
         dropout: Of representations.
-        smoothing: Of the cross-entropy.
+        smoothing: Of the cross-entropy in training.
         seed: The run's.
         batch: Users encoded at a time.
         runtime: This process's place in the world.
     """
-    hidden_EW, labels_E = _representations(method, dataset, task, seed=seed, batch=batch, runtime=runtime)
-    head = method.head(task.name)
-    if labels_E.shape[0]:
-        # by one process and told to the others, which may be other machines that round otherwise
-        values = _fit(head, hidden_EW, labels_E, steps, dropout, smoothing, seed, task) if runtime.is_main else None
-        weight, bias = runtime.gather(values)[0]
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-    return labels_E.shape[0]
+    train, validation = (
+        _representations(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime) for split in (Split.TRAIN, Split.VALIDATION)
+    )
+    head, examples = method.head(task.name), train[1].shape[0]
+    if not examples:
+        return HeadStart(0, 0, None)
+    # by one process and told to the others, which may be other machines that round otherwise
+    generator = torch.Generator().manual_seed(stable_hash(f"{seed}:head start:{task.name}") >> 1)
+    fitted = _fit(head, train, validation, steps, dropout, smoothing, generator) if runtime.is_main else None
+    weight, bias, kept, loss = runtime.gather(fitted)[0]
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return HeadStart(examples, kept, loss)
+
+
+_Rows = tuple[Tensor, Tensor]
 
 
 def _representations(
-    method: Method, dataset: Dataset, task: Task, *, seed: int, batch: int, runtime: Runtime
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Representations [E, W] and labels [E] of some training users' examples, in the order of shards."""
+    method: Method, dataset: Dataset, task: Task, split: Split, *, seed: int, batch: int, runtime: Runtime
+) -> _Rows:  # fmt: skip
+    """Representations [E, W] and labels [E] of some users' examples, in the order of shards."""
     width = method.head(task.name).weight.shape[1]
     hidden, labels = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)]
     batches = evaluation_batches(
-        dataset, task, Split.TRAIN, slot=method.slot(task.name), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
+        dataset, task, split, slot=method.slot(task.name), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=_USERS, seed=seed, gather=runtime.gather,
     )  # fmt: skip
     for packed in batches:
@@ -79,15 +101,17 @@ def _representations(
 
 
 def _fit(
-    head: Head, hidden_EW: Tensor, labels_E: Tensor, steps: int, dropout: float, smoothing: float, seed: int, task: Task
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    generator = torch.Generator().manual_seed(stable_hash(f"{seed}:head start:{task.name}") >> 1)
-    trained = copy.deepcopy(head).requires_grad_(True)
-    trained.sparse = False
+    head: Head, train: _Rows, validation: _Rows, steps: int, dropout: float, smoothing: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, int, float | None]:  # fmt: skip
+    """Return the kept head's weight and bias, the steps it took, and its validation cross-entropy."""
+    hidden_EW, labels_E = train
+    trained, mean = (copy.deepcopy(head).requires_grad_(wanted) for wanted in (True, False))
+    trained.sparse = mean.sparse = False
     optimiser = torch.optim.Adam(trained.parameters(), lr=_LEARNING_RATE)
-    means = [torch.zeros_like(parameter) for parameter in trained.parameters()]
-    order = torch.zeros(0, dtype=torch.int64)
-    for step in range(steps):
+    candidates = [steps >> halvings for halvings in range(steps.bit_length()) if not halvings or steps >> halvings >= _FIRST_CANDIDATE]
+    best: tuple[Tensor, Tensor, int, float | None] | None = None
+    order, since = torch.zeros(0, dtype=torch.int64), 0
+    for step in range(1, steps + 1):
         if not order.shape[0]:
             order = torch.randperm(labels_E.shape[0], generator=generator)
         chosen, order = order[:_BATCH].to(labels_E.device), order[_BATCH:]
@@ -100,8 +124,18 @@ def _fit(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        if (number := step - steps // 2) >= 0:
-            for mean, parameter in zip(means, trained.parameters(), strict=True):
-                mean.lerp_(parameter, 1 / (number + 1))
-    weight, bias = (mean.cpu() for mean in means)
-    return weight, bias
+        since += 1
+        for average, parameter in zip(mean.parameters(), trained.parameters(), strict=True):
+            average.lerp_(parameter, 1 / since)
+        if step in candidates:
+            score = _mean_loss(mean, validation)
+            if best is None or score is None or best[3] is None or score < best[3]:
+                best = (mean.weight.cpu().clone(), mean.bias.cpu().clone(), step, score)
+            since = 0
+    assert best is not None
+    return best
+
+
+def _mean_loss(head: Head, rows: _Rows) -> float | None:
+    hidden_EW, labels_E = rows
+    return float(cross_entropy_sum(head, hidden_EW, labels_E)) / labels_E.shape[0] if labels_E.shape[0] else None

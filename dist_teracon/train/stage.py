@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -127,12 +127,12 @@ class Stage:
             return False
         began = time.monotonic()
         self.method.module().to(self.runtime.device)
-        examples = start_head(
+        start = start_head(
             self.method, self.dataset, self.task, steps=steps, dropout=model.dropout, smoothing=model.heads.label_smoothing,
             seed=self.config.seed, batch=self.config.evaluate.batch, runtime=self.runtime,
         )  # fmt: skip
-        self.events.write("head_start", steps=steps, examples=examples, seconds=time.monotonic() - began)
-        return examples > 0
+        self.events.write("head_start", **asdict(start), seconds=time.monotonic() - began)
+        return start.examples > 0
 
     def _context(self, *, tells: bool) -> StageContext:
         return StageContext(
