@@ -35,11 +35,11 @@ _FIRST_CANDIDATE = 25
 
 @dataclass(frozen=True)
 class HeadStart:
-    """What a start took: training examples (none: there was no start), steps of the head that was kept, its validation cross-entropy."""
+    """What a start took: training examples, steps of the head that was kept, its mean cross-entropy on validation users."""
 
     examples: int
     steps: int
-    validation_loss: float | None
+    validation_loss: float
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def start_head(
     """Train a task's head alone, in place, the same on all processes at any world size.
 
     Of the heads after 25, 50, 100 … steps, each the mean of the steps since the one before, that of least cross-entropy on validation
-    users is kept; the last where there are none.
+    users is kept.
 
     Args:
         method: Has begun the task; on the runtime's device.
@@ -65,16 +65,14 @@ def start_head(
     train, validation = (
         _representations(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime) for split in (Split.TRAIN, Split.VALIDATION)
     )
-    head, examples = method.head(task.name), train[1].shape[0]
-    if not examples:
-        return HeadStart(0, 0, None)
+    head = method.head(task.name)
     # by one process and told to the others, which may be other machines that round otherwise
     generator = torch.Generator().manual_seed(stable_hash(f"{seed}:head start:{task.name}") >> 1)
     fitted = _fit(head, train, validation, steps, dropout, smoothing, generator) if runtime.is_main else None
     weight, bias, kept, loss = runtime.gather(fitted)[0]
     head.weight.copy_(weight)
     head.bias.copy_(bias)
-    return HeadStart(examples, kept, loss)
+    return HeadStart(train[1].shape[0], kept, loss)
 
 
 _Rows = tuple[Tensor, Tensor]
@@ -102,14 +100,14 @@ def _representations(
 
 def _fit(
     head: Head, train: _Rows, validation: _Rows, steps: int, dropout: float, smoothing: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, int, float | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor, int, float]:  # fmt: skip
     """Return the kept head's weight and bias, the steps it took, and its validation cross-entropy."""
     hidden_EW, labels_E = train
     trained, mean = (copy.deepcopy(head).requires_grad_(wanted) for wanted in (True, False))
     trained.sparse = mean.sparse = False
     optimiser = torch.optim.Adam(trained.parameters(), lr=_LEARNING_RATE)
     candidates = [steps >> halvings for halvings in range(steps.bit_length()) if not halvings or steps >> halvings >= _FIRST_CANDIDATE]
-    best: tuple[Tensor, Tensor, int, float | None] | None = None
+    best: tuple[Tensor, Tensor, int, float] | None = None
     order, since = torch.zeros(0, dtype=torch.int64), 0
     for step in range(1, steps + 1):
         if not order.shape[0]:
@@ -129,13 +127,13 @@ def _fit(
             average.lerp_(parameter, 1 / since)
         if step in candidates:
             score = _mean_loss(mean, validation)
-            if best is None or score is None or best[3] is None or score < best[3]:
+            if best is None or score < best[3]:
                 best = (mean.weight.cpu().clone(), mean.bias.cpu().clone(), step, score)
             since = 0
     assert best is not None
     return best
 
 
-def _mean_loss(head: Head, rows: _Rows) -> float | None:
+def _mean_loss(head: Head, rows: _Rows) -> float:
     hidden_EW, labels_E = rows
-    return float(cross_entropy_sum(head, hidden_EW, labels_E)) / labels_E.shape[0] if labels_E.shape[0] else None
+    return float(cross_entropy_sum(head, hidden_EW, labels_E)) / labels_E.shape[0]

@@ -70,6 +70,10 @@ def _train(folder: Path, together: dict[str, tuple[str, int, int, int]]) -> Path
     fast = {"learning_rate": 3.0, "batch": 16, "epochs": 1}
     values = settings(str(folder / "all"), tasks=STAGES[:2], first=fast, second=fast, zero=2, precision="bf16")
     jobs.append({"config": values, "run": str(folder / "bf16"), "world": 2})
+    for world in (1, 3):
+        still = {"learning_rate": 1e-3, "batch": 16, "epochs": 0}
+        values = settings(str(folder / "all"), tasks=STAGES[:2], first=still, second={**still, "head_steps": 40})
+        jobs.append({"config": values, "run": str(folder / f"head start {world}"), "world": world})
     run_worlds(jobs, folder)
     return folder
 
@@ -95,6 +99,15 @@ def _check(alone: Path, together: Path) -> None:
 @pytest.mark.parametrize("name", list(TOGETHER))
 def test_losses_and_rates_of_the_first_steps_equal_one_processs(runs: Path, name: str) -> None:
     _check(runs / f"alone {TOGETHER[name][0]}", runs / name)
+
+
+def test_a_head_starts_as_with_one_process(runs: Path) -> None:
+    one, three = (weights(runs / f"head start {world}", "02-likes") for world in (1, 3))
+    told = [[(event["examples"], event["steps"]) for event in events(runs / f"head start {world}", "head_start")] for world in (1, 3)]
+    assert len(told[0]) == 1
+    assert told[0] == told[1]
+    for name, value in one.items():
+        torch.testing.assert_close(three[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 def test_gradients_have_one_processs_size(runs: Path) -> None:
