@@ -4,7 +4,7 @@ A head that starts at random draws the backbone along while it learns, and on fe
 al., Fine-Tuning can Distort Pretrained Features, 2022: first the head, then all). Representations are computed once, without dropout, so
 a step costs the head alone.
 
-Legend: E examples, W numbers of a representation, Y labels.
+Legend: B users, E examples, W numbers of a representation.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Runtime
 from dist_teracon.models.heads import Head, cross_entropy_sum
 
-# More users change little in a linear layer's start, and all their representations lie in memory.
+# More change little in a linear layer's start; the users' representations lie in memory.
 _USERS = 16_384
+_VALIDATION_EXAMPLES = 16_384
 # Examples a step, and Adam's learning rate; docs/experiments.md has others.
 _BATCH = 256
 _LEARNING_RATE = 3e-3
@@ -63,7 +64,7 @@ def start_head(
         runtime: This process's place in the world.
     """
     train, validation = (
-        _representations(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime) for split in (Split.TRAIN, Split.VALIDATION)
+        _examples(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime) for split in (Split.TRAIN, Split.VALIDATION)
     )
     head = method.head(task.name)
     # by one process and told to the others, which may be other machines that round otherwise
@@ -72,37 +73,46 @@ def start_head(
     weight, bias, kept, loss = runtime.gather(fitted)[0]
     head.weight.copy_(weight)
     head.bias.copy_(bias)
-    return HeadStart(train[1].shape[0], kept, loss)
+    return HeadStart(train.labels.shape[0], kept, loss)
 
 
-_Rows = tuple[Tensor, Tensor]
+@dataclass(frozen=True)
+class _Examples:
+    """Representations `hidden` [B, W], and of each example its row in them, `user` [E], and its label [E]."""
+
+    hidden: Tensor
+    user: Tensor
+    labels: Tensor
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the representations and labels of some examples."""
+        return self.hidden[self.user[chosen]], self.labels[chosen]
 
 
-def _representations(
-    method: Method, dataset: Dataset, task: Task, split: Split, *, seed: int, batch: int, runtime: Runtime
-) -> _Rows:  # fmt: skip
-    """Representations [E, W] and labels [E] of some users' examples, in the order of shards."""
-    width = method.head(task.name).weight.shape[1]
-    hidden, labels = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)]
+def _examples(method: Method, dataset: Dataset, task: Task, split: Split, *, seed: int, batch: int, runtime: Runtime) -> _Examples:
+    """Some users of a split with all their labels, in the order of shards, on every process."""
+    width, users = method.head(task.name).weight.shape[1], 0
+    hidden, user, labels = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     batches = evaluation_batches(
         dataset, task, split, slot=method.slot(task.name), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=_USERS, seed=seed, gather=runtime.gather,
     )  # fmt: skip
     for packed in batches:
         (examples,) = packed.examples
-        encoded = method.encode(packed.to(runtime.device), task.name).float().cpu()
-        hidden.append(encoded[examples.index].numpy())
+        hidden.append(method.encode(packed.to(runtime.device), task.name).float().cpu().numpy())
+        user.append(examples.index.numpy() + users)
         labels.append(examples.labels.numpy())
-    told = runtime.gather((np.concatenate(hidden), np.concatenate(labels)))
-    rows, classes = (torch.from_numpy(np.concatenate(parts)).to(runtime.device) for parts in zip(*told, strict=True))
-    return rows, classes
+        users += packed.rows
+    told = runtime.gather(tuple(np.concatenate(parts) for parts in (hidden, user, labels)))
+    first = np.cumsum([0] + [rows.shape[0] for rows, _, _ in told])
+    columns = zip(*((rows, of_rank + start, classes) for (rows, of_rank, classes), start in zip(told, first, strict=False)), strict=True)
+    return _Examples(*(torch.from_numpy(np.concatenate(column)).to(runtime.device) for column in columns))
 
 
 def _fit(
-    head: Head, train: _Rows, validation: _Rows, steps: int, dropout: float, smoothing: float, generator: torch.Generator
+    head: Head, train: _Examples, validation: _Examples, steps: int, dropout: float, smoothing: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, int, float]:  # fmt: skip
     """Return the kept head's weight and bias, the steps it took, and its validation cross-entropy."""
-    hidden_EW, labels_E = train
     trained, mean = (copy.deepcopy(head).requires_grad_(wanted) for wanted in (True, False))
     trained.sparse = mean.sparse = False
     optimiser = torch.optim.Adam(trained.parameters(), lr=_LEARNING_RATE)
@@ -111,14 +121,14 @@ def _fit(
     order, since = torch.zeros(0, dtype=torch.int64), 0
     for step in range(1, steps + 1):
         if not order.shape[0]:
-            order = torch.randperm(labels_E.shape[0], generator=generator)
-        chosen, order = order[:_BATCH].to(labels_E.device), order[_BATCH:]
-        rows = hidden_EW[chosen]
+            order = torch.randperm(train.labels.shape[0], generator=generator)
+        chosen, order = order[:_BATCH], order[_BATCH:]
+        rows, labels = train.take(chosen.to(train.labels.device))
         if dropout:
             kept = torch.rand(rows.shape, generator=generator) >= dropout
             rows = rows * kept.to(rows) / (1 - dropout)
         with torch.enable_grad():
-            loss = cross_entropy_sum(trained, rows, labels_E[chosen], smoothing=smoothing) / rows.shape[0]
+            loss = cross_entropy_sum(trained, rows, labels, smoothing=smoothing) / rows.shape[0]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -134,6 +144,7 @@ def _fit(
     return best
 
 
-def _mean_loss(head: Head, rows: _Rows) -> float:
-    hidden_EW, labels_E = rows
-    return float(cross_entropy_sum(head, hidden_EW, labels_E)) / labels_E.shape[0]
+def _mean_loss(head: Head, examples: _Examples) -> float:
+    number = min(_VALIDATION_EXAMPLES, examples.labels.shape[0])
+    hidden, labels = examples.take(torch.arange(number, device=examples.labels.device))
+    return float(cross_entropy_sum(head, hidden, labels)) / number
