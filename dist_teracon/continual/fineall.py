@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from dist_teracon.continual.method import register
+from dist_teracon.continual.method import Method, register
 from dist_teracon.continual.sinmo import SinMo
 from dist_teracon.data.schema import Task
 from dist_teracon.models.network import Network
@@ -22,4 +22,4 @@ class FineAll(SinMo):
         return Network(copy.deepcopy(self.network(self.learned[0]).backbone))
 
     def is_earlier(self, name: str) -> bool:
-        return len(self.learned) > 1 and name.startswith("backbone.")
+        return Method.is_earlier(self, name)

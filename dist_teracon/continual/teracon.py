@@ -168,7 +168,7 @@ class Teracon(Method):
         return super().parameter_groups(phase)
 
     def is_earlier(self, name: str) -> bool:
-        """The backbone, and past tasks' heads, embeddings and relation layers: Adam makes steps of the rounding of gradients near zero."""
+        """The backbone, and past tasks' heads, embeddings and relation layers: Adam makes whole steps of small gradients, too."""
         part, _, rest = name.partition(".")
         if part == "heads":
             return rest.partition(".")[0] != self.learned[-1]

@@ -121,9 +121,7 @@ class Stage:
         """Train the new head alone where the configuration says so; tells whether it did."""
         training, model = self.method.training(self.task), self.config.model
         steps = min(training.head_steps, self.config.train.max_steps or training.head_steps)
-        if not steps or self.task.kind == "next" or not self.method.phases(self.task):
-            return False
-        if model.heads.is_sampled(self.task.name, labels=self.task.labels, width=self.method.head(self.task.name).weight.shape[1]):
+        if not steps or self.task.kind == "next" or not self.method.phases(self.task) or self._is_sampled(self.task):
             return False
         began = time.monotonic()
         self.method.module().to(self.runtime.device)
@@ -209,7 +207,7 @@ class Stage:
         """What the heads with a sampled loss draw from; said once."""
         model, found = self.config.model, {}
         for task in phase.tasks:
-            if not model.heads.is_sampled(task.name, labels=task.labels, width=self.method.head(task.name).weight.shape[1]):
+            if not self._is_sampled(task):
                 continue
             settings = model.heads.sampled
             counts = train_counts(self.dataset, task.name, self.runtime)
@@ -220,6 +218,10 @@ class Stage:
                 "scores rank all"
             )
         return found
+
+    def _is_sampled(self, task: Task) -> bool:
+        width = self.method.head(task.name).weight.shape[1]
+        return self.config.model.heads.is_sampled(task.name, labels=task.labels, width=width)
 
     def _lazy_tables(self) -> bool:
         """Have large tables give sparse gradients: the item table, and heads with a sampled loss, whose every label is not read."""
