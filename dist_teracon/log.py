@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Wraps a long loop with progress: takes the items, how many there are, and what is being done.
+Track = Callable[[Iterator[Any], int, str], Iterator[Any]]
 
 # On something that is no terminal, a long loop tells of itself this often.
 _PLAIN_INTERVAL_S = 30.0
@@ -18,6 +21,11 @@ def set_up_logging(*, verbose: bool) -> None:
     """Send the project's log to standard error; libraries speak only from warnings up."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("dist_teracon").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def untracked(items: Iterator[T], _total: int, _description: str) -> Iterator[T]:
+    """Pass items on in silence; a `Track`."""
+    return items
 
 
 class Voice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from dist_teracon.data.shards import Dataset
 from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.log import Track
 from dist_teracon.models.backbones import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.sampled_softmax import Negatives
@@ -51,7 +52,7 @@ class StageContext:
         folder: The stage's folder, for files of the method's own.
         training: The stage's settings.
         max_steps: Optimiser steps that the stage will take at most, or None.
-        track: Wraps a long loop with progress: `track(iterator, total, description)`.
+        track: Wraps a long loop with progress.
         event: Writes an event to the run's log.
     """
 
@@ -60,7 +61,7 @@ class StageContext:
     folder: Path
     training: StageTraining
     max_steps: int | None
-    track: Callable[[Iterator[Any], int, str], Iterator[Any]]
+    track: Track
     event: Callable[..., None]
 
 

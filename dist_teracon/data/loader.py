@@ -210,6 +210,46 @@ class Epoch:
         return {"epoch": self.epoch, "step": self.step}
 
 
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """A rank's rows of a split, `batch` users of one shard at a time, each with its labels; its length is the number of batches.
+
+    Attributes:
+        dataset: The data set.
+        task: Whose labels.
+        slot: The task's.
+        batch: Users at a time.
+        labels: Of each of the rank's shards.
+    """
+
+    dataset: Dataset
+    task: Task
+    slot: int
+    batch: int
+    labels: dict[int, Labels]
+
+    def __len__(self) -> int:
+        return sum(-(-part.users.shape[0] // self.batch) for part in self.labels.values())
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for shard, part in self.labels.items():
+            data = self.dataset.shard(shard)
+            for first in range(0, part.users.shape[0], self.batch):
+                users = part.users[first : first + self.batch]
+                begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
+                rows = take_rows(data.values, data.offsets, users, without_last=self.task.kind == "next")
+                index = torch.from_numpy(np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]]))
+                labels = torch.from_numpy(part.values[begin:end].astype(np.int64))
+                yield PackedBatch(
+                    values=torch.from_numpy(rows.values),
+                    row_offsets=torch.from_numpy(rows.offsets),
+                    task_of_row=torch.full((rows.rows,), self.slot, dtype=torch.int32),
+                    positions="last",
+                    examples=(Examples(self.task.name, index, labels, 0),),
+                    user_hash=data.user_hash[users],
+                )
+
+
 def evaluation_batches(
     dataset: Dataset,
     task: Task,
@@ -222,8 +262,8 @@ def evaluation_batches(
     max_users: int | None,
     seed: int,
     gather: Gather | None = None,
-) -> Iterator[PackedBatch]:
-    """Yield this rank's rows of a split, `batch` users at a time, each with its labels; a next-item row without its last item.
+) -> EvaluationBatches:
+    """Return this rank's rows of a split, `batch` users at a time, each with its labels; a next-item row without its last item.
 
     With `max_users` the users are those with the least keyed hash, so the choice depends on neither batch nor world size.
     """
@@ -232,21 +272,7 @@ def evaluation_batches(
     labels = {shard: dataset.labels(task.name, shard).of(split) for shard in read}
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
-    for shard in own:
-        data, part = dataset.shard(shard), labels[shard]
-        for first in range(0, part.users.shape[0], batch):
-            users = part.users[first : first + batch]
-            begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
-            rows = take_rows(data.values, data.offsets, users, without_last=task.kind == "next")
-            index = np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]])
-            yield PackedBatch(
-                values=torch.from_numpy(rows.values),
-                row_offsets=torch.from_numpy(rows.offsets),
-                task_of_row=torch.full((rows.rows,), slot, dtype=torch.int32),
-                positions="last",
-                examples=(Examples(task.name, torch.from_numpy(index), torch.from_numpy(part.values[begin:end].astype(np.int64)), 0),),
-                user_hash=data.user_hash[users],
-            )
+    return EvaluationBatches(dataset, task, slot, batch, {shard: labels[shard] for shard in own})
 
 
 def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, seed: int, gather: Gather | None) -> dict[int, Labels]:

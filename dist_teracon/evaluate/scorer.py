@@ -19,6 +19,7 @@ from dist_teracon.data.schema import Split
 from dist_teracon.data.shards import Dataset
 from dist_teracon.engine.contract import Runtime
 from dist_teracon.evaluate.metrics import METRIC_CUTOFF, count_candidates, reciprocal_rank
+from dist_teracon.log import Track, untracked
 from dist_teracon.models.heads import Head, rows_at_once
 
 
@@ -60,8 +61,9 @@ class Score:
 
 @torch.no_grad()
 def score_task(
-    encoder: Encoder, dataset: Dataset, task: str, split: Split, *, runtime: Runtime, batch: int, max_users: int | None, seed: int
-) -> Score:
+    encoder: Encoder, dataset: Dataset, task: str, split: Split, *,
+    runtime: Runtime, batch: int, max_users: int | None, seed: int, track: Track = untracked,
+) -> Score:  # fmt: skip
     """Score a task on a split by its own metric; every rank scores its shards and all get the sum."""
     info = dataset.info.task(task)
     seen = train_counts(dataset, task, runtime) > 0
@@ -72,7 +74,7 @@ def score_task(
         dataset, info, split, slot=encoder.slot(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=max_users, seed=seed, gather=runtime.gather,
     )  # fmt: skip
-    for packed in batches:
+    for packed in track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
         (examples,) = packed.examples
         known = seen[examples.labels]
         hidden = encoder.encode(packed.to(runtime.device), task)

@@ -22,6 +22,7 @@ from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.shards import Dataset
 from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Runtime
+from dist_teracon.log import Track, untracked
 from dist_teracon.models.heads import Head, cross_entropy_sum
 
 # More change little in a linear layer's start; the users' representations lie in memory.
@@ -45,8 +46,9 @@ class HeadStart:
 
 @torch.no_grad()
 def start_head(
-    method: Method, dataset: Dataset, task: Task, *, steps: int, dropout: float, smoothing: float, seed: int, batch: int, runtime: Runtime
-) -> HeadStart:
+    method: Method, dataset: Dataset, task: Task, *, steps: int, dropout: float, smoothing: float, seed: int, batch: int,
+    runtime: Runtime, track: Track = untracked,
+) -> HeadStart:  # fmt: skip
     """Train a task's head alone, in place, the same on all processes at any world size.
 
     Of the heads after 25, 50, 100 … steps, each the mean of the steps since the one before, that of least cross-entropy on validation
@@ -62,9 +64,11 @@ def start_head(
         seed: The run's.
         batch: Users encoded at a time.
         runtime: This process's place in the world.
+        track: Shows progress.
     """
     train, validation = (
-        _examples(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime) for split in (Split.TRAIN, Split.VALIDATION)
+        _examples(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime, track=track)
+        for split in (Split.TRAIN, Split.VALIDATION)
     )
     head = method.head(task.name)
     # by one process and told to the others, which may be other machines that round otherwise
@@ -89,7 +93,9 @@ class _Examples:
         return self.hidden[self.user[chosen]], self.labels[chosen]
 
 
-def _examples(method: Method, dataset: Dataset, task: Task, split: Split, *, seed: int, batch: int, runtime: Runtime) -> _Examples:
+def _examples(
+    method: Method, dataset: Dataset, task: Task, split: Split, *, seed: int, batch: int, runtime: Runtime, track: Track
+) -> _Examples:
     """Some users of a split with all their labels, in the order of shards, on every process."""
     width, users = method.head(task.name).weight.shape[1], 0
     hidden, user, labels = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -97,7 +103,7 @@ def _examples(method: Method, dataset: Dataset, task: Task, split: Split, *, see
         dataset, task, split, slot=method.slot(task.name), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=_USERS, seed=seed, gather=runtime.gather,
     )  # fmt: skip
-    for packed in batches:
+    for packed in track(iter(batches), len(batches), f"representations, {split.name.lower()}"):
         (examples,) = packed.examples
         hidden.append(method.encode(packed.to(runtime.device), task.name).float().cpu().numpy())
         user.append(examples.index.numpy() + users)

@@ -206,7 +206,7 @@ def _score(run: _Run, method: Method, task: str, split: Split) -> Score:
     evaluate = run.config.evaluate
     return score_task(
         method, run.dataset, task, split, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
-        seed=run.config.seed,
+        seed=run.config.seed, track=run.voice.track,
     )  # fmt: skip
 
 

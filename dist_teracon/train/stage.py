@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -23,7 +24,7 @@ from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
 from dist_teracon.evaluate.scorer import score_task, train_counts
-from dist_teracon.log import Voice
+from dist_teracon.log import T, Voice
 from dist_teracon.models.heads import Head
 from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
@@ -127,7 +128,7 @@ class Stage:
         self.method.module().to(self.runtime.device)
         start = start_head(
             self.method, self.dataset, self.task, steps=steps, dropout=model.dropout, smoothing=model.heads.label_smoothing,
-            seed=self.config.seed, batch=self.config.evaluate.batch, runtime=self.runtime,
+            seed=self.config.seed, batch=self.config.evaluate.batch, runtime=self.runtime, track=self._track,
         )  # fmt: skip
         self.events.write("head_start", **asdict(start), seconds=time.monotonic() - began)
         return True
@@ -139,10 +140,13 @@ class Stage:
             folder=self.folder.path,
             training=self.method.training(self.task),
             max_steps=self.config.train.max_steps,
-            track=lambda items, total, text: self.voice.track(items, total, f"{self.label} · {text}"),
+            track=self._track,
             # the log of a resumed stage has these events already
             event=self.events.write if tells else _silent,
         )
+
+    def _track(self, items: Iterator[T], total: int, description: str) -> Iterator[T]:
+        return self.voice.track(items, total, f"{self.label} · {description}")
 
     def _phase_weights(self, number: int, *, resumed: bool) -> None:
         """Later phases start from weights that no earlier checkpoint holds whole: keep them, or take them up again."""
@@ -283,7 +287,7 @@ class Stage:
         scores = [
             score_task(
                 self.method, self.dataset, task.name, Split.VALIDATION, runtime=self.runtime, batch=self.config.evaluate.batch,
-                max_users=self.config.evaluate.max_users, seed=self.config.seed,
+                max_users=self.config.evaluate.max_users, seed=self.config.seed, track=self._track,
             ).value
             for task in phase.tasks
         ]  # fmt: skip
