@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Stage, common_size, end_to_end, taken
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import products_of
 
 # From so many channels on F(2, 3) saves more in products than its additions take.
 FILTERED_FROM = 128
@@ -32,8 +33,8 @@ class Direct:
     def __init__(self, weight: Tensor) -> None:
         # [k, C_in, C_out], the present position's first
         self.stacked = self._matrices(weight.permute(2, 1, 0).flip(0))
-        self.matrices = self.stacked.unbind(0)
-        self.turned = self.stacked.transpose(1, 2).unbind(0)
+        self.products = products_of(weight.dtype)
+        self.factors, self.turned = self.products.factors(self.stacked)
 
     @staticmethod
     def _matrices(taps: Tensor) -> Tensor:
@@ -56,18 +57,15 @@ class Direct:
         """Convolve: [N_in, C] -> [N_out, C], in this way's order."""
         first, *others = stage.taps
         if all(isinstance(tap.dest, slice) for tap in others):
-            u = torch.addmm(bias, taken(x, first.read), self.matrices[0])
-            for tap, matrix in zip(others, self.matrices[1:], strict=False):
-                u[tap.dest].addmm_(taken(x, tap.read), matrix)
+            u = self.products.times(taken(x, first.read), self.factors[0], bias)
+            for tap, factor in zip(others, self.factors[1:], strict=False):
+                self.products.add(u[tap.dest], taken(x, tap.read), factor)
             return u
-        products = x.new_empty(sum(tap.size for tap in stage.taps), x.shape[1])
-        for tap, matrix, place in zip(stage.taps, self.matrices, end_to_end([tap.size for tap in stage.taps]), strict=False):
-            if place.start:
-                torch.mm(taken(x, tap.read), matrix, out=products[place])
-            else:
-                torch.addmm(bias, taken(x, tap.read), matrix, out=products[place])
+        made = x.new_empty(sum(tap.size for tap in stage.taps), x.shape[1])
+        for tap, factor, place in zip(stage.taps, self.factors, end_to_end([tap.size for tap in stage.taps]), strict=False):
+            self.products.times(taken(x, tap.read), factor, None if place.start else bias, out=made[place])
         index, begins = stage.sums
-        total: Tensor = torch.embedding_bag(products, index, begins, False, 0, False, None)[0]  # mode 0 is the sum
+        total: Tensor = torch.embedding_bag(made, index, begins, False, 0, False, None)[0]  # mode 0 is the sum
         return total
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
@@ -76,18 +74,18 @@ class Direct:
         for number, tap in enumerate(stage.taps):
             part = taken(du, tap.dest) if number else du
             if dw:
-                self.sums[number].addmm_(taken(x, tap.read).t(), part)
+                self.products.add_outer(self.sums[number], taken(x, tap.read), part)
             if not dx:
                 continue
             if grad is None and tap.size == stage.inputs:
-                grad = part @ self.turned[0]
+                grad = self.products.times(part, self.turned[0])
                 continue
             if grad is None:
                 grad = du.new_zeros(stage.inputs, du.shape[1])
             if isinstance(tap.read, slice):
-                grad[tap.read].addmm_(part, self.turned[number])
+                self.products.add(grad[tap.read], part, self.turned[number])
             else:
-                grad.index_add_(0, tap.read, part @ self.turned[number])
+                grad.index_add_(0, tap.read, self.products.times(part, self.turned[number]))
         return grad
 
     def activate(self, n: Tensor, stage: Stage) -> Tensor:
@@ -132,18 +130,18 @@ class Filtered(Direct):
     def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
         if not _pairs(stage):
             return super().run(x, bias, stage)
-        g2, _, g0, plus, minus = self.matrices
+        g2, _, g0, plus, minus = self.factors
         v1, v2, v3, v4 = self._operands(x, stage)
         u = x.new_empty(stage.outputs, x.shape[1])
         y1, y0, rest = u.tensor_split((v1.shape[0], 2 * v1.shape[0]))
-        m2, m3 = torch.addmm(bias, v2, plus), v3 @ minus
-        torch.sub(m2, m3, out=y1).addmm_(v4, g2)
-        torch.add(m2, m3, out=y0).addmm_(v1, g0)
+        m2, m3 = self.products.times(v2, plus, bias), self.products.times(v3, minus)
+        self.products.add(torch.sub(m2, m3, out=y1), v4, g2)
+        self.products.add(torch.add(m2, m3, out=y0), v1, g0)
         for number, (read, size) in enumerate(_rest(stage)):
             if number:
-                rest[:size].addmm_(x[read], self.matrices[number])
+                self.products.add(rest[:size], x[read], self.factors[number])
             else:
-                torch.addmm(bias, x[read], g2, out=rest)
+                self.products.times(x[read], g2, bias, out=rest)
         return u
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
@@ -155,13 +153,13 @@ class Filtered(Direct):
         if dw:
             g2, _, g0, plus, minus = self.sums
             for into, operand, made in zip((g0, plus, minus, g2), self._operands(x, stage), dproducts, strict=True):
-                into.addmm_(operand.t(), made)
+                self.products.add_outer(into, operand, made)
         grad = self._input_gradient(dproducts, stage) if dx else None
         for number, (read, size) in enumerate(_rest(stage)):
             if dw:
-                self.sums[number].addmm_(x[read].t(), rest[:size])
+                self.products.add_outer(self.sums[number], x[read], rest[:size])
             if grad is not None:
-                grad[read].addmm_(rest[:size], self.turned[number])
+                self.products.add(grad[read], rest[:size], self.turned[number])
         return None if grad is None else grad[: stage.inputs]
 
     def activate(self, n: Tensor, stage: Stage) -> Tensor:
@@ -190,7 +188,8 @@ class Filtered(Direct):
     def _input_gradient(self, dproducts: tuple[Tensor, ...], stage: Stage) -> Tensor:
         g2, _, g0, plus, minus = self.turned
         pairs, channels = _pairs(stage), dproducts[0].shape[1]
-        d1, d2, d3, d4 = ((made @ matrix).view(pairs, -1) for made, matrix in zip(dproducts, (g0, plus, minus, g2), strict=True))
+        factors = (g0, plus, minus, g2)
+        d1, d2, d3, d4 = (self.products.times(made, factor).view(pairs, -1) for made, factor in zip(dproducts, factors, strict=True))
         written = 2 * (pairs + 1) * stage.dilation * stage.rows
         grad = dproducts[0].new_empty(max(stage.inputs, written), channels)
         grad[written:].zero_()

@@ -212,6 +212,12 @@ def common_size(size: int) -> int:
     return -(-size // step) * step
 
 
+def common_size_within(size: int, multiple: int) -> int:
+    """Round down by a sixteenth at most, or to the next multiple of a power of two, to one of few sizes; why, see `common_size`."""
+    step = max(multiple, 1 << max(0, size.bit_length() - 5))
+    return size // step * step
+
+
 def taken(x: Tensor, places: Places) -> Tensor:
     """Return these rows of x."""
     return x[places] if isinstance(places, slice) else x.index_select(0, places)

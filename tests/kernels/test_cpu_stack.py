@@ -11,9 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_problems import LENGTHS, problem, with_gradients
 
-from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters, build_layout, cpu, gathered, reference
+from dist_teracon.kernels.masked_dilated_conv_stack import (
+    StackParameters,
+    build_layout,
+    cpu,
+    cpu_convs,
+    cpu_products,
+    gathered,
+    reference,
+)
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import FILTERED_FROM, Direct, Filtered, Joined, way_of
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size, plan
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size, common_size_within, plan
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import ConvolutionProducts, Products
 
 RAGGED = {
     **LENGTHS,
@@ -34,7 +43,13 @@ def way(request, monkeypatch):
     monkeypatch.setattr(cpu, "way_of", lambda *_: request.param)
 
 
-@pytest.mark.usefixtures("group_bytes", "way")
+@pytest.fixture(params=[Products, ConvolutionProducts])
+def products(request, monkeypatch):
+    monkeypatch.setattr(cpu_convs, "products_of", lambda _: request.param())
+    monkeypatch.setattr(cpu_products, "LEAST_MULTIPLICATIONS", 1)
+
+
+@pytest.mark.usefixtures("group_bytes", "way", "products")
 @pytest.mark.parametrize("one_task", [False, True])
 @pytest.mark.parametrize("positions", ["all", "last"])
 @pytest.mark.parametrize("dilations", [(1,), (1, 4), (5, 3), (9, 2)])
@@ -84,6 +99,7 @@ def test_without_masks_a_rows_task_is_not_looked_at():
         torch.testing.assert_close(out, reference.stack(x, layout, parameters, None, eps=1e-8), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("positions", ["all", "last"])
 @pytest.mark.parametrize("dilation", [1, 4])
 @pytest.mark.parametrize("channels", [64, FILTERED_FROM])
@@ -157,6 +173,14 @@ def test_common_sizes_are_few_and_little_larger(size):
     assert size <= made <= size * 17 / 16
     assert common_size(made) == made
     assert made >> max(0, made.bit_length() - 5) << max(0, made.bit_length() - 5) == made
+
+
+@given(size=st.integers(1, 1 << 20), multiple=st.sampled_from([1, 16]))
+def test_common_sizes_within_are_few_and_little_smaller(size, multiple):
+    made = common_size_within(size, multiple)
+    assert made <= size < made + max(multiple, size / 16 + 1)
+    assert made % multiple == 0
+    assert made < 32 * multiple or common_size(made) == made
 
 
 def test_negative_masks_run_by_gathered_and_say_so_once(caplog):

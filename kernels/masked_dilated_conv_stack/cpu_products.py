@@ -1,0 +1,147 @@
+"""Matrix products of the CPU stack, by whichever library is fast on the processor at hand: MKL, or oneDNN.
+
+Legend: N rows, I and O channels of operand and result.
+
+PyTorch gives products of fp32 to MKL, which on some processors takes half of the arithmetic there is (docs/kernels-cpu.md). Convolutions
+go to oneDNN, and a product is one: of one tap, over rows as positions of images whose channels lie innermost.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size_within
+
+_logger = logging.getLogger(__name__)
+
+# PyTorch gives a convolution of fewer images to MKL.
+_IMAGES = 16
+# A convolution's call, and the pass that adds its result to another, take more than is won on smaller products.
+LEAST_MULTIPLICATIONS = 1 << 24
+# oneDNN is taken where it is so much faster, which noise does not bring about: two runs on one machine are to have the same bits.
+_CLEARLY_FASTER = 1.5
+# rows and channels, and how often each library is tried
+_TRIAL = (1600, 256, 5)
+
+
+class Factor(NamedTuple):
+    """A matrix to multiply rows with: `matrix` [I, O], and `turned` [O, I] its transpose."""
+
+    matrix: Tensor
+    turned: Tensor
+
+
+class Products:
+    """Products by PyTorch's own functions for matrices."""
+
+    def factors(self, matrices: Tensor) -> tuple[list[Factor], list[Factor]]:
+        """Return a factor for each of these matrices [n, I, O], and one for each one's transpose."""
+        turned = self._turned(matrices)
+        pairs = [Factor(*pair) for pair in zip(matrices.unbind(0), turned.unbind(0), strict=True)]
+        return pairs, [Factor(pair.turned, pair.matrix) for pair in pairs]
+
+    def _turned(self, matrices: Tensor) -> Tensor:
+        return matrices.transpose(1, 2)
+
+    def times(self, x: Tensor, factor: Factor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Return x [N, I] times a factor, plus a bias [O]; written to `out` [N, O] where it is given."""
+        return torch.mm(x, factor.matrix, out=out) if bias is None else torch.addmm(bias, x, factor.matrix, out=out)
+
+    def add(self, into: Tensor, x: Tensor, factor: Factor) -> None:
+        """Add x [N, I] times a factor to `into` [N, O]."""
+        into.addmm_(x, factor.matrix)
+
+    def add_outer(self, into: Tensor, x: Tensor, y: Tensor) -> None:
+        """Add xᵀy to `into` [I, O], for x [N, I] and y [N, O]."""
+        into.addmm_(x.t(), y)
+
+
+class ConvolutionProducts(Products):
+    """The same by oneDNN where there are rows enough; the last few rows, which would be one more size to compile for, as above."""
+
+    def _turned(self, matrices: Tensor) -> Tensor:
+        return matrices.transpose(1, 2).contiguous()
+
+    def times(self, x: Tensor, factor: Factor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        rows = _rows_by_convolution(x, factor.matrix.shape[1])
+        if not rows:
+            return super().times(x, factor, bias, out)
+        made = _convolved(x[:rows], factor, bias)
+        if out is None and rows == x.shape[0]:
+            return made
+        if out is None:
+            out = x.new_empty(x.shape[0], factor.matrix.shape[1])
+        out[:rows] = made
+        if rows < x.shape[0]:
+            super().times(x[rows:], factor, bias, out[rows:])
+        return out
+
+    def add(self, into: Tensor, x: Tensor, factor: Factor) -> None:
+        rows = _rows_by_convolution(x, factor.matrix.shape[1])
+        if rows:
+            into[:rows] += _convolved(x[:rows], factor, None)
+        if rows < x.shape[0]:
+            super().add(into[rows:], x[rows:], factor)
+
+    def add_outer(self, into: Tensor, x: Tensor, y: Tensor) -> None:
+        rows = _rows_by_convolution(x, y.shape[1])
+        if rows:  # a convolution's weight [O, I] has the gradient yᵀx, so x and y change places
+            size = [x.shape[1], y.shape[1], 1, 1]
+            into += torch.nn.grad.conv2d_weight(_as_images(y[:rows]), size, _as_images(x[:rows])).view_as(into)
+        if rows < x.shape[0]:
+            super().add_outer(into, x[rows:], y[rows:])
+
+
+def products_of(dtype: torch.dtype) -> Products:
+    """Return what is faster on this machine for a number type; measured once in a process, some hundredth of a second."""
+    return _fastest() if dtype == torch.float32 else Products()
+
+
+def _rows_by_convolution(x: Tensor, channels: int) -> int:
+    """How many of x's rows go to oneDNN, a multiple of `_IMAGES`."""
+    if x.shape[0] * x.shape[1] * channels < LEAST_MULTIPLICATIONS:
+        return 0
+    return common_size_within(x.shape[0], _IMAGES)
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """View rows [N, C] as images [16, C, 1, N/16], channels innermost."""
+    return x.view(_IMAGES, -1, 1, x.shape[1]).permute(0, 3, 1, 2)
+
+
+def _convolved(x: Tensor, factor: Factor, bias: Tensor | None) -> Tensor:
+    made = F.conv2d(_as_images(x), factor.turned[:, :, None, None], bias)
+    return made.permute(0, 2, 3, 1).reshape(x.shape[0], factor.matrix.shape[1])
+
+
+@functools.cache
+def _fastest() -> Products:
+    rows, channels, repeats = _TRIAL
+    x, (factors, _) = torch.ones(rows, channels), ConvolutionProducts().factors(torch.ones(1, channels, channels))
+    ways = (Products(), ConvolutionProducts())
+    best = [_least_seconds(functools.partial(way.times, x, factors[0]), repeats) for way in ways]
+    ratio = best[0] / best[1]
+    taken = ratio >= _CLEARLY_FASTER
+    _logger.info(
+        "fp32 products on cpu: by %s, as oneDNN does %.2f times MKL's %.0f GFLOP/s (wanted: %.1f times)",
+        "oneDNN" if taken else "MKL", ratio, 2e-9 * rows * channels * channels / best[0], _CLEARLY_FASTER,
+    )  # fmt: skip
+    return ways[taken]
+
+
+def _least_seconds(run: Callable[[], object], repeats: int) -> float:
+    run()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
