@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size_within
 
@@ -95,7 +96,7 @@ class ConvolutionProducts(Products):
         rows = _rows_by_convolution(x, y.shape[1])
         if rows:  # a convolution's weight [O, I] has the gradient yᵀx, so x and y change places
             size = [x.shape[1], y.shape[1], 1, 1]
-            into += torch.nn.grad.conv2d_weight(_as_images(y[:rows]), size, _as_images(x[:rows])).view_as(into)
+            into += conv2d_weight(_as_images(y[:rows]), size, _as_images(x[:rows])).view_as(into)
         if rows < x.shape[0]:
             super().add_outer(into, x[rows:], y[rows:])
 
