@@ -18,6 +18,7 @@ from torch import Tensor
 from dist_teracon.bench.measure import alternate, circumstances, markdown_table, median_ratio
 from dist_teracon.errors import ConfigError
 from dist_teracon.kernels.masked_dilated_conv_stack import Positions, StackParameters, build_layout, gathered, masked_dilated_conv_stack
+from dist_teracon.memory import keep_freed_memory
 
 DILATIONS = (1, 4, 1, 4, 1, 4, 1, 4)
 _EPS = 1e-8
@@ -131,6 +132,7 @@ def main(arguments: Sequence[str]) -> None:
         importlib.import_module("dist_teracon.bench.kernels_cuda").run_cuda(options.save)
         return
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as a process that trains
     table = run_cpu(TINY if options.tiny else CASES, options.repeats)
     print(table)
     if options.save is not None:

@@ -20,7 +20,6 @@ from dist_teracon import io
 from dist_teracon.data.adapters import ADAPTERS
 from dist_teracon.data.badrows import BadRows
 from dist_teracon.data.job import Job
-from dist_teracon.data.memory import keep_freed_memory
 from dist_teracon.data.padding import PaddedSource
 from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
 from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
@@ -32,6 +31,7 @@ from dist_teracon.data.tasks import build_tables
 from dist_teracon.data.workspace import Workspace, workspace
 from dist_teracon.data.writing import fill
 from dist_teracon.errors import ConfigError, DataError, nearest
+from dist_teracon.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from dist_teracon.data.cluster import Cluster

@@ -164,7 +164,8 @@ class _Run:
         for number in reversed(range(self.stages)):
             assert dh is not None
             operand, u, mean, rstd = saved[number * _PER_STAGE : (number + 1) * _PER_STAGE]
-            du = self._backward_norm(group, number, dh, (u.to(self.wide), mean, rstd))
+            after = saved[(number + 1) * _PER_STAGE] if number % 2 == 0 else None
+            du = self._backward_norm(group, number, dh, after, (u.to(self.wide), mean, rstd))
             dh = self.convs[number].differentiate(du, operand, group.stages[number], dx=dx or number > 0, dw=dw)
             if dh is None:
                 break
@@ -178,11 +179,19 @@ class _Run:
                 dy = dh
         return dh
 
-    def _backward_norm(self, group: Group, number: int, dh: Tensor, norm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Through ReLU and LayerNorm with the mask in it: the gradient of LayerNorm's input."""
+    def _backward_norm(
+        self, group: Group, number: int, dh: Tensor, after: Tensor | None, norm: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:  # fmt: skip
+        """Through ReLU and LayerNorm with the mask in it: the gradient of LayerNorm's input.
+
+        `after` is the operand of the block's second convolution, for the first one; what the second one's ReLU gives is not kept.
+        """
         of, (u, mean, rstd) = self._task(group) * self.stages + number, norm
-        n, _, _ = self._normalise(u, number, group)  # again: cheaper than to keep
-        dn = self.convs[number].through_relu(dh, n, group.stages[number])
+        conv, stage = self.convs[number], group.stages[number]
+        dn = None if after is None else conv.through_known_relu(dh, after, stage)
+        if dn is None:
+            n, _, _ = self._normalise(u, number, group)  # again: cheaper than to keep
+            dn = conv.through_relu(dh, n, stage)
         du, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
             dn, u, [self.channels], mean, rstd, self.scales[of], self.shifts[of], [True, True, True]
         )

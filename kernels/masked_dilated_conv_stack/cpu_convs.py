@@ -93,8 +93,13 @@ class Direct:
         return n.relu_()
 
     def through_relu(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
-        """Return n's gradient from that of ReLU(n), which lies by distance."""
+        """Return n's gradient from that of ReLU(n), which lies by distance; n may be written over."""
         grad: Tensor = torch.ops.aten.threshold_backward(dh, n, 0)
+        return grad
+
+    def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
+        """The same from the next convolution's operand, which is made of ReLU(n); None where that does not lie as dh does."""
+        grad: Tensor = torch.ops.aten.threshold_backward(dh, operand[: dh.shape[0]], 0)
         return grad
 
 
@@ -177,6 +182,15 @@ class Filtered(Direct):
             torch.ops.aten.threshold_backward.grad_input(by_distance, made, 0, grad_input=made)
         return n
 
+    def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
+        h = operand[: dh.shape[0]]
+        if not _pairs(stage):
+            return super().through_known_relu(dh, h, stage)
+        grad = torch.empty_like(dh)
+        for of_dh, of_h, made in zip(_ordered(dh, stage), _ordered(h, stage), _made(grad, stage), strict=True):
+            torch.ops.aten.threshold_backward.grad_input(of_dh, of_h, 0, grad_input=made)
+        return grad
+
     @staticmethod
     def _operands(x: Tensor, stage: Stage) -> list[Tensor]:
         """Return what the four products take."""
@@ -223,6 +237,9 @@ class Joined(Direct):
             operand = self._gathered(x, stage.gathers[0])
             self.summed += (operand.t() @ narrow[: operand.shape[0]]).view_as(self.summed)
         return (self._gathered(narrow, stage.gathers[1]) @ self.backward)[: stage.inputs] if dx else None
+
+    def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
+        return None
 
     def _gathered(self, x: Tensor, index: Tensor) -> Tensor:
         return x.index_select(0, index).view(-1, self.forward.shape[0])
