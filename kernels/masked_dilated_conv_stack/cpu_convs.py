@@ -5,7 +5,7 @@ Legend: N positions, C channels, k taps, R rows of a group.
 Which way is fastest depends on what a product costs beside moving its result (docs/kernels-cpu.md):
 
 - `Direct`: a product a tap. What a tap reads is a stretch of memory, so nothing is gathered ahead of a product; where rows are of one
-  length products are added up where they belong, else by one sum over their rows.
+  length it is added up where it belongs, else row by row.
 - `Filtered`: F(2, 3) for fp32 and fp64 with many channels and rows of one length, a third fewer products for some additions.
 - `Joined`: one product over gathered taps for bf16 with few channels, whose products are so cheap, and so coarse, that each sum should
   be rounded once.
@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Stage, common_size, end_to_end, taken
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import products_of
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Places, Stage, common_size, taken
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import Factor, products_of
 
 # From so many channels on F(2, 3) saves more in products than its additions take.
 FILTERED_FROM = 128
@@ -33,7 +33,7 @@ class Direct:
     def __init__(self, weight: Tensor) -> None:
         # [k, C_in, C_out], the present position's first
         self.stacked = self._matrices(weight.permute(2, 1, 0).flip(0))
-        self.products = products_of(weight.dtype)
+        self.products = products_of(weight.dtype, weight.shape[0])
         self.factors, self.turned = self.products.factors(self.stacked)
 
     @staticmethod
@@ -56,17 +56,10 @@ class Direct:
     def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
         """Convolve: [N_in, C] -> [N_out, C], in this way's order."""
         first, *others = stage.taps
-        if all(isinstance(tap.dest, slice) for tap in others):
-            u = self.products.times(taken(x, first.read), self.factors[0], bias)
-            for tap, factor in zip(others, self.factors[1:], strict=False):
-                self.products.add(u[tap.dest], taken(x, tap.read), factor)
-            return u
-        made = x.new_empty(sum(tap.size for tap in stage.taps), x.shape[1])
-        for tap, factor, place in zip(stage.taps, self.factors, end_to_end([tap.size for tap in stage.taps]), strict=False):
-            self.products.times(taken(x, tap.read), factor, None if place.start else bias, out=made[place])
-        index, begins = stage.sums
-        total: Tensor = torch.embedding_bag(made, index, begins, False, 0, False, None)[0]  # mode 0 is the sum
-        return total
+        u = self.products.times(taken(x, first.read), self.factors[0], bias)
+        for tap, factor in zip(others, self.factors[1:], strict=False):
+            self._add(u, tap.dest, taken(x, tap.read), factor)
+        return u
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
         """Add the weight's gradient to the sums, and return the input's [N_in, C] if wanted."""
@@ -82,11 +75,14 @@ class Direct:
                 continue
             if grad is None:
                 grad = du.new_zeros(stage.inputs, du.shape[1])
-            if isinstance(tap.read, slice):
-                self.products.add(grad[tap.read], part, self.turned[number])
-            else:
-                grad.index_add_(0, tap.read, self.products.times(part, self.turned[number]))
+            self._add(grad, tap.read, part, self.turned[number])
         return grad
+
+    def _add(self, into: Tensor, places: Places, x: Tensor, factor: Factor) -> None:
+        if isinstance(places, slice):
+            self.products.add(into[places], x, factor)
+        else:
+            into.index_add_(0, places, self.products.times(x, factor))
 
     def activate(self, n: Tensor, stage: Stage) -> Tensor:
         """Return ReLU(n) by distance; n is in this way's order, and may be written over."""

@@ -11,7 +11,7 @@ many rows. What lies j·d distances further on is then one stretch of memory, an
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, seen_offsets
+
+# Where rows are of one length a group has a multiple of so many, and so have all its products: what they like best (`cpu_products`).
+ROWS_TOGETHER = 16
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Places: TypeAlias = slice | Tensor
@@ -52,21 +55,6 @@ class Stage:
     outputs: int
     taps: tuple[Tap, ...]
     rows: int
-
-    @functools.cached_property
-    def sums(self) -> tuple[Tensor, Tensor]:
-        """Which rows of the taps' products, laid end to end, make an output: int64 indices, and where each output's begin."""
-        dests = [np.arange(self.outputs), *(_indices(tap.dest) for tap in self.taps[1:])]
-        counts = np.zeros(self.outputs, dtype=np.int64)
-        for dest in dests:
-            counts[dest] += 1
-        begins = np.cumsum(counts) - counts
-        index = np.empty(int(counts.sum()), dtype=np.int64)
-        start = 0
-        for number, dest in enumerate(dests):  # a position that a tap reads, all taps before it read too
-            index[begins[dest] + number] = np.arange(start, start + len(dest))
-            start += len(dest)
-        return torch.from_numpy(index), torch.from_numpy(begins)
 
     @functools.cached_property
     def gathers(self) -> tuple[Tensor, Tensor]:
@@ -132,7 +120,10 @@ def _cut(layout: Layout, at_once: int) -> Iterator[Indices]:
         for part in np.split(rows, cuts[(cuts > 0) & (cuts < len(rows))]):
             pieces = min(len(part), -(-int(lengths[part].sum()) // at_once))
             reached = np.cumsum(lengths[part]) - lengths[part]
-            yield from np.split(part, np.unique(np.searchsorted(reached, np.arange(1, pieces) * reached[-1] / pieces)))
+            cuts = np.searchsorted(reached, np.arange(1, pieces) * reached[-1] / pieces)
+            if len(part) > ROWS_TOGETHER and lengths[part[0]] == lengths[part[-1]]:
+                cuts = (cuts + ROWS_TOGETHER // 2) // ROWS_TOGETHER * ROWS_TOGETHER
+            yield from np.split(part, np.unique(cuts[(cuts > 0) & (cuts < len(part))]))
 
 
 def _group(layout: Layout, rows: Indices) -> Group:
@@ -213,17 +204,11 @@ def common_size(size: int) -> int:
 
 
 def common_size_within(size: int, multiple: int) -> int:
-    """Round down by a sixteenth at most, or to the next multiple of a power of two, to one of few sizes; why, see `common_size`."""
-    step = max(multiple, 1 << max(0, size.bit_length() - 5))
+    """Round down, by a thirty-second at most or to the next multiple of a power of two, to one of few sizes; why, see `common_size`."""
+    step = max(multiple, 1 << max(0, size.bit_length() - 6))
     return size // step * step
 
 
 def taken(x: Tensor, places: Places) -> Tensor:
     """Return these rows of x."""
     return x[places] if isinstance(places, slice) else x.index_select(0, places)
-
-
-def end_to_end(sizes: Sequence[int]) -> list[slice]:
-    """Return where parts of these sizes lie end to end."""
-    ends = np.cumsum(sizes).tolist()
-    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]

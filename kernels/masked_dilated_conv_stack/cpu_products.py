@@ -25,8 +25,9 @@ _logger = logging.getLogger(__name__)
 
 # PyTorch gives a convolution of fewer images to MKL.
 _IMAGES = 16
-# A convolution's call, and the pass that adds its result to another, take more than is won on smaller products.
+# A convolution's call, and the pass that adds its result to another, take more than is won on smaller products, and on narrower rows.
 LEAST_MULTIPLICATIONS = 1 << 24
+LEAST_CHANNELS = 128
 # oneDNN is taken where it is so much faster, which noise does not bring about: two runs on one machine are to have the same bits.
 _CLEARLY_FASTER = 1.5
 # rows and channels, and how often each library is tried
@@ -101,9 +102,9 @@ class ConvolutionProducts(Products):
             super().add_outer(into, x[rows:], y[rows:])
 
 
-def products_of(dtype: torch.dtype) -> Products:
-    """Return what is faster on this machine for a number type; measured once in a process, some hundredth of a second."""
-    return _fastest() if dtype == torch.float32 else Products()
+def products_of(dtype: torch.dtype, channels: int) -> Products:
+    """Return what is faster on this machine for a number type and width; measured once in a process, some hundredth of a second."""
+    return _fastest() if dtype == torch.float32 and channels >= LEAST_CHANNELS else Products()
 
 
 def _rows_by_convolution(x: Tensor, channels: int) -> int:

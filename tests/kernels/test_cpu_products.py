@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dist_teracon.kernels.masked_dilated_conv_stack import cpu_products
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import ConvolutionProducts, Products
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import LEAST_CHANNELS, ConvolutionProducts, Products
 
 # none by oneDNN, all, all but a few, with a size that is rounded down
 ROWS = [0, 1, 15, 16, 37, 208, 1111]
@@ -72,11 +72,13 @@ def test_onednn_is_taken_where_it_is_clearly_faster_and_the_log_says_so_once(sec
     measured = iter(seconds)
     monkeypatch.setattr(cpu_products, "_least_seconds", lambda *_: next(measured))
     with caplog.at_level("INFO", logger="dist_teracon"):
-        assert {type(cpu_products.products_of(torch.float32)) for _ in range(3)} == {kind}
+        assert {type(cpu_products.products_of(torch.float32, LEAST_CHANNELS)) for _ in range(3)} == {kind}
     assert [told in message for message in caplog.messages] == [True]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_number_types_are_not_measured(dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [(torch.float64, LEAST_CHANNELS), (torch.bfloat16, LEAST_CHANNELS), (torch.float32, LEAST_CHANNELS - 1)]
+)
+def test_other_number_types_and_narrow_rows_are_not_measured(dtype, channels, monkeypatch):
     monkeypatch.setattr(cpu_products, "_fastest", None)
-    assert type(cpu_products.products_of(dtype)) is Products
+    assert type(cpu_products.products_of(dtype, channels)) is Products
