@@ -26,8 +26,8 @@ _logger = logging.getLogger(__name__)
 # PyTorch gives a convolution of fewer images to MKL.
 _IMAGES = 16
 # A convolution's call, and the pass that adds its result to another, take more than is won on smaller products, and on narrower rows.
-LEAST_MULTIPLICATIONS = 1 << 24
-LEAST_CHANNELS = 128
+LEAST_MULTIPLICATIONS = 1 << 23
+LEAST_CHANNELS = 64
 # oneDNN is taken where it is so much faster, which noise does not bring about: two runs on one machine are to have the same bits.
 _CLEARLY_FASTER = 1.5
 # rows and channels, and how often each library is tried
