@@ -6,20 +6,25 @@ Which way is fastest depends on what a product costs beside moving its result (d
 
 - `Direct`: a product a tap. What a tap reads is a stretch of memory, so nothing is gathered ahead of a product; where rows are of one
   length it is added up where it belongs, else row by row.
-- `Filtered`: F(2, 3) for fp32 and fp64 with many channels and rows of one length, a third fewer products for some additions.
+- `Filtered`: F(4, 3) or F(2, 3) for fp32 and fp64 with many channels and rows of one length, up to half of the products for some additions.
 - `Joined`: one product over gathered taps for bf16 with few channels, whose products are so cheap, and so coarse, that each sum should
   be rounded once.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import OF_FOUR, OF_TWO, Filter
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Places, Stage, common_size, taken
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import Factor, products_of
 
-# From so many channels on F(2, 3) saves more in products than its additions take.
+# From so many channels on minimal filtering saves more in products than its additions take.
 FILTERED_FROM = 128
 
 
@@ -32,13 +37,9 @@ class Direct:
 
     def __init__(self, weight: Tensor) -> None:
         # [k, C_in, C_out], the present position's first
-        self.stacked = self._matrices(weight.permute(2, 1, 0).flip(0))
+        self.stacked = weight.permute(2, 1, 0).flip(0).contiguous()
         self.products = products_of(weight.dtype, weight.shape[0])
         self.factors, self.turned = self.products.factors(self.stacked)
-
-    @staticmethod
-    def _matrices(taps: Tensor) -> Tensor:
-        return taps.contiguous()
 
     def begin(self) -> None:
         """Set the weight's gradient to zero."""
@@ -100,63 +101,69 @@ class Direct:
 
 
 class Filtered(Direct):
-    """Two outputs of three taps from four products: the minimal filtering algorithm F(2, 3).
+    """Several outputs at once by minimal filtering algorithms (`cpu_filters`), where rows are of one length; else a product a tap.
 
-    (Winograd, Arithmetic Complexity of Computations, 1980, section V.) For inputs x₀ … x₃ at distance d from one another and taps
-    g₀, g₁, g₂, the two outputs
-
-        y₀ = x₀g₀ + x₁g₁ + x₂g₂ = m₁ + m₂ + m₃        m₁ = (x₀ − x₂)·g₀      m₂ = (x₁ + x₂)·(g₀ + g₁ + g₂)/2
-        y₁ = x₁g₀ + x₂g₁ + x₃g₂ = m₂ − m₃ + m₄        m₄ = (x₃ − x₁)·g₂      m₃ = (x₂ − x₁)·(g₀ − g₁ + g₂)/2
-
-    take four products instead of six. Blocks of d distances alternate: y₁ and x₃ in the even ones, y₀ and x₂ in the odd ones, x₁ and
-    x₀ in the two that follow. All y₁ lie together, then all y₀, then the outputs that fill no two blocks: a product a tap. Rows of
-    several lengths take a product a tap too.
+    An algorithm of m outputs takes blocks of d distances as its inputs: m blocks of outputs read those blocks and the two after them. All
+    blocks that are a first output lie together, then all second ones …, then the outputs that fill no m blocks: a product a tap.
     """
 
-    @staticmethod
-    def _matrices(taps: Tensor) -> Tensor:
-        g2, g1, g0 = taps
-        outer = (g0 + g2).mul_(0.5)
-        return torch.stack([g2, g1, g0, outer + 0.5 * g1, outer - 0.5 * g1])
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        self.banks: dict[Filter, _Bank] = {}
+
+    def begin(self) -> None:
+        super().begin()
+        for bank in self.banks.values():
+            bank.sums = [torch.zeros_like(factor.matrix) for factor in bank.factors]
 
     def gradient(self) -> Tensor:
-        g2, g1, g0, plus, minus = self.sums
-        outer = (plus + minus).mul_(0.5)
-        return torch.stack([g0 + outer, (plus - minus).mul_(0.5).add_(g1), g2 + outer]).permute(2, 1, 0)
+        for filter_, bank in self.banks.items():
+            self.summed += filter_.tap_gradient(bank.sums)
+        return super().gradient()
 
     def operand(self, h: Tensor, stage: Stage) -> Tensor:
-        missing = 2 * (_pairs(stage) + 1) * stage.dilation * stage.rows - h.shape[0] if _pairs(stage) else 0
+        cut = _cut(stage)
+        missing = cut.read - h.shape[0] if cut else 0
         return torch.cat([h, h.new_zeros(missing, h.shape[1])]) if missing > 0 else h
 
     def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
-        if not _pairs(stage):
+        if (cut := _cut(stage)) is None:
             return super().run(x, bias, stage)
-        g2, _, g0, plus, minus = self.factors
-        v1, v2, v3, v4 = self._operands(x, stage)
+        factors, products = self._bank(cut.filter).factors, self.products
+        operands = [made.view(-1, x.shape[1]) for made in cut.filter.operands(cut.inputs(x))]
         u = x.new_empty(stage.outputs, x.shape[1])
-        y1, y0, rest = u.tensor_split((v1.shape[0], 2 * v1.shape[0]))
-        m2, m3 = self.products.times(v2, plus, bias), self.products.times(v3, minus)
-        self.products.add(torch.sub(m2, m3, out=y1), v4, g2)
-        self.products.add(torch.add(m2, m3, out=y0), v1, g0)
-        for number, (read, size) in enumerate(_rest(stage)):
+        outputs = cut.outputs(u)
+        middle = [
+            products.times(operand, factor, None if number else bias)
+            for number, (operand, factor) in enumerate(zip(operands[1:-1], factors[1:-1], strict=True))
+        ]
+        cut.filter.combine(middle, outputs)
+        products.add(outputs[0], operands[0], factors[0])
+        products.add(outputs[-1], operands[-1], factors[-1])
+        rest = u[cut.made :]
+        for number, (read, size) in enumerate(cut.rest):
             if number:
-                self.products.add(rest[:size], x[read], self.factors[number])
+                products.add(rest[:size], x[read], self.factors[number])
             else:
-                self.products.times(x[read], g2, bias, out=rest)
+                products.times(x[read], self.factors[0], bias, out=rest)
         return u
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
-        if not _pairs(stage):
+        if (cut := _cut(stage)) is None:
             return super().differentiate(du, x, stage, dx=dx, dw=dw)
-        each = _pairs(stage) * stage.dilation * stage.rows
-        dy1, dy0, rest = du.tensor_split((each, 2 * each))
-        dproducts = (dy0, dy0 + dy1, dy0 - dy1, dy1)
+        bank, channels = self._bank(cut.filter), du.shape[1]
+        made = cut.filter.product_gradients(cut.outputs(du))
         if dw:
-            g2, _, g0, plus, minus = self.sums
-            for into, operand, made in zip((g0, plus, minus, g2), self._operands(x, stage), dproducts, strict=True):
-                self.products.add_outer(into, operand, made)
-        grad = self._input_gradient(dproducts, stage) if dx else None
-        for number, (read, size) in enumerate(_rest(stage)):
+            for into, operand, dproduct in zip(bank.sums, cut.filter.operands(cut.inputs(x)), made, strict=True):
+                self.products.add_outer(into, operand.view(-1, channels), dproduct)
+        grad: Tensor | None = None
+        if dx:
+            doperands = [self.products.times(dproduct, factor) for dproduct, factor in zip(made, bank.turned, strict=True)]
+            grad = du.new_empty(max(stage.inputs, cut.read), channels)
+            grad[cut.read :].zero_()
+            cut.filter.input_gradients([d.view(cut.uses, -1) for d in doperands], cut.input_gradients(grad))
+        rest = du[cut.made :]
+        for number, (read, size) in enumerate(cut.rest):
             if dw:
                 self.products.add_outer(self.sums[number], x[read], rest[:size])
             if grad is not None:
@@ -164,52 +171,103 @@ class Filtered(Direct):
         return None if grad is None else grad[: stage.inputs]
 
     def activate(self, n: Tensor, stage: Stage) -> Tensor:
-        if not _pairs(stage):
+        if (cut := _cut(stage)) is None:
             return super().activate(n, stage)
         h = torch.empty_like(n)
-        for by_distance, made in zip(_ordered(h, stage), _made(n, stage), strict=True):
+        for by_distance, made in zip(cut.by_distance(h), cut.as_made(n), strict=True):
             torch.clamp_min(made, 0, out=by_distance)
         return h
 
     def through_relu(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
-        if not _pairs(stage):
+        if (cut := _cut(stage)) is None:
             return super().through_relu(dh, n, stage)
-        for by_distance, made in zip(_ordered(dh, stage), _made(n, stage), strict=True):
+        for by_distance, made in zip(cut.by_distance(dh), cut.as_made(n), strict=True):
             torch.ops.aten.threshold_backward.grad_input(by_distance, made, 0, grad_input=made)
         return n
 
     def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
         h = operand[: dh.shape[0]]
-        if not _pairs(stage):
+        if (cut := _cut(stage)) is None:
             return super().through_known_relu(dh, h, stage)
         grad = torch.empty_like(dh)
-        for of_dh, of_h, made in zip(_ordered(dh, stage), _ordered(h, stage), _made(grad, stage), strict=True):
+        for of_dh, of_h, made in zip(cut.by_distance(dh), cut.by_distance(h), cut.as_made(grad), strict=True):
             torch.ops.aten.threshold_backward.grad_input(of_dh, of_h, 0, grad_input=made)
         return grad
 
-    @staticmethod
-    def _operands(x: Tensor, stage: Stage) -> list[Tensor]:
-        """Return what the four products take."""
-        even, odd = _blocks(x, stage)
-        x3, x2, x1, x0 = even[:-1], odd[:-1], even[1:], odd[1:]
-        signed = ((x0, x2, -1), (x1, x2, 1), (x2, x1, -1), (x3, x1, -1))
-        return [torch.add(a, b, alpha=sign, out=x.new_empty(a.shape)).view(-1, x.shape[1]) for a, b, sign in signed]
+    def _bank(self, filter_: Filter) -> _Bank:
+        if filter_ not in self.banks:
+            self.banks[filter_] = _Bank(*self.products.factors(filter_.matrices(self.stacked)))
+        return self.banks[filter_]
 
-    def _input_gradient(self, dproducts: tuple[Tensor, ...], stage: Stage) -> Tensor:
-        g2, _, g0, plus, minus = self.turned
-        pairs, channels = _pairs(stage), dproducts[0].shape[1]
-        factors = (g0, plus, minus, g2)
-        d1, d2, d3, d4 = (self.products.times(made, factor).view(pairs, -1) for made, factor in zip(dproducts, factors, strict=True))
-        written = 2 * (pairs + 1) * stage.dilation * stage.rows
-        grad = dproducts[0].new_empty(max(stage.inputs, written), channels)
-        grad[written:].zero_()
-        even, odd = _blocks(grad, stage)
-        of_x1, of_x2 = (d2 - d3).sub_(d4), d2.add_(d3).sub_(d1)
-        even[0], odd[0] = d4[0], of_x2[0]
-        torch.add(of_x1[:-1], d4[1:], out=even[1:-1])
-        torch.add(of_x2[1:], d1[:-1], out=odd[1:-1])
-        even[-1], odd[-1] = of_x1[-1], d1[-1]
-        return grad
+
+@dataclass
+class _Bank:
+    """An algorithm's matrices as factors, their transposes', and the sums of their gradients."""
+
+    factors: list[Factor]
+    turned: list[Factor]
+    sums: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A stage's outputs as `uses` uses of an algorithm on blocks of `block` positions, and the rest.
+
+    Attributes:
+        made: Outputs that the algorithm makes.
+        read: Inputs that it reads, some of which may lie behind the stage's.
+        rest: For each tap what the other outputs read, and how many of them do.
+    """
+
+    filter: Filter
+    uses: int
+    block: int
+    made: int
+    read: int
+    rest: tuple[tuple[slice, int], ...]
+
+    def inputs(self, x: Tensor) -> list[Tensor]:
+        """Return the algorithm's inputs [uses, block · C]."""
+        blocks, step = x[: self.read].view(-1, self.block * x.shape[1]), self.filter.outputs
+        return [blocks[first : first + step * (self.uses - 1) + 1 : step] for first in range(step + 2)]
+
+    def input_gradients(self, grad: Tensor) -> list[Tensor]:
+        """Return where the inputs' gradients belong, the first two with one block more."""
+        blocks, step = grad[: self.read].view(-1, self.block * grad.shape[1]), self.filter.outputs
+        return [blocks[first::step] for first in range(step)]
+
+    def outputs(self, u: Tensor) -> Sequence[Tensor]:
+        """Return the algorithm's outputs [uses · block, C]."""
+        return u[: self.made].chunk(self.filter.outputs)
+
+    def by_distance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what lies by distance as the algorithm makes it, [m, uses, block · C], and the rest."""
+        return x[: self.made].view(self.uses, self.filter.outputs, -1).transpose(0, 1), x[self.made :]
+
+    def as_made(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same parts of what lies as the algorithm makes it."""
+        return x[: self.made].view(self.filter.outputs, self.uses, -1), x[self.made :]
+
+
+@functools.lru_cache(maxsize=4096)
+def _cut_of(outputs: int, inputs: int, dilation: int, rows: int) -> _Cut | None:
+    block = dilation * rows
+    blocks = outputs // block
+    # so many products, in blocks; where both take as many, the first, which has fewer additions
+    costs = {OF_TWO: 4 * (blocks // 2) + 3 * (blocks % 2), OF_FOUR: 6 * (blocks // 4) + 3 * (blocks % 4)}
+    best = min(costs, key=costs.__getitem__)
+    uses = blocks // best.outputs
+    if not uses:
+        return None
+    made = uses * best.outputs * block
+    sizes = (max(0, min(outputs, inputs - tap * block) - made) for tap in range(3))
+    rest = tuple((slice(made + tap * block, made + tap * block + size), size) for tap, size in enumerate(sizes) if size)
+    return _Cut(best, uses, block, made, made + 2 * block, rest)
+
+
+def _cut(stage: Stage) -> _Cut | None:
+    """Return how a stage is done by an algorithm; None where its rows are not of one length, or too short."""
+    return _cut_of(stage.outputs, stage.inputs, stage.dilation, stage.rows) if stage.rows else None
 
 
 class Joined(Direct):
@@ -254,34 +312,3 @@ def _with_zeros(x: Tensor, dtype: torch.dtype) -> Tensor:
     made[: x.shape[0]] = x
     made[x.shape[0] :] = 0
     return made
-
-
-def _pairs(stage: Stage) -> int:
-    """How many pairs of blocks of d distances a stage's output has, where its rows are of one length."""
-    return stage.outputs // (2 * stage.dilation * stage.rows) if stage.rows else 0
-
-
-def _rest(stage: Stage) -> list[tuple[slice, int]]:
-    """For each tap what the outputs without a pair read, and how many of them do."""
-    paired, reach = 2 * _pairs(stage) * stage.dilation * stage.rows, stage.dilation * stage.rows
-    sizes = (max(0, min(stage.outputs, stage.inputs - tap * reach) - paired) for tap in range(3))
-    return [(slice(paired + tap * reach, paired + tap * reach + size), size) for tap, size in enumerate(sizes) if size]
-
-
-def _blocks(x: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Return the even and the odd blocks of d distances, [pairs + 1, d · R · C] each."""
-    pairs = _pairs(stage) + 1
-    both = x[: 2 * pairs * stage.dilation * stage.rows].view(pairs, 2, -1)
-    return both[:, 0], both[:, 1]
-
-
-def _ordered(x: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Return what lies by distance as `Filtered` makes it: the pairs' part [2, pairs, d · R · C], and the rest."""
-    paired = 2 * _pairs(stage) * stage.dilation * stage.rows
-    return x[:paired].view(_pairs(stage), 2, -1).transpose(0, 1), x[paired:]
-
-
-def _made(x: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Return the same parts of what lies as `Filtered` makes it."""
-    paired = 2 * _pairs(stage) * stage.dilation * stage.rows
-    return x[:paired].view(2, _pairs(stage), -1), x[paired:]
