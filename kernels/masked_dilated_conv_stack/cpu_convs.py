@@ -6,21 +6,19 @@ Which way is fastest depends on what a product costs beside moving its result (d
 
 - `Direct`: a product a tap. What a tap reads is a stretch of memory, so nothing is gathered ahead of a product; where rows are of one
   length it is added up where it belongs, else row by row.
-- `Filtered`: F(4, 3) or F(2, 3) for fp32 and fp64 with many channels and rows of one length, up to half of the products for some additions.
+- `Filtered`: F(4, 3) or F(2, 3) for fp32 and fp64 with many channels, up to half of the products for some additions.
 - `Joined`: one product over gathered taps for bf16 with few channels, whose products are so cheap, and so coarse, that each sum should
   be rounded once.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import OF_FOUR, OF_TWO, Filter
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import Filter
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Places, Stage, common_size, taken
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import Factor, products_of
 
@@ -101,10 +99,9 @@ class Direct:
 
 
 class Filtered(Direct):
-    """Several outputs at once by minimal filtering algorithms (`cpu_filters`), where rows are of one length; else a product a tap.
+    """Several outputs at once by minimal filtering algorithms (`cpu_filters`) up to the distances that all rows have, then a product a tap.
 
-    An algorithm of m outputs takes blocks of d distances as its inputs: m blocks of outputs read those blocks and the two after them. All
-    blocks that are a first output lie together, then all second ones …, then the outputs that fill no m blocks: a product a tap.
+    All first outputs of an algorithm lie together, then all second ones …, then what the algorithm does not make (`Cut`).
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -122,12 +119,12 @@ class Filtered(Direct):
         return super().gradient()
 
     def operand(self, h: Tensor, stage: Stage) -> Tensor:
-        cut = _cut(stage)
+        cut = stage.cut
         missing = cut.read - h.shape[0] if cut else 0
         return torch.cat([h, h.new_zeros(missing, h.shape[1])]) if missing > 0 else h
 
     def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
-        if (cut := _cut(stage)) is None:
+        if (cut := stage.cut) is None:
             return super().run(x, bias, stage)
         factors, products = self._bank(cut.filter).factors, self.products
         operands = [made.view(-1, x.shape[1]) for made in cut.filter.operands(cut.inputs(x))]
@@ -141,15 +138,15 @@ class Filtered(Direct):
         products.add(outputs[0], operands[0], factors[0])
         products.add(outputs[-1], operands[-1], factors[-1])
         rest = u[cut.made :]
-        for number, (read, size) in enumerate(cut.rest):
+        for number, tap in enumerate(cut.rest):
             if number:
-                products.add(rest[:size], x[read], self.factors[number])
+                self._add(rest, tap.dest, taken(x, tap.read), self.factors[number])
             else:
-                products.times(x[read], self.factors[0], bias, out=rest)
+                products.times(taken(x, tap.read), self.factors[0], bias, out=rest)
         return u
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
-        if (cut := _cut(stage)) is None:
+        if (cut := stage.cut) is None:
             return super().differentiate(du, x, stage, dx=dx, dw=dw)
         bank, channels = self._bank(cut.filter), du.shape[1]
         made = cut.filter.product_gradients(cut.outputs(du))
@@ -163,15 +160,16 @@ class Filtered(Direct):
             grad[cut.read :].zero_()
             cut.filter.input_gradients([d.view(cut.uses, -1) for d in doperands], cut.input_gradients(grad))
         rest = du[cut.made :]
-        for number, (read, size) in enumerate(cut.rest):
+        for number, tap in enumerate(cut.rest):
+            part = taken(rest, tap.dest)
             if dw:
-                self.products.add_outer(self.sums[number], x[read], rest[:size])
+                self.products.add_outer(self.sums[number], taken(x, tap.read), part)
             if grad is not None:
-                self.products.add(grad[read], rest[:size], self.turned[number])
+                self._add(grad, tap.read, part, self.turned[number])
         return None if grad is None else grad[: stage.inputs]
 
     def activate(self, n: Tensor, stage: Stage) -> Tensor:
-        if (cut := _cut(stage)) is None:
+        if (cut := stage.cut) is None:
             return super().activate(n, stage)
         h = torch.empty_like(n)
         for by_distance, made in zip(cut.by_distance(h), cut.as_made(n), strict=True):
@@ -179,7 +177,7 @@ class Filtered(Direct):
         return h
 
     def through_relu(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
-        if (cut := _cut(stage)) is None:
+        if (cut := stage.cut) is None:
             return super().through_relu(dh, n, stage)
         for by_distance, made in zip(cut.by_distance(dh), cut.as_made(n), strict=True):
             torch.ops.aten.threshold_backward.grad_input(by_distance, made, 0, grad_input=made)
@@ -187,7 +185,7 @@ class Filtered(Direct):
 
     def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
         h = operand[: dh.shape[0]]
-        if (cut := _cut(stage)) is None:
+        if (cut := stage.cut) is None:
             return super().through_known_relu(dh, h, stage)
         grad = torch.empty_like(dh)
         for of_dh, of_h, made in zip(cut.by_distance(dh), cut.by_distance(h), cut.as_made(grad), strict=True):
@@ -207,67 +205,6 @@ class _Bank:
     factors: list[Factor]
     turned: list[Factor]
     sums: list[Tensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A stage's outputs as `uses` uses of an algorithm on blocks of `block` positions, and the rest.
-
-    Attributes:
-        made: Outputs that the algorithm makes.
-        read: Inputs that it reads, some of which may lie behind the stage's.
-        rest: For each tap what the other outputs read, and how many of them do.
-    """
-
-    filter: Filter
-    uses: int
-    block: int
-    made: int
-    read: int
-    rest: tuple[tuple[slice, int], ...]
-
-    def inputs(self, x: Tensor) -> list[Tensor]:
-        """Return the algorithm's inputs [uses, block · C]."""
-        blocks, step = x[: self.read].view(-1, self.block * x.shape[1]), self.filter.outputs
-        return [blocks[first : first + step * (self.uses - 1) + 1 : step] for first in range(step + 2)]
-
-    def input_gradients(self, grad: Tensor) -> list[Tensor]:
-        """Return where the inputs' gradients belong, the first two with one block more."""
-        blocks, step = grad[: self.read].view(-1, self.block * grad.shape[1]), self.filter.outputs
-        return [blocks[first::step] for first in range(step)]
-
-    def outputs(self, u: Tensor) -> Sequence[Tensor]:
-        """Return the algorithm's outputs [uses · block, C]."""
-        return u[: self.made].chunk(self.filter.outputs)
-
-    def by_distance(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what lies by distance as the algorithm makes it, [m, uses, block · C], and the rest."""
-        return x[: self.made].view(self.uses, self.filter.outputs, -1).transpose(0, 1), x[self.made :]
-
-    def as_made(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same parts of what lies as the algorithm makes it."""
-        return x[: self.made].view(self.filter.outputs, self.uses, -1), x[self.made :]
-
-
-@functools.lru_cache(maxsize=4096)
-def _cut_of(outputs: int, inputs: int, dilation: int, rows: int) -> _Cut | None:
-    block = dilation * rows
-    blocks = outputs // block
-    # so many products, in blocks; where both take as many, the first, which has fewer additions
-    costs = {OF_TWO: 4 * (blocks // 2) + 3 * (blocks % 2), OF_FOUR: 6 * (blocks // 4) + 3 * (blocks % 4)}
-    best = min(costs, key=costs.__getitem__)
-    uses = blocks // best.outputs
-    if not uses:
-        return None
-    made = uses * best.outputs * block
-    sizes = (max(0, min(outputs, inputs - tap * block) - made) for tap in range(3))
-    rest = tuple((slice(made + tap * block, made + tap * block + size), size) for tap, size in enumerate(sizes) if size)
-    return _Cut(best, uses, block, made, made + 2 * block, rest)
-
-
-def _cut(stage: Stage) -> _Cut | None:
-    """Return how a stage is done by an algorithm; None where its rows are not of one length, or too short."""
-    return _cut_of(stage.outputs, stage.inputs, stage.dilation, stage.rows) if stage.rows else None
 
 
 class Joined(Direct):

@@ -11,7 +11,7 @@ many rows. What lies j·d distances further on is then one stretch of memory, an
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import OF_FOUR, OF_TWO, Filter
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, seen_offsets
 
 # Where rows are of one length a group has a multiple of so many, and so have all its products: what they like best (`cpu_products`).
@@ -39,6 +40,51 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A stage's outputs as uses of a filtering algorithm, and the rest.
+
+    The algorithm's inputs and outputs are blocks of d distances of all rows: m blocks of outputs read those blocks and the two after them.
+
+    Attributes:
+        filter: The algorithm, of m outputs.
+        uses: How often it is used.
+        block: Positions of a block.
+        made: Outputs that the algorithm makes: all first ones lie together, then all second ones …
+        read: Inputs that it reads; those beyond the stage's are zeros.
+        rest: For each tap what the other outputs read, and which of them do.
+    """
+
+    filter: Filter
+    uses: int
+    block: int
+    made: int
+    read: int
+    rest: tuple[Tap, ...]
+
+    def inputs(self, x: Tensor) -> list[Tensor]:
+        """Return the algorithm's inputs [uses, block · C]."""
+        blocks, step = x[: self.read].view(-1, self.block * x.shape[1]), self.filter.outputs
+        return [blocks[first : first + step * (self.uses - 1) + 1 : step] for first in range(step + 2)]
+
+    def input_gradients(self, grad: Tensor) -> list[Tensor]:
+        """Return where the inputs' gradients belong, the first two with one block more."""
+        blocks, step = grad[: self.read].view(-1, self.block * grad.shape[1]), self.filter.outputs
+        return [blocks[first::step] for first in range(step)]
+
+    def outputs(self, u: Tensor) -> Sequence[Tensor]:
+        """Return the algorithm's outputs [uses · block, C]."""
+        return u[: self.made].chunk(self.filter.outputs)
+
+    def by_distance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what lies by distance as the algorithm makes it, [m, uses, block · C], and the rest."""
+        return x[: self.made].view(self.uses, self.filter.outputs, -1).transpose(0, 1), x[self.made :]
+
+    def as_made(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same parts of what lies as the algorithm makes it."""
+        return x[: self.made].view(self.filter.outputs, self.uses, -1), x[self.made :]
+
+
+@dataclass(frozen=True)
 class Stage:
     """A convolution of a group.
 
@@ -47,7 +93,9 @@ class Stage:
         inputs: Positions N_in of the input.
         outputs: Positions N_out of the output.
         taps: The present position's first, which is there for every output.
-        rows: R where all rows are of one length and all distances from 0 on are computed, else 0.
+        rows: R where all distances from 0 on are computed, else 0.
+        common: Distances that all rows have, of the input and of the output.
+        even: Whether all rows are of one length.
     """
 
     dilation: int
@@ -55,6 +103,26 @@ class Stage:
     outputs: int
     taps: tuple[Tap, ...]
     rows: int
+    common: tuple[int, int]
+    even: bool
+
+    @functools.cached_property
+    def cut(self) -> Cut | None:
+        """How filtering algorithms make this stage's outputs; None where rows have too few distances in common, or taps are not three."""
+        if not self.rows or len(self.taps) != 3:
+            return None
+        inputs, outputs = (distances // self.dilation for distances in self.common)
+        # beyond an even group's inputs are zeros, beyond another's are rows' that not all have
+        blocks = outputs if self.even else min(outputs, inputs - 2)
+        # three products an output less m + 2 products a use; where as many are saved, the first has fewer additions
+        best = max((OF_TWO, OF_FOUR), key=lambda filter_: (2 * filter_.outputs - 2) * (blocks // filter_.outputs))
+        uses = blocks // best.outputs
+        if uses < 1:
+            return None
+        block = self.dilation * self.rows
+        made = uses * best.outputs * block
+        rest = tuple(_from(tap, made) for tap in self.taps) if made < self.outputs else ()
+        return Cut(best, uses, block, made, made + 2 * block, tuple(tap for tap in rest if tap.size))
 
     @functools.cached_property
     def gathers(self) -> tuple[Tensor, Tensor]:
@@ -169,7 +237,22 @@ def _stage(longer: Indices, dilation: int, before: Indices, after: Indices, kern
         read, dest = in_starts[np.searchsorted(before, far)], out_starts[: len(far)]
         taps.append(Tap(_places(read, count), _places(dest, count), int(count.sum())))
     dense = len(before) == before[-1] + 1 and len(after) == after[-1] + 1
-    return Stage(dilation, int(inputs.sum()), int(outputs.sum()), tuple(taps), int(longer[0]) if dense and longer[-2] == longer[0] else 0)
+    shortest = int((longer == longer[0]).sum())
+    common = (min(len(before), shortest), min(len(after), shortest))
+    rows, even = int(longer[0]), bool(longer[-2] == longer[0])
+    return Stage(dilation, int(inputs.sum()), int(outputs.sum()), tuple(taps), rows if dense else 0, common, even)
+
+
+def _from(tap: Tap, first: int) -> Tap:
+    """Return a tap of the outputs from this one on, which are counted from it."""
+    if isinstance(tap.dest, slice):
+        skipped = min(max(0, first - tap.dest.start), tap.size)
+        dest: Places = slice(tap.dest.start + skipped - first, tap.dest.stop - first)
+    else:
+        skipped = int(torch.searchsorted(tap.dest, first))
+        dest = tap.dest[skipped:] - first
+    read = slice(tap.read.start + skipped, tap.read.stop) if isinstance(tap.read, slice) else tap.read[skipped:]
+    return Tap(read, dest, tap.size - skipped)
 
 
 def _taken(longer: Indices, before: Indices, after: Indices) -> Places:

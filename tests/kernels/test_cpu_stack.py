@@ -21,6 +21,7 @@ from dist_teracon.kernels.masked_dilated_conv_stack import (
     reference,
 )
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import FILTERED_FROM, Direct, Filtered, Joined, way_of
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import OF_FOUR, OF_TWO
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size, common_size_within, plan
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import ConvolutionProducts, Products
 
@@ -29,6 +30,7 @@ RAGGED = {
     "longer than the field": [100, 37, 0, 64, 5, 2, 1, 81],
     "one length": [30] * 6,
     "some of one length": [9, 30, 30, 30, 4],
+    "much in common": [40, 21, 33, 36],
 }
 
 
@@ -165,6 +167,45 @@ def test_taps_of_rows_of_one_length_are_stretches_of_memory():
     assert [(tap.read, tap.dest) for tap in group.stages[1].taps] == [
         (slice(reach * 8, 120), slice(0, 120 - reach * 8)) for reach in range(3)
     ]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "dilation", "filter_", "uses"),
+    [
+        ([100] * 3, 1, OF_FOUR, 25),
+        ([100] * 3, 8, OF_FOUR, 3),
+        ([7] * 3, 1, OF_TWO, 3),  # one use of F(4, 3) saves as much, and has more additions
+        ([8] * 3, 1, OF_FOUR, 2),
+        ([40, 33, 21], 1, OF_FOUR, 4),  # the last two of 21 distances are read alone
+        ([40, 33, 5], 1, OF_TWO, 1),
+        ([40, 33, 3], 1, None, 0),
+        ([5, 5], 3, None, 0),
+    ],
+)
+def test_algorithms_make_what_all_rows_have(lengths, dilation, filter_, uses):
+    layout = build_layout(torch.tensor([0, *lengths]).cumsum(0), torch.zeros(len(lengths), dtype=torch.int64), dilations=(dilation,))
+    (group,) = plan(layout, positions_at_once=1000)
+    cut = group.stages[0].cut
+    if filter_ is None:
+        assert cut is None
+        return
+    assert (cut.filter, cut.uses) == (filter_, uses)
+    made = filter_.outputs * uses * dilation  # distances
+    assert cut.made == made * len(lengths)
+    assert sum(tap.size for tap in cut.rest) == sum(max(0, length - reach * dilation - made) for length in lengths for reach in range(3))
+
+
+@pytest.mark.parametrize("filter_", [OF_TWO, OF_FOUR])
+def test_an_algorithm_is_the_sum_over_taps(filter_):
+    """On numbers: as many uses as blocks, each block one number, so products of matrices are products."""
+    generator = torch.Generator().manual_seed(0)
+    taps, x = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (3, filter_.outputs + 2))
+    products = [operand * matrix for operand, matrix in zip(filter_.operands(x.unbind(0)), filter_.matrices(taps), strict=True)]
+    y = [torch.zeros((), dtype=torch.float64) for _ in range(filter_.outputs)]
+    filter_.combine([product.clone() for product in products[1:-1]], y)
+    y[0] += products[0]
+    y[-1] += products[-1]
+    torch.testing.assert_close(torch.stack(y), x.unfold(0, 3, 1) @ taps)
 
 
 @given(size=st.integers(1, 1 << 20))
