@@ -105,7 +105,9 @@ class _Run:
         self.masks = None if masks is None else masks.to(self.wide).clamp_min(_LEAST_MASK[self.wide])
         self.stages, self.channels = self.bias.shape
         # [T, K, C]: since masks are not negative, m ⊙ ReLU(γ ⊙ n + β) is ReLU(mγ ⊙ n + mβ)
-        self.scale, self.shift = (p[None] if self.masks is None else self.masks * p for p in (self.norm_weight, self.norm_bias))
+        self.scale, self.shift = (
+            p[None] if self.masks is None else (self.masks * p).contiguous() for p in (self.norm_weight, self.norm_bias)
+        )
         self.scales, self.shifts = _each(self.scale), _each(self.shift)
         at_once = GROUP_BYTES * torch.get_num_threads() // (self.channels * x_NC.element_size())
         self.groups = plan(layout, positions_at_once=max(1, at_once))
@@ -148,7 +150,7 @@ class _Run:
         self.dbias = torch.zeros(self.bias.shape, dtype=self.wide)
         self.dscale, self.dshift = torch.zeros_like(self.scale), torch.zeros_like(self.shift)
         self.dbiases, self.dscales, self.dshifts = self.dbias.unbind(0), _each(self.dscale), _each(self.dshift)
-        for conv in self.convs:
+        for conv in self.convs if dw else ():
             conv.begin()
         grad = dout.new_zeros(self.layout.packed, self.channels) if dx else None
         each = self.stages * _PER_STAGE
@@ -217,4 +219,4 @@ class _Run:
 
 def _each(values_TKC: Tensor) -> tuple[Tensor, ...]:
     """Return a view for each task and convolution."""
-    return values_TKC.flatten(0, 1).unbind(0)
+    return values_TKC.view(-1, values_TKC.shape[-1]).unbind(0)

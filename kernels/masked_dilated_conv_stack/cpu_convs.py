@@ -13,13 +13,14 @@ Which way is fastest depends on what a product costs beside moving its result (d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import Filter
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Places, Stage, common_size, taken
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import Places, Stage, Tap, common_size, taken
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import Factor, products_of
 
 # From so many channels on minimal filtering saves more in products than its additions take.
@@ -40,13 +41,15 @@ class Direct:
         self.factors, self.turned = self.products.factors(self.stacked)
 
     def begin(self) -> None:
-        """Set the weight's gradient to zero."""
+        """Set the weight's gradient to zero; `gradient` tells it once."""
         self.summed = torch.zeros_like(self.stacked, dtype=torch.promote_types(self.stacked.dtype, torch.float32))
         self.sums = self.summed.unbind(0)
 
     def gradient(self) -> Tensor:
-        """Return the weight's gradient [C_out, C_in, k]."""
-        return self.summed.flip(0).permute(2, 1, 0)
+        """Return the weight's gradient [C_out, C_in, k], and keep nothing of it."""
+        total = self.summed
+        del self.summed, self.sums
+        return total.flip(0).permute(2, 1, 0)
 
     def operand(self, h: Tensor, stage: Stage) -> Tensor:
         """Return a convolution's input [N_in, C] as this way takes it."""
@@ -54,28 +57,35 @@ class Direct:
 
     def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
         """Convolve: [N_in, C] -> [N_out, C], in this way's order."""
-        first, *others = stage.taps
-        u = self.products.times(taken(x, first.read), self.factors[0], bias)
+        return self._run_taps(x, bias, stage.taps)
+
+    def _run_taps(self, x: Tensor, bias: Tensor, taps: Sequence[Tap], out: Tensor | None = None) -> Tensor:
+        first, *others = taps
+        u = self.products.times(taken(x, first.read), self.factors[0], bias, out)
         for tap, factor in zip(others, self.factors[1:], strict=False):
             self._add(u, tap.dest, taken(x, tap.read), factor)
         return u
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
         """Add the weight's gradient to the sums, and return the input's [N_in, C] if wanted."""
-        grad: Tensor | None = None
-        for number, tap in enumerate(stage.taps):
+        if not dx or stage.taps[0].size < stage.inputs:
+            grad = du.new_zeros(stage.inputs, du.shape[1]) if dx else None
+            self._differentiate_taps(du, x, stage.taps, grad, dw=dw)
+            return grad
+        grad = self.products.times(du, self.turned[0])
+        if dw:
+            self.products.add_outer(self.sums[0], taken(x, stage.taps[0].read), du)
+        self._differentiate_taps(du, x, stage.taps, grad, dw=dw, first=1)
+        return grad
+
+    def _differentiate_taps(self, du: Tensor, x: Tensor, taps: Sequence[Tap], grad: Tensor | None, *, dw: bool, first: int = 0) -> None:
+        """Add the gradients of the taps from the first one on to the sums, and to the input's if that is wanted."""
+        for number, tap in enumerate(taps[first:], first):
             part = taken(du, tap.dest) if number else du
             if dw:
                 self.products.add_outer(self.sums[number], taken(x, tap.read), part)
-            if not dx:
-                continue
-            if grad is None and tap.size == stage.inputs:
-                grad = self.products.times(part, self.turned[0])
-                continue
-            if grad is None:
-                grad = du.new_zeros(stage.inputs, du.shape[1])
-            self._add(grad, tap.read, part, self.turned[number])
-        return grad
+            if grad is not None:
+                self._add(grad, tap.read, part, self.turned[number])
 
     def _add(self, into: Tensor, places: Places, x: Tensor, factor: Factor) -> None:
         if isinstance(places, slice):
@@ -93,7 +103,7 @@ class Direct:
         return grad
 
     def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
-        """The same from the next convolution's operand, which is made of ReLU(n); None where that does not lie as dh does."""
+        """The same from the next convolution's operand, which begins with ReLU(n); None where that is too coarse to tell."""
         grad: Tensor = torch.ops.aten.threshold_backward(dh, operand[: dh.shape[0]], 0)
         return grad
 
@@ -116,6 +126,7 @@ class Filtered(Direct):
     def gradient(self) -> Tensor:
         for filter_, bank in self.banks.items():
             self.summed += filter_.tap_gradient(bank.sums)
+            bank.sums = []
         return super().gradient()
 
     def operand(self, h: Tensor, stage: Stage) -> Tensor:
@@ -137,12 +148,7 @@ class Filtered(Direct):
         cut.filter.combine(middle, outputs)
         products.add(outputs[0], operands[0], factors[0])
         products.add(outputs[-1], operands[-1], factors[-1])
-        rest = u[cut.made :]
-        for number, tap in enumerate(cut.rest):
-            if number:
-                self._add(rest, tap.dest, taken(x, tap.read), self.factors[number])
-            else:
-                products.times(taken(x, tap.read), self.factors[0], bias, out=rest)
+        self._run_taps(x, bias, cut.rest, u[cut.made :])
         return u
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
@@ -159,13 +165,7 @@ class Filtered(Direct):
             grad = du.new_empty(max(stage.inputs, cut.read), channels)
             grad[cut.read :].zero_()
             cut.filter.input_gradients([d.view(cut.uses, -1) for d in doperands], cut.input_gradients(grad))
-        rest = du[cut.made :]
-        for number, tap in enumerate(cut.rest):
-            part = taken(rest, tap.dest)
-            if dw:
-                self.products.add_outer(self.sums[number], taken(x, tap.read), part)
-            if grad is not None:
-                self._add(grad, tap.read, part, self.turned[number])
+        self._differentiate_taps(du[cut.made :], x, cut.rest, grad, dw=dw)
         return None if grad is None else grad[: stage.inputs]
 
     def activate(self, n: Tensor, stage: Stage) -> Tensor:

@@ -26,6 +26,9 @@ from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positi
 # Where rows are of one length a group has a multiple of so many, and so have all its products: what they like best (`cpu_products`).
 ROWS_TOGETHER = 16
 
+# Rows whose product is saved; below it an algorithm's own matrices and calls take more.
+LEAST_SAVED = 512
+
 Indices: TypeAlias = npt.NDArray[np.int64]
 Places: TypeAlias = slice | Tensor
 
@@ -51,7 +54,7 @@ class Cut:
         block: Positions of a block.
         made: Outputs that the algorithm makes: all first ones lie together, then all second ones …
         read: Inputs that it reads; those beyond the stage's are zeros.
-        rest: For each tap what the other outputs read, and which of them do.
+        rest: The taps of the other outputs, which are counted from the first of them.
     """
 
     filter: Filter
@@ -108,21 +111,24 @@ class Stage:
 
     @functools.cached_property
     def cut(self) -> Cut | None:
-        """How filtering algorithms make this stage's outputs; None where rows have too few distances in common, or taps are not three."""
+        """How a filtering algorithm makes this stage's outputs; None where it saves too little."""
         if not self.rows or len(self.taps) != 3:
             return None
+        best = max((self._cut(filter_) for filter_ in (OF_TWO, OF_FOUR)), key=self._saved)
+        return best if self._saved(best) >= LEAST_SAVED else None
+
+    def _saved(self, cut: Cut) -> int:
+        """Return how many rows' products a cut saves."""
+        taps, rest = (sum(tap.size for tap in of) for of in (self.taps, cut.rest))
+        return taps - rest - (cut.filter.outputs + 2) * cut.uses * cut.block
+
+    def _cut(self, filter_: Filter) -> Cut:
         inputs, outputs = (distances // self.dilation for distances in self.common)
         # beyond an even group's inputs are zeros, beyond another's are rows' that not all have
-        blocks = outputs if self.even else min(outputs, inputs - 2)
-        # three products an output less m + 2 products a use; where as many are saved, the first has fewer additions
-        best = max((OF_TWO, OF_FOUR), key=lambda filter_: (2 * filter_.outputs - 2) * (blocks // filter_.outputs))
-        uses = blocks // best.outputs
-        if uses < 1:
-            return None
+        uses = max(0, outputs if self.even else min(outputs, inputs - 2)) // filter_.outputs
         block = self.dilation * self.rows
-        made = uses * best.outputs * block
-        rest = tuple(_from(tap, made) for tap in self.taps) if made < self.outputs else ()
-        return Cut(best, uses, block, made, made + 2 * block, tuple(tap for tap in rest if tap.size))
+        made = uses * filter_.outputs * block
+        return Cut(filter_, uses, block, made, made + 2 * block, tuple(_from(tap, made) for tap in self.taps))
 
     @functools.cached_property
     def gathers(self) -> tuple[Tensor, Tensor]:
@@ -162,7 +168,7 @@ def plan(layout: Layout, *, positions_at_once: int) -> tuple[Group, ...]:
 
     Args:
         layout: The batch.
-        positions_at_once: About how many packed positions a group has; a longer row is a group of its own.
+        positions_at_once: About how many packed positions a group has, twice as many at most; a longer row is a group of its own.
     """
     key = ("cpu", positions_at_once)
     if key not in layout.plans:
@@ -189,7 +195,7 @@ def _cut(layout: Layout, at_once: int) -> Iterator[Indices]:
             pieces = min(len(part), -(-int(lengths[part].sum()) // at_once))
             reached = np.cumsum(lengths[part]) - lengths[part]
             cuts = np.searchsorted(reached, np.arange(1, pieces) * reached[-1] / pieces)
-            if len(part) > ROWS_TOGETHER and lengths[part[0]] == lengths[part[-1]]:
+            if lengths[part[0]] == lengths[part[-1]] and lengths[part[0]] * ROWS_TOGETHER <= 2 * at_once:
                 cuts = (cuts + ROWS_TOGETHER // 2) // ROWS_TOGETHER * ROWS_TOGETHER
             yield from np.split(part, np.unique(cuts[(cuts > 0) & (cuts < len(part))]))
 
@@ -247,7 +253,7 @@ def _from(tap: Tap, first: int) -> Tap:
     """Return a tap of the outputs from this one on, which are counted from it."""
     if isinstance(tap.dest, slice):
         skipped = min(max(0, first - tap.dest.start), tap.size)
-        dest: Places = slice(tap.dest.start + skipped - first, tap.dest.stop - first)
+        dest: Places = slice(max(0, tap.dest.start - first), max(0, tap.dest.stop - first))
     else:
         skipped = int(torch.searchsorted(tap.dest, first))
         dest = tap.dest[skipped:] - first

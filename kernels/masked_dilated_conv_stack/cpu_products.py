@@ -1,17 +1,18 @@
-"""Matrix products of the CPU stack, by whichever library is fast on the processor at hand: MKL, or oneDNN.
+"""Matrix products of the CPU stack, by the library that is fast on the processor at hand: MKL, or oneDNN.
 
 Legend: N rows, I and O channels of operand and result.
 
 PyTorch gives products of fp32 to MKL, which on some processors takes half of the arithmetic there is (docs/kernels-cpu.md). Convolutions
-go to oneDNN, and a product is one: of one tap, over rows as positions of images whose channels lie innermost.
+go to oneDNN, and a product is one: of one tap, over rows as positions of images whose channels lie innermost. Which one is taken follows
+from the processor's make, not from a measurement: a run that is taken up again is to have the same bits.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import time
-from collections.abc import Callable
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,10 +29,8 @@ _IMAGES = 16
 # A convolution's call, and the pass that adds its result to another, take more than is won on smaller products, and on narrower rows.
 LEAST_MULTIPLICATIONS = 1 << 23
 LEAST_CHANNELS = 64
-# oneDNN is taken where it is so much faster, which noise does not bring about: two runs on one machine are to have the same bits.
-_CLEARLY_FASTER = 1.5
-# rows and channels, and how often each library is tried
-_TRIAL = (1600, 256, 5)
+# AMD's family from which on MKL is slow (docs/kernels-cpu.md)
+_SLOW_MKL_FROM = 26
 
 
 class Factor(NamedTuple):
@@ -102,9 +101,54 @@ class ConvolutionProducts(Products):
             super().add_outer(into, x[rows:], y[rows:])
 
 
+_LIBRARIES = {"mkl": Products(), "onednn": ConvolutionProducts()}
+
+
 def products_of(dtype: torch.dtype, channels: int) -> Products:
-    """Return what is faster on this machine for a number type and width; measured once in a process, some hundredth of a second."""
-    return _fastest() if dtype == torch.float32 and channels >= LEAST_CHANNELS else Products()
+    """Return what is faster on this machine for a number type and width.
+
+    Raises:
+        ValueError: DIST_TERACON_CPU_PRODUCTS names no library.
+    """
+    wide = dtype == torch.float32 and channels >= LEAST_CHANNELS
+    return _chosen(os.environ.get("DIST_TERACON_CPU_PRODUCTS", "")) if wide else _LIBRARIES["mkl"]
+
+
+def library_of(vendor: str, family: int, override: str) -> tuple[str, str]:
+    """Return the library for a processor and why, in words.
+
+    Args:
+        vendor: As in Linux's /proc/cpuinfo; empty if unknown.
+        family: As there.
+        override: What DIST_TERACON_CPU_PRODUCTS says; empty for the default.
+
+    Raises:
+        ValueError: there is no such library.
+    """
+    if not override:
+        slow = vendor == "AuthenticAMD" and family >= _SLOW_MKL_FROM
+        return ("onednn", f"MKL is slow on AMD's family {family}") if slow else ("mkl", "default")
+    if override not in _LIBRARIES:
+        raise ValueError(f"DIST_TERACON_CPU_PRODUCTS={override}: no such library (there are: {', '.join(_LIBRARIES)})")
+    return override, "set by DIST_TERACON_CPU_PRODUCTS"
+
+
+@functools.cache
+def _chosen(override: str) -> Products:
+    name, why = library_of(*_processor(), override)
+    _logger.info("fp32 products on cpu: by '%s' (%s)", name, why)
+    return _LIBRARIES[name]
+
+
+def _processor() -> tuple[str, int]:
+    """Return this processor's vendor and family; what is not told is empty and 0."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
+    except OSError:
+        return "", 0
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in told.splitlines())}
+    family = fields.get("cpu family", "")
+    return fields.get("vendor_id", ""), int(family) if family.isdigit() else 0
 
 
 def _rows_by_convolution(x: Tensor, channels: int) -> int:
@@ -115,35 +159,10 @@ def _rows_by_convolution(x: Tensor, channels: int) -> int:
 
 
 def _as_images(x: Tensor) -> Tensor:
-    """View rows [N, C] as images [16, C, 1, N/16], channels innermost."""
+    """View rows [N, C] as images [16, C, N/16, 1], channels innermost."""
     return x.view(_IMAGES, -1, 1, x.shape[1]).permute(0, 3, 1, 2)
 
 
 def _convolved(x: Tensor, factor: Factor, bias: Tensor | None) -> Tensor:
     made = F.conv2d(_as_images(x), factor.turned[:, :, None, None], bias)
     return made.permute(0, 2, 3, 1).reshape(x.shape[0], factor.matrix.shape[1])
-
-
-@functools.cache
-def _fastest() -> Products:
-    rows, channels, repeats = _TRIAL
-    x, (factors, _) = torch.ones(rows, channels), ConvolutionProducts().factors(torch.ones(1, channels, channels))
-    ways = (Products(), ConvolutionProducts())
-    best = [_least_seconds(functools.partial(way.times, x, factors[0]), repeats) for way in ways]
-    ratio = best[0] / best[1]
-    taken = ratio >= _CLEARLY_FASTER
-    _logger.info(
-        "fp32 products on cpu: by %s, as oneDNN does %.2f times MKL's %.0f GFLOP/s (wanted: %.1f times)",
-        "oneDNN" if taken else "MKL", ratio, 2e-9 * rows * channels * channels / best[0], _CLEARLY_FASTER,
-    )  # fmt: skip
-    return ways[taken]
-
-
-def _least_seconds(run: Callable[[], object], repeats: int) -> float:
-    run()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)

@@ -1,4 +1,4 @@
-"""Products by oneDNN against those by MKL: equal to rounding, chosen by a clear measurement alone."""
+"""Products by oneDNN against those by MKL: equal to rounding, chosen by the processor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dist_teracon.kernels.masked_dilated_conv_stack import cpu_products
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import LEAST_CHANNELS, ConvolutionProducts, Products
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import LEAST_CHANNELS, ConvolutionProducts, Products, library_of
 
 # none by oneDNN, all, all but a few, with a size that is rounded down
 ROWS = [0, 1, 15, 16, 37, 208, 1111]
@@ -15,13 +15,6 @@ ROWS = [0, 1, 15, 16, 37, 208, 1111]
 @pytest.fixture
 def some_by_convolution(monkeypatch):
     monkeypatch.setattr(cpu_products, "LEAST_MULTIPLICATIONS", 16 * 24 * 40)
-
-
-@pytest.fixture
-def a_fresh_choice():
-    cpu_products._fastest.cache_clear()
-    yield
-    cpu_products._fastest.cache_clear()
 
 
 def _numbers(*shape: int) -> torch.Tensor:
@@ -63,22 +56,63 @@ def test_few_multiplications_are_never_by_convolution(monkeypatch):
     assert torch.equal(ConvolutionProducts().times(x, factor), Products().times(x, factor))
 
 
-@pytest.mark.usefixtures("a_fresh_choice")
 @pytest.mark.parametrize(
-    ("seconds", "kind", "told"),
-    [((3.0, 1.9), ConvolutionProducts, "by oneDNN"), ((3.0, 2.1), Products, "by MKL"), ((1.0, 2.0), Products, "by MKL")],
+    ("vendor", "family", "override", "library"),
+    [
+        ("AuthenticAMD", 25, "", "mkl"),
+        ("AuthenticAMD", 26, "", "onednn"),
+        ("AuthenticAMD", 26, "mkl", "mkl"),
+        ("GenuineIntel", 6, "", "mkl"),
+        ("GenuineIntel", 6, "onednn", "onednn"),
+        ("", 0, "", "mkl"),
+    ],
 )
-def test_onednn_is_taken_where_it_is_clearly_faster_and_the_log_says_so_once(seconds, kind, told, monkeypatch, caplog):
-    measured = iter(seconds)
-    monkeypatch.setattr(cpu_products, "_least_seconds", lambda *_: next(measured))
+def test_the_processors_make_decides_unless_it_is_said(vendor, family, override, library):
+    name, why = library_of(vendor, family, override)
+    assert name == library
+    assert ("set by" in why) == bool(override)
+
+
+def test_what_was_chosen_is_logged_once_and_the_same_each_time(monkeypatch, caplog):
+    monkeypatch.setattr(cpu_products, "_processor", lambda: ("AuthenticAMD", 26))
+    cpu_products._chosen.cache_clear()
     with caplog.at_level("INFO", logger="dist_teracon"):
-        assert {type(cpu_products.products_of(torch.float32, LEAST_CHANNELS)) for _ in range(3)} == {kind}
-    assert [told in message for message in caplog.messages] == [True]
+        chosen = {type(cpu_products.products_of(torch.float32, LEAST_CHANNELS)) for _ in range(3)}
+    cpu_products._chosen.cache_clear()
+    assert chosen == {ConvolutionProducts}
+    assert caplog.messages == ["fp32 products on cpu: by 'onednn' (MKL is slow on AMD's family 26)"]
+
+
+def test_an_unknown_library_is_refused(monkeypatch):
+    monkeypatch.setenv("DIST_TERACON_CPU_PRODUCTS", "blas")
+    with pytest.raises(ValueError, match=r"DIST_TERACON_CPU_PRODUCTS=blas: no such library \(there are: mkl, onednn\)"):
+        cpu_products.products_of(torch.float32, LEAST_CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("told", "processor"),
+    [
+        (
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t: 2\n\nprocessor\t: 1\ncpu family\t: 3\n",
+            ("AuthenticAMD", 26),
+        ),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", ("", 0)),
+        (None, ("", 0)),
+    ],
+)
+def test_the_processor_is_read_where_it_is_told(told, processor, monkeypatch):
+    def read(*_, **__):
+        if told is None:
+            raise FileNotFoundError("/proc/cpuinfo")
+        return told
+
+    monkeypatch.setattr(cpu_products.Path, "read_text", read)
+    assert cpu_products._processor() == processor
 
 
 @pytest.mark.parametrize(
     ("dtype", "channels"), [(torch.float64, LEAST_CHANNELS), (torch.bfloat16, LEAST_CHANNELS), (torch.float32, LEAST_CHANNELS - 1)]
 )
-def test_other_number_types_and_narrow_rows_are_not_measured(dtype, channels, monkeypatch):
-    monkeypatch.setattr(cpu_products, "_fastest", None)
+def test_other_number_types_and_narrow_rows_are_mkls(dtype, channels, monkeypatch):
+    monkeypatch.setattr(cpu_products, "_chosen", None)
     assert type(cpu_products.products_of(dtype, channels)) is Products
