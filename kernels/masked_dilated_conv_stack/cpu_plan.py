@@ -114,7 +114,7 @@ class Stage:
         """How a filtering algorithm makes this stage's outputs; None where it saves too little."""
         if not self.rows or len(self.taps) != 3:
             return None
-        best = max((self._cut(filter_) for filter_ in (OF_TWO, OF_FOUR)), key=self._saved)
+        best = max((self._cut_by(filter_) for filter_ in (OF_TWO, OF_FOUR)), key=self._saved)
         return best if self._saved(best) >= LEAST_SAVED else None
 
     def _saved(self, cut: Cut) -> int:
@@ -122,7 +122,7 @@ class Stage:
         taps, rest = (sum(tap.size for tap in of) for of in (self.taps, cut.rest))
         return taps - rest - (cut.filter.outputs + 2) * cut.uses * cut.block
 
-    def _cut(self, filter_: Filter) -> Cut:
+    def _cut_by(self, filter_: Filter) -> Cut:
         inputs, outputs = (distances // self.dilation for distances in self.common)
         # beyond an even group's inputs are zeros, beyond another's are rows' that not all have
         uses = max(0, outputs if self.even else min(outputs, inputs - 2)) // filter_.outputs
