@@ -21,10 +21,8 @@ import torch
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import OF_FOUR, OF_TWO, Filter
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import IMAGES
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, seen_offsets
-
-# Where rows are of one length a group has a multiple of so many, and so have all its products: what they like best (`cpu_products`).
-ROWS_TOGETHER = 16
 
 # Rows whose product is saved; below it an algorithm's own matrices and calls take more.
 LEAST_SAVED = 512
@@ -195,8 +193,9 @@ def _cut(layout: Layout, at_once: int) -> Iterator[Indices]:
             pieces = min(len(part), -(-int(lengths[part].sum()) // at_once))
             reached = np.cumsum(lengths[part]) - lengths[part]
             cuts = np.searchsorted(reached, np.arange(1, pieces) * reached[-1] / pieces)
-            if lengths[part[0]] == lengths[part[-1]] and lengths[part[0]] * ROWS_TOGETHER <= 2 * at_once:
-                cuts = (cuts + ROWS_TOGETHER // 2) // ROWS_TOGETHER * ROWS_TOGETHER
+            if lengths[part[0]] == lengths[part[-1]] and lengths[part[0]] * IMAGES <= 2 * at_once:
+                # so all products of the group have a multiple of so many rows, and oneDNN takes them whole
+                cuts = (cuts + IMAGES // 2) // IMAGES * IMAGES
             yield from np.split(part, np.unique(cuts[(cuts > 0) & (cuts < len(part))]))
 
 
@@ -290,12 +289,6 @@ def common_size(size: int) -> int:
     """Round up by a sixteenth at most, to one of few sizes: oneDNN compiles a product for each that it has not seen lately."""
     step = 1 << max(0, size.bit_length() - 5)
     return -(-size // step) * step
-
-
-def common_size_within(size: int, multiple: int) -> int:
-    """Round down, by a thirty-second at most or to the next multiple of a power of two, to one of few sizes; why, see `common_size`."""
-    step = max(multiple, 1 << max(0, size.bit_length() - 6))
-    return size // step * step
 
 
 def taken(x: Tensor, places: Places) -> Tensor:

@@ -20,12 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size_within
-
 _logger = logging.getLogger(__name__)
 
 # PyTorch gives a convolution of fewer images to MKL.
-_IMAGES = 16
+IMAGES = 16
 # A convolution's call, and the pass that adds its result to another, take more than is won on smaller products, and on narrower rows.
 LEAST_MULTIPLICATIONS = 1 << 23
 LEAST_CHANNELS = 64
@@ -151,16 +149,24 @@ def _processor() -> tuple[str, int]:
     return fields.get("vendor_id", ""), int(family) if family.isdigit() else 0
 
 
+def common_size_within(size: int, multiple: int) -> int:
+    """Round down, by a thirty-second at most or to the next multiple of a power of two, to one of few sizes: oneDNN
+    compiles a product for each that it has not seen lately.
+    """
+    step = max(multiple, 1 << max(0, size.bit_length() - 6))
+    return size // step * step
+
+
 def _rows_by_convolution(x: Tensor, channels: int) -> int:
-    """How many of x's rows go to oneDNN, a multiple of `_IMAGES`."""
+    """How many of x's rows go to oneDNN, a multiple of `IMAGES`."""
     if x.shape[0] * x.shape[1] * channels < LEAST_MULTIPLICATIONS:
         return 0
-    return common_size_within(x.shape[0], _IMAGES)
+    return common_size_within(x.shape[0], IMAGES)
 
 
 def _as_images(x: Tensor) -> Tensor:
     """View rows [N, C] as images [16, C, N/16, 1], channels innermost."""
-    return x.view(_IMAGES, -1, 1, x.shape[1]).permute(0, 3, 1, 2)
+    return x.view(IMAGES, -1, 1, x.shape[1]).permute(0, 3, 1, 2)
 
 
 def _convolved(x: Tensor, factor: Factor, bias: Tensor | None) -> Tensor:

@@ -23,8 +23,8 @@ from dist_teracon.kernels.masked_dilated_conv_stack import (
 )
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import FILTERED_FROM, Direct, Filtered, Joined, way_of
 from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import OF_FOUR, OF_TWO
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size, common_size_within, plan
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import ConvolutionProducts, Products
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size, plan
+from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import ConvolutionProducts, Products, common_size_within
 
 RAGGED = {
     **LENGTHS,
