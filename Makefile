@@ -39,7 +39,7 @@ gate: install lint types
 FUZZ_INPUTS ?= 20000
 FUZZ_SEED ?= 0
 fuzz: install
-	$(BIN)/python tests/fuzz/adapters.py --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
+	$(BIN)/python tests/fuzz/sources.py --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
 lint: install
 	$(BIN)/ruff check .

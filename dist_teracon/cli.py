@@ -118,8 +118,8 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from dist_teracon.console import Progress
     from dist_teracon.data.summary import dataset_lines
-    from dist_teracon.log import Progress
 
     wanted = 1 if options.format == "synthetic" else 2
     if len(options.paths) != wanted:
@@ -136,7 +136,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _raw_files(options: argparse.Namespace, tell: Tell) -> None:
-    from dist_teracon.data.synthetic_ttl import raw_files
+    from dist_teracon.data.synthetic.ttl import raw_files
 
     if (options.format, options.like) != ("synthetic", "ttl") or options.append is not None:
         raise ConfigError("--raw: raw files are written by 'prepare synthetic OUT --like ttl --raw' alone")
@@ -149,7 +149,7 @@ def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetI
             raise ConfigError("--recipe, --set: synthetic data follows no recipe; see --users, --like, --split, --shards")
         return _prepare_synthetic(options, out, tell)
     from dist_teracon.config import apply_overrides, read_yaml
-    from dist_teracon.data.prepare import prepare
+    from dist_teracon.data.prepare.pipeline import prepare
     from dist_teracon.data.recipe import parse_recipe
 
     recipe = None
@@ -167,7 +167,7 @@ def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetI
 def _append(options: argparse.Namespace, tell: Tell) -> DatasetInfo:
     """Prepare what is added beside the old version, in as many shards, and lay the two together."""
     from dist_teracon import io
-    from dist_teracon.data.append import append
+    from dist_teracon.data.prepare.versions import append
     from dist_teracon.data.schema import read_dataset_info
 
     parent = read_dataset_info(options.append)
@@ -193,13 +193,13 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, tell: Tell) -> Dat
 
     split = SplitRule(by=options.split or "users")
     if options.like == "ttl":
-        from dist_teracon.data.synthetic_ttl import prepare_ttl
+        from dist_teracon.data.synthetic.ttl import prepare_ttl
 
         return prepare_ttl(
             out, users=options.users, split=options.split, min_count=options.min_count, shards=options.shards, say=_say, tell=tell
         )
-    from dist_teracon.data.prepare import prepare_tables
-    from dist_teracon.data.synthetic import DEFAULT_USERS, parse_synthetic
+    from dist_teracon.data.prepare.pipeline import prepare_tables
+    from dist_teracon.data.synthetic.six_tasks import DEFAULT_USERS, parse_synthetic
 
     users = DEFAULT_USERS if options.users is None else options.users
     tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
@@ -212,7 +212,7 @@ def _say(text: str) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from dist_teracon.config import load_config
-    from dist_teracon.log import Voice, set_up_logging
+    from dist_teracon.console import Voice, set_up_logging
 
     config = load_config(options.config, options.set)
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
@@ -221,7 +221,7 @@ def _train(options: argparse.Namespace) -> None:
         raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
     from dist_teracon.engine.process_group import process_group
-    from dist_teracon.train.growth import AddedTask
+    from dist_teracon.train.add_task import AddedTask
     from dist_teracon.train.run import train
 
     with process_group() as runtime:
@@ -234,7 +234,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
-    from dist_teracon.log import Voice
+    from dist_teracon.console import Voice
 
     page = compare(options.plan, options.out, parallel=options.parallel, voice=Voice(speaks=True))
     print(page.read_text(encoding="utf-8"))

@@ -137,7 +137,7 @@ def table(variants: Iterable[Variant]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the table into a document, between its markers."""
-    from dist_teracon.kernels.masked_dilated_conv_stack.variants import documented_variants
+    from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.variants import documented_variants
 
     if len(arguments) != 1 or not Path(arguments[0]).is_file():
         print(f"usage: python -m dist_teracon.kernels.compile_table DOCUMENT (a file with {BEGIN} and {END})", file=sys.stderr)

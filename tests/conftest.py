@@ -11,10 +11,11 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from dist_teracon.data.batches import PackedBatch
-from dist_teracon.data.prepare import write_dataset
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.prepare.pipeline import write_dataset
+from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.schema import SplitRule
-from dist_teracon.data.shards import Dataset
-from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, stable_hash
+from dist_teracon.hashing import stable_hash
 
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

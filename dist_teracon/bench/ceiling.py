@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.bench.measure import circumstances, markdown_table
-from dist_teracon.data import synthetic
-from dist_teracon.data.synthetic import Float, Int
+from dist_teracon.data.synthetic import six_tasks
+from dist_teracon.data.synthetic.six_tasks import Float, Int
 from dist_teracon.errors import ConfigError
 
 # Weights of the generator's logits, as SPEC section 9 has them: the user's and the previous item's part.
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str]) -> None:
 def ceiling(users: int, *, draws: int, seed: int = 0) -> dict[str, Float]:
     """Return by task what each example scores, [E]: reciprocal rank within 5, or 1 for the right class."""
     generator = np.random.Generator(np.random.PCG64(seed))
-    latent_UD = synthetic._user_vectors(users)
-    values, offsets = synthetic._draw_sequences(latent_UD)
-    items_VD, popularity_V = synthetic._item_vectors()
+    latent_UD = six_tasks._user_vectors(users)
+    values, offsets = six_tasks._draw_sequences(latent_UD)
+    items_VD, popularity_V = six_tasks._item_vectors()
     last, before = values[offsets[1:] - 1], values[offsets[1:] - 2]
     known = _draws_of_users(values, offsets[:-1], offsets[1:] - 1, draws, generator)
 
@@ -53,24 +53,24 @@ def ceiling(users: int, *, draws: int, seed: int = 0) -> dict[str, Float]:
         return np.asarray(popularity_V + items_VD @ (_OF_USER * user_D + _OF_PREVIOUS * items_VD[before[user]]))
 
     probabilities = np.stack([np.mean([_softmax(next_logits(z, user)) for z in known[user]], axis=0) for user in range(users)])
-    found = {"next": synthetic._reciprocal_ranks(probabilities, last)}
+    found = {"next": six_tasks._reciprocal_ranks(probabilities, last)}
     whole = _draws_of_users(values, offsets[:-1], offsets[1:], draws, generator)
-    for task in synthetic._TASKS:
-        vectors_YD, popularity_Y, _ = synthetic._label_vectors(task)
-        table = synthetic._draw_labels(task, latent_UD)
+    for task in six_tasks._TASKS:
+        vectors_YD, popularity_Y, _ = six_tasks._label_vectors(task)
+        table = six_tasks._draw_labels(task, latent_UD)
         likely_UY = np.mean(
-            [_softmax(synthetic._label_logits(task, z_UD, vectors_YD, popularity_Y)) for z_UD in whole.swapaxes(0, 1)], axis=0
+            [_softmax(six_tasks._label_logits(task, z_UD, vectors_YD, popularity_Y)) for z_UD in whole.swapaxes(0, 1)], axis=0
         )
         likely_EY = likely_UY[np.repeat(table.users, np.diff(table.offsets))]
         profile = task.kind == "profile"
-        hits = (likely_EY.argmax(1) == table.values).astype(np.float64) if profile else synthetic._reciprocal_ranks(likely_EY, table.values)
+        hits = (likely_EY.argmax(1) == table.values).astype(np.float64) if profile else six_tasks._reciprocal_ranks(likely_EY, table.values)
         found[task.name] = hits
     return found
 
 
 def _draws_of_users(values: NDArray[np.int32], starts: Int, ends: Int, draws: int, generator: np.random.Generator) -> Float:
     """Draw users' vectors given their items values[starts:ends]: [U, draws, D]."""
-    items_VD, popularity_V = synthetic._item_vectors()
+    items_VD, popularity_V = six_tasks._item_vectors()
     made = []
     for start, end in zip(starts, ends, strict=True):
         mode_D, precision_DD = _posterior(values[start:end], items_VD, popularity_V)

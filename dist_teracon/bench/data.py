@@ -50,7 +50,7 @@ class Cost:
 
 def public_way(folder: Path) -> list[Any]:
     """Load task files as lists of numbers: what the preparation is measured against."""
-    from dist_teracon.data.adapters.sequence_csv import TTL_FILES
+    from dist_teracon.data.sources.sequence_csv import TTL_FILES
 
     index: dict[str, int] = {"0": 0}
     loaded: list[Any] = []
@@ -83,7 +83,7 @@ def _work(way: str, raw: Path, out: Path) -> None:
     """Run one way in this process and print what it took."""
     import pyarrow.compute  # noqa: F401  (both ways start from the same memory)
 
-    from dist_teracon.data.prepare import prepare
+    from dist_teracon.data.prepare.pipeline import prepare
 
     before, memory, began = resource.getrusage(resource.RUSAGE_SELF), _peak(), time.monotonic()
     if way == "prepare":
@@ -127,7 +127,7 @@ def compare(sizes: Sequence[int], *, public_users: int, rounds: int, folder: Pat
     Returns:
         The cost at each size; the rounds of the comparison, the public way before the preparation.
     """
-    from dist_teracon.data.synthetic_ttl import raw_files
+    from dist_teracon.data.synthetic.ttl import raw_files
 
     def raw_of(users: int) -> tuple[Path, int]:
         raw = folder / f"raw-{users}"

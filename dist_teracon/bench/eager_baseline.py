@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split, Task
-from dist_teracon.data.shards import Dataset
 
 EPS = 1e-8
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table
-from dist_teracon.engine.lazy_adam import LazyAdamW
+from dist_teracon.engine.sparse_adamw import LazyAdamW
 from dist_teracon.evaluate.metrics import reciprocal_rank
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.network import Network

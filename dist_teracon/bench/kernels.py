@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dist_teracon.bench.measure import alternate, circumstances, markdown_table, median_ratio
 from dist_teracon.errors import ConfigError
-from dist_teracon.kernels.masked_dilated_conv_stack import Positions, StackParameters, build_layout, gathered, masked_dilated_conv_stack
+from dist_teracon.kernels.masked_dilated_conv_stack import Positions, StackParameters, build_layout, masked_dilated_conv_stack
+from dist_teracon.kernels.masked_dilated_conv_stack.backends import gathered
 from dist_teracon.memory import keep_freed_memory
 
 DILATIONS = (1, 4, 1, 4, 1, 4, 1, 4)

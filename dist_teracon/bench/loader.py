@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table
+from dist_teracon.data.batch_plan import shuffled_rows
 from dist_teracon.data.batches import take_rows
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import TrainingLoader
-from dist_teracon.data.plan import shuffled_rows
-from dist_teracon.data.shards import Dataset
 
 # Users read in one round of a measurement.
 _USERS = 100_000

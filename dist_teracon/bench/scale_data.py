@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_teracon.data.prepare import write_dataset
+from dist_teracon.data.prepare.pipeline import write_dataset
+from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.schema import SplitRule
-from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, mix64
+from dist_teracon.hashing import mix64
 
 TTL_USERS, TTL_ITEMS, TTL_LENGTH = 1_470_000, 645_974, 100
 

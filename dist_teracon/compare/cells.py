@@ -13,8 +13,8 @@ from pathlib import Path
 from dist_teracon import io
 from dist_teracon.compare.plan import Cell
 from dist_teracon.config import dump_config
+from dist_teracon.console import Voice
 from dist_teracon.errors import RunError
-from dist_teracon.log import Voice
 
 
 def is_finished(cell: Cell, out: Path) -> bool:

@@ -9,8 +9,8 @@ from dist_teracon import io
 from dist_teracon.compare.cells import is_finished, run_cells
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.tables import gather, markdown
+from dist_teracon.console import Voice
 from dist_teracon.errors import RunError
-from dist_teracon.log import Voice
 
 
 def compare(uri: str, out: Path, *, parallel: int | None, voice: Voice) -> Path:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dist_teracon.config import Frozen, ModelConfig, RunConfig, StageTraining, validate
+from dist_teracon.console import Track
 from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Task
-from dist_teracon.data.shards import Dataset
-from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.errors import ConfigError, nearest
-from dist_teracon.log import Track
-from dist_teracon.models.backbones import Backbone, make_backbone
+from dist_teracon.hashing import stable_hash
+from dist_teracon.models.backbone import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.sampled_softmax import Negatives
 

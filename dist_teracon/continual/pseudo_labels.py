@@ -20,10 +20,10 @@ from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate, take_rows
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split
-from dist_teracon.data.shards import Dataset
-from dist_teracon.data.tables import mix64, stable_hash
 from dist_teracon.errors import RunError
+from dist_teracon.hashing import mix64, stable_hash
 
 # `pool: auto` keeps every training user of a task of at most so many.
 SMALL_TASK = 100_000

@@ -26,8 +26,8 @@ from dist_teracon.continual.pseudo_labels import (
     write_pseudo_labels,
 )
 from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_size, sampling_rates
+from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
-from dist_teracon.data.plan import own_shards
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError

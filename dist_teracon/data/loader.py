@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_teracon.data.ahead import ahead
+from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
-from dist_teracon.data.plan import BatchPlan, Counts, own_shards
+from dist_teracon.data.dataset import Dataset, Labels
+from dist_teracon.data.prefetch import ahead
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
-from dist_teracon.data.shards import Dataset, Labels
-from dist_teracon.data.tables import mix64, stable_hash
+from dist_teracon.hashing import mix64, stable_hash
 
 # Rows built together; a call of numpy a shard costs as much for one row as for a hundred.
 _ROWS_AT_ONCE = 4096

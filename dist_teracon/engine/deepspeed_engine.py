@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dist_teracon.config import TrainConfig, lay_over
 from dist_teracon.engine.contract import Edit, Runtime
-from dist_teracon.engine.lazy_adam import LazyAdamW
+from dist_teracon.engine.sparse_adamw import LazyAdamW
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.data.batches import take_rows
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split, Task
-from dist_teracon.data.shards import Dataset
-from dist_teracon.data.tables import mix64, stable_hash
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baselines import SvdFeatures, majority_score, popularity_score, svd_logistic_regression
+from dist_teracon.hashing import mix64, stable_hash
 
 Int = NDArray[np.int64]
 

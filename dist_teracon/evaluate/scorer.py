@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_teracon.console import Track, untracked
+from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
-from dist_teracon.data.plan import own_shards
 from dist_teracon.data.schema import Split
-from dist_teracon.data.shards import Dataset
 from dist_teracon.engine.contract import Runtime
 from dist_teracon.evaluate.metrics import METRIC_CUTOFF, count_candidates, reciprocal_rank
-from dist_teracon.log import Track, untracked
 from dist_teracon.models.heads import Head, rows_at_once
 
 

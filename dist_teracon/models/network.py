@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_teracon.kernels.masked_dilated_conv_stack import Positions
-from dist_teracon.models.backbones import Backbone
+from dist_teracon.models.backbone import Backbone
 from dist_teracon.models.heads import Head
 from dist_teracon.models.masks import TaskMasks
 

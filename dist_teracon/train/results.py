@@ -10,7 +10,7 @@ from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.data.schema import Task
 from dist_teracon.evaluate.transfer import backward_transfer, forward_transfer
-from dist_teracon.train.checkpoint import StageFolder
+from dist_teracon.train.run_folder import StageFolder
 
 
 def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> None:

@@ -20,20 +20,20 @@ from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.config import RunConfig, dump_config
+from dist_teracon.console import Voice
 from dist_teracon.continual.method import Method, Setup, resolve_method
-from dist_teracon.data.item_vectors import LARGE, cooccurrence_vectors
-from dist_teracon.data.opening import open_dataset
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.open import open_dataset
 from dist_teracon.data.schema import Split, Task
-from dist_teracon.data.shards import Dataset
 from dist_teracon.engine.contract import Runtime
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
-from dist_teracon.log import Voice
-from dist_teracon.train.checkpoint import EventLog, StageFolder, writing
-from dist_teracon.train.growth import AddedTask, additions, claim_addition, grown_tensors, growth_lines, with_added_task
+from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
+from dist_teracon.train.add_task import AddedTask, additions, claim_addition, grown_tensors, growth_lines, with_added_task
 from dist_teracon.train.results import write_results
+from dist_teracon.train.run_folder import EventLog, StageFolder, writing
 from dist_teracon.train.stage import Stage
 
 _VERSIONS = ("dist-teracon", "torch", "deepspeed", "ray", "triton", "numpy", "pyarrow")

@@ -14,24 +14,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_teracon.config import RunConfig
+from dist_teracon.console import T, Voice
 from dist_teracon.continual.method import Method, Phase, StageContext
 from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.schema import Split, Task
-from dist_teracon.data.shards import Dataset
-from dist_teracon.data.tables import stable_hash
 from dist_teracon.engine.contract import Engine, Runtime
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
 from dist_teracon.evaluate.scorer import score_task, train_counts
-from dist_teracon.log import T, Voice
+from dist_teracon.hashing import stable_hash
 from dist_teracon.models.heads import Head
 from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
-from dist_teracon.train.average import PARAMETER, averaged, load_parameters, wearing
-from dist_teracon.train.checkpoint import EventLog, Progress, StageFolder
-from dist_teracon.train.head_start import start_head
+from dist_teracon.train.linear_probe import start_head
+from dist_teracon.train.run_folder import EventLog, Progress, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
+from dist_teracon.train.weight_average import PARAMETER, averaged, load_parameters, wearing
 
 
 @dataclass

@@ -13,7 +13,9 @@ import os
 
 from torch import Tensor
 
-from dist_teracon.kernels.masked_dilated_conv_stack import cpu, gathered, reference
+from dist_teracon.kernels.masked_dilated_conv_stack import reference
+from dist_teracon.kernels.masked_dilated_conv_stack.backends import gathered
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import stack as cpu_stack
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
@@ -24,12 +26,12 @@ _logger = logging.getLogger(__name__)
 
 def _triton(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
     # where no GPU is, Triton need not even be there
-    from dist_teracon.kernels.masked_dilated_conv_stack import triton_stack
+    from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.stack import stack
 
-    return triton_stack.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
+    return stack(x_NC, layout, parameters, masks_TKC, eps=eps)
 
 
-_BACKENDS = {"cpu": cpu.stack, "gathered": gathered.stack, "reference": reference.stack, "triton": _triton}
+_BACKENDS = {"cpu": cpu_stack.stack, "gathered": gathered.stack, "reference": reference.stack, "triton": _triton}
 
 
 def backend_of(device_type: str, override: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dist_teracon.bench.ceiling import _posterior, ceiling
 from dist_teracon.cli import main
-from dist_teracon.data.synthetic import _item_vectors, _stream, oracle_scores, six_tasks_v1
+from dist_teracon.data.synthetic.six_tasks import _item_vectors, _stream, oracle_scores, six_tasks_v1
 
 
 def test_the_ceiling_lies_between_popularity_and_the_oracle():

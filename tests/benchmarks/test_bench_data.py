@@ -6,7 +6,7 @@ import pytest
 
 from dist_teracon.bench.data import public_way
 from dist_teracon.cli import main
-from dist_teracon.data.synthetic_ttl import raw_files
+from dist_teracon.data.synthetic.ttl import raw_files
 
 
 def test_the_benchmark_prints_its_table(capsys, tmp_path):

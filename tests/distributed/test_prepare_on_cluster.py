@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dist_teracon.cli import main
-from dist_teracon.data import cluster
-from dist_teracon.data.prepare import prepare
+from dist_teracon.data.prepare import ray_workers
+from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.errors import DataError
 
 
@@ -74,14 +74,14 @@ def test_errors_are_those_of_one_machine_and_leave_nothing(raw, tmp_path):
 @pytest.mark.usefixtures("ray")
 def test_rows_that_get_lost_on_the_way_are_seen(raw, tmp_path, monkeypatch):
     """Staged files of one partition vanish: counts differ, and nothing is published."""
-    spill = cluster.Cluster.spill
+    spill = ray_workers.Cluster.spill
 
     def losing(self, *arguments):
         fields, staged = spill(self, *arguments)
         kept = [replace(piece, files=tuple(name for name in piece.files if "labels-2-000" not in name)) for piece in staged.pieces]
-        return fields, cluster._Staged(tuple(kept))
+        return fields, ray_workers._Staged(tuple(kept))
 
-    monkeypatch.setattr(cluster.Cluster, "spill", losing)
+    monkeypatch.setattr(ray_workers.Cluster, "spill", losing)
     with pytest.raises(DataError, match=r"do not add up: .*rows of 'gender' written, 700 read; nothing was published"):
         prepare("sequence-csv", str(raw), str(tmp_path / "out"), cluster=True, max_bad_rows=0.1, shards=3)
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +93,7 @@ def test_a_worker_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
         raise RuntimeError("no such device")
 
     with pytest.raises(DataError, match=r"--cluster: a worker failed \(.*no such device\)"):
-        cluster._on_ray(broken, [1, 2])
+        ray_workers._on_ray(broken, [1, 2])
 
 
 def test_other_formats_are_refused(tmp_path, capsys):

@@ -17,13 +17,13 @@ import torch
 from small_runs import ALONE, checked, events, results, run_worlds, settings, small_tables, train_here, weights, what_lasts
 
 from dist_teracon.continual.method import Setup, resolve_method
-from dist_teracon.data.append import append
-from dist_teracon.data.given_vectors import read_given_vectors
-from dist_teracon.data.prepare import write_dataset
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.item_vectors_file import read_given_vectors
+from dist_teracon.data.prepare.pipeline import write_dataset
+from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import SplitRule
-from dist_teracon.data.shards import Dataset
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
-from dist_teracon.train.growth import AddedTask, grown_tensors
+from dist_teracon.train.add_task import AddedTask, grown_tensors
 
 RULE = SplitRule(train=0.6, validation=0.2, test=0.2)
 OLD_ITEMS, NEW_ITEMS = 42, 44

@@ -10,7 +10,7 @@ from small_runs import events, settings, train_here, weights
 
 from dist_teracon.config import RunConfig, StageTraining
 from dist_teracon.continual.method import Setup, resolve_method
-from dist_teracon.data.opening import open_dataset
+from dist_teracon.data.open import open_dataset
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from small_runs import settings, small_tables, train_here, weights, write_small
 
-from dist_teracon.data import item_vectors
 from dist_teracon.data.batches import ragged_positions
-from dist_teracon.data.item_vectors import SCALE, cooccurrence_vectors
-from dist_teracon.data.opening import open_dataset
-from dist_teracon.data.prepare import write_dataset
+from dist_teracon.data.open import open_dataset
+from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.schema import FIRST_ITEM, Split, SplitRule
+from dist_teracon.models import item_init
+from dist_teracon.models.item_init import SCALE, cooccurrence_vectors
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_way_for_large_tables_finds_a_symmetric_matrixs_leading_directions()
     strength = 0.8 ** torch.arange(80.0) * torch.tensor([1.0, -1.0]).repeat(40)
     whole = (turn * strength) @ turn.T
     first, second = np.divmod(np.arange(80 * 80), 80)
-    found = item_vectors._symmetric_directions(first, second, whole.flatten().numpy(), 80, 6)
+    found = item_init._symmetric_directions(first, second, whole.flatten().numpy(), 80, 6)
     wanted = turn[:, :6] * strength[:6].abs().sqrt()
     assert (torch.nn.functional.cosine_similarity(found, wanted, dim=0).abs() > 0.999).all()
     torch.testing.assert_close(found.norm(dim=0), wanted.norm(dim=0), rtol=1e-3, atol=0)
@@ -55,7 +55,7 @@ def test_the_way_for_large_tables_finds_a_symmetric_matrixs_leading_directions()
 
 def test_large_tables_too_know_items_of_the_same_users(dataset, monkeypatch) -> None:
     small = vectors_of(dataset)
-    monkeypatch.setattr(item_vectors, "LARGE", 1)
+    monkeypatch.setattr(item_init, "LARGE", 1)
     found = vectors_of(dataset)
     assert torch.equal((found == 0).all(dim=1), (small == 0).all(dim=1))
     assert torch.equal(found, vectors_of(dataset))
@@ -83,8 +83,8 @@ def test_more_channels_than_items_leaves_the_rest_zero(dataset) -> None:
 
 
 def test_too_many_pairs_leave_out_users_not_the_rest(dataset, monkeypatch) -> None:
-    monkeypatch.setattr(item_vectors, "PAIRS", 2 * item_vectors.WINDOW * 300)
-    kept = item_vectors._sequences(dataset, dataset.info.tasks[0], 0)
+    monkeypatch.setattr(item_init, "PAIRS", 2 * item_init.WINDOW * 300)
+    kept = item_init._sequences(dataset, dataset.info.tasks[0], 0)
     everyone = sum(len(dataset.labels("next", shard).of(Split.TRAIN).users) for shard in range(dataset.info.shards))
     assert 0 < sum(len(offsets) - 1 for _, offsets in kept) < everyone
     assert vectors_of(dataset).abs().sum() > 0

@@ -17,7 +17,7 @@ from dist_teracon.continual.teracon import RetentionSettings
 from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TrainingError
 from dist_teracon.train import stage as stage_module
-from dist_teracon.train.checkpoint import writing
+from dist_teracon.train.run_folder import writing
 
 ONE_EPOCH = {"learning_rate": 0.01, "batch": 32, "epochs": 1}
 SHORT = {"first": ONE_EPOCH, "second": ONE_EPOCH, "later": ONE_EPOCH}

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from dist_teracon.config import RunConfig, validate
+from dist_teracon.console import Voice
 from dist_teracon.continual.method import resolve_method
-from dist_teracon.data.prepare import write_dataset
+from dist_teracon.data.prepare.pipeline import write_dataset
+from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.schema import SplitRule
-from dist_teracon.data.tables import LabelTable, SequenceTable, Tables, stable_hash
 from dist_teracon.engine.contract import Runtime
-from dist_teracon.log import Voice
+from dist_teracon.hashing import stable_hash
 from dist_teracon.train.run import train
 
 HELPERS = Path(__file__).parent
@@ -107,7 +108,7 @@ def results(run: Path) -> dict[str, Any]:
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
     """Return a finished stage's weights."""
-    from dist_teracon.train.checkpoint import load_tensors
+    from dist_teracon.train.run_folder import load_tensors
 
     return load_tensors(run / "stages" / stage / "model.safetensors")
 

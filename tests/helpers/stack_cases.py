@@ -82,7 +82,7 @@ def differentiate(stack: Any, leaves: list[Tensor | None], layout: Any, dtype: t
 
 def fused(leaves: list[Tensor | None], layout: Any, dtype: torch.dtype, weights: Tensor) -> dict[str, Tensor]:
     """Run the fused kernels with all fresh memory full of NaN, so that what they do not write is seen."""
-    from dist_teracon.kernels.masked_dilated_conv_stack import triton_stack
+    from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton import stack as triton_stack
 
     torch.use_deterministic_algorithms(True)  # with it `torch.empty` fills with NaN, and what is not deterministic raises
     try:

@@ -15,7 +15,7 @@ from dist_teracon.continual.method import Method, Phase, Setup, register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
-from dist_teracon.models.backbones import make_backbone
+from dist_teracon.models.backbone import make_backbone
 from dist_teracon.models.heads import Head
 from dist_teracon.models.network import Network
 

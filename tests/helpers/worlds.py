@@ -26,12 +26,12 @@ import dist_teracon.continual.fineall
 import dist_teracon.continual.teracon
 import dist_teracon.train.stage as stage_module
 from dist_teracon.config import RunConfig, validate
+from dist_teracon.console import Voice
 from dist_teracon.engine.deepspeed_engine import _import_deepspeed
 from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TeraconError
-from dist_teracon.log import Voice
-from dist_teracon.train import checkpoint
-from dist_teracon.train.growth import AddedTask
+from dist_teracon.train import run_folder
+from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.run import train
 
 
@@ -78,11 +78,11 @@ def _arm(moment: str) -> None:
     if kind == "step":
         stage_module.train_step = _first(before_step, stage_module.train_step)
     elif kind.startswith("half-"):
-        checkpoint.io.write_json = _first(before_json, checkpoint.io.write_json)
+        run_folder.io.write_json = _first(before_json, run_folder.io.write_json)
     elif kind == "checkpoint":
-        checkpoint.StageFolder.save_progress = _then(checkpoint.StageFolder.save_progress, after_checkpoint)
+        run_folder.StageFolder.save_progress = _then(run_folder.StageFolder.save_progress, after_checkpoint)
     elif kind == "finished":
-        checkpoint.StageFolder.finish = _then(checkpoint.StageFolder.finish, after_finish)
+        run_folder.StageFolder.finish = _then(run_folder.StageFolder.finish, after_finish)
     else:
         write = dist_teracon.continual.teracon.write_pseudo_labels
         dist_teracon.continual.teracon.write_pseudo_labels = pseudo_labels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dist_teracon.kernels.masked_dilated_conv_stack import cpu_products
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import LEAST_CHANNELS, ConvolutionProducts, Products, library_of
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import products as cpu_products
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.products import LEAST_CHANNELS, ConvolutionProducts, Products, library_of
 
 # none by oneDNN, all, all but a few, with a size that is rounded down
 ROWS = [0, 1, 15, 16, 37, 208, 1111]

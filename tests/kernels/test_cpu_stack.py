@@ -14,17 +14,17 @@ from kernel_problems import LENGTHS, problem, with_gradients
 from dist_teracon.kernels.masked_dilated_conv_stack import (
     StackParameters,
     build_layout,
-    cpu,
-    cpu_convs,
-    cpu_plan,
-    cpu_products,
-    gathered,
     reference,
 )
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_convs import FILTERED_FROM, Direct, Filtered, Joined, way_of
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_filters import OF_FOUR, OF_TWO
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_plan import common_size, plan
-from dist_teracon.kernels.masked_dilated_conv_stack.cpu_products import ConvolutionProducts, Products, common_size_within
+from dist_teracon.kernels.masked_dilated_conv_stack.backends import gathered
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import convolutions as cpu_convs
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import plan as cpu_plan
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import products as cpu_products
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import stack as cpu
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.convolutions import FILTERED_FROM, Direct, Filtered, Joined, way_of
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.filters import OF_FOUR, OF_TWO
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.plan import common_size, plan
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.products import ConvolutionProducts, Products, common_size_within
 
 RAGGED = {
     **LENGTHS,

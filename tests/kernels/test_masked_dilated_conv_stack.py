@@ -10,11 +10,11 @@ from kernel_problems import LENGTHS, problem, with_gradients
 from dist_teracon.kernels.masked_dilated_conv_stack import (
     StackParameters,
     build_layout,
-    cpu,
-    gathered,
     masked_dilated_conv_stack,
     reference,
 )
+from dist_teracon.kernels.masked_dilated_conv_stack.backends import gathered
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import stack as cpu
 
 
 def plain(x, lengths, tasks, parameters, masks, dilations):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dist_teracon.kernels.compile_table import BEGIN, END, Compiled, compile_variant, main
-from dist_teracon.kernels.masked_dilated_conv_stack import variants
-from dist_teracon.kernels.masked_dilated_conv_stack.tiles import SHARED_MEMORY
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton import variants
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.tile_table import SHARED_MEMORY
 
 # largest on every device, smallest, not a power of two; the rest of the table is `slow`
 SMALL = [

@@ -51,14 +51,14 @@ def test_fused_kernels_want_a_gpu_or_the_interpreter(monkeypatch):
     ],
 )
 def test_fused_kernels_refuse_what_they_would_read_wrongly(changes, message):
-    from dist_teracon.kernels.masked_dilated_conv_stack import triton_stack
+    from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton import stack as triton_stack
 
     with pytest.raises(ValueError, match=message):
         triton_stack.stack(*given(**changes), eps=1e-8)
 
 
 def test_too_many_channels_are_refused():
-    from dist_teracon.kernels.masked_dilated_conv_stack.tiles import choose_tile
+    from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.tile_table import choose_tile
 
     with pytest.raises(ValueError, match=r"channels: .* 512 at most, not 513"):
         choose_tile("forward", "sm_90", bits=16, channels=513, gather=False)

@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from dist_teracon.data.shards import Dataset
+from dist_teracon.data.dataset import Dataset
 
 SECRET = "not-to-be-told-4711"
 

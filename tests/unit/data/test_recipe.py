@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_teracon.data.prepare.task_builder import bin_names
 from dist_teracon.data.recipe import parse_comparisons, parse_recipe, read_recipe
-from dist_teracon.data.tasks import bin_names
 from dist_teracon.errors import ConfigError
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"

@@ -1,0 +1,93 @@
+"""Item vectors that a user hands in, as from a text encoder: a Parquet file with an id and a vector an item.
+
+Legend: n items, D the vectors' width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dist_teracon import io
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.schema import FIRST_ITEM
+from dist_teracon.errors import DataError
+
+_HINT = "columns wanted: item (its id, as in the raw data) and vector (a list of numbers, equally long in every row)"
+
+
+@dataclass(frozen=True)
+class GivenVectors:
+    """Vectors of items of a data set.
+
+    Attributes:
+        items: int64 [n], item indices, ascending.
+        vectors: float32 [n, D].
+        unknown: Rows of the file whose item the data set does not have; they are left out.
+    """
+
+    items: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    unknown: int
+
+
+def read_given_vectors(uri: str, dataset: Dataset) -> GivenVectors:
+    """Read the vectors of a data set's items from a Parquet file with the columns `item` and `vector`.
+
+    Raises:
+        DataError: no such file, not Parquet, other columns, an id twice, vectors of several lengths or with numbers that are not finite.
+    """
+    try:
+        with io.open_binary(uri) as file:
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in ("item", "vector") if name not in parquet.schema_arrow.names]
+            table = None if missing else parquet.read(columns=["item", "vector"])
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"{uri}: cannot be read as Parquet ({error}); {_HINT}") from None
+    if table is None:
+        raise DataError(f"{uri}: has no column '{missing[0]}'; {_HINT}")
+    ids = _ids(table["item"], uri)
+    vectors = _matrix(table["vector"], ids, uri)
+    vocabulary = dataset.vocabulary("items")
+    place = pc.index_in(ids, value_set=vocabulary["item"].combine_chunks().cast(pa.string()))
+    known = np.asarray(pc.is_valid(place))
+    items = vocabulary["index"].to_numpy()[np.asarray(pc.fill_null(place, 0))[known]].astype(np.int64)
+    kept, rows = items >= FIRST_ITEM, np.flatnonzero(known)
+    order = np.argsort(items[kept], kind="stable")
+    return GivenVectors(items[kept][order], vectors[rows[kept][order]], int((~known).sum()))
+
+
+def _ids(column: pa.ChunkedArray, uri: str) -> pa.Array:
+    if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise DataError(f"{uri}: column 'item' is {column.type}; text or whole numbers are wanted")
+    ids = column.combine_chunks().cast(pa.string())
+    if ids.null_count:
+        raise DataError(f"{uri}: row {np.flatnonzero(np.asarray(ids.is_null()))[0] + 1}: no item id")
+    counted = pc.value_counts(ids)
+    if (twice := np.flatnonzero(np.asarray(counted.field("counts")) > 1)).size:
+        raise DataError(f"{uri}: item '{counted.field('values')[int(twice[0])]}' stands there more than once; one vector an item is wanted")
+    return ids
+
+
+def _matrix(column: pa.ChunkedArray, ids: pa.Array, uri: str) -> NDArray[np.float32]:
+    kind = column.type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not listed or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise DataError(f"{uri}: column 'vector' is {kind}; a list of numbers is wanted")
+    lists = column.combine_chunks()
+    if not len(lists):
+        raise DataError(f"{uri}: has no rows")
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    width = int(lengths[0])
+    if (bad := np.flatnonzero((lengths != width) | (lengths == 0))).size:
+        raise DataError(f"{uri}: item '{ids[int(bad[0])]}' has a vector of {lengths[bad[0]]} numbers, the first of {width}; {_HINT}")
+    values = pc.list_flatten(lists)
+    matrix = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(lists), width)
+    if (bad := np.flatnonzero(~np.isfinite(matrix).all(axis=1))).size:
+        raise DataError(f"{uri}: item '{ids[int(bad[0])]}' has a number that is not finite in its vector")
+    return matrix

@@ -1,0 +1,53 @@
+"""Opening a data set by name: a prepared folder or URI, or a synthetic one that is prepared on first use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import parse_qsl, urlencode
+
+from dist_teracon.data.cache import cache_folder
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.schema import SplitRule
+from dist_teracon.errors import ConfigError, DataError
+
+SYNTHETIC = "synthetic:"
+
+
+def _split_of(uri: str) -> tuple[str, SplitRule]:
+    """Take the split's parameters out of a synthetic data set's URI."""
+    name, _, query = uri.partition("?")
+    parameters = parse_qsl(query, keep_blank_values=True)
+    chosen = dict(parameters)
+    by, seed = chosen.get("split", "users"), chosen.get("split_seed", "0")
+    if by not in ("users", "rows") or not (seed.isascii() and seed.isdecimal()):
+        raise ConfigError(f"'{uri}': split is users or rows and split_seed a whole number, not '{by}' and '{seed}'")
+    rest = urlencode([(key, value) for key, value in parameters if key not in ("split", "split_seed")])
+    return f"{name}?{rest}" if rest else name, SplitRule(by="rows" if by == "rows" else "users", seed=int(seed))
+
+
+def open_dataset(uri: str, *, say: Callable[[str], None] = lambda _: None) -> Dataset:
+    """Open a data set; `synthetic:six-tasks-v1?users=2000` is prepared in the cache folder if it is not there yet.
+
+    A synthetic one takes `split=users|rows` and `split_seed=N` beside its own parameters, as in `…?users=4000&split_seed=1`.
+
+    Raises:
+        ConfigError: there is no such synthetic data set, or no such split.
+        DataError: no data set there.
+    """
+    if not uri.startswith(SYNTHETIC):
+        return Dataset(uri)
+    folder = cache_folder() / re.sub(r"[^A-Za-z0-9.-]+", "-", uri)
+    if not (folder / "dataset.json").exists():
+        from dist_teracon.data.prepare.pipeline import write_dataset
+        from dist_teracon.data.synthetic.six_tasks import parse_synthetic
+
+        own, rule = _split_of(uri)
+        tables = parse_synthetic(own)
+        say(f"preparing {uri} in {folder}")
+        try:
+            write_dataset(tables, str(folder), rule)
+        except (OSError, DataError):
+            if not (folder / "dataset.json").exists():  # else another process was faster, with the same result
+                raise
+    return Dataset(str(folder))

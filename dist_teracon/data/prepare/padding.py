@@ -1,0 +1,65 @@
+"""`history.padding: token`: every sequence is filled up on the left with one more item, which is learned and predicted like any other.
+
+The published code pads so. It makes a user's representation depend on the length limit and costs the computation of the padding, so it is
+here for comparisons with published numbers alone; by default sequences are stored without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dist_teracon.data import ragged
+from dist_teracon.data.shard_source import Hashes, Sharded, ShardRows
+from dist_teracon.errors import DataError
+
+PADDING = "<padding>"
+
+
+class PaddedSource:
+    """A source whose sequences are all `length_limit` long, the catalogue's last item standing for padding; see `Sharded`.
+
+    Raises:
+        DataError: the catalogue has an item of padding's name.
+    """
+
+    def __init__(self, source: Sharded) -> None:
+        names = source.items if isinstance(source.items, pa.Array) else pa.array(list(source.items), pa.string())
+        if pa.compute.index(names, PADDING).as_py() >= 0:
+            raise DataError(f"history.padding: the data has an item named '{PADDING}', which is padding's name; rename it")
+        self._inner = source
+        self.name, self.tasks, self.next_task = source.name, source.tasks, source.next_task
+        self.length_limit, self.source = source.length_limit, source.source
+        self.notes: dict[str, Any] = {**source.notes, "padding": "token"}
+        self.items: Any = pa.concat_arrays([names.cast(pa.string()), pa.array([PADDING], pa.string())])
+
+    def hashes(self) -> Hashes:
+        """Return every user's hash."""
+        return self._inner.hashes()
+
+    def groups(self, count: int) -> Sequence[Any]:
+        """Return what is made together."""
+        return self._inner.groups(count)
+
+    def made(self, group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
+        """Yield each shard of a group."""
+        for shard, rows in self._inner.made(group, count):
+            values, offsets = left_padded(rows.values, rows.offsets, length=self.length_limit, padding=len(self.items) - 1)
+            yield shard, replace(rows, values=values, offsets=offsets)
+
+
+def left_padded(
+    values: NDArray[np.int32], offsets: NDArray[np.int64], *, length: int, padding: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return rows of the same length, their last `length` values behind as much padding as it takes."""
+    values, offsets = ragged.last(values, offsets, limit=length)
+    rows = len(offsets) - 1
+    filled = np.full((rows, length), padding, dtype=np.int32)
+    # row-major, the columns from length − n on take a row's n values in order
+    filled[np.arange(length) >= length - np.diff(offsets)[:, None]] = values
+    return filled.reshape(-1), np.arange(rows + 1, dtype=np.int64) * length

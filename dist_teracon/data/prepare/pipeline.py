@@ -1,0 +1,310 @@
+"""Preparation: a source and a recipe become a data set folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from dist_teracon import io
+from dist_teracon.data.prepare.padding import PaddedSource
+from dist_teracon.data.prepare.splits import effective
+from dist_teracon.data.prepare.tables import Tables, TablesSource
+from dist_teracon.data.prepare.task_builder import build_tables
+from dist_teracon.data.prepare.workspace import Workspace, workspace
+from dist_teracon.data.prepare.writer import fill
+from dist_teracon.data.raw.bad_rows import BadRows
+from dist_teracon.data.raw.context import Job
+from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
+from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
+from dist_teracon.data.shard_source import Sharded
+from dist_teracon.data.sources.base import Adapter, Source
+from dist_teracon.data.sources.registry import ADAPTERS
+from dist_teracon.errors import ConfigError, DataError, nearest
+from dist_teracon.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from dist_teracon.data.prepare.ray_workers import Cluster
+
+REJECTED = "rejected.jsonl"
+
+
+def prepare(
+    format: str,
+    source: str,
+    out: str,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    split: Literal["users", "rows"] | None = None,
+    max_bad_rows: float = 0.001,
+    min_count: int | None = None,
+    shards: int | None = None,
+    block: int | None = None,
+    made_from: dict[str, Any] | None = None,
+    cluster: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+) -> DatasetInfo:
+    """Make a data set from raw logs, or find that it is there already.
+
+    Killed at any moment, the same call goes on from the rows it had spilled, if reading had come to its end.
+
+    Args:
+        format: A name of `ADAPTERS`.
+        source: Folder or URI of the raw files.
+        out: Folder or URI of the data set.
+        recipe: How tasks come from events; event formats want one.
+        split: Overrides the recipe's `split.by`.
+        max_bad_rows: Largest share of malformed rows in a file.
+        min_count: Overrides the recipe's `history.min_count`: items of fewer occurrences count as unseen.
+        shards: Number of shards; by the size where None.
+        block: Bytes of a file that are looked at together; what is written does not depend on it.
+        made_from: What the data set is said to be made from; by default the files' checksums and the options.
+        cluster: Do the work on a Ray cluster; what is written is the same.
+        say: Takes lines on what happens.
+        tell: Takes what is being done, how much of it is done, and how much there is.
+
+    Raises:
+        ConfigError: the recipe is wrong or names what the source does not have.
+        DataError: the source is missing or malformed, the disk is full, or `out` holds something else.
+    """
+    adapter = _checked_adapter(format, max_bad_rows=max_bad_rows, shards=shards, min_count=min_count, cluster=cluster)
+    rules = recipe if isinstance(recipe, Recipe) or recipe is None else read_recipe(str(recipe))
+    if rules is None and adapter.needs_recipe:
+        raise ConfigError(f"--recipe: format '{format}' wants a recipe that says how tasks come from events (see configs/recipes/)")
+    rule = effective((rules or Recipe()).split_rule(split))
+    uris = adapter.files(source)
+    options = {
+        "recipe": None if rules is None else rules.to_json(),
+        "split": split,
+        "max_bad_rows": max_bad_rows,
+        "shards": shards,
+        **({} if min_count is None else {"min_count": min_count}),
+    }
+
+    def origin(checksums: dict[str, str]) -> dict[str, Any]:
+        if made_from is not None:
+            return made_from
+        files = {_relative(uri, source): checksums.get(uri) or io.sha256(uri) for uri in uris}
+        value = {"format": format, "files": files, **options}
+        return {**value, "fingerprint": fingerprint(value)}
+
+    there = existing_dataset(out, origin({}) if io.exists(io.join(out, "dataset.json")) else {})
+    if there is not None:
+        say(f"{out}: is there already, made from the same input and options; nothing to do")
+        return there
+    keep_freed_memory()
+    sizes = {uri: _size(uri) for uri in uris}
+    key = fingerprint({"format": format, "source": source, "sizes": sizes, "stamps": [_stamp(uri) for uri in uris], **options})
+    with ExitStack() as stack:
+        work = stack.enter_context(workspace(out, key, say))
+        stack.enter_context(_full_disk(out, work))
+        bad = BadRows(max_bad_rows, work.root / REJECTED, source)
+        job = Job(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), tell=tell)
+        if block is not None:
+            job.block = block
+        if cluster:
+            job.cluster = stack.enter_context(_on_cluster(out, work))
+        say(f"reading {source}")
+        data = _read(adapter, source, rules, job)
+        data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
+        data.source = origin(job.sha256)
+        if rules is not None and rules.history.padding == "token":
+            data = PaddedSource(data)
+        for kind, count in data.notes["malformed_rows"].items():
+            say(f"left out malformed rows: {count} × {kind}")
+        _check_names(data)
+        say(f"writing {len(data.hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {out}")
+        advance = partial(tell, "writing")
+        if job.cluster is None:
+            info = fill(work.dataset, data, rule, shards, advance=advance)
+        else:
+            info = job.cluster.fill(work.dataset, out, data, rule, shards, advance=advance)
+        bad.close()
+        if (work.root / REJECTED).exists():
+            (work.root / REJECTED).replace(work.dataset / REJECTED)
+        work.publish(_upload)
+    return info
+
+
+def _checked_adapter(format: str, *, max_bad_rows: float, shards: int | None, min_count: int | None, cluster: bool) -> Adapter:
+    if format not in ADAPTERS:
+        raise ConfigError(f"format: no format '{format}'{nearest(format, ADAPTERS)} (there are: {', '.join(ADAPTERS)})")
+    if not 0 <= max_bad_rows < 1:
+        raise ConfigError(f"--max-bad-rows: a share of at least 0 and below 1 is allowed, not {max_bad_rows}")
+    for option, value in (("--shards", shards), ("--min-count", min_count)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}: 1 or more are allowed, not {value}")
+    adapter = ADAPTERS[format]
+    if cluster and not adapter.on_cluster:
+        able = ", ".join(name for name, one in ADAPTERS.items() if one.on_cluster)
+        raise ConfigError(f"--cluster: '{format}' is prepared on one machine; on a cluster: {able}")
+    return adapter
+
+
+@contextmanager
+def _on_cluster(out: str, work: Workspace) -> Iterator[Cluster]:
+    """A cluster whose staging folder lies beside the data set."""
+    from dist_teracon.data.prepare.ray_workers import Cluster, ray_cluster
+
+    staging = str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing"
+    with ray_cluster():
+        made = Cluster(staging)
+        try:
+            yield made
+        finally:
+            made.clear()
+
+
+def _read(adapter: Adapter, source: str, rules: Recipe | None, job: Job) -> Sharded:
+    read = adapter.read(source, rules, job)
+    if isinstance(read, Source):
+        tables = build_tables(rules or Recipe(), read, bad=job.bad, min_count=job.min_count)
+        _check(tables)
+        return TablesSource(tables)
+    return read
+
+
+def _relative(uri: str, source: str) -> str:
+    return uri[len(source.rstrip("/")) + 1 :]
+
+
+class _full_disk:  # noqa: N801  (read as a function in a with statement)
+    """Tell of a full disk in a user's words."""
+
+    def __init__(self, out: str, work: Workspace) -> None:
+        self.out, self.work = out, work
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
+            raise DataError(
+                f"{self.work.root.parent}: the disk is full; nothing was written to {self.out}. "
+                "Preparation wants room for about a quarter of the raw text there, and for the data set"
+            ) from None
+
+
+def prepare_tables(
+    tables: Tables, out: str, split_rule: SplitRule, *, shards: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> DatasetInfo:
+    """Write tables that were made by a generator, or find that they are there already; raises as `write_dataset`."""
+    made_from = {**tables.source, "split": asdict(effective(split_rule)), "shards": shards}
+    made_from["fingerprint"] = fingerprint(made_from)
+    if (there := existing_dataset(out, made_from)) is not None:
+        say(f"{out}: is there already, made from the same options; nothing to do")
+        return there
+    return write_dataset(replace(tables, source=made_from), out, split_rule, shards=shards)
+
+
+def fingerprint(made_from: dict[str, Any]) -> str:
+    """Return the SHA-256 of what a data set is made from: input checksums and options."""
+    value = {**made_from, "format_version": FORMAT_VERSION}
+    value.pop("fingerprint", None)
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def existing_dataset(out: str, made_from: dict[str, Any]) -> DatasetInfo | None:
+    """Return the data set in `out` if it was made from the same input and options, None if nothing is there.
+
+    Raises:
+        DataError: `out` holds another data set, a damaged one, or something else.
+    """
+    if not io.exists(io.join(out, "dataset.json")):
+        if io.is_local(out) and io.exists(out) and (not io.local_path(out).is_dir() or io.list_folder(out)):
+            raise DataError(f"{out}: is there already and is no data set; name a new folder or remove it")
+        return None
+    info = read_dataset_info(out)
+    if info.source.get("fingerprint") != made_from["fingerprint"]:
+        differs = [key for key in made_from if key != "fingerprint" and info.source.get(key) != made_from[key]]
+        raise DataError(
+            f"{out}: holds a data set made from something else (differs in: {', '.join(differs) or 'options'}); "
+            "name a new folder or remove it"
+        )
+    for path, entry in info.files.items():
+        uri = io.join(out, path)
+        if not io.exists(uri) or _size(uri) != entry.bytes:
+            raise DataError(f"{uri}: is missing or changed since the data set was made; remove {out} and prepare it again")
+    return info
+
+
+def _size(uri: str) -> int:
+    filesystem, path = url_to_fs(uri)
+    return int(filesystem.size(path))
+
+
+def _stamp(uri: str) -> str:
+    """Return what a store says of a file's version: its etag, or when it was last changed."""
+    filesystem, path = url_to_fs(uri)
+    info = filesystem.info(path)
+    return str(info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created") or "")
+
+
+def write_dataset(tables: Tables, out: str, split_rule: SplitRule, *, shards: int | None = None) -> DatasetInfo:
+    """Split, shard and write tables as a data set folder; equal tables give equal bytes.
+
+    Local folders appear whole or not at all; on a store `dataset.json` comes last.
+
+    Raises:
+        DataError: the tables cannot make a data set, or a local `out` is there already and not empty.
+    """
+    _check(tables)
+    source = TablesSource(tables)
+    if io.is_local(out):
+        with io.atomic_folder(io.local_path(out)) as folder:
+            return fill(folder, source, effective(split_rule), shards)
+    with tempfile.TemporaryDirectory() as name:
+        info = fill(Path(name), source, effective(split_rule), shards)
+        _upload(Path(name), out)
+    return info
+
+
+def _upload(folder: Path, out: str) -> None:
+    """Copy a data set to a store, `dataset.json` last."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(paths, key=lambda path: path.name == "dataset.json"):
+        io.put(path, io.join(out, path.relative_to(folder).as_posix()))
+
+
+def _check_names(data: Sharded) -> None:
+    """Raise DataError where tasks cannot have their names, or have one class only."""
+    names = [data.next_task, *(task.name for task in data.tasks)]
+    for name in names:
+        if not TASK_NAME.fullmatch(name) or name == "items":
+            raise DataError(f"task '{name}': letters, digits, '_', '-', '.' are allowed in a name, and 'items' is taken")
+    if len(set(names)) != len(names):
+        raise DataError(f"data set '{data.name}': two tasks have one name ({', '.join(names)})")
+    for task in data.tasks:
+        if len(task.classes) < 2:
+            raise DataError(f"task '{task.name}': has one label only; two or more are wanted")
+
+
+def _check(tables: Tables) -> None:
+    """Raise DataError where tables cannot make a data set."""
+    sequences = tables.sequences
+    lengths = np.diff(sequences.offsets)
+    if len(sequences.user_ids) == 0:
+        raise DataError(f"data set '{tables.name}': has no users")
+    if len(set(sequences.user_ids)) != len(sequences.user_ids):
+        raise DataError(f"data set '{tables.name}': a user id stands there more than once")
+    if (lengths < 1).any():
+        raise DataError(f"user '{sequences.user_ids[int(lengths.argmin())]}': has no history")
+    if len(sequences.values) and not -1 <= int(sequences.values.min()) <= int(sequences.values.max()) < len(tables.items):
+        raise DataError(f"data set '{tables.name}': an item lies outside of the catalogue of {len(tables.items)}")
+    _check_names(TablesSource(tables))
+    for table in tables.labels:
+        if len(table.values) and not 0 <= int(table.values.min()) <= int(table.values.max()) < len(table.classes):
+            raise DataError(f"task '{table.name}': a label lies outside of its {len(table.classes)} classes")
+        if (np.diff(table.offsets) < 1).any() or (np.diff(table.users) < 1).any():
+            raise DataError(f"task '{table.name}': users must ascend and have a label each")

@@ -1,0 +1,270 @@
+"""Writing a data set folder: split, Parquet files shard by shard, checksums, `dataset.json` last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dist_teracon import io
+from dist_teracon.data import ragged
+from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
+from dist_teracon.data.schema import (
+    FIRST_ITEM,
+    DatasetInfo,
+    FileEntry,
+    SplitRule,
+    Task,
+    task_file,
+    users_file,
+    vocabulary_file,
+)
+from dist_teracon.data.shard_source import Sharded, ShardLabels, ShardRows, TaskHead
+from dist_teracon.errors import DataError
+
+_SMALL_SHARDS = 8
+_USERS_A_SHARD = 50_000
+
+
+def default_shards(users: int) -> int:
+    """Return the number of shards for so many users: a power of two, 8 or more, with at most 50,000 users a shard."""
+    return max(_SMALL_SHARDS, 1 << (users // _USERS_A_SHARD).bit_length())
+
+
+@dataclass
+class Written:
+    """What was written of some shards, to be added up over all.
+
+    Attributes:
+        files: By path, with rows, bytes and checksum.
+        users, events: How many.
+        item_counts: int64 [items], occurrences by index.
+        label_counts: The same of each later task's labels.
+        tallies: int64 [3] a task: examples by split.
+        users_of_task: Users with labels, by task.
+    """
+
+    files: dict[str, FileEntry]
+    users: int
+    events: int
+    item_counts: NDArray[np.int64]
+    label_counts: list[NDArray[np.int64]]
+    tallies: list[NDArray[np.int64]]
+    users_of_task: list[int]
+
+    @classmethod
+    def nothing(cls, source: Sharded) -> Written:
+        """Return the sum over no shards."""
+        tasks = 1 + len(source.tasks)
+        label_counts = [np.zeros(len(head.classes), dtype=np.int64) for head in source.tasks]
+        items = np.zeros(len(source.items) + FIRST_ITEM, dtype=np.int64)
+        return cls({}, 0, 0, items, label_counts, [np.zeros(3, dtype=np.int64) for _ in range(tasks)], [0] * tasks)
+
+    def add(self, other: Written) -> None:
+        """Add other shards."""
+        self.files |= other.files
+        self.users, self.events = self.users + other.users, self.events + other.events
+        self.item_counts += other.item_counts
+        for own, more in zip([*self.label_counts, *self.tallies], [*other.label_counts, *other.tallies], strict=True):
+            np.add(own, more, out=own)
+        self.users_of_task = [own + more for own, more in zip(self.users_of_task, other.users_of_task, strict=True)]
+
+
+def fill(
+    folder: Path, source: Sharded, rule: SplitRule, shards: int | None, *, advance: Callable[[int, int], None] = lambda _done, _all: None
+) -> DatasetInfo:
+    """Write all files of a data set into a folder, `dataset.json` last; equal sources give equal bytes.
+
+    Args:
+        folder: A folder of its own.
+        source: What is written.
+        rule: The split.
+        shards: Their number; by the number of users where None.
+        advance: Takes how many shards of how many are written.
+
+    Raises:
+        DataError: a task has no example in one of the parts.
+    """
+    hashes = source.hashes()
+    count = shards or default_shards(len(hashes))
+    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.groups(count))
+    splitter = Splitter.of(rule, hashes, keys)
+    written = Written.nothing(source)
+    done = 0
+    for group in source.groups(count):
+        for part in write_group(folder, source, splitter, group, count):
+            written.add(part)
+            advance(done := done + 1, count)
+    return finish(folder, source, rule, count, written)
+
+
+def write_group(folder: Path, source: Sharded, splitter: Splitter, group: Any, count: int) -> Iterator[Written]:
+    """Write the shards of a group into a folder, one after another, and tell what each held."""
+    heads = _heads(source)
+    for shard, rows in source.made(group, count):
+        writer, part = _Writer(folder), Written.nothing(source)
+        values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
+        indices = values + np.int32(FIRST_ITEM)
+        part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
+        part.users, part.events = len(rows.user_hash), len(indices)
+        hash_column = pa.array(rows.user_hash, pa.uint64())
+        split_of = splitter.of_users(rows.user_hash)
+        writer.table(users_file(shard), {"user_id": rows.user_ids, "user_hash": hash_column, "sequence": _lists(indices, offsets)})
+        for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
+            split = split_of(heads[place].name, labels)
+            part.tallies[place] += np.bincount(split, minlength=3)
+            part.users_of_task[place] += len(labels.rows)
+            if place:
+                part.label_counts[place - 1] += np.bincount(labels.values, minlength=len(part.label_counts[place - 1]))
+            columns = {
+                "row": pa.array(labels.rows, pa.int32()),
+                "labels": _lists(labels.values, labels.offsets),
+                "split": _lists(split, labels.offsets),
+            }
+            writer.table(task_file(heads[place].name, shard), columns)
+        part.files = writer.files
+        yield part
+
+
+def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: Written) -> DatasetInfo:
+    """Write vocabularies and `dataset.json` of a data set whose shards are written.
+
+    Raises:
+        DataError: a task has no example in one of the parts.
+    """
+    heads = _heads(source)
+    tasks = tuple(map(_task, heads, written.users_of_task, written.tallies))
+    writer = _Writer(folder)
+    writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), written.item_counts)
+    for head, counts in zip(source.tasks, written.label_counts, strict=True):
+        writer.vocabulary(head.name, "label", _names([], head.classes), counts)
+    files = written.files | writer.files
+    order = [vocabulary_file("items"), *(vocabulary_file(head.name) for head in source.tasks)]
+    order += [users_file(shard) for shard in range(count)]
+    order += [task_file(head.name, shard) for head in heads for shard in range(count)]
+    info = DatasetInfo(
+        name=source.name,
+        users=written.users,
+        items=len(source.items) + FIRST_ITEM,
+        events=written.events,
+        length_limit=source.length_limit,
+        shards=count,
+        split=rule,
+        tasks=tasks,
+        files={path: files[path] for path in order},
+        source=source.source,
+        notes=source.notes,
+    )
+    io.write_json(folder / "dataset.json", info.to_json())
+    return info
+
+
+def _heads(source: Sharded) -> list[TaskHead]:
+    return [TaskHead(source.next_task, "next", source.items), *source.tasks]
+
+
+def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
+    """Return the first task's labels: the last item of each user who has two or more; an unseen one is never a target."""
+    able = np.diff(rows.offsets) >= 2
+    last = rows.values[rows.offsets[1:] - 1]
+    able &= last >= 0
+    if rows.next_users is not None:
+        able &= rows.next_users
+    if length_limit < 2:
+        able[:] = False
+    users = np.flatnonzero(able)
+    return ShardLabels(users, last[users], np.arange(len(users) + 1, dtype=np.int64))
+
+
+Keys = dict[str, NDArray[np.uint64]]
+
+
+def row_split_keys(source: Sharded, rule: SplitRule, group: Any, count: int) -> Keys:
+    """Return the keys by which a group's examples are cut under `rows`, by task."""
+    keys: dict[str, list[NDArray[np.uint64]]] = {head.name: [] for head in _heads(source)}
+    for _, rows in source.made(group, count):
+        for name, labels in zip(keys, (next_labels(rows, source.length_limit), *rows.labels), strict=True):
+            keys[name].append(_example_keys(name, rows.user_hash, labels, rule))
+    return {name: np.concatenate(parts) for name, parts in keys.items()}
+
+
+def joined_keys(parts: Iterable[Keys]) -> Keys:
+    """Join the keys of all groups."""
+    every = list(parts)
+    return {name: np.concatenate([part[name] for part in every]) for name in every[0]}
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """Splits by quotas over the whole data set; it keeps eight bytes a user, or an example under `rows`."""
+
+    rule: SplitRule
+    cuts: dict[str, Cut]
+
+    @classmethod
+    def of(cls, rule: SplitRule, hashes: NDArray[np.uint64], keys: Keys) -> Splitter:
+        """Make one from all users' hashes, and under `rows` from all examples' keys by task."""
+        if rule.by == "users":
+            return cls(rule, {"": Cut(user_keys(hashes, rule), rule)})
+        return cls(rule, {name: Cut(values, rule) for name, values in keys.items()})
+
+    def of_users(self, user_hash: NDArray[np.uint64]) -> Callable[[str, ShardLabels], NDArray[np.int8]]:
+        """Return what splits these users' examples: from a task's name and its labels to int8 [E]."""
+        if self.rule.by == "users":
+            own = self.cuts[""].of(user_keys(user_hash, self.rule))
+            return lambda _, labels: np.repeat(own[labels.rows], np.diff(labels.offsets))
+        return lambda task, labels: self.cuts[task].of(_example_keys(task, user_hash, labels, self.rule))
+
+
+def _example_keys(task: str, user_hash: NDArray[np.uint64], labels: ShardLabels, rule: SplitRule) -> NDArray[np.uint64]:
+    lengths = np.diff(labels.offsets)
+    position = np.arange(len(labels.values)) - np.repeat(labels.offsets[:-1], lengths)
+    return row_keys(task, user_hash[np.repeat(labels.rows, lengths)], position, rule)
+
+
+def _task(head: TaskHead, users: int, tally: NDArray[np.int64]) -> Task:
+    if head.kind == "next" and users == 0:
+        raise DataError(f"task '{head.name}': no user has two items or more whose last one is in the catalogue")
+    train, validation, test = tally.tolist()
+    for part, size in (("training", train), ("validation", validation), ("test", test)):
+        if size == 0:
+            sizes = f"{train} training, {validation} validation, {test} test examples of {users} users"
+            raise DataError(f"task '{head.name}': has no {part} example ({sizes}); give it more users or that part a larger share")
+    return Task(head.name, head.kind, len(head.classes), users, (train, validation, test))
+
+
+def _names(reserved: list[None], names: Any) -> Any:
+    strings = names if isinstance(names, pa.Array) else pa.array(list(names), pa.string())
+    return pa.concat_arrays([pa.array(reserved, pa.string()), strings.cast(pa.string())]) if reserved else strings
+
+
+def _lists(values: NDArray[Any], offsets: NDArray[np.int64]) -> Any:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+class _Writer:
+    """Writes Parquet files into a folder and keeps their rows, bytes and checksums."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, FileEntry] = {}
+
+    def table(self, path: str, columns: dict[str, Any]) -> None:
+        """Write columns as a file of the data set."""
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        table = pa.table(columns)
+        # without dictionaries: users and their items hardly repeat, so those cost half of the time and a seventh of the size
+        pq.write_table(table, target, compression="zstd", version="2.6", use_dictionary=False)
+        self.files[path] = FileEntry(len(table), target.stat().st_size, io.sha256(str(target)))
+
+    def vocabulary(self, name: str, column: str, names: Any, counts: NDArray[np.int64]) -> None:
+        """Write names with their index and count."""
+        index = pa.array(np.arange(len(names)), pa.int32())
+        self.table(vocabulary_file(name), {column: names, "index": index, "count": pa.array(counts, pa.int64())})

@@ -1,0 +1,173 @@
+"""The common form of event sources: events, attributes of users, attributes of items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dist_teracon import io
+from dist_teracon.data.raw.bad_rows import BadRows
+from dist_teracon.data.raw.categorical import Names
+from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.table import RawTable, Wanted
+from dist_teracon.data.recipe import Columns, Recipe
+from dist_teracon.data.shard_source import Sharded
+from dist_teracon.errors import ConfigError, DataError, nearest
+
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events in file order.
+
+    Attributes:
+        user, item: Who and with what; never −1.
+        timestamp: float64 seconds since 1970, or None where the source has none.
+        type: What happened, or None.
+        value: float64 with NaN for nothing, as a rating; or None.
+    """
+
+    user: Names
+    item: Names
+    timestamp: NDArray[np.float64] | None = None
+    type: Names | None = None
+    value: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.user.codes)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Attributes of users or of items.
+
+    Attributes:
+        file: Where they come from, for messages.
+        rows: Row of each name.
+        columns: String arrays by attribute, null where there is nothing.
+        where: From a row to its place in the file.
+    """
+
+    file: str
+    rows: Mapping[str, int]
+    columns: Mapping[str, Any]
+    where: Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an event adapter returns."""
+
+    name: str
+    events: Events
+    users: Attributes | None = None
+    items: Attributes | None = None
+
+
+def attributes_from(table: RawTable, key: str, *, file: str, bad: BadRows) -> Attributes:
+    """Return a raw table's columns by the names in its `key` column; a name that comes again is a malformed row.
+
+    Raises:
+        DataError: too many malformed rows.
+    """
+    rows: dict[str, int] = {}
+    for row, name in enumerate(table.columns[key].to_pylist()):
+        if rows.setdefault(name, row) != row:
+            bad.add(f"{key} that came before", table.where(row), text=name)
+    bad.check(file, table.rows)
+    return Attributes(file, rows, {name: column for name, column in table.columns.items() if name != key}, table.where)
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Join names, string arrays or numpy arrays of several files."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Names):
+        return Names.joined(parts)
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else pa.concat_arrays(parts)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A reader of one raw format.
+
+    Attributes:
+        files: From a folder to the URIs of the files that are read, in a fixed order; raises DataError where they are not there.
+        read: From a folder, the recipe and the job to events, or to shards where the format has its own tasks.
+        needs_recipe: Whether nothing can be made without a recipe.
+        on_cluster: Whether `read` takes a job with a cluster.
+    """
+
+    files: Callable[[str], list[str]]
+    read: Callable[[str, Recipe | None, Job], Source | Sharded]
+    needs_recipe: bool = True
+    on_cluster: bool = False
+
+
+def folder_name(uri: str) -> str:
+    """Return the last part of a folder's URI, a name for its data set."""
+    return uri.rstrip("/").rsplit("/", 1)[-1] or "data"
+
+
+def one_file(folder: str, endings: Sequence[str]) -> str | None:
+    """Return the URI of the one file in a folder whose name ends in one of `endings`, or None.
+
+    Raises:
+        DataError: there is no such folder, or several such files.
+    """
+    names = [name for name in io.list_folder(folder) if name.endswith(tuple(endings)) and not name.startswith(".")]
+    if len(names) > 1:
+        raise DataError(f"{folder}: one file {' or '.join(f'*{ending}' for ending in endings)} is wanted, there are {', '.join(names)}")
+    return io.join(folder, names[0]) if names else None
+
+
+def event_columns(columns: Columns, header: Sequence[str], own: Mapping[str, str], *, where: str) -> dict[str, str]:
+    """Return the file's column for each of user, item, timestamp, type, value that it has.
+
+    Args:
+        columns: What the recipe says.
+        header: The file's columns.
+        own: The format's own names.
+        where: The file, for messages.
+
+    Raises:
+        ConfigError: the recipe names a column that is not there.
+        DataError: there is no column of users or items.
+    """
+    found = {}
+    for role in ("user", "item", "timestamp", "type", "value"):
+        said: str | None = getattr(columns, role)
+        if said is not None and said not in header:
+            raise ConfigError(f"columns.{role}: {where} has no column '{said}'{nearest(said, header)} (there are: {', '.join(header)})")
+        if (name := said or own[role]) in header:
+            found[role] = name
+        elif role in ("user", "item"):
+            raise DataError(f"{where}:1: no column '{name}'{nearest(name, header)} (there are: {', '.join(header)})")
+    return found
+
+
+def event_wants(found: Mapping[str, str], columns: Columns) -> dict[str, Wanted]:
+    """Return how the columns of events are read."""
+    kinds = {
+        "user": Wanted("name", required=True),
+        "item": Wanted("name", required=True),
+        "timestamp": Wanted("time", required=True, per_second=_PER_SECOND[columns.timestamp_unit]),
+        "type": Wanted("name"),
+        "value": Wanted("number"),
+    }
+    return {name: kinds[role] for role, name in found.items()}
+
+
+def events_from(tables: Sequence[RawTable], found: Mapping[str, str]) -> Events:
+    """Put raw tables of events, one after another, into the common form."""
+
+    def column(role: str) -> Any:
+        return concatenated([table.columns[found[role]] for table in tables]) if role in found else None
+
+    return Events(column("user"), column("item"), column("timestamp"), column("type"), column("value"))

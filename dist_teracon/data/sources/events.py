@@ -1,0 +1,94 @@
+"""Events as Parquet or CSV: a folder with `events.*`, and `users.*` and `items.*` where there are attributes.
+
+Columns of events: user, item, and where they mean something timestamp, type, value. Those of users: user and attributes; of items:
+item and attributes. A recipe's `columns` gives other names. `events` may also be a folder of such files, read in natural order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow.parquet as pq
+from pyarrow import ArrowInvalid
+
+from dist_teracon import io
+from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.table import Dialect, RawTable, Wanted, read_delimited, read_header, read_parquet
+from dist_teracon.data.recipe import Columns, Recipe
+from dist_teracon.data.sources.base import (
+    Adapter,
+    Attributes,
+    Source,
+    attributes_from,
+    event_columns,
+    event_wants,
+    events_from,
+    folder_name,
+)
+from dist_teracon.errors import DataError, nearest
+
+_OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
+_DIALECT = Dialect(delimiter=",", quote='"')
+_ENDINGS = (".parquet", ".csv", ".csv.gz")
+
+
+def files(folder: str) -> list[str]:
+    """Return the folder's files of events, users and items.
+
+    Raises:
+        DataError: there are no events, or a table is there in two forms.
+    """
+    return [uri for stem in ("events", "users", "items") for uri in _files_of(folder, stem)]
+
+
+def _files_of(folder: str, stem: str) -> list[str]:
+    names = io.list_folder(folder)
+    found = [name for name in names if name in {f"{stem}{ending}" for ending in _ENDINGS}]
+    parts = [io.join(stem, name) for name in io.list_folder(io.join(folder, stem)) if name.endswith(_ENDINGS)] if stem in names else []
+    if not found and not parts and stem == "events":
+        raise DataError(f"{folder}: no events.parquet or events.csv there (has: {', '.join(names[:10]) or 'nothing'})")
+    if len(found) > 1 or (found and parts):
+        raise DataError(f"{folder}: {stem} are there more than once ({', '.join(found + parts[:1])}); keep one form")
+    return [io.join(folder, name) for name in found or parts]
+
+
+def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
+    """Read a folder of events, users and items."""
+    columns = recipe.columns if recipe else Columns()
+    events = _files_of(folder, "events")
+    found = event_columns(columns, _header(events[0]), _OWN, where=events[0])
+    tables = [_read(uri, event_wants(found, columns), job) for uri in events]
+    users, items = (
+        _attributes(folder, stem, getattr(columns, key) or _OWN[key], job) for stem, key in (("users", "user"), ("items", "item"))
+    )
+    return Source(folder_name(folder), events_from(tables, found), users, items)
+
+
+def _attributes(folder: str, stem: str, key: str, job: Job) -> Attributes | None:
+    uris = _files_of(folder, stem)
+    if not uris:
+        return None
+    if len(uris) > 1:
+        raise DataError(f"{folder}: one file of {stem} is wanted, there are {len(uris)}")
+    header = _header(uris[0])
+    if key not in header:
+        raise DataError(f"{uris[0]}:1: no column '{key}'{nearest(key, header)} (there are: {', '.join(header)})")
+    table = _read(uris[0], {name: Wanted("token", required=name == key) for name in header}, job)
+    return attributes_from(table, key, file=uris[0], bad=job.bad)
+
+
+def _header(uri: str) -> list[str]:
+    if not uri.endswith(".parquet"):
+        return read_header(uri, _DIALECT)
+    with io.open_binary(uri) as file:
+        try:
+            return list(pq.read_schema(file).names)
+        except (ArrowInvalid, OSError) as error:
+            raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
+
+
+def _read(uri: str, wants: Mapping[str, Wanted], job: Job) -> RawTable:
+    return read_parquet(uri, wants, job=job) if uri.endswith(".parquet") else read_delimited(uri, wants, dialect=_DIALECT, job=job)
+
+
+ADAPTER = Adapter(files, read)

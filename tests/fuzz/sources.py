@@ -1,0 +1,276 @@
+"""Feed damaged inputs to every adapter: a clear error or a data set in which every row is kept or told, nothing else.
+
+    python tests/fuzz/adapters.py --inputs 20000 [--seed 0] [--format sequence-csv]
+
+An input that raises something else, takes long or loses a row is kept below `--keep` and named; the program then ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_teracon.data.prepare.pipeline import prepare
+from dist_teracon.data.raw import bad_rows
+from dist_teracon.data.recipe import Recipe, parse_recipe
+from dist_teracon.data.schema import DatasetInfo
+from dist_teracon.errors import TeraconError
+
+SLOW_S = 30
+_MEMORY = Path("/dev/shm")  # folders on a disk take as long to make and remove as all else
+_PIECES = (
+    b"", b",", b",,", b"0", b"0,", b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xc3", b"\xef\xbb\xbf", b'"', b"\t", b"-1", b"1e99", b"nan",
+    b"inf", b"2147483648", b"99999999999999999999", b"x", b"::", b"|", b" ", "é".encode(), b"0x1F", b"007", b"1.5", b"2020-13-01", b"'",
+)  # fmt: skip
+
+Files = dict[str, bytes]
+Told = dict[str, set[int]]
+Lost = Callable[[DatasetInfo, Files, Told], str | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """An adapter with well-formed files, and a check that no row was lost."""
+
+    format: str
+    files: Files
+    recipe: Recipe | None
+    lost: Lost
+
+
+def rows_of(content: bytes, name: str = "") -> int:
+    """Return how many lines of a text are not blank."""
+    if name.endswith(".gz"):
+        content = gzip.decompress(content)
+    return len(texts_of(content))
+
+
+def texts_of(content: bytes, *, without: set[int] = frozenset()) -> list[str]:
+    """Return a text's lines that are not blank, and not among those left out by number."""
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="replace")
+    return [text for number, line in enumerate(lines, 1) if (text := line.rstrip("\r\n")) and number not in without]
+
+
+def sequence_target(draw: np.random.Generator, format: str = "sequence-csv") -> Target:
+    """Return files of rows: a first task, an item task, a profile, one of them compressed."""
+    names = {
+        "sequence-csv": ("task1_history.csv", "task2_bought.csv.gz", "task3_age.csv"),
+        "ttl": ("original_desen_pretrain.csv", "original_desen_finetune_click_nouserID.csv.gz", "original_desen_age.csv"),
+    }[format]
+    rows = [
+        ",".join(map(str, np.concatenate((np.zeros(draw.integers(4), int), draw.integers(1, 40, draw.integers(2, 8)))))) for _ in range(60)
+    ]
+    first = "".join(f"{row}\n" for row in rows)
+    second = "".join(f"{row},,{draw.integers(9)},{draw.integers(200)}\n" for row in rows)
+    third = "".join(f"{row},,{draw.integers(3)}\n" for row in rows)
+    files = {names[0]: first.encode(), names[1]: gzip.compress(second.encode(), mtime=0), names[2]: third.encode()}
+
+    def lost(info: DatasetInfo, files: Files, told: Told) -> str | None:
+        # the first task takes the users of two items or more
+        rows = [text for text in texts_of(files[names[0]], without=told[names[0]]) if re.search(r"[1-9]\d*,[1-9]", text)]
+        if len(rows) != info.tasks[0].users:
+            return f"{names[0]}: {len(rows)} rows of two items or more that are not rejected, {info.tasks[0].users} kept"
+        for task, name in zip(info.tasks[1:], names[1:], strict=True):
+            if (count := rows_of(files[name], name)) != task.users + len(told[name]):
+                return f"{name}: {count} rows, {task.users} kept, {len(told[name])} rejected"
+        return None
+
+    return Target(format, files, None, lost)
+
+
+def events_lost(name: str) -> Lost:
+    """Return the check of a recipe that keeps every event."""
+
+    def lost(info: DatasetInfo, files: Files, told: Told) -> str | None:
+        rows, rejected = rows_of(files[name]) - (not name.startswith("u.")), len(told[name])
+        return None if rows == info.events + rejected else f"{name}: {rows} rows, {info.events} kept, {rejected} rejected"
+
+    return lost
+
+
+def _events(draw: np.random.Generator, separator: str, count: int = 120) -> str:
+    columns = (draw.integers(1, 25, count), draw.integers(1, 20, count), draw.integers(1, 6, count), draw.integers(10**8, 10**9, count))
+    return "".join(separator.join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
+
+
+def targets(seed: int) -> list[Target]:
+    """Return every adapter with well-formed files."""
+    draw = np.random.default_rng(seed)
+    every = {"length": 10**6}
+    people = [(user, 10 + user % 50, "MF"[user % 2]) for user in range(1, 25)]
+    # so few users have no validation example by luck, unless that part is large
+    parts = {"split": {"train": 0.5, "validation": 0.25, "test": 0.25}}
+    profile = parse_recipe({"history": every, "tasks": {"gender": {"kind": "profile"}}, **parts})
+    plain = parse_recipe({"history": every, **parts})
+    atomic = {
+        "x.inter": ("user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + _events(draw, "\t")).encode(),
+        "x.user": ("user_id:token\tage:token\tgender:token\n" + "".join("\t".join(map(str, row)) + "\n" for row in people)).encode(),
+    }
+    hundred = {
+        "u.data": _events(draw, "\t").encode(),
+        "u.user": "".join(f"{user}|{age}|{gender}|artist|5{user:04}\n" for user, age, gender in people).encode(),
+    }
+    csv = {
+        "events.csv": ("user,item,value,timestamp\n" + _events(draw, ",")).encode(),
+        "users.csv": ("user,age,gender\n" + "".join(",".join(map(str, row)) + "\n" for row in people)).encode(),
+    }
+    shown = "".join(f"{draw.integers(1, 25)},{draw.integers(1, 20)},1,0,{n % 2},0,{n % 4},3,{n % 3},{n % 5}\n" for n in range(120))
+    tenrec = {"QK-video.csv": b"user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age\n" + shown.encode()}
+    clicks = parse_recipe({"history": {**every, "events": {"type": "click"}}, "tasks": {"gender": {"kind": "profile"}}, **parts})
+
+    def clicks_lost(info: DatasetInfo, files: Files, told: Told) -> str | None:
+        # a row whose flag is no longer set is no event, and rightly so
+        name, content = next(iter(files.items()))
+        set_ = sum(re.match(r"[^,]*,[^,]*,\s*\+?0*1\s*,", line) is not None for line in texts_of(content)[1:])
+        rejected = len(told[name])
+        return None if info.events + rejected >= set_ else f"{name}: {set_} clicks, {info.events} kept, {rejected} rejected"
+
+    return [
+        Target("tenrec", tenrec, clicks, clicks_lost),
+        sequence_target(draw),
+        sequence_target(draw, "ttl"),
+        Target("recbole", atomic, profile, events_lost("x.inter")),
+        Target("movielens", hundred, profile, events_lost("u.data")),
+        Target("events", csv, profile, events_lost("events.csv")),
+        Target("events", {"events.csv": csv["events.csv"]}, plain, events_lost("events.csv")),
+    ]
+
+
+def mutate(content: bytes, draw: np.random.Generator) -> bytes:
+    """Damage a file's bytes in one to four places."""
+    for _ in range(int(draw.integers(1, 5))):
+        at, size = int(draw.integers(len(content) + 1)), int(draw.integers(1, 9))
+        piece = _PIECES[int(draw.integers(len(_PIECES)))]
+        lines = content.splitlines(keepends=True)
+        kind = int(draw.integers(9))
+        if kind == 0:
+            content = content[:at] + piece + content[at:]
+        elif kind == 1:
+            content = content[:at] + piece + content[at + size :]
+        elif kind == 2:
+            content = content[:at] + bytes(draw.integers(0, 256, size, dtype=np.uint8)) + content[at + size :]
+        elif kind == 3 and draw.random() < 0.3:
+            content = content[:at]
+        elif kind == 4 and lines:
+            lines.insert(int(draw.integers(len(lines) + 1)), lines[int(draw.integers(len(lines)))])
+            content = b"".join(lines)
+        elif kind == 5 and len(lines) > 1:
+            del lines[int(draw.integers(len(lines)))]
+            content = b"".join(lines)
+        elif kind == 6:
+            content = content.replace(b"\n", (b"\r\n", b"\r", b"\n\n", b"\n \n")[int(draw.integers(4))])
+        elif kind == 7:
+            content = b"\xef\xbb\xbf" + content
+        else:
+            content = content.removesuffix(b"\n")
+    return content
+
+
+class _TooSlowError(Exception):
+    pass
+
+
+def _alarm(*_: Any) -> None:
+    raise _TooSlowError
+
+
+def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None]:
+    """Prepare damaged files; returns how it ended, and what is wrong with that, if anything."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "raw").mkdir(parents=True)
+    for name, content in files.items():
+        (folder / "raw" / name).write_bytes(content)
+    signal.signal(signal.SIGALRM, _alarm)
+    signal.alarm(SLOW_S)
+    try:
+        info = prepare(target.format, str(folder / "raw"), str(folder / "out"), recipe=target.recipe, max_bad_rows=0.9, shards=1)
+    except TeraconError as error:
+        left = sorted(path.name for path in folder.iterdir())
+        if left != ["raw"]:
+            return "refused", f"left behind: {left}"
+        return "refused", None if str(error).strip() else "an error without words"
+    except _TooSlowError:
+        return "slow", f"no end after {SLOW_S} s"
+    except Exception as error:
+        return "broken", f"{type(error).__name__}: {error}"
+    finally:
+        signal.alarm(0)
+    told: Told = defaultdict(set)
+    rejected = folder / "out" / "rejected.jsonl"
+    lines = rejected.read_text(encoding="utf-8").splitlines() if rejected.exists() else []
+    for row in map(json.loads, lines):
+        told[row["file"]].add(row["line"])
+    if sum(map(len, told.values())) != sum(info.notes["malformed_rows"].values()):
+        return "kept", "rejected.jsonl and the counts differ"
+    return "kept", target.lost(info, files, told)
+
+
+def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
+    """Run so many damaged inputs over all adapters; returns how they ended and what was found wrong."""
+    chosen = [target for target in targets(seed) if formats is None or target.format in formats]
+    ends: Counter[str] = Counter()
+    wrong: list[str] = []
+    bad_rows._SAMPLES = sys.maxsize  # every rejected row is told, so that they can be counted
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as name:
+        for target in chosen:
+            end, problem = run_one(target, target.files, Path(name) / "case")
+            if end != "kept" or problem is not None:
+                wrong.append(f"undamaged files of seed {seed}, {target.format}: {problem or end}")
+        for number in range(inputs):
+            draw = np.random.default_rng([seed, number])
+            target = chosen[number % len(chosen)]
+            damaged = sorted(target.files)[int(draw.integers(len(target.files)))]
+            content = target.files[damaged]
+            if damaged.endswith(".gz") and draw.random() < 0.7:
+                content = gzip.compress(mutate(gzip.decompress(content), draw), mtime=0)
+            else:
+                content = mutate(content, draw)
+            files = {**target.files, damaged: content}
+            if number and number % 1000 == 0:
+                print(f"{number} of {inputs} inputs, {len(wrong)} wrong", file=sys.stderr, flush=True)
+            end, problem = run_one(target, files, Path(name) / "case")
+            ends[f"{target.format}: {end}"] += 1
+            if problem is not None:
+                wrong.append(f"input {number} of seed {seed}, {target.format}, {damaged}: {problem}")
+                if keep is not None:
+                    for path, text in files.items():
+                        (keep / str(number)).mkdir(parents=True, exist_ok=True)
+                        (keep / str(number) / path).write_bytes(text)
+    return ends, wrong
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--format", action="append", help="this adapter alone; several times for several")
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "dist-teracon-fuzz", help="where failing inputs go")
+    options = parser.parse_args()
+    began = time.monotonic()
+    ends, wrong = fuzz(options.inputs, seed=options.seed, formats=set(options.format) if options.format else None, keep=options.keep)
+    for end, count in sorted(ends.items()):
+        print(f"{count:7} {end}")
+    print(f"{options.inputs} inputs in {time.monotonic() - began:.0f} s, {len(wrong)} wrong")
+    print("\n".join(wrong[:20]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

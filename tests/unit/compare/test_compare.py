@@ -1,0 +1,132 @@
+"""Comparisons: the plan is checked before anything runs, and intervals are paired over users and seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+
+from dist_teracon import io
+from dist_teracon.compare.plan import read_plan
+from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, pooled, read_run_scores
+from dist_teracon.compare.tables import gather, markdown
+from dist_teracon.errors import ConfigError
+from dist_teracon.evaluate.scorer import UserScores
+from dist_teracon.train.run_folder import StageFolder
+
+USERS = np.arange(40, dtype=np.uint64) * np.uint64(7919)
+
+
+def write_run(folder, scores):
+    """A run of two tasks; `scores[stage, task]` are the users' scores, one example each."""
+    tasks = ("next", "age")
+    folder.mkdir(parents=True)
+    io.write_json(folder / "results.json", {"tasks": list(tasks)})
+    for stage, name in enumerate(tasks):
+        parts = [("test", tasks[task], UserScores(USERS, scores[stage, task], np.ones(len(USERS), np.int64))) for task in range(stage + 1)]
+        StageFolder(folder, stage, name).save_user_scores(parts)
+    return read_run_scores(folder)
+
+
+def made_up(generator, lift=0.0):
+    return {(0, 0): generator.random(40), (1, 0): generator.random(40) + lift, (1, 1): generator.random(40)}
+
+
+def test_scores_come_back_by_user_and_their_mean_is_the_score(tmp_path):
+    scores = made_up(np.random.default_rng(0))
+    run = write_run(tmp_path / "run", scores)
+    assert run.tasks == ("next", "age")
+    bootstrap = Bootstrap([[run]], draws=50)
+    for (stage, task), values in scores.items():
+        assert bootstrap.score(0, 0, stage, task)[0] == pytest.approx(values.mean())
+    change = (scores[1, 0].mean() / scores[0, 0].mean() - 1) * 100
+    assert backward_transfer(bootstrap, 0, 0, [0], 1)[0] == pytest.approx(change)
+
+
+def test_differences_are_paired(tmp_path):
+    """What is better by the same amount for every user is better by that amount in every draw; its own score is not that sure."""
+    runs = []
+    for seed in range(3):
+        plain = made_up(np.random.default_rng(seed))
+        lifted = {place: values + 0.25 for place, values in plain.items()}
+        runs.append([write_run(tmp_path / f"{seed}-{name}", scores) for name, scores in (("plain", plain), ("lifted", lifted))])
+    bootstrap = Bootstrap(runs, draws=200)
+    difference = bootstrap.over_seeds(lambda seed: bootstrap.score(seed, 1, 1, 1) - bootstrap.score(seed, 0, 1, 1))
+    found = estimate(difference)
+    assert (found.low, found.value, found.high) == pytest.approx((0.25, 0.25, 0.25))
+    alone = estimate(bootstrap.over_seeds(lambda seed: bootstrap.score(seed, 0, 1, 1)))
+    assert alone.high - alone.low > 0.05
+
+
+def test_of_one_task_nothing_is_said_of_transfer(tmp_path):
+    (tmp_path / "one.yaml").write_text("config: configs/six-tasks.yaml\nseeds: [0, 1]\nbaseline: a\nvariants: {a: {}, b: {}}\n")
+    plan, cells = read_plan(str(tmp_path / "one.yaml"))
+    for cell in cells:
+        folder = cell.folder(tmp_path)
+        folder.mkdir(parents=True)
+        io.write_json(folder / "results.json", {"tasks": ["next"]})
+        scores = UserScores(USERS, np.random.default_rng(cell.seed).random(40) + (cell.variant == "b"), np.ones(len(USERS), np.int64))
+        StageFolder(folder, 0, "next").save_user_scores([("test", "next", scores)])
+    comparison = gather(plan, cells, tmp_path, finished=lambda _: True, split="test")
+    assert comparison is not None
+    told = markdown(comparison)
+    assert "| b | +1.0000 [+1.0000, +1.0000] |" in told
+    assert "BWT" not in told
+
+
+def test_runs_on_other_users_are_not_compared(tmp_path):
+    run = write_run(tmp_path / "run", made_up(np.random.default_rng(0)))
+    other = type(run)(run.users + np.uint64(1), run.sums, run.counts, run.tasks)
+    with pytest.raises(ValueError, match="other test users"):
+        Bootstrap([[run, other]])
+
+
+def plan_file(tmp_path, **fields):
+    plan = {"config": "configs/demo.yaml", "seeds": [0, 1], "baseline": "a", "variants": {"a": {}, "b": {"model.channels": 8}}, **fields}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    return str(tmp_path / "plan.yaml")
+
+
+def test_cells_are_variants_by_seeds_with_the_seed_filled_in(tmp_path):
+    _, cells = read_plan(plan_file(tmp_path, set={"dataset": "synthetic:six-tasks-v1?users=200&split_seed={seed}"}))
+    assert [(cell.variant, cell.seed) for cell in cells] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert [cell.config.seed for cell in cells] == [0, 0, 1, 1]
+    assert cells[3].config.dataset.endswith("split_seed=1")
+    assert (cells[2].config.model.channels, cells[3].config.model.channels) == (64, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"baseline": "c"}, ("baseline names no variant: 'c'", "a, b")),
+        ({"variants": {"a": {"model.chanels": 8}}}, ("variant 'a'", "model.chanels: unknown field; did you mean 'channels'?")),
+        ({"variants": {"a": {"method.retention.alfa": 8}}}, ("variant 'a'", "retention.alfa: unknown field; did you mean 'alpha'?")),
+        ({"variants": {"a": {}, "x/y": {}}}, ("not 'x/y'",)),
+        ({"seeds": []}, ("seeds",)),
+    ],
+)
+def test_a_bad_plan_is_told_before_anything_runs(tmp_path, fields, parts):
+    with pytest.raises(ConfigError) as caught:
+        read_plan(plan_file(tmp_path, **fields))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_the_shipped_plans_are_whole():
+    plan, cells = read_plan("configs/compare/retention-six-tasks.yaml")
+    assert len(cells) == len(plan.variants) * len(plan.seeds)
+
+
+def test_folds_are_pooled_each_users_score_once(tmp_path):
+    """Folds of unequal size: the score is the mean over users, not over folds, and no draw leaves a fold out whole."""
+    generator = np.random.default_rng(1)
+    sizes, folds = (30, 10), []
+    for fold, size in enumerate(sizes):
+        scores = {place: np.full(40, float(fold)) for place in ((0, 0), (1, 0), (1, 1))}
+        run = write_run(tmp_path / str(fold), scores)
+        sums, counts = ({key: values[:size] for key, values in part.items()} for part in (run.sums, run.counts))
+        folds.append(RunScores(run.users[:size] + np.uint64(fold), sums, counts, run.tasks))
+    bootstrap = Bootstrap([[pooled(folds)]], draws=300, seed=int(generator.integers(9)))
+    drawn = bootstrap.score(0, 0, 1, 1)
+    assert drawn[0] == pytest.approx(10 / 40)
+    assert 0 < drawn[1:].min() < drawn[1:].max() < 1

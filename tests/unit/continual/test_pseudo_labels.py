@@ -1,0 +1,282 @@
+"""Pools of users, the store of pseudo-labels and the stream of replayed rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_teracon.continual.pseudo_labels import (
+    SMALL_TASK,
+    ReplayStream,
+    open_store,
+    pool_of_users,
+    pool_share,
+    read_shard,
+    write_pseudo_labels,
+)
+from dist_teracon.data.batch_plan import own_shards
+from dist_teracon.data.schema import Split
+from dist_teracon.errors import RunError
+
+SHARDS, WIDTH = 8, 3
+
+
+@pytest.fixture(scope="module")
+def dataset(make_dataset):
+    return make_dataset(users=80)
+
+
+def pool_of(dataset, share=1.0, *, task="likes", past="next", seed=0):
+    return pool_of_users(dataset, task, past, seed=seed, share=share)
+
+
+class Teacher:
+    """Answers with numbers that follow from a row's items, and keeps count of the rows it was asked about."""
+
+    def __init__(self):
+        self.rows = 0
+
+    def __call__(self, batch):
+        assert (batch.positions, set(batch.task_of_row.tolist())) in (("last", {2}), ("last", set()))
+        self.rows += batch.rows
+        return answers(batch.values.tolist(), batch.row_offsets.tolist())
+
+
+def answers(values, offsets):
+    rows = [values[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]  # noqa: RUF007
+    return torch.tensor([[sum(row), len(row), row[-1]] for row in rows], dtype=torch.float32).view(-1, WIDTH)
+
+
+def write(dataset, pool, folder, *, shards=None):
+    teacher = Teacher()
+    numbers = range(dataset.info.shards) if shards is None else shards
+    for path in write_pseudo_labels(teacher, dataset, pool, folder=folder, slot=2, shards=numbers, batch=3):
+        assert path.exists()
+    return teacher.rows
+
+
+def contents(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_ino) for path in folder.iterdir()}
+
+
+def size(pool):
+    return sum(len(rows) for rows in pool)
+
+
+# -- pools
+
+
+def test_a_whole_pool_is_the_tasks_training_users(dataset):
+    for rows, shard in zip(pool_of(dataset), range(SHARDS), strict=True):
+        assert sorted(rows.tolist()) == dataset.labels("likes", shard).of(Split.TRAIN).users.tolist()
+
+
+@given(shares=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)))
+def test_a_smaller_pool_is_the_beginning_of_a_larger_one(dataset, shares):
+    small, large = (pool_of(dataset, share) for share in sorted(shares))
+    for few, more in zip(small, large, strict=True):
+        assert few.tolist() == more[: len(few)].tolist()
+
+
+def test_a_pool_has_about_its_share_and_depends_on_tasks_and_seed(make_dataset):
+    dataset = make_dataset(users=2000)
+    everyone = size(pool_of(dataset))
+    assert 0.25 < size(pool_of(dataset, 0.3)) / everyone < 0.35
+    pools = [np.concatenate(pool_of(dataset, 0.3, **other)).tolist() for other in ({}, {"past": "age"}, {"task": "age"}, {"seed": 1})]
+    assert len({tuple(pool) for pool in pools}) == 4
+    assert np.concatenate(pool_of(dataset, 0.3)).tolist() == pools[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share"),
+    [
+        ({"setting": 0.25, "users": 10**7, "max_steps": 1}, 0.25),
+        ({"setting": "auto", "users": SMALL_TASK}, 1.0),
+        ({"setting": "auto", "users": SMALL_TASK + 1}, 0.2),
+        ({"setting": "auto", "users": 10**6, "largest_rate": 0.9}, 1.0),
+        # 10 steps draw at most 4 · 0.05 · 100 rows each
+        ({"setting": "auto", "users": 50_000, "max_steps": 10}, 200 / 50_000),
+        ({"setting": "auto", "users": 50, "max_steps": 1}, 1.0),
+        ({"setting": "auto", "users": 1000, "max_steps": 1}, 0.1),
+    ],
+)
+def test_share_of_a_pool(arguments, share):
+    given = {"largest_rate": 0.05, "batch": 100, "max_steps": None, **arguments}
+    assert pool_share(given.pop("setting"), **given) == pytest.approx(share)
+
+
+# -- the store
+
+
+def test_store_holds_the_teachers_answers_row_by_row(dataset, tmp_path):
+    pool = pool_of(dataset)
+    assert write(dataset, pool, tmp_path) == size(pool)
+    for shard, rows in enumerate(pool):
+        kept, targets = read_shard(tmp_path / f"shard-{shard:05d}.arrow")
+        data = dataset.shard(shard)
+        wanted = [data.values[data.offsets[row] : data.offsets[row + 1]].tolist() for row in rows]
+        assert kept.tolist() == rows.tolist()
+        assert targets.tolist() == [[sum(row), len(row), row[-1]] for row in wanted]
+
+
+def test_a_second_run_writes_nothing_and_a_killed_one_goes_on(dataset, tmp_path):
+    pool = pool_of(dataset)
+    write(dataset, pool, tmp_path)
+    before = contents(tmp_path)
+    assert write(dataset, pool, tmp_path) == 0
+    assert contents(tmp_path) == before
+    (tmp_path / "shard-00003.arrow").unlink()
+    assert write(dataset, pool, tmp_path) == len(pool[3])
+    assert contents(tmp_path)["shard-00003.arrow"][0] == before["shard-00003.arrow"][0]
+
+
+def test_a_larger_pool_extends_the_store_and_a_smaller_one_leaves_it(dataset, tmp_path):
+    small, large = pool_of(dataset, 0.4), pool_of(dataset)
+    write(dataset, small, tmp_path / "grown")
+    assert write(dataset, large, tmp_path / "grown") == size(large) - size(small) > 0
+    write(dataset, large, tmp_path / "fresh")
+    grown = contents(tmp_path / "grown")
+    assert {name: content for name, (content, _) in grown.items()} == {n: c for n, (c, _) in contents(tmp_path / "fresh").items()}
+    assert write(dataset, small, tmp_path / "grown") == 0
+    assert contents(tmp_path / "grown") == grown
+    opened = open_store(tmp_path / "grown", small, range(SHARDS), WIDTH)
+    assert [len(opened.shards[shard]) for shard in range(SHARDS)] == [len(rows) for rows in small]
+
+
+def test_another_pool_is_made_anew(dataset, tmp_path):
+    write(dataset, pool_of(dataset, seed=1), tmp_path / "store")
+    pool = pool_of(dataset)
+    assert write(dataset, pool, tmp_path / "store") == size(pool)
+    write(dataset, pool, tmp_path / "fresh")
+    for shard in range(SHARDS):
+        name = f"shard-{shard:05d}.arrow"
+        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_shards_without_rows_have_the_stores_width(dataset, tmp_path):
+    pool = [rows[:0] if shard % 2 else rows for shard, rows in enumerate(pool_of(dataset))]
+    write(dataset, pool, tmp_path)
+    opened = open_store(tmp_path, pool, range(SHARDS), WIDTH)
+    assert {opened.shards[shard].shape[1] for shard in range(SHARDS)} == {WIDTH}
+    full = pool_of(dataset)
+    assert write(dataset, full, tmp_path) == size(full) - size(pool)
+
+
+# -- the stream
+
+
+def streams(dataset, folder, pool, world, *, seed=0, key="replay", online=False):
+    made = []
+    for rank in range(world):
+        shards = own_shards(SHARDS, rank, world)
+        store = None if online else open_store(folder, pool, shards, WIDTH)
+        made.append(ReplayStream(dataset, pool, store, key=key, seed=seed, shards=shards))
+    return made
+
+
+def draw(parts, count):
+    """What all ranks draw together; checks each row's target."""
+    drawn, totals = Counter(), set()
+    for part in parts:
+        rows, targets, total = part.draw(count)
+        assert torch.equal(targets, answers(rows.values.tolist(), rows.offsets.tolist()))
+        totals.add(total)
+        bounds = rows.offsets.tolist()
+        drawn.update(tuple(rows.values[a:b].tolist()) for a, b in zip(bounds, bounds[1:], strict=False))  # noqa: RUF007
+    assert totals == {sum(drawn.values())}
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def store(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    pool = pool_of(dataset)
+    write(dataset, pool, folder)
+    return folder, pool
+
+
+def sequences(dataset, pool):
+    data = [dataset.shard(shard) for shard in range(SHARDS)]
+    return Counter(
+        tuple(d.values[d.offsets[row] : d.offsets[row + 1]].tolist()) for d, rows in zip(data, pool, strict=True) for row in rows
+    )
+
+
+@settings(max_examples=20)
+@given(world=st.integers(1, 10), counts=st.lists(st.integers(1, 100), min_size=1, max_size=6), epoch=st.integers(1, 3))
+def test_the_same_global_rows_at_any_world_size_with_their_own_targets(dataset, store, world, counts, epoch):
+    """World sizes beyond the number of shards too: a rank without shards gets no rows, and targets of the store's width."""
+    folder, pool = store
+    alone, together = streams(dataset, folder, pool, 1), streams(dataset, folder, pool, world)
+    for stream in [*alone, *together]:
+        stream.begin_epoch(epoch)
+    for count in counts:
+        drawn = draw(together, count)
+        assert drawn == draw(alone, count)
+        assert sum(drawn.values()) == min(count, alone[0].size)
+
+
+def test_each_row_once_a_pass_in_another_order_the_next(dataset, store):
+    folder, pool = store
+    (stream,) = streams(dataset, folder, pool, 1)
+    everyone = sequences(dataset, pool)
+    passes = []
+    for _ in range(2):
+        draws = [draw([stream], 1) for _ in range(stream.size)]
+        assert sum(draws, Counter()) == everyone
+        passes.append(draws)
+    assert passes[0] != passes[1]
+    assert draw([stream], 10**6) == everyone
+
+
+def test_order_depends_on_key_seed_and_epoch_alone(dataset, store):
+    folder, pool = store
+
+    def first(epoch=1, **other):
+        (stream,) = streams(dataset, folder, pool, 1, **other)
+        draw([stream], 5)
+        stream.begin_epoch(epoch)
+        return draw([stream], 8)
+
+    assert first() == first()
+    assert all(first() != other for other in (first(epoch=2), first(seed=1), first(key="other")))
+
+
+def test_an_online_teacher_has_no_targets(dataset, store):
+    folder, pool = store
+    (stream,) = streams(dataset, folder, pool, 1, online=True)
+    rows, targets, total = stream.draw(7)
+    assert (rows.rows, targets, total) == (7, None, 7)
+
+
+@pytest.mark.parametrize("world", [1, 3, 11])
+def test_a_rank_that_knows_its_own_pool_alone_draws_the_same(dataset, world):
+    whole = pool_of(dataset, 0.6)
+    sizes = [len(rows) for rows in whole]
+    for rank in range(world):
+        shards = own_shards(SHARDS, rank, world)
+        own = pool_of_users(dataset, "likes", "next", seed=0, share=0.6, shards=shards)
+        assert [len(rows) for shard, rows in enumerate(own) if shard not in shards] == [0] * (SHARDS - len(shards))
+        ours = ReplayStream(dataset, own, None, key="k", seed=0, shards=shards, sizes=sizes)
+        theirs = ReplayStream(dataset, whole, None, key="k", seed=0, shards=shards)
+        for _ in range(5):
+            (rows, _, count), (wanted, _, total) = ours.draw(17), theirs.draw(17)
+            assert (rows.values.tolist(), rows.offsets.tolist(), count) == (wanted.values.tolist(), wanted.offsets.tolist(), total)
+
+
+@pytest.mark.parametrize("kept", [0, 40, -9])
+def test_a_damaged_store_is_told_with_what_to_do(dataset, tmp_path, kept):
+    pool = pool_of(dataset)
+    write(dataset, pool, tmp_path)
+    path = tmp_path / "shard-00002.arrow"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(RunError, match=r"shard-00002.arrow: these pseudo-labels were damaged .*; remove the file"):
+        open_store(tmp_path, pool, range(SHARDS), WIDTH)
+    path.unlink()
+    write(dataset, pool, tmp_path)
+    assert open_store(tmp_path, pool, range(SHARDS), WIDTH).shards[2].shape == (len(pool[2]), WIDTH)
