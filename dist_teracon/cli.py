@@ -7,18 +7,18 @@ import errno
 import importlib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
+from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
+    from dist_teracon.console import Progress
     from dist_teracon.data.schema import DatasetInfo
-
-Tell = Callable[[str, int, int], None]
 
 _FORMATS = ("recbole", "movielens", "sequence-csv", "ttl", "tenrec", "events", "synthetic")
 
@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not io.is_store_error(error):
             raise
-        print(f"dist-teracon: error: a store does not answer as it should ({io.told(error)}); what was finished is kept", file=sys.stderr)
+        print(
+            f"dist-teracon: error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
@@ -118,7 +120,6 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from dist_teracon.console import Progress
     from dist_teracon.data.summary import dataset_lines
 
     wanted = 1 if options.format == "synthetic" else 2
@@ -129,25 +130,25 @@ def _prepare(options: argparse.Namespace) -> None:
             else f"prepare {options.format} wants two paths: dist-teracon prepare {options.format} SRC OUT"
         )
     if options.raw:
-        _raw_files(options, Progress())
+        _raw_files(options, Console())
         return
-    info = _prepare_into(options, options.paths[-1], Progress()) if options.append is None else _append(options, Progress())
+    info = _prepare_into(options, options.paths[-1], Console()) if options.append is None else _append(options, Console())
     print("\n".join(dataset_lines(info)))
 
 
-def _raw_files(options: argparse.Namespace, tell: Tell) -> None:
+def _raw_files(options: argparse.Namespace, progress: Progress) -> None:
     from dist_teracon.data.synthetic.ttl import raw_files
 
     if (options.format, options.like) != ("synthetic", "ttl") or options.append is not None:
         raise ConfigError("--raw: raw files are written by 'prepare synthetic OUT --like ttl --raw' alone")
-    raw_files(options.paths[0], users=options.users, tell=tell)
+    raw_files(options.paths[0], users=options.users, progress=progress)
 
 
-def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetInfo:
+def _prepare_into(options: argparse.Namespace, out: str, progress: Progress) -> DatasetInfo:
     if options.format == "synthetic":
         if options.set or options.recipe:
             raise ConfigError("--recipe, --set: synthetic data follows no recipe; see --users, --like, --split, --shards")
-        return _prepare_synthetic(options, out, tell)
+        return _prepare_synthetic(options, out, progress)
     from dist_teracon.config import apply_overrides, read_yaml
     from dist_teracon.data.prepare.pipeline import prepare
     from dist_teracon.data.recipe import parse_recipe
@@ -160,11 +161,11 @@ def _prepare_into(options: argparse.Namespace, out: str, tell: Tell) -> DatasetI
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,
         max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, cluster=options.cluster,
-        say=_say, tell=tell,
+        log=Console().log, progress=progress,
     )  # fmt: skip
 
 
-def _append(options: argparse.Namespace, tell: Tell) -> DatasetInfo:
+def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
     """Prepare what is added beside the old version, in as many shards, and lay the two together."""
     from dist_teracon import io
     from dist_teracon.data.prepare.versions import append
@@ -181,14 +182,14 @@ def _append(options: argparse.Namespace, tell: Tell) -> DatasetInfo:
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".added-", dir=beside) as folder:
         added = str(Path(folder) / "added")
-        _prepare_into(options, added, tell)
+        _prepare_into(options, added, progress)
         info = append(options.append, added, out)
     told = info.notes["appended"][-1]
-    _say(f"{options.append} and {told['users']} users, {told['items']} items, tasks: {', '.join(told['tasks'])}")
+    Console().log(f"{options.append} and {told['users']} users, {told['items']} items, tasks: {', '.join(told['tasks'])}")
     return info
 
 
-def _prepare_synthetic(options: argparse.Namespace, out: str, tell: Tell) -> DatasetInfo:
+def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress) -> DatasetInfo:
     from dist_teracon.data.schema import SplitRule
 
     split = SplitRule(by=options.split or "users")
@@ -196,23 +197,25 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, tell: Tell) -> Dat
         from dist_teracon.data.synthetic.ttl import prepare_ttl
 
         return prepare_ttl(
-            out, users=options.users, split=options.split, min_count=options.min_count, shards=options.shards, say=_say, tell=tell
+            out,
+            users=options.users,
+            split=options.split,
+            min_count=options.min_count,
+            shards=options.shards,
+            log=Console().log,
+            progress=progress,
         )
     from dist_teracon.data.prepare.pipeline import prepare_tables
     from dist_teracon.data.synthetic.six_tasks import DEFAULT_USERS, parse_synthetic
 
     users = DEFAULT_USERS if options.users is None else options.users
     tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
-    return prepare_tables(tables, out, split, shards=options.shards, say=_say)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    return prepare_tables(tables, out, split, shards=options.shards, log=Console().log)
 
 
 def _train(options: argparse.Namespace) -> None:
     from dist_teracon.config import load_config
-    from dist_teracon.console import Voice, set_up_logging
+    from dist_teracon.console import set_up_logging
 
     config = load_config(options.config, options.set)
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
@@ -225,18 +228,17 @@ def _train(options: argparse.Namespace) -> None:
     from dist_teracon.train.run import train
 
     with process_group() as runtime:
-        voice = Voice(speaks=runtime.is_main)
+        console = Console(active=runtime.is_main)
         added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
-        train(config, runtime, options.run, where=options.config, voice=voice, with_single_task=options.with_single_task, added=added)
+        train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
             _tell(options.run, [options.run], options.run / "report.html")
 
 
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
-    from dist_teracon.console import Voice
 
-    page = compare(options.plan, options.out, parallel=options.parallel, voice=Voice(speaks=True))
+    page = compare(options.plan, options.out, parallel=options.parallel, console=Console())
     print(page.read_text(encoding="utf-8"))
     print(f"tables: {page}")
 

@@ -17,7 +17,7 @@ from dist_teracon import io
 from dist_teracon.errors import ConfigError, nearest
 
 
-class Frozen(BaseModel):
+class ConfigModel(BaseModel):
     """Base of every part of a configuration: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +34,7 @@ Pooling = Literal["last", "mean", "concat"]
 _FULL_HEAD_BYTES = 4 << 30
 
 
-class SampledSoftmax(Frozen):
+class SampledSoftmax(ConfigModel):
     """Sampled softmax with log-Q correction.
 
     Attributes:
@@ -47,7 +47,7 @@ class SampledSoftmax(Frozen):
     distribution: Literal["log_uniform", "in_batch"] = "log_uniform"
 
 
-class HeadsConfig(Frozen):
+class HeadsConfig(ConfigModel):
     """By what loss heads are trained; scores always rank all labels.
 
     Attributes:
@@ -68,7 +68,7 @@ class HeadsConfig(Frozen):
         return chosen == "sampled" or (chosen == "auto" and labels * width * 16 > _FULL_HEAD_BYTES)
 
 
-class ModelConfig(Frozen):
+class ModelConfig(ConfigModel):
     """The shared backbone (SPEC section 2).
 
     Attributes:
@@ -93,7 +93,7 @@ class ModelConfig(Frozen):
     heads: HeadsConfig = HeadsConfig()
 
 
-class StageTraining(Frozen):
+class StageTraining(ConfigModel):
     """How one stage trains.
 
     Attributes:
@@ -102,10 +102,10 @@ class StageTraining(Frozen):
         epochs: At most so many.
         patience: Stop after so many epochs without a better validation score; 0 never stops early.
         weight_decay: Decoupled (AdamW's), of the backbone's matrices and the new head's, TERACON's later stages the head's alone.
-        average: What is validated and handed on is a running average of the weights at the ends of epochs, of which an epoch keeps this
+        ema_decay: What is validated and handed on is a running average of the weights at the ends of epochs, of which an epoch keeps this
             share; 0: the weights of the epoch alone.
-        earlier_rate: Factor on the learning rate of what earlier stages trained: the backbone, and past tasks' heads and masks.
-        head_steps: Before the stage, so many steps of the new head alone, on representations of some training users; validation may keep
+        pretrained_lr_scale: Factor on the learning rate of what earlier stages trained: the backbone, and past tasks' heads and masks.
+        probe_steps: Before the stage, so many steps of the new head alone, on representations of some training users; validation may keep
             this start. None for the next-item task and for heads with a sampled loss.
     """
 
@@ -114,12 +114,12 @@ class StageTraining(Frozen):
     epochs: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=0)] = 5
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    earlier_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    head_steps: Annotated[int, Field(ge=0)] = 0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pretrained_lr_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    probe_steps: Annotated[int, Field(ge=0)] = 0
 
 
-class StageOverride(Frozen):
+class StageOverride(ConfigModel):
     """What one task does otherwise than the stage it falls in."""
 
     learning_rate: Rate | None = None
@@ -127,12 +127,12 @@ class StageOverride(Frozen):
     epochs: Annotated[int, Field(ge=0)] | None = None
     patience: Annotated[int, Field(ge=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
-    average: Annotated[float, Field(ge=0, lt=1)] | None = None
-    earlier_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    head_steps: Annotated[int, Field(ge=0)] | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    pretrained_lr_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    probe_steps: Annotated[int, Field(ge=0)] | None = None
 
 
-# `lazy_tables: auto` has tables of at least so many rows advanced in touched rows alone.
+# `sparse_updates: auto` has tables of at least so many rows advanced in touched rows alone.
 _LAZY_FROM = 100_000
 
 
@@ -148,7 +148,7 @@ _DEEPSPEED_TAKEN = {
 }
 
 
-class TrainConfig(Frozen):
+class TrainConfig(ConfigModel):
     """Training (SPEC section 5).
 
     Attributes:
@@ -159,23 +159,23 @@ class TrainConfig(Frozen):
         precision: `bf16` computes in bf16 with fp32 masters in the optimiser and needs ZeRO 1 or 2.
         gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
         accumulation: Micro-batches a step.
-        lazy_tables: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
+        sparse_updates: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
             that a step reads alone (`engine/lazy_adam.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
             0 and clipping is off.
         log_every: Optimiser steps between two `step` events.
         deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
     """
 
-    first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, average=0.8)
-    second: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1, head_steps=400)
-    later: StageTraining = StageTraining(batch=256, average=0.7, earlier_rate=0.1, head_steps=400)
+    first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, ema_decay=0.8)
+    second: StageTraining = StageTraining(batch=256, ema_decay=0.7, pretrained_lr_scale=0.1, probe_steps=400)
+    later: StageTraining = StageTraining(batch=256, ema_decay=0.7, pretrained_lr_scale=0.1, probe_steps=400)
     by_task: dict[str, StageOverride] = {}
     max_steps: Positive | None = None
     zero: Literal[0, 1, 2] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_clipping: Annotated[float, Field(ge=0)] = 0.0
     accumulation: Positive = 1
-    lazy_tables: Literal["auto", "on", "off"] = "auto"
+    sparse_updates: Literal["auto", "on", "off"] = "auto"
     log_every: Positive = 10
     deepspeed: dict[str, Any] = {}
 
@@ -185,25 +185,25 @@ class TrainConfig(Frozen):
             raise ValueError("precision bf16 keeps its fp32 masters in ZeRO: set train.zero to 1 or 2")
         return self
 
-    @field_validator("lazy_tables", mode="before")
+    @field_validator("sparse_updates", mode="before")
     @classmethod
     def _yaml_reads_on_and_off_as_booleans(cls, value: Any) -> Any:
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _lazy(self) -> TrainConfig:
-        if self.lazy_tables == "on" and (self.zero or self.gradient_clipping):
+        if self.sparse_updates == "on" and (self.zero or self.gradient_clipping):
             raise ValueError(
-                "lazy_tables on: the table's gradient holds the rows that a step reads, which ZeRO 1 and 2 cannot partition nor clipping "
-                "measure: set train.zero and train.gradient_clipping to 0, or lazy_tables to auto or off"
+                "sparse_updates on: the table's gradient holds the rows that a step reads; ZeRO 1 and 2 cannot partition it, nor clipping "
+                "measure: set train.zero and train.gradient_clipping to 0, or sparse_updates to auto or off"
             )
         return self
 
-    def is_lazy(self, rows: int) -> bool:
+    def uses_sparse_updates(self, rows: int) -> bool:
         """Tell whether a table of so many rows is advanced in touched rows alone."""
-        if self.lazy_tables == "auto":
+        if self.sparse_updates == "auto":
             return rows >= _LAZY_FROM and not self.zero and not self.gradient_clipping
-        return self.lazy_tables == "on"
+        return self.sparse_updates == "on"
 
     @field_validator("deepspeed")
     @classmethod
@@ -222,7 +222,7 @@ class TrainConfig(Frozen):
         return base if override is None else base.model_copy(update=override.model_dump(exclude_none=True))
 
 
-class EvaluateConfig(Frozen):
+class EvaluateConfig(ConfigModel):
     """Evaluation.
 
     Attributes:
@@ -234,7 +234,7 @@ class EvaluateConfig(Frozen):
     batch: Positive = 512
 
 
-class RunConfig(Frozen):
+class RunConfig(ConfigModel):
     """A whole run.
 
     Attributes:
@@ -261,7 +261,7 @@ class RunConfig(Frozen):
         return self
 
 
-M = TypeVar("M", bound=Frozen)
+M = TypeVar("M", bound=ConfigModel)
 
 
 def validate(model: type[M], value: Mapping[str, Any], *, where: str) -> M:
@@ -398,16 +398,16 @@ def make_config(value: dict[str, Any], *, where: str) -> RunConfig:
         ConfigError: with `where` and dotted field.
     """
     if (preset := value.get("preset")) == "paper":
-        value = lay_over(read_yaml(f"configs/presets/{preset}.yaml"), value)
+        value = deep_merge(read_yaml(f"configs/presets/{preset}.yaml"), value)
     return validate(RunConfig, value, where=where)
 
 
-def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge two mappings field by field, so that one field of a group does not drop the others."""
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        merged[key] = lay_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        merged[key] = deep_merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return merged
 
 

@@ -45,17 +45,17 @@ def is_store_error(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
 
 
-def told(error: BaseException) -> str:
+def redacted(error: BaseException) -> str:
     """Return an error's text without what follows `?` in addresses, where signatures and tokens stand."""
     return re.sub(r"\?[^\s\"']+", "?…", str(error) or type(error).__name__)
 
 
-def is_enough(*, attempts: int, since: float) -> bool:
+def retries_exhausted(*, attempts: int, since: float) -> bool:
     """Tell whether a store that still fails is not asked again, though pauses are left; `since` is when the first attempt began."""
     return attempts > 1 and time.monotonic() - since > PATIENCE_S
 
 
-def patiently(uri: str, job: Callable[[], T]) -> T:
+def with_retries(uri: str, job: Callable[[], T]) -> T:
     """Do something with a file, and where its store fails do it again a few times.
 
     Raises:
@@ -70,8 +70,8 @@ def patiently(uri: str, job: Callable[[], T]) -> T:
         except Exception as error:
             if is_local(uri) or not is_store_error(error):
                 raise
-            if pause is None or is_enough(attempts=attempts, since=began):
-                raise DataError(f"{uri}: the store fails after {attempts} attempts ({told(error)}); try again later") from None
+            if pause is None or retries_exhausted(attempts=attempts, since=began):
+                raise DataError(f"{uri}: the store fails after {attempts} attempts ({redacted(error)}); try again later") from None
             time.sleep(pause)
     raise AssertionError
 
@@ -146,7 +146,7 @@ def read_bytes(uri: str) -> bytes:
         with open_binary(uri) as file:
             return file.read()
 
-    return patiently(uri, read)
+    return with_retries(uri, read)
 
 
 def put(path: Path, uri: str) -> None:
@@ -157,7 +157,7 @@ def put(path: Path, uri: str) -> None:
         filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         filesystem.put_file(str(path), target)
 
-    patiently(uri, write)
+    with_retries(uri, write)
 
 
 def read_json(uri: str) -> Any:

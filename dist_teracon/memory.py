@@ -7,7 +7,7 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory() -> None:
+def raise_malloc_thresholds() -> None:
     """Let the C library hand freed blocks of up to 32 MB out again instead of giving them back to the system.
 
     Pages that the system takes back come again zeroed, one fault each, which costs more than the arithmetic on them. Up to 256 MB that are

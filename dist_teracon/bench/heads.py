@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table
-from dist_teracon.engine.sparse_adamw import LazyAdamW
+from dist_teracon.engine.sparse_adamw import SparseAdamW
 from dist_teracon.evaluate.metrics import reciprocal_rank
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.network import Network
@@ -73,7 +73,7 @@ def _step(options: argparse.Namespace, items: int, kind: str) -> tuple[Callable[
     exact, lazy = kind.startswith("full"), kind.endswith("lazy")
     # an exact loss gives every label a gradient, so there the item table alone can be lazy
     backbone.sparse, model.head("next").sparse = lazy, lazy and not exact
-    optimiser = LazyAdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    optimiser = SparseAdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     counts = (1e6 / torch.arange(1, items + 1)).long().clamp_min(1)
     negatives = Negatives(1024, "log_uniform", counts, 0)
     positions = options.users * options.length
@@ -123,7 +123,7 @@ def _adam(options: argparse.Namespace, items: int) -> list[list[str]]:
         with PeakMemory() as peak:
             generator = torch.Generator().manual_seed(0)
             table = torch.nn.Parameter(torch.randn(items, options.channels, generator=generator))
-            optimiser = LazyAdamW([table], lr=1e-3)
+            optimiser = SparseAdamW([table], lr=1e-3)
 
             def step(table=table, optimiser=optimiser, generator=generator, sparse=sparse) -> None:  # type: ignore[no-untyped-def]
                 values = torch.randint(items, (options.users * options.length,), generator=generator)

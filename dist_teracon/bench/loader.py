@@ -62,7 +62,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
 
     def loader(tasks: Sequence[str], batch: int) -> TrainingLoader:
         chosen = [dataset.info.task(name) for name in tasks]
-        return TrainingLoader(dataset, chosen, slot=0, batch=batch, seed=0, rank=0, world_size=options.world_size)
+        return TrainingLoader(dataset, chosen, mask_index=0, batch=batch, seed=0, rank=0, world_size=options.world_size)
 
     first = loader(["next"], 32)
     next(iter(first.epoch(1)))

@@ -13,8 +13,8 @@ from torch import nn
 
 from dist_teracon.bench.eager_baseline import EagerNetwork, EagerStage, PlainBlockStack, padded_examples
 from dist_teracon.config import RunConfig, make_config
-from dist_teracon.console import untracked
-from dist_teracon.continual.method import Method, Setup, StageContext, resolve_method
+from dist_teracon.console import NoProgress
+from dist_teracon.continual.method import Method, MethodContext, StageContext, resolve_method
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.open import open_dataset
 from dist_teracon.engine.contract import Runtime
@@ -57,7 +57,7 @@ def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Ru
     tasks = dataset.info.tasks
     kind, settings = resolve_method(config, where="bench")
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
-    method = kind(Setup(model=config.model, seed=0, items=dataset.info.items, tasks=tasks, training=training), settings)
+    method = kind(MethodContext(model=config.model, seed=0, items=dataset.info.items, tasks=tasks, training=training), settings)
     for earlier in tasks[: stage - 1]:
         method.begin_task(earlier)
         method.end_task()
@@ -67,14 +67,14 @@ def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Ru
     method.prepare(
         StageContext(
             dataset=dataset, runtime=runtime, folder=folder, training=method.training(task), max_steps=None,
-            track=untracked, event=_silent,
+            progress=NoProgress(), event=_silent,
         )
     )  # fmt: skip
     (phase,) = method.phases(task)
     method.begin_phase(phase)
     engine = DeepSpeedEngine(LossModule(method), method.parameter_groups(phase), config=config.train, runtime=runtime)
     loader = TrainingLoader(
-        dataset, (task,), slot=method.slot(task.name), batch=phase.training.batch, seed=0, rank=0, world_size=1,
+        dataset, (task,), mask_index=method.mask_index(task.name), batch=phase.training.batch, seed=0, rank=0, world_size=1,
         noise=config.model.dropout > 0,
     )  # fmt: skip
     return OurStage(method, engine, loader, runtime)

@@ -76,7 +76,7 @@ def profiled(clock: Clock, stage: OurStage) -> Iterator[None]:
         (Network, "mask_table", "masks"),
         (method_module, "cross_entropy_sum", "heads and losses"),
         (teracon_module, "squared_error_sum", "heads and losses"),
-        (stage.method, "extend", "replayed rows"),
+        (stage.method, "add_replay", "replayed rows"),
         (stage.method, "project", "clamp"),
         (stage.engine, "backward", "engine around backward"),
         (stage.engine, "step", "engine around the optimiser"),

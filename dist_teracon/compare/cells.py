@@ -13,7 +13,7 @@ from pathlib import Path
 from dist_teracon import io
 from dist_teracon.compare.plan import Cell
 from dist_teracon.config import dump_config
-from dist_teracon.console import Voice
+from dist_teracon.console import Console
 from dist_teracon.errors import RunError
 
 
@@ -26,20 +26,20 @@ def is_finished(cell: Cell, out: Path) -> bool:
     return len(value["scores"]) == len(value["tasks"])
 
 
-def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, voice: Voice) -> None:
+def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, console: Console) -> None:
     """Run every cell that is not finished; a failed one does not stop the others.
 
     Args:
         cells: What to run.
         out: The comparison's folder.
         parallel: Processes at a time, one thread each.
-        voice: What a person sees.
+        console: What a person sees.
 
     Raises:
         RunError: some cells failed; names them, the last line of each and its log.
     """
     waiting = [cell for cell in cells if not is_finished(cell, out)]
-    voice.line(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {parallel} at a time")
+    console.log(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {parallel} at a time")
     failures: list[str] = []
     running: set[subprocess.Popen[bytes]] = set()
     guard = threading.Lock()
@@ -50,7 +50,7 @@ def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, voice: Voice) 
                 cell = futures[future]
                 problem = future.result()
                 told = "finished" if problem is None else f"failed: {problem}"
-                voice.line(f"[{done}/{len(waiting)}] {cell.variant}, seed {cell.seed}: {told}")
+                console.log(f"[{done}/{len(waiting)}] {cell.variant}, seed {cell.seed}: {told}")
                 if problem is not None:
                     failures.append(f"{cell.variant}, seed {cell.seed}: {problem} (log: {_log(cell, out)})")
         except BaseException:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from dist_teracon.config import Frozen, RunConfig, apply_overrides, make_config, read_yaml, validate
+from dist_teracon.config import ConfigModel, RunConfig, apply_overrides, make_config, read_yaml, validate
 
 
-class Plan(Frozen):
+class Plan(ConfigModel):
     """A comparison, as `configs/compare/*.yaml` has it. `{seed}` in a text value stands for the cell's seed.
 
     Attributes:

@@ -9,18 +9,18 @@ from dist_teracon import io
 from dist_teracon.compare.cells import is_finished, run_cells
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.tables import gather, markdown
-from dist_teracon.console import Voice
+from dist_teracon.console import Console
 from dist_teracon.errors import RunError
 
 
-def compare(uri: str, out: Path, *, parallel: int | None, voice: Voice) -> Path:
+def compare(uri: str, out: Path, *, parallel: int | None, console: Console) -> Path:
     """Run a comparison's unfinished cells and write `tables.md` of the seeds that all variants have finished.
 
     Args:
         uri: The comparison (YAML).
         out: Its folder; `cells/<variant>/seed-<n>` are ordinary runs.
         parallel: Processes at a time; one a core where None.
-        voice: What a person sees.
+        console: What a person sees.
 
     Returns:
         The tables' file.
@@ -32,7 +32,7 @@ def compare(uri: str, out: Path, *, parallel: int | None, voice: Voice) -> Path:
     plan, cells = read_plan(uri)
     failed: RunError | None = None
     try:
-        run_cells(cells, out, parallel=parallel or os.cpu_count() or 1, voice=voice)
+        run_cells(cells, out, parallel=parallel or os.cpu_count() or 1, console=console)
     except RunError as error:
         failed = error
     page = out / "tables.md"

@@ -21,5 +21,5 @@ class FineAll(SinMo):
             return super().start(task)
         return Network(copy.deepcopy(self.network(self.learned[0]).backbone))
 
-    def is_earlier(self, name: str) -> bool:
-        return Method.is_earlier(self, name)
+    def is_pretrained(self, name: str) -> bool:
+        return Method.is_pretrained(self, name)

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import Frozen, ModelConfig, RunConfig, StageTraining, validate
-from dist_teracon.console import Track
+from dist_teracon.config import ConfigModel, ModelConfig, RunConfig, StageTraining, validate
+from dist_teracon.console import Progress
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Task
@@ -52,7 +52,7 @@ class StageContext:
         folder: The stage's folder, for files of the method's own.
         training: The stage's settings.
         max_steps: Optimiser steps that the stage will take at most, or None.
-        track: Wraps a long loop with progress.
+        progress: Shows how far a long loop is.
         event: Writes an event to the run's log.
     """
 
@@ -61,12 +61,12 @@ class StageContext:
     folder: Path
     training: StageTraining
     max_steps: int | None
-    track: Track
+    progress: Progress
     event: Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Setup:
+class MethodContext:
     """What a method is built from.
 
     Attributes:
@@ -99,18 +99,18 @@ class Method(ABC):
     """A way to learn tasks one after another.
 
     The trainer's order of calls for a task: `begin_task`, `prepare`, then for each of `phases`: `begin_phase`, `parameter_groups`,
-    `gradient_hooks` (before the engine is made), the steps (`begin_epoch`, `extend`, `loss`, `project`), then `end_task`.
-    A finished stage is restored by `begin_task` and `end_task` for every learned task, and `load_tensors`.
-    A stage resumed in a later phase gets the weights with which that phase began by `load_tensors`, then its `begin_phase`; those of
-    the phases before are not called again. So what a phase decides (what is pruned, what is frozen) lies in `tensors`, as buffers.
+    `gradient_hooks` (before the engine is made), the steps (`begin_epoch`, `add_replay`, `loss`, `project`), then `end_task`.
+    A finished stage is restored by `begin_task` and `end_task` for every learned task, and `load_state_dict`.
+    A stage resumed in a later phase gets the weights with which that phase began by `load_state_dict`, then its `begin_phase`; those of
+    the phases before are not called again. So what a phase decides (what is pruned, what is frozen) lies in `state_dict`, as buffers.
     After a phase the module's parameters are new objects: a method keeps no references to them.
     """
 
     name: ClassVar[str]
-    Settings: ClassVar[type[Frozen]] = Frozen
+    Settings: ClassVar[type[ConfigModel]] = ConfigModel
 
-    def __init__(self, setup: Setup, settings: Frozen) -> None:
-        self.setup = setup
+    def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
+        self.context = context
         self.settings = settings
         self.learned: list[str] = []
         # tasks in training whose labels are too many for the exact loss; set by the trainer before a phase
@@ -138,18 +138,18 @@ class Method(ABC):
         """Return Adam's groups; parameters that are in none must not require gradients."""
         training = phase.training
         trained = {name: p for name, p in self.module().named_parameters() if p.requires_grad}
-        decayed = self.decayed(list(trained)) if training.weight_decay else set()
+        decay_parameters = self.decay_parameters(list(trained)) if training.weight_decay else set()
         parts: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in trained.items():
-            rate = training.learning_rate * (training.earlier_rate if self.is_earlier(name) else 1.0)
-            parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
+            rate = training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(name) else 1.0)
+            parts.setdefault((rate, training.weight_decay if name in decay_parameters else 0.0), []).append(parameter)
         return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
 
-    def is_earlier(self, name: str) -> bool:
-        """Tell whether earlier stages trained a parameter of the module, so that `earlier_rate` holds for it: the backbone, after T1."""
+    def is_pretrained(self, name: str) -> bool:
+        """Return whether earlier stages trained a parameter, so that `pretrained_lr_scale` applies: the backbone, after T1."""
         return len(self.learned) > 1 and name.startswith("backbone.")
 
-    def decayed(self, names: Sequence[str]) -> set[str]:
+    def decay_parameters(self, names: Sequence[str]) -> set[str]:
         """Return which of the module's parameters weight decay acts on: item table, convolutions, the present task's head."""
         wanted = ("backbone.items", "backbone.conv_weight", f"heads.{self.learned[-1]}.weight")
         return {name for name in names if name in wanted}
@@ -160,7 +160,7 @@ class Method(ABC):
     def begin_epoch(self, epoch: int) -> None:
         """Start an epoch, counted from 1."""
 
-    def extend(self, batch: PackedBatch) -> PackedBatch:
+    def add_replay(self, batch: PackedBatch) -> PackedBatch:
         """Add rows to a batch, as replayed users."""
         return batch
 
@@ -182,7 +182,7 @@ class Method(ABC):
         """Settle the task that was learned."""
 
     @abstractmethod
-    def slot(self, task: str) -> int:
+    def mask_index(self, task: str) -> int:
         """Return the row of the mask table that a task's rows use."""
 
     @abstractmethod
@@ -194,19 +194,19 @@ class Method(ABC):
         """Return a task's head."""
 
     @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return all weights of the tasks learned so far, fp32, by name."""
 
     @abstractmethod
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave; the structure has been grown by `begin_task`."""
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave; the structure has been grown by `begin_task`."""
 
-    def progress(self) -> dict[str, Any]:
+    def stage_state(self) -> dict[str, Any]:
         """Return the small state in the middle of a stage, as JSON values, beyond weights."""
         return {}
 
-    def load_progress(self, state: dict[str, Any]) -> None:
-        """Take over what `progress` gave."""
+    def load_stage_state(self, state: dict[str, Any]) -> None:
+        """Take over what `stage_state` gave."""
 
     def masks(self) -> Tensor | None:
         """Return all tasks' masks at inference [T, K, C] for the report, or None for a method without."""
@@ -214,9 +214,9 @@ class Method(ABC):
 
     def training(self, task: Task) -> StageTraining:
         """Return a task's stage settings."""
-        return self.setup.training[[known.name for known in self.setup.tasks].index(task.name)]
+        return self.context.training[[known.name for known in self.context.tasks].index(task.name)]
 
-    def class_terms(self, batch: PackedBatch, hidden: Tensor) -> dict[str, Tensor]:
+    def classification_losses(self, batch: PackedBatch, hidden: Tensor) -> dict[str, Tensor]:
         """Return the cross-entropy terms of a batch's examples."""
         terms = {}
         for part in batch.examples:
@@ -224,7 +224,7 @@ class Method(ABC):
             if (negatives := self.negatives.get(part.task)) is not None:
                 loss = negatives.loss(head, chosen, part.labels, epoch=batch.epoch, step=batch.step)
             else:
-                loss = cross_entropy_sum(head, chosen, part.labels, smoothing=self.setup.model.heads.label_smoothing)
+                loss = cross_entropy_sum(head, chosen, part.labels, smoothing=self.context.model.heads.label_smoothing)
             terms[f"class/{part.task}"] = loss / max(1, part.total)
         return terms
 
@@ -254,7 +254,7 @@ def method_class(name: str) -> type[Method]:
     return _registered[name]
 
 
-def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], Frozen]:
+def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], ConfigModel]:
     """Return the configured method's class and validated settings.
 
     Raises:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import Frozen
-from dist_teracon.continual.method import Method, Phase, Setup, StageContext, register
+from dist_teracon.config import ConfigModel
+from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext, register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.heads import Head
@@ -21,13 +21,13 @@ class Popularity(Method):
 
     name = "popularity"
 
-    def __init__(self, setup: Setup, settings: Frozen) -> None:
-        super().__init__(setup, settings)
+    def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
+        super().__init__(context, settings)
         self.heads = nn.ModuleDict()
 
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)
-        head = Head(1, task.labels, generator=self.setup.generator(f"head:{task.name}"))
+        head = Head(1, task.labels, generator=self.context.generator(f"head:{task.name}"))
         self.heads[task.name] = head.requires_grad_(False)
 
     def prepare(self, context: StageContext) -> None:
@@ -44,7 +44,7 @@ class Popularity(Method):
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         raise AssertionError("popularity has no phase to train")
 
-    def slot(self, task: str) -> int:
+    def mask_index(self, task: str) -> int:
         return 0
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
@@ -55,8 +55,8 @@ class Popularity(Method):
         assert isinstance(head, Head)
         return head
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.heads.state_dict().items()}
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.heads.load_state_dict(tensors)

@@ -28,8 +28,6 @@ from dist_teracon.hashing import mix64, stable_hash
 # `pool: auto` keeps every training user of a task of at most so many.
 SMALL_TASK = 100_000
 
-Track = Callable[[Iterator[Path], int, str], Iterator[Path]]
-
 
 def pool_of_users(
     dataset: Dataset, task: str, past: str, *, seed: int, share: float, shards: Iterable[int] | None = None
@@ -67,7 +65,7 @@ def write_pseudo_labels(
     pool: Sequence[NDArray[np.int64]],
     *,
     folder: Path,
-    slot: int,
+    mask_index: int,
     shards: range,
     batch: int = 1024,
 ) -> Iterator[Path]:
@@ -77,7 +75,7 @@ def write_pseudo_labels(
         teach: Maps a packed batch of whole sequences to targets [n, d].
         pool: `pool_of_users`.
         folder: Where the shards' files go.
-        slot: Row of the teacher's mask table.
+        mask_index: Row of the teacher's mask table.
         shards: The shards that this rank owns.
         batch: Users encoded at a time.
     """
@@ -92,18 +90,18 @@ def write_pseudo_labels(
         wanted = pool[shard][kept:]
         for first in range(0, len(wanted), batch):
             packed = take_rows(data.values, data.offsets, wanted[first : first + batch])
-            parts.append(teach(plain_batch(packed, slot)).float().cpu().numpy())
+            parts.append(teach(plain_batch(packed, mask_index)).float().cpu().numpy())
         if wanted.size or targets is None:
             _write_shard(path, pool[shard], np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32))
         yield path
 
 
-def plain_batch(rows: PackedRows, slot: int) -> PackedBatch:
+def plain_batch(rows: PackedRows, mask_index: int) -> PackedBatch:
     """Return rows of one task as a batch whose last positions are read."""
     return PackedBatch(
         values=torch.from_numpy(rows.values),
         row_offsets=torch.from_numpy(rows.offsets),
-        task_of_row=torch.full((rows.rows,), slot, dtype=torch.int32),
+        task_of_row=torch.full((rows.rows,), mask_index, dtype=torch.int32),
         positions="last",
     )
 

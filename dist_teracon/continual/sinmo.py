@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dist_teracon.config import Frozen
-from dist_teracon.continual.method import Method, Setup, register
+from dist_teracon.config import ConfigModel
+from dist_teracon.continual.method import Method, MethodContext, register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.heads import Head
@@ -18,24 +18,24 @@ class SinMo(Method):
 
     name = "sinmo"
 
-    def __init__(self, setup: Setup, settings: Frozen) -> None:
-        super().__init__(setup, settings)
+    def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
+        super().__init__(context, settings)
         self.networks = nn.ModuleDict()
 
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)
         network = self.start(task)
-        network.add_task(task.name, task.labels, generator=self.setup.generator(f"head:{task.name}"))
+        network.add_task(task.name, task.labels, generator=self.context.generator(f"head:{task.name}"))
         self.networks[task.name] = network
 
     def start(self, task: Task) -> Network:
         """Return the network that a task starts from, without its head."""
-        return Network(self.setup.backbone(task))
+        return Network(self.context.backbone(task))
 
     def module(self) -> nn.Module:
         return self.networks[self.learned[-1]]
 
-    def is_earlier(self, name: str) -> bool:
+    def is_pretrained(self, name: str) -> bool:
         return False
 
     def network(self, task: str) -> Network:
@@ -44,13 +44,13 @@ class SinMo(Method):
         assert isinstance(network, Network)
         return network
 
-    def slot(self, task: str) -> int:
+    def mask_index(self, task: str) -> int:
         return 0
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         network = self.network(self.learned[-1])
-        hidden = network(batch.values, batch.row_offsets, batch.task_of_row, None, positions=batch.positions, noise_key=batch.noise_key)
-        return self.class_terms(batch, hidden)
+        hidden = network(batch.values, batch.row_offsets, batch.task_of_row, None, positions=batch.positions, dropout_key=batch.dropout_key)
+        return self.classification_losses(batch, hidden)
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
         return self.network(task)(batch.values, batch.row_offsets, batch.task_of_row, None, positions="last")
@@ -58,8 +58,8 @@ class SinMo(Method):
     def head(self, task: str) -> Head:
         return self.network(task).head(task)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.networks.state_dict().items()}
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.networks.load_state_dict(tensors)

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dist_teracon.config import Frozen
-from dist_teracon.continual.method import Method, Setup, StageContext, register
+from dist_teracon.config import ConfigModel
+from dist_teracon.continual.method import Method, MethodContext, StageContext, register
 from dist_teracon.continual.pseudo_labels import (
     ReplayStream,
     Store,
@@ -36,7 +36,7 @@ from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, T
 from dist_teracon.models.network import Network
 
 
-class RetentionSettings(Frozen):
+class RetentionSettings(ConfigModel):
     """How past tasks are kept.
 
     Attributes:
@@ -63,7 +63,7 @@ class RetentionSettings(Frozen):
     pool: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
 
 
-class TeraconSettings(Frozen):
+class TeraconSettings(ConfigModel):
     """TERACON's settings.
 
     Attributes:
@@ -107,10 +107,10 @@ class Teracon(Method):
     name = "teracon"
     Settings = TeraconSettings
 
-    def __init__(self, setup: Setup, settings: TeraconSettings) -> None:
-        super().__init__(setup, settings)
+    def __init__(self, context: MethodContext, settings: TeraconSettings) -> None:
+        super().__init__(context, settings)
         self.options, self.retention = settings, settings.retention
-        backbone = setup.backbone(setup.tasks[0])
+        backbone = context.backbone(context.tasks[0])
         low, high = settings.embedding_range
         self.network = Network(
             backbone,
@@ -137,7 +137,7 @@ class Teracon(Method):
     def begin_task(self, task: Task) -> None:
         self.teacher = copy.deepcopy(self.network).requires_grad_(False) if self.learned else None
         self.learned.append(task.name)
-        self.network.add_task(task.name, task.labels, generator=self.setup.generator(f"task:{task.name}"))
+        self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
         self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0
         self.variances = {}
 
@@ -167,25 +167,25 @@ class Teracon(Method):
             self.network.head(past).requires_grad_(bool(self.streams))
         return super().parameter_groups(phase)
 
-    def is_earlier(self, name: str) -> bool:
+    def is_pretrained(self, name: str) -> bool:
         """The backbone, and past tasks' heads, embeddings and relation layers: Adam makes whole steps of small gradients, too."""
         part, _, rest = name.partition(".")
         if part == "heads":
             return rest.partition(".")[0] != self.learned[-1]
         if part == "masks":
             return int(rest.rpartition(".")[2]) < len(self.learned) - 1
-        return super().is_earlier(name)
+        return super().is_pretrained(name)
 
-    def decayed(self, names: Sequence[str]) -> set[str]:
+    def decay_parameters(self, names: Sequence[str]) -> set[str]:
         """In later stages the new head alone: a pull towards zero made what past tasks read drift (docs/experiments.md)."""
-        named = super().decayed(names)
+        named = super().decay_parameters(names)
         return named if len(self.learned) == 1 else {name for name in named if name.startswith("heads.")}
 
     def begin_epoch(self, epoch: int) -> None:
         for stream in self.streams.values():
             stream.begin_epoch(epoch)
 
-    def extend(self, batch: PackedBatch) -> PackedBatch:
+    def add_replay(self, batch: PackedBatch) -> PackedBatch:
         if not self.streams:
             return batch
         self._refresh_rates()
@@ -195,8 +195,8 @@ class Teracon(Method):
             rows, targets, total = self.streams[past].draw(wanted)
             if targets is None:
                 scale = self._scale(batch)
-                targets = self._teach(plain_batch(rows, self.slot(past)), past, self._teacher_masks(scale), logits=True)
-            parts.append((rows, self.slot(past)))
+                targets = self._teach(plain_batch(rows, self.mask_index(past)), past, self._teacher_masks(scale), logits=True)
+            parts.append((rows, self.mask_index(past)))
             terms.append((past, targets, total))
             self.drawn[past] = total
         return batch.with_retention(parts, terms)
@@ -206,9 +206,9 @@ class Teracon(Method):
         past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
         masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
         hidden = self.network(
-            batch.values, batch.row_offsets, batch.task_of_row, masks, positions=batch.positions, noise_key=batch.noise_key
+            batch.values, batch.row_offsets, batch.task_of_row, masks, positions=batch.positions, dropout_key=batch.dropout_key
         )
-        terms = self.class_terms(batch, hidden)
+        terms = self.classification_losses(batch, hidden)
         weights = dict(zip(self.learned, _normalised(self.rates), strict=False))
         for part in batch.retention:
             head = self.network.head(part.task)
@@ -217,7 +217,7 @@ class Teracon(Method):
             terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
         if len(self.learned) == 1 and self.options.mask_regulariser and masks is not None:
             # every micro-batch of every rank holds the whole term, and their losses are summed
-            terms["masks"] = self.options.mask_regulariser * masks.mean() / (self._world_size() * batch.parts)
+            terms["masks"] = self.options.mask_regulariser * masks.mean() / (self._world_size() * batch.num_micro_batches)
         return terms
 
     def project(self, engine: Engine) -> None:
@@ -270,7 +270,7 @@ class Teracon(Method):
         """The frozen head that turns stored representations into logits, for tasks of more labels than channels."""
         assert self.teacher is not None
         head = self.teacher.head(past)
-        return head if self.retention.teacher == "store" and head.labels > self.network.backbone.width else None
+        return head if self.retention.teacher == "store" and head.labels > self.network.backbone.output_dim else None
 
     @torch.no_grad()
     def _teach(self, batch: PackedBatch, past: str, masks: Tensor, *, logits: bool) -> Tensor:
@@ -292,7 +292,7 @@ class Teracon(Method):
             batch=self.batch,
             max_steps=context.max_steps,
         )
-        pool = pool_of_users(dataset, task, past, seed=self.setup.seed, share=share, shards=shards)
+        pool = pool_of_users(dataset, task, past, seed=self.context.seed, share=share, shards=shards)
         sizes = [sum(told) for told in zip(*runtime.gather([len(rows) for rows in pool]), strict=True)]
         if not sum(sizes):
             raise ConfigError(
@@ -306,17 +306,17 @@ class Teracon(Method):
             assert masks is not None
             written = write_pseudo_labels(
                 lambda batch: self._teach(batch, past, masks, logits=logits),
-                dataset, pool, folder=folder, slot=self.slot(past), shards=shards,
+                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards,
             )  # fmt: skip
-            for _ in context.track(written, len(shards), f"pseudo-labels of {past}"):
+            for _ in context.progress.track(written, len(shards), f"pseudo-labels of {past}"):
                 pass
-            width = self.network.head(past).labels if logits else self.network.backbone.width
+            width = self.network.head(past).labels if logits else self.network.backbone.output_dim
             targets = open_store(folder, pool, shards, width)
             told = {"rows": sum(sizes), "share": share, "seconds": time.monotonic() - began}
             if self.retention.normalise:
                 told["variance"] = self.variances[past] = self._variance(context, targets, past)
             context.event("pseudo_labels", past=past, **told)
-        return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.setup.seed, shards=shards, sizes=sizes)
+        return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.context.seed, shards=shards, sizes=sizes)
 
     def _variance(self, context: StageContext, targets: Store, past: str) -> float:
         """Mean square of a past task's pseudo-logits about their row's mean, of some rows a shard, the same at any world size."""
@@ -332,7 +332,7 @@ class Teracon(Method):
 
     # -- inference and state
 
-    def slot(self, task: str) -> int:
+    def mask_index(self, task: str) -> int:
         return self.learned.index(task)
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
@@ -344,17 +344,17 @@ class Teracon(Method):
     def masks(self) -> Tensor | None:
         return self.network.mask_table([self.options.s_max] * len(self.learned))
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.network.state_dict().items()}
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.network.load_state_dict(tensors)
 
-    def progress(self) -> dict[str, Any]:
+    def stage_state(self) -> dict[str, Any]:
         pending = None if self.pending is None else self.pending.tolist()
         return {"rates": self.rates, "pending": pending, "steps_taken": self.steps_taken}
 
-    def load_progress(self, state: dict[str, Any]) -> None:
+    def load_stage_state(self, state: dict[str, Any]) -> None:
         self.rates, self.steps_taken = state["rates"], state["steps_taken"]
         self.pending = None if state["pending"] is None else torch.tensor(state["pending"])
 

@@ -75,8 +75,8 @@ class PackedBatch:
         retention: Past tasks' rows.
         epoch, step, steps: Which batch of how many of which epoch this is.
         user_hash: uint64 [B], whose rows they are; only in evaluation.
-        parts: Into how many micro-batches its step was cut.
-        noise_key: int64 [B], what a row's dropout at this step follows from; 0 for none, as for replayed rows.
+        num_micro_batches: Into how many micro-batches its step was cut.
+        dropout_key: int64 [B], what a row's dropout at this step follows from; 0 for none, as for replayed rows.
     """
 
     values: Tensor
@@ -89,8 +89,8 @@ class PackedBatch:
     step: int = 0
     steps: int = 1
     user_hash: NDArray[np.uint64] | None = None
-    parts: int = 1
-    noise_key: Tensor | None = None
+    num_micro_batches: int = 1
+    dropout_key: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -106,7 +106,7 @@ class PackedBatch:
             values=self.values.to(device, non_blocking=True),
             row_offsets=self.row_offsets.to(device, non_blocking=True),
             task_of_row=self.task_of_row.to(device, non_blocking=True),
-            noise_key=None if self.noise_key is None else self.noise_key.to(device, non_blocking=True),
+            dropout_key=None if self.dropout_key is None else self.dropout_key.to(device, non_blocking=True),
             examples=tuple(replace(e, index=e.index.to(device), labels=e.labels.to(device)) for e in self.examples),
             retention=tuple(replace(r, index=r.index.to(device), targets=r.targets.to(device)) for r in self.retention),
         )
@@ -119,7 +119,7 @@ class PackedBatch:
             terms: For each past task its name, targets and rows in the global batch.
         """
         rows = concatenate([PackedRows(self.values.numpy(), self.row_offsets.numpy()), *(part for part, _ in parts)])
-        tasks = torch.cat([self.task_of_row, *(torch.full((part.rows,), slot, dtype=torch.int32) for part, slot in parts)])
+        tasks = torch.cat([self.task_of_row, *(torch.full((part.rows,), mask_index, dtype=torch.int32) for part, mask_index in parts)])
         offsets = torch.from_numpy(rows.offsets)
         # a user's representation is the last position, also where all positions are computed
         place = offsets[1:] - 1 if self.positions == "all" else torch.arange(rows.rows)
@@ -134,8 +134,11 @@ class PackedBatch:
             task_of_row=tasks,
             retention=tuple(retention),
             # what a teacher said of a whole sequence is held against what the student says of it whole
-            noise_key=None if self.noise_key is None else torch.cat([self.noise_key, self.noise_key.new_zeros(rows.rows - self.rows)]),
+            dropout_key=self._dropout_key_with(rows.rows - self.rows),
         )
+
+    def _dropout_key_with(self, replayed: int) -> Tensor | None:
+        return None if self.dropout_key is None else torch.cat([self.dropout_key, self.dropout_key.new_zeros(replayed)])
 
     def split(self, parts: int) -> list[PackedBatch]:
         """Cut the batch into micro-batches, row r going to part `r mod parts`; totals stay those of the global batch."""
@@ -155,11 +158,11 @@ class PackedBatch:
         )
         return replace(
             self,
-            parts=parts,
+            num_micro_batches=parts,
             values=self.values[position_kept],
             row_offsets=offsets,
             task_of_row=self.task_of_row[kept],
-            noise_key=None if self.noise_key is None else self.noise_key[kept],
+            dropout_key=None if self.dropout_key is None else self.dropout_key[kept],
             examples=examples,
             retention=retention,
         )

@@ -165,7 +165,7 @@ class Dataset:
         for index in shards:
             train = self.labels(name, index).of(Split.TRAIN)
             targets = train.values
-            if task.kind == "next":
+            if task.predicts_next:
                 shard = self.shard(index)
                 starts = shard.offsets[train.users] + 1  # the first item of a sequence is no target
                 positions = ragged_positions(starts, shard.offsets[train.users + 1] - starts)

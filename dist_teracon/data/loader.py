@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
 from dist_teracon.data.dataset import Dataset, Labels
-from dist_teracon.data.prefetch import ahead
+from dist_teracon.data.prefetch import prefetch
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
 from dist_teracon.hashing import mix64, stable_hash
 
@@ -46,7 +46,7 @@ class TrainingLoader:
     Args:
         dataset: Where the rows are.
         tasks: The tasks; a next-item task stands alone and is trained at all positions.
-        slot: Row of the mask table that these rows use.
+        mask_index: Row of the mask table that these rows use.
         batch: Examples a global batch; sequences for a next-item task.
         seed: Seed of the order.
         rank, world_size: Whose rows are built.
@@ -59,11 +59,11 @@ class TrainingLoader:
 
     def __init__(
         self, dataset: Dataset, tasks: Sequence[Task], *,
-        slot: int, batch: int, seed: int, rank: int, world_size: int, gather: Gather | None = None, noise: bool = False,
+        mask_index: int, batch: int, seed: int, rank: int, world_size: int, gather: Gather | None = None, noise: bool = False,
     ) -> None:  # fmt: skip
         self.noise = noise
-        self.dataset, self.tasks, self.slot, self.batch, self.seed = dataset, tuple(tasks), slot, batch, seed
-        self._next = any(task.kind == "next" for task in tasks)
+        self.dataset, self.tasks, self.mask_index, self.batch, self.seed = dataset, tuple(tasks), mask_index, batch, seed
+        self._next = any(task.predicts_next for task in tasks)
         if self._next and len(tasks) > 1:
             raise ValueError("a next-item task is trained at all positions and cannot be joined with others")
         self._own = own_shards(dataset.info.shards, rank, world_size)
@@ -142,7 +142,7 @@ class TrainingLoader:
             yield PackedBatch(
                 values=torch.from_numpy(packed.values[offsets[0] : offsets[-1]]),
                 row_offsets=torch.from_numpy(offsets - offsets[0]),
-                task_of_row=torch.full((high - low,), self.slot, dtype=torch.int32),
+                task_of_row=torch.full((high - low,), self.mask_index, dtype=torch.int32),
                 positions="all" if self._next else "last",
                 examples=tuple(
                     _examples_between(task.name, index, labels, outputs, int(total[step]))
@@ -151,7 +151,7 @@ class TrainingLoader:
                 epoch=plan.epoch,
                 step=step,
                 steps=plan.steps,
-                noise_key=None if hashes is None else self._noise_key(hashes[low:high], plan.epoch, step),
+                dropout_key=None if hashes is None else self._noise_key(hashes[low:high], plan.epoch, step),
             )
 
     def _hashes(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -197,7 +197,7 @@ class Epoch:
         self._build = build
 
     def __iter__(self) -> Generator[PackedBatch]:
-        batches = ahead(self._build(self.step))
+        batches = prefetch(self._build(self.step))
         try:
             for batch in batches:
                 self.step = batch.step + 1
@@ -217,14 +217,14 @@ class EvaluationBatches:
     Attributes:
         dataset: The data set.
         task: Whose labels.
-        slot: The task's.
+        mask_index: The task's.
         batch: Users at a time.
         labels: Of each of the rank's shards.
     """
 
     dataset: Dataset
     task: Task
-    slot: int
+    mask_index: int
     batch: int
     labels: dict[int, Labels]
 
@@ -237,13 +237,13 @@ class EvaluationBatches:
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
-                rows = take_rows(data.values, data.offsets, users, without_last=self.task.kind == "next")
+                rows = take_rows(data.values, data.offsets, users, without_last=self.task.predicts_next)
                 index = torch.from_numpy(np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]]))
                 labels = torch.from_numpy(part.values[begin:end].astype(np.int64))
                 yield PackedBatch(
                     values=torch.from_numpy(rows.values),
                     row_offsets=torch.from_numpy(rows.offsets),
-                    task_of_row=torch.full((rows.rows,), self.slot, dtype=torch.int32),
+                    task_of_row=torch.full((rows.rows,), self.mask_index, dtype=torch.int32),
                     positions="last",
                     examples=(Examples(self.task.name, index, labels, 0),),
                     user_hash=data.user_hash[users],
@@ -255,7 +255,7 @@ def evaluation_batches(
     task: Task,
     split: Split,
     *,
-    slot: int,
+    mask_index: int,
     batch: int,
     rank: int,
     world_size: int,
@@ -272,7 +272,7 @@ def evaluation_batches(
     labels = {shard: dataset.labels(task.name, shard).of(split) for shard in read}
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
-    return EvaluationBatches(dataset, task, slot, batch, {shard: labels[shard] for shard in own})
+    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own})
 
 
 def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, seed: int, gather: Gather | None) -> dict[int, Labels]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from urllib.parse import parse_qsl, urlencode
 
+from dist_teracon.console import Log, no_log
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import SplitRule
@@ -26,7 +26,7 @@ def _split_of(uri: str) -> tuple[str, SplitRule]:
     return f"{name}?{rest}" if rest else name, SplitRule(by="rows" if by == "rows" else "users", seed=int(seed))
 
 
-def open_dataset(uri: str, *, say: Callable[[str], None] = lambda _: None) -> Dataset:
+def open_dataset(uri: str, *, log: Log = no_log) -> Dataset:
     """Open a data set; `synthetic:six-tasks-v1?users=2000` is prepared in the cache folder if it is not there yet.
 
     A synthetic one takes `split=users|rows` and `split_seed=N` beside its own parameters, as in `…?users=4000&split_seed=1`.
@@ -44,7 +44,7 @@ def open_dataset(uri: str, *, say: Callable[[str], None] = lambda _: None) -> Da
 
         own, rule = _split_of(uri)
         tables = parse_synthetic(own)
-        say(f"preparing {uri} in {folder}")
+        log(f"preparing {uri} in {folder}")
         try:
             write_dataset(tables, str(folder), rule)
         except (OSError, DataError):

@@ -12,7 +12,7 @@ T = TypeVar("T")
 _POLL_S = 0.05
 
 
-def ahead(items: Iterator[T], *, depth: int = 2) -> Generator[T]:
+def prefetch(items: Iterator[T], *, depth: int = 2) -> Generator[T]:
     """Pass items on in their order, up to `depth` of them made ahead by a thread.
 
     An error of `items` is raised where its item would have come. The thread ends with the items, and where this generator is closed

@@ -58,9 +58,19 @@ class Task:
     examples: tuple[int, int, int]
 
     @property
+    def predicts_next(self) -> bool:
+        """Whether the sequence itself is the label: each position predicts the item that follows."""
+        return self.kind == "next"
+
+    @property
+    def ranks_labels(self) -> bool:
+        """Whether labels are ranked (items) or one class is chosen (a profile)."""
+        return self.kind != "profile"
+
+    @property
     def metric(self) -> str:
         """The task's own metric: MRR@5 where items are ranked, accuracy for a profile."""
-        return "accuracy" if self.kind == "profile" else "mrr@5"
+        return "mrr@5" if self.ranks_labels else "accuracy"
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,11 @@ class Engine(Protocol):
     def edit_masters(self, parameters: Iterable[torch.nn.Parameter], edit: Edit) -> None:
         """Edit the values that the optimiser steps, and the copies that the module computes with, in place."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Gather the whole state on every rank, on the CPU: `parameter/<name>` and `<moment>/<name>` in fp32, `steps`."""
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over a state that `state` gave, at any world size."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a state that `state_dict` gave, at any world size."""
 
     def release(self) -> None:
         """Give the module back as plain fp32 parameters and free the rest; the engine cannot be used after."""

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dist_teracon.config import TrainConfig, lay_over
+from dist_teracon.config import TrainConfig, deep_merge
 from dist_teracon.engine.contract import Edit, Runtime
-from dist_teracon.engine.sparse_adamw import LazyAdamW
+from dist_teracon.engine.sparse_adamw import SparseAdamW
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -45,7 +45,7 @@ class DeepSpeedEngine:
         groups: Parameter groups for Adam, each with `params` and `lr`.
         config: ZeRO stage, precision, clipping, accumulation.
         runtime: This process's place in the world; the default process group exists.
-        lazy: Parameters with sparse gradients are advanced in their rows alone (`LazyAdamW`); wants ZeRO 0, and no clipping.
+        lazy: Parameters with sparse gradients are advanced in their rows alone (`SparseAdamW`); wants ZeRO 0, and no clipping.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DeepSpeedEngine:
         whole = _copies(self._module) if config.precision == "bf16" else {}
         if lazy:
             torch.sparse.check_sparse_tensor_invariants.disable()  # said explicitly: DeepSpeed's own sparse tensors warn otherwise
-        kind = LazyAdamW if lazy else torch.optim.AdamW
+        kind = SparseAdamW if lazy else torch.optim.AdamW
         # with a decay of 0 this is Adam; fused, it takes one pass over each parameter instead of some ten small operations
         optimizer = kind(list(groups), lr=1e-3, weight_decay=0.0, fused=True)
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
@@ -88,7 +88,7 @@ class DeepSpeedEngine:
                     edit(mapping.hp_fragment, mapping.lp_fragment_address.start)
                 edit(parameter.data.view(-1), 0)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         steps = self._steps()
         state = {"steps": torch.tensor(steps, dtype=torch.int64)}
         for name, parameter in self._parameters.items():
@@ -97,7 +97,7 @@ class DeepSpeedEngine:
                 state[f"{moment}/{name}"] = self._whole(parameter, moment)
         return state
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         steps = int(state["steps"])
         with torch.no_grad():
             for name, parameter in self._parameters.items():
@@ -209,4 +209,4 @@ def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         # one kind of ZeRO optimiser for stages 1 and 2; gradients are summed over ranks in fp32
         derived["data_types"] = {"grad_accum_dtype": "bf16"}
         derived["communication_data_type"] = "fp32"
-    return lay_over(derived, config.deepspeed)
+    return deep_merge(derived, config.deepspeed)

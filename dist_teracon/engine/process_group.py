@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from dist_teracon.engine.contract import Runtime
 from dist_teracon.errors import ConfigError, TeraconError
-from dist_teracon.memory import keep_freed_memory
+from dist_teracon.memory import raise_malloc_thresholds
 
 _FAILURE = "dist-teracon/failure"
 
@@ -22,13 +22,13 @@ def process_group() -> Iterator[Runtime]:
     """Join the process group and leave it at the end.
 
     Without a launcher's `RANK` the group is this process alone and opens no port. A process that gives up says why to the others,
-    whose collectives break then. Working memory is kept from here on (`keep_freed_memory`): a step's arrays are the last one's.
+    whose collectives break then. Working memory is kept from here on (`raise_malloc_thresholds`): a step's arrays are the last one's.
 
     Raises:
         ConfigError: there is a `RANK` without the variables that go with it.
         TeraconError: another process of the group has given up with that message.
     """
-    keep_freed_memory()
+    raise_malloc_thresholds()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     backend = "nccl" if cuda else "gloo"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 
-class LazyAdamW(torch.optim.AdamW):
+class SparseAdamW(torch.optim.AdamW):
     """AdamW for dense gradients, and for sparse ones in their rows alone."""
 
     @torch.no_grad()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.console import Log
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split, Task
@@ -21,7 +22,7 @@ Int = NDArray[np.int64]
 SVD_USERS = 100_000
 
 
-def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, seed: int, log: Log) -> dict[str, Any]:
     """Score popularity on item tasks, majority and SVD with logistic regression on profile tasks, on the whole test split.
 
     Of more than `SVD_USERS` users the SVD takes a sample, training and test users alike, and its entries tell of how many (`users`).
@@ -34,14 +35,14 @@ def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, seed: int, say: C
     for task in tasks:
         targets = np.concatenate([dataset.labels(task.name, shard).of(Split.TEST).values for shard in range(dataset.info.shards)])
         counts = dataset.train_counts(task.name)
-        ranks_items = task.kind != "profile"
+        ranks_items = task.ranks_labels
         popularity.append(popularity_score(counts, targets) if ranks_items and targets.size else None)
         majority.append(majority_score(counts, targets) if not ranks_items and targets.size else None)
-    return {"popularity": popularity, "majority": majority, "svd_logistic_regression": _svd(dataset, tasks, seed, say)}
+    return {"popularity": popularity, "majority": majority, "svd_logistic_regression": _svd(dataset, tasks, seed, log)}
 
 
-def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, say: Callable[[str], None]) -> list[dict[str, Any] | None]:
-    profiles = [task for task in tasks if task.kind == "profile"]
+def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, log: Log) -> list[dict[str, Any] | None]:
+    profiles = [task for task in tasks if not task.ranks_labels]
     if not profiles:
         return [None] * len(tasks)
     picked = [_picked_users(dataset, shard, seed) for shard in range(dataset.info.shards)]
@@ -51,17 +52,17 @@ def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, say: Callable[[str]
     examples = {task.name: _examples(dataset, task.name, picked) for task in profiles}
     sampled = {"users": len(offsets) - 1} if len(offsets) - 1 < dataset.info.users else {}
     if sampled:
-        say(f"SVD with logistic regression: on {sampled['users']:,} of {dataset.info.users:,} users")
+        log(f"SVD with logistic regression: on {sampled['users']:,} of {dataset.info.users:,} users")
     # split by user: a user is in training for all tasks or for none; split by row: every user trains some task
     train_users = np.unique(np.concatenate([rows[split == Split.TRAIN] for rows, _, split in examples.values()]))
     try:
         features = SvdFeatures.fit(values, offsets, items=dataset.info.items, train_users=train_users, seed=seed)
     except TeraconError as error:
-        say(f"SVD with logistic regression is left out: {error}")
+        log(f"SVD with logistic regression is left out: {error}")
         return [None] * len(tasks)
     table: list[dict[str, Any] | None] = []
     for task in tasks:
-        if task.kind != "profile":
+        if task.ranks_labels:
             table.append(None)
             continue
         rows, labels, split = examples[task.name]

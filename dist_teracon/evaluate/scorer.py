@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_teracon.console import Track, untracked
+from dist_teracon.console import NoProgress, Progress
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
@@ -26,7 +26,7 @@ from dist_teracon.models.heads import Head, rows_at_once
 class Encoder(Protocol):
     """What is scored: representations and heads by task name."""
 
-    def slot(self, task: str) -> int: ...
+    def mask_index(self, task: str) -> int: ...
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor: ...
 
@@ -62,7 +62,7 @@ class Score:
 @torch.no_grad()
 def score_task(
     encoder: Encoder, dataset: Dataset, task: str, split: Split, *,
-    runtime: Runtime, batch: int, max_users: int | None, seed: int, track: Track = untracked,
+    runtime: Runtime, batch: int, max_users: int | None, seed: int, progress: Progress | None = None,
 ) -> Score:  # fmt: skip
     """Score a task on a split by its own metric; every rank scores its shards and all get the sum."""
     info = dataset.info.task(task)
@@ -71,10 +71,10 @@ def score_task(
     sums = np.zeros(3)
     users: list[UserScores] = []
     batches = evaluation_batches(
-        dataset, info, split, slot=encoder.slot(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
+        dataset, info, split, mask_index=encoder.mask_index(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=max_users, seed=seed, gather=runtime.gather,
     )  # fmt: skip
-    for packed in track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
+    for packed in (progress or NoProgress()).track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
         (examples,) = packed.examples
         known = seen[examples.labels]
         hidden = encoder.encode(packed.to(runtime.device), task)

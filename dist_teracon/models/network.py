@@ -39,7 +39,7 @@ class Network(nn.Module):
         """Add a head, and a mask where there are masks."""
         if self.masks is not None:
             self.masks.add_task(generator)
-        self.heads[name] = Head(self.backbone.width, labels, generator=generator)
+        self.heads[name] = Head(self.backbone.output_dim, labels, generator=generator)
 
     def head(self, name: str) -> Head:
         """Return a task's head."""
@@ -59,7 +59,7 @@ class Network(nn.Module):
         masks_TKC: Tensor | None,
         *,
         positions: Positions,
-        noise_key: Tensor | None = None,
+        dropout_key: Tensor | None = None,
     ) -> Tensor:
         """Encode packed rows, each under its own task's mask: [N, W] or [B, W]; with dropout where a row has a noise key."""
-        return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions, noise_key=noise_key)
+        return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions, dropout_key=dropout_key)

@@ -51,7 +51,7 @@ class NextItNet(nn.Module):
         self.sparse = False
         self.pooling = pooling
         self.channels = channels
-        self.width = 2 * channels if pooling == "concat" else channels  # numbers W of a representation
+        self.output_dim = 2 * channels if pooling == "concat" else channels  # numbers W of a representation
         self.dilations = tuple(dilations)
         self.kernel_size = kernel_size
         self.masks = 2 * len(self.dilations)
@@ -77,7 +77,7 @@ class NextItNet(nn.Module):
         masks_TKC: Tensor | None,
         *,
         positions: Positions,
-        noise_key: Tensor | None = None,
+        dropout_key: Tensor | None = None,
     ) -> Tensor:
         """Encode packed rows.
 
@@ -87,28 +87,28 @@ class NextItNet(nn.Module):
             task_of_row: int32 [B], row of the mask table.
             masks_TKC: [T, K, C] or None.
             positions: `all` for every position, `last` for each row's last.
-            noise_key: int64 [B], what a row's dropout follows from; rows of key 0 have none.
+            dropout_key: int64 [B], what a row's dropout follows from; rows of key 0 have none.
 
         Returns:
             [N, W] or [B, W].
         """
         layout = build_layout(row_offsets, task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions)
         x_NC = nn.functional.embedding(values, self.items, sparse=self.sparse)
-        noisy = noise_key is not None and self.dropout > 0
+        noisy = dropout_key is not None and self.dropout > 0
         if noisy:
             lengths = row_offsets.diff()
             row_N = torch.repeat_interleave(torch.arange(lengths.shape[0], device=lengths.device), lengths)
             place_N = torch.arange(x_NC.shape[0], device=lengths.device) - row_offsets[:-1].index_select(0, row_N)
-            assert noise_key is not None
-            x_NC = row_dropout(x_NC, self.dropout, key_B=noise_key, row=row_N, place=place_N, layer=0)
+            assert dropout_key is not None
+            x_NC = row_dropout(x_NC, self.dropout, key_B=dropout_key, row=row_N, place=place_N, layer=0)
         masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
         hidden = masked_dilated_conv_stack(x_NC, layout, self.stack_parameters(), masks)
         if self.pooling != "last":
             mean = mean_so_far(x_NC, row_offsets, positions=positions)
             hidden = hidden + mean if self.pooling == "mean" else torch.cat([hidden, mean], dim=1)
         if noisy:
-            assert noise_key is not None
+            assert dropout_key is not None
             if positions == "last":
                 row_N, place_N = torch.arange(lengths.shape[0], device=lengths.device), lengths - 1
-            hidden = row_dropout(hidden, self.dropout, key_B=noise_key, row=row_N, place=place_N, layer=1)
+            hidden = row_dropout(hidden, self.dropout, key_B=dropout_key, row=row_N, place=place_N, layer=1)
         return hidden

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_teracon.console import Track, untracked
+from dist_teracon.console import NoProgress, Progress
 from dist_teracon.continual.method import Method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
@@ -36,7 +36,7 @@ _FIRST_CANDIDATE = 25
 
 
 @dataclass(frozen=True)
-class HeadStart:
+class LinearProbe:
     """What a start took: training examples, steps of the head that was kept, its mean cross-entropy on validation users."""
 
     examples: int
@@ -45,10 +45,10 @@ class HeadStart:
 
 
 @torch.no_grad()
-def start_head(
+def fit_linear_probe(
     method: Method, dataset: Dataset, task: Task, *, steps: int, dropout: float, smoothing: float, seed: int, batch: int,
-    runtime: Runtime, track: Track = untracked,
-) -> HeadStart:  # fmt: skip
+    runtime: Runtime, progress: Progress | None = None,
+) -> LinearProbe:  # fmt: skip
     """Train a task's head alone, in place, the same on all processes at any world size.
 
     Of the heads after 25, 50, 100 … steps, each the mean of the steps since the one before, that of least cross-entropy on validation
@@ -64,10 +64,10 @@ def start_head(
         seed: The run's.
         batch: Users encoded at a time.
         runtime: This process's place in the world.
-        track: Shows progress.
+        progress: Shows how far it is.
     """
     train, validation = (
-        _examples(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime, track=track)
+        _examples(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime, progress=progress)
         for split in (Split.TRAIN, Split.VALIDATION)
     )
     head = method.head(task.name)
@@ -77,7 +77,7 @@ def start_head(
     weight, bias, kept, loss = runtime.gather(fitted)[0]
     head.weight.copy_(weight)
     head.bias.copy_(bias)
-    return HeadStart(train.labels.shape[0], kept, loss)
+    return LinearProbe(train.labels.shape[0], kept, loss)
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ class _Examples:
 
 
 def _examples(
-    method: Method, dataset: Dataset, task: Task, split: Split, *, seed: int, batch: int, runtime: Runtime, track: Track
+    method: Method, dataset: Dataset, task: Task, split: Split, *, seed: int, batch: int, runtime: Runtime, progress: Progress | None
 ) -> _Examples:
     """Some users of a split with all their labels, in the order of shards, on every process."""
     width, users = method.head(task.name).weight.shape[1], 0
     hidden, user, labels = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     batches = evaluation_batches(
-        dataset, task, split, slot=method.slot(task.name), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
+        dataset, task, split, mask_index=method.mask_index(task.name), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=_USERS, seed=seed, gather=runtime.gather,
     )  # fmt: skip
-    for packed in track(iter(batches), len(batches), f"representations, {split.name.lower()}"):
+    for packed in (progress or NoProgress()).track(iter(batches), len(batches), f"representations, {split.name.lower()}"):
         (examples,) = packed.examples
         hidden.append(method.encode(packed.to(runtime.device), task.name).float().cpu().numpy())
         user.append(examples.index.numpy() + users)

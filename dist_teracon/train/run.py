@@ -20,8 +20,8 @@ from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.config import RunConfig, dump_config
-from dist_teracon.console import Voice
-from dist_teracon.continual.method import Method, Setup, resolve_method
+from dist_teracon.console import Console
+from dist_teracon.continual.method import Method, MethodContext, resolve_method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
 from dist_teracon.data.schema import Split, Task
@@ -53,7 +53,7 @@ class _Run:
     tasks: tuple[Task, ...]
     runtime: Runtime
     folder: Path
-    voice: Voice
+    console: Console
     vectors: str | None = None
     growth: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ class _Run:
 
 def train(
     config: RunConfig, runtime: Runtime, folder: Path, *,
-    where: str, voice: Voice, with_single_task: bool = False, added: AddedTask | None = None,
+    where: str, console: Console, with_single_task: bool = False, added: AddedTask | None = None,
 ) -> None:  # fmt: skip
     """Learn the tasks in their order; the same call again goes on where a killed run stopped, or finds it finished.
 
@@ -72,7 +72,7 @@ def train(
         runtime: This process's place in the world; the default process group exists.
         folder: The run's folder.
         where: Where the configuration came from, for error messages.
-        voice: What a person sees.
+        console: What a person sees.
         with_single_task: Train every task alone too (SinMo, in `folder/single-task`), for forward transfer.
         added: A task to learn on top of a finished run, maybe from a later version of its data set.
 
@@ -88,7 +88,7 @@ def train(
     config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})
     if added is not None:
         config = with_added_task(config, added, folder)
-    dataset = _open(config, runtime, voice)
+    dataset = _open(config, runtime, console)
     tasks = dataset.info.tasks
     if config.tasks is not None:
         tasks = tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
@@ -96,14 +96,14 @@ def train(
         _task(dataset, name, f"{where}: train.by_task")
     for name in config.model.heads.by_task:
         _task(dataset, name, f"{where}: model.heads.by_task")
-    run = _Run(config, dataset, tasks, runtime, folder, voice, None if added is None else added.vectors)
+    run = _Run(config, dataset, tasks, runtime, folder, console, None if added is None else added.vectors)
     with _alone(run):
         _claim(run, added)
-        setup = Setup(
+        context = MethodContext(
             model=config.model, item_vectors=_item_vectors(run), seed=config.seed, items=dataset.info.items, tasks=tasks,
             training=tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks)),
         )  # fmt: skip
-        _learn(run, kind(setup, settings))
+        _learn(run, kind(context, settings))
         if with_single_task:
             _learn_alone(run, where, added)
         if runtime.is_main:
@@ -116,20 +116,20 @@ def _learn(run: _Run, method: Method) -> None:
     done = _finished_stages(run)
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
     if done < len(run.tasks) and run.stage_folder(done).in_progress:
-        position = run.stage_folder(done).progress_state()["events_bytes"]
+        position = run.stage_folder(done).checkpoint_state()["events_bytes"]
     events = EventLog(run.folder / "events.jsonl", writes=run.runtime.is_main, position=position)
     try:
         if not position:
             _tell_run(run, events, method)
         for number in range(done):
             if run.runtime.is_main:
-                run.stage_folder(number).drop_progress()
+                run.stage_folder(number).drop_checkpoints()
             method.begin_task(run.tasks[number])
             method.end_task()
         if done:
             _load(run, method, done)
             told = "finished" if done == len(run.tasks) else f"going on with {run.tasks[done].name}"
-            run.voice.line(f"{run.folder}: {done} of {len(run.tasks)} stages are there, {told}")
+            run.console.log(f"{run.folder}: {done} of {len(run.tasks)} stages are there, {told}")
         for number in range(done, len(run.tasks)):
             _learn_task(run, method, number, events)
     finally:
@@ -146,8 +146,8 @@ def _load(run: _Run, method: Method, done: int) -> None:
             vectors=run.vectors,
         )  # fmt: skip
         for line in growth_lines(run.growth[done]):
-            run.voice.line(line)
-    method.load_tensors(tensors)
+            run.console.log(line)
+    method.load_state_dict(tensors)
 
 
 def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> None:
@@ -157,7 +157,7 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
         events.write("stage")
     label = f"stage {number + 1}/{len(run.tasks)} {task.name}"
     summary = Stage(
-        run.config, method, run.dataset, task, runtime=run.runtime, folder=folder, events=events, voice=run.voice, label=label
+        run.config, method, run.dataset, task, runtime=run.runtime, folder=folder, events=events, console=run.console, label=label
     ).run()
     began = time.monotonic()
     method_to(method, run.runtime.device)
@@ -191,7 +191,7 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
             "events_bytes": events.commit(),
         }
         io.write_json(folder.path / "timing.json", timing)
-        folder.finish(method.tensors(), state)
+        folder.finish(method.state_dict(), state)
         _write_timing(run)
         write_results(run.folder, run.config, run.tasks)
     _wait(run.runtime)
@@ -206,7 +206,7 @@ def _score(run: _Run, method: Method, task: str, split: Split) -> Score:
     evaluate = run.config.evaluate
     return score_task(
         method, run.dataset, task, split, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
-        seed=run.config.seed, track=run.voice.track,
+        seed=run.config.seed, progress=run.console,
     )  # fmt: skip
 
 
@@ -222,12 +222,12 @@ def _tell_run(run: _Run, events: EventLog, method: Method) -> None:
     names = [task.name for task in run.tasks]
     events.write("run", method=method.name, seed=run.config.seed, tasks=names, world_size=run.runtime.world_size, versions=_versions())
     info = run.dataset.info
-    run.voice.line(
+    run.console.log(
         f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events in {info.shards} shards; "
         f"{method.name}, seed {run.config.seed}, {run.runtime.world_size} process(es) on {run.runtime.device.type}"
     )
     if run.config.evaluate.max_users is not None:
-        run.voice.line(f"scores are taken on at most {run.config.evaluate.max_users} users a task and split (evaluate.max_users)")
+        run.console.log(f"scores are taken on at most {run.config.evaluate.max_users} users a task and split (evaluate.max_users)")
 
 
 def _tell_scores(run: _Run, method: Method, scores: Sequence[Score], events: EventLog, seconds: float, label: str) -> None:
@@ -243,19 +243,19 @@ def _tell_scores(run: _Run, method: Method, scores: Sequence[Score], events: Eve
     told = ", ".join(
         f"{task.name} {'–' if score.value is None else f'{score.value:.4f}'}" for task, score in zip(run.tasks, scores, strict=False)
     )
-    run.voice.line(f"{label} · test: {told}")
+    run.console.log(f"{label} · test: {told}")
 
 
 def _learn_alone(run: _Run, where: str, added: AddedTask | None) -> None:
     """Train SinMo on the same data and seeds beside the run; a SinMo run is its own denominator."""
     if run.config.method.get("name") == "sinmo":
         return
-    run.voice.line("every task alone, for forward transfer (SinMo)")
+    run.console.log("every task alone, for forward transfer (SinMo)")
     alone = run.config.model_copy(update={"method": {"name": "sinmo"}})
     folder = run.folder / "single-task"
     # tasks that were trained alone with the run before are there; without them all are trained now
     there = run.runtime.gather((folder / "config.yaml").exists())[0]
-    train(alone, run.runtime, folder, where=where, voice=run.voice, added=added if there else None)
+    train(alone, run.runtime, folder, where=where, console=run.console, added=added if there else None)
 
 
 def _task(dataset: Dataset, name: str, field: str) -> Task:
@@ -266,13 +266,13 @@ def _task(dataset: Dataset, name: str, field: str) -> Task:
         raise ConfigError(f"{field}: {error}") from None
 
 
-def _open(config: RunConfig, runtime: Runtime, voice: Voice) -> Dataset:
+def _open(config: RunConfig, runtime: Runtime, console: Console) -> Dataset:
     """Open the data set, the main process first: it prepares what is made on first use."""
     if not runtime.is_main:
         _agree(runtime, "")
         return open_dataset(config.dataset)
     try:
-        dataset = open_dataset(config.dataset, say=voice.line)
+        dataset = open_dataset(config.dataset, log=console.log)
     except TeraconError as error:
         _agree(runtime, str(error))
         raise
@@ -290,7 +290,7 @@ def _item_vectors(run: _Run) -> Callable[[Task], Tensor] | None:
         if task.name in done:
             return torch.zeros(run.dataset.info.items, model.channels)
         if run.dataset.info.items >= LARGE:
-            run.voice.line(f"initial vectors of {run.dataset.info.items - 2} items from who took which together; this takes minutes")
+            run.console.log(f"initial vectors of {run.dataset.info.items - 2} items from who took which together; this takes minutes")
         return cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
 
     return vectors
@@ -299,7 +299,7 @@ def _item_vectors(run: _Run) -> Callable[[Task], Tensor] | None:
 def _write_baselines(run: _Run) -> None:
     path = run.folder / "baselines.json"
     if not path.exists() or len(io.read_json(str(path))["popularity"]) < len(run.tasks):
-        io.write_json(path, baseline_table(run.dataset, run.tasks, seed=run.config.seed, say=run.voice.line))
+        io.write_json(path, baseline_table(run.dataset, run.tasks, seed=run.config.seed, log=run.console.log))
 
 
 def _finished_stages(run: _Run) -> int:

@@ -88,7 +88,7 @@ class EventLog:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageCheckpoint:
     """The checkpoint within a stage, at the end of an epoch.
 
     Attributes:
@@ -132,7 +132,7 @@ class StageFolder:
         """Write a stage's weights and, last, its state; its progress is no longer needed."""
         save_tensors(self.path / "model.safetensors", tensors)
         io.write_json(self.path / "state.json", state)
-        self.drop_progress()
+        self.drop_checkpoints()
 
     def save_user_scores(self, parts: Sequence[tuple[str, str, UserScores]]) -> None:
         """Write `scores.parquet`: split, task, user_hash, score (the sum over a user's examples), examples; in one order always."""
@@ -149,7 +149,7 @@ class StageFolder:
         with io.atomic_write(self.path / "scores.parquet") as file:
             pq.write_table(table, file)
 
-    def drop_progress(self) -> None:
+    def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished stage, also where a run was killed before it could."""
         shutil.rmtree(self._progress, ignore_errors=True)
 
@@ -158,7 +158,7 @@ class StageFolder:
         """Tell whether there is a checkpoint within the stage."""
         return bool(self._checkpoints())
 
-    def progress_state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         """Return the small state of the newest checkpoint."""
         state: dict[str, Any] = io.read_json(str(self._checkpoints()[-1] / "state.json"))
         return state
@@ -171,21 +171,21 @@ class StageFolder:
         """Return what `save_phase_start` kept."""
         return load_tensors(self._progress / f"phase-{phase}.safetensors")
 
-    def save_progress(self, progress: Progress) -> None:
+    def save_checkpoint(self, checkpoint: StageCheckpoint) -> None:
         """Write a checkpoint as a folder that appears whole, then drop the one before."""
-        name = f"phase-{progress.phase}-epoch-{progress.epoch:05d}"
+        name = f"phase-{checkpoint.phase}-epoch-{checkpoint.epoch:05d}"
         older = [folder for folder in self._checkpoints() if folder.name != name]
         shutil.rmtree(self._progress / name, ignore_errors=True)
         with io.atomic_folder(self._progress / name) as folder:
-            save_tensors(folder / "engine.safetensors", progress.engine)
-            for name, tensors in (("best", progress.best), ("average", progress.average)):
+            save_tensors(folder / "engine.safetensors", checkpoint.engine)
+            for name, tensors in (("best", checkpoint.best), ("average", checkpoint.average)):
                 if tensors:
                     save_tensors(folder / f"{name}.safetensors", tensors)
-            io.write_json(folder / "state.json", {"phase": progress.phase, "epoch": progress.epoch, **progress.state})
+            io.write_json(folder / "state.json", {"phase": checkpoint.phase, "epoch": checkpoint.epoch, **checkpoint.state})
         for folder in older:
             shutil.rmtree(folder)
 
-    def load_progress(self) -> Progress | None:
+    def load_checkpoint(self) -> StageCheckpoint | None:
         """Return the newest checkpoint, or None."""
         folders = self._checkpoints()
         if not folders:
@@ -193,7 +193,7 @@ class StageFolder:
         newest = folders[-1]
         state = io.read_json(str(newest / "state.json"))
         kept = {name: newest / f"{name}.safetensors" for name in ("best", "average")}
-        return Progress(
+        return StageCheckpoint(
             phase=state["phase"],
             epoch=state["epoch"],
             state=state,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_teracon.config import RunConfig
-from dist_teracon.console import T, Voice
+from dist_teracon.console import Console, LabelledProgress
 from dist_teracon.continual.method import Method, Phase, StageContext
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
@@ -28,27 +27,27 @@ from dist_teracon.hashing import stable_hash
 from dist_teracon.models.heads import Head
 from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
-from dist_teracon.train.linear_probe import start_head
-from dist_teracon.train.run_folder import EventLog, Progress, StageFolder
+from dist_teracon.train.linear_probe import fit_linear_probe
+from dist_teracon.train.run_folder import EventLog, StageCheckpoint, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
-from dist_teracon.train.weight_average import PARAMETER, averaged, load_parameters, wearing
+from dist_teracon.train.weight_average import PARAMETER, load_parameters, swapped_parameters, update_average
 
 
 @dataclass
-class Stopping:
+class EarlyStopping:
     """Early stopping on the validation score; a later equal score is no better one."""
 
     best: float | None = None
     best_epoch: int = 0
-    waited: int = 0
+    epochs_without_improvement: int = 0
 
     def take(self, score: float | None, epoch: int) -> bool:
         """Take in an epoch's score; tells whether it is the best so far."""
         better = score is not None and (self.best is None or score > self.best)
         if better:
-            self.best, self.best_epoch, self.waited = score, epoch, 0
+            self.best, self.best_epoch, self.epochs_without_improvement = score, epoch, 0
         else:
-            self.waited += 1
+            self.epochs_without_improvement += 1
         return better
 
 
@@ -59,7 +58,7 @@ class _PhaseState:
     epoch: int = 0
     steps: int = 0
     seconds: float = 0.0
-    stopping: Stopping = field(default_factory=Stopping)
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
     best: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
 
@@ -84,21 +83,22 @@ class Stage:
         runtime: This process's place in the world.
         folder: The stage's folder.
         events: The run's log.
-        voice: What a person sees.
+        console: What a person sees.
         label: How the stage is called in progress lines.
     """
 
     def __init__(
         self, config: RunConfig, method: Method, dataset: Dataset, task: Task, *,
-        runtime: Runtime, folder: StageFolder, events: EventLog, voice: Voice, label: str,
+        runtime: Runtime, folder: StageFolder, events: EventLog, console: Console, label: str,
     ) -> None:  # fmt: skip
         self.config, self.method, self.dataset, self.task = config, method, dataset, task
-        self.runtime, self.folder, self.events, self.voice, self.label = runtime, folder, events, voice, label
+        self.runtime, self.folder, self.events, self.console, self.label = runtime, folder, events, console, label
+        self._progress = LabelledProgress(console, label)
 
     def run(self) -> StageSummary:
         """Train all phases, going on from the last finished epoch if there is one."""
         started = time.monotonic()
-        resumed = self.folder.load_progress()
+        resumed = self.folder.load_checkpoint()
         self.method.begin_task(self.task)
         self.method.prepare(self._context(tells=resumed is None))
         self._started = resumed is None and self._start_head()
@@ -121,14 +121,14 @@ class Stage:
     def _start_head(self) -> bool:
         """Train the new head alone where the configuration says so; tells whether it did."""
         training, model = self.method.training(self.task), self.config.model
-        steps = min(training.head_steps, self.config.train.max_steps or training.head_steps)
-        if not steps or self.task.kind == "next" or not self.method.phases(self.task) or self._is_sampled(self.task):
+        steps = min(training.probe_steps, self.config.train.max_steps or training.probe_steps)
+        if not steps or self.task.predicts_next or not self.method.phases(self.task) or self._is_sampled(self.task):
             return False
         began = time.monotonic()
         self.method.module().to(self.runtime.device)
-        start = start_head(
+        start = fit_linear_probe(
             self.method, self.dataset, self.task, steps=steps, dropout=model.dropout, smoothing=model.heads.label_smoothing,
-            seed=self.config.seed, batch=self.config.evaluate.batch, runtime=self.runtime, track=self._track,
+            seed=self.config.seed, batch=self.config.evaluate.batch, runtime=self.runtime, progress=self._progress,
         )  # fmt: skip
         self.events.write("head_start", **asdict(start), seconds=time.monotonic() - began)
         return True
@@ -140,22 +140,19 @@ class Stage:
             folder=self.folder.path,
             training=self.method.training(self.task),
             max_steps=self.config.train.max_steps,
-            track=self._track,
+            progress=self._progress,
             # the log of a resumed stage has these events already
             event=self.events.write if tells else _silent,
         )
 
-    def _track(self, items: Iterator[T], total: int, description: str) -> Iterator[T]:
-        return self.voice.track(items, total, f"{self.label} · {description}")
-
     def _phase_weights(self, number: int, *, resumed: bool) -> None:
         """Later phases start from weights that no earlier checkpoint holds whole: keep them, or take them up again."""
         if resumed:
-            self.method.load_tensors(self.folder.phase_start(number))
+            self.method.load_state_dict(self.folder.phase_start(number))
         elif self.runtime.is_main:
-            self.folder.save_phase_start(number, self.method.tensors())
+            self.folder.save_phase_start(number, self.method.state_dict())
 
-    def _train_phase(self, number: int, phase: Phase, resumed: Progress | None) -> _PhaseState:
+    def _train_phase(self, number: int, phase: Phase, resumed: StageCheckpoint | None) -> _PhaseState:
         self.method.begin_phase(phase)
         groups = self.method.parameter_groups(phase)
         self.method.gradient_hooks(phase)
@@ -163,7 +160,7 @@ class Stage:
         module = LossModule(self.method)
         engine = DeepSpeedEngine(module, groups, config=self.config.train, runtime=self.runtime, lazy=self._lazy_tables())
         loader = TrainingLoader(
-            self.dataset, phase.tasks, slot=self.method.slot(phase.tasks[0].name), batch=phase.training.batch,
+            self.dataset, phase.tasks, mask_index=self.method.mask_index(phase.tasks[0].name), batch=phase.training.batch,
             seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size, gather=self.runtime.gather,
             noise=self.config.model.dropout > 0,
         )  # fmt: skip
@@ -188,7 +185,7 @@ class Stage:
         score = self._validate(phase)
         better = self._started and state.stopping.take(score, 0)
         if better:
-            state.best = _parameters(engine.state())
+            state.best = _parameters(engine.state_dict())
         self._started = False  # a later phase starts from what the one before has kept
         self._tell_epoch(phase, state, {}, score, better=better)
 
@@ -196,11 +193,11 @@ class Stage:
         self, engine: Engine, module: LossModule, phase: Phase, state: _PhaseState
     ) -> tuple[float | None, bool, dict[str, Tensor]]:
         """Score an epoch's weights, or their average, and keep the best; returns score, whether it is the best, the engine's state."""
-        snapshot = engine.state()
+        snapshot = engine.state_dict()
         weights = _parameters(snapshot)
-        if keep := phase.training.average:
-            weights = state.average = averaged(state.average, weights, keep=keep, epoch=state.epoch)
-        with wearing(module, state.average):
+        if keep := phase.training.ema_decay:
+            weights = state.average = update_average(state.average, weights, keep=keep, epoch=state.epoch)
+        with swapped_parameters(module, state.average):
             score = self._validate(phase)
         better = state.stopping.take(score, state.epoch)
         if better:
@@ -217,7 +214,7 @@ class Stage:
             counts = train_counts(self.dataset, task.name, self.runtime)
             seed = stable_hash(f"{self.config.seed}:negatives:{task.name}") >> 1
             found[task.name] = Negatives(settings.negatives, settings.distribution, counts, seed)
-            self.voice.line(
+            self.console.log(
                 f"{self.label} · {task.labels} labels: softmax over {settings.negatives} sampled ones ({settings.distribution}); "
                 "scores rank all"
             )
@@ -233,10 +230,10 @@ class Stage:
         found = False
         for part in self.method.module().modules():
             if isinstance(part, NextItNet):
-                part.sparse = self.config.train.is_lazy(part.items.shape[0])
+                part.sparse = self.config.train.uses_sparse_updates(part.items.shape[0])
                 found |= part.sparse
             elif isinstance(part, Head):
-                part.sparse = any(part is head for head in sampled) and self.config.train.is_lazy(part.labels)
+                part.sparse = any(part is head for head in sampled) and self.config.train.uses_sparse_updates(part.labels)
                 found |= part.sparse
         return found
 
@@ -245,7 +242,7 @@ class Stage:
         return (
             state.epoch >= phase.training.epochs
             or (limit is not None and state.steps >= limit)
-            or bool(patience and state.stopping.best is not None and state.stopping.waited >= patience)
+            or bool(patience and state.stopping.best is not None and state.stopping.epochs_without_improvement >= patience)
         )
 
     def _train_epoch(self, engine: Engine, loader: TrainingLoader, phase: Phase, state: _PhaseState) -> dict[str, float]:
@@ -255,7 +252,7 @@ class Stage:
         batches = loader.epoch(state.epoch)
         steps = batches.steps if limit is None else min(batches.steps, limit - state.steps)
         with closing(iter(batches)) as ready:
-            for batch in self.voice.track(islice(ready, steps), steps, f"{self.label} · epoch {state.epoch}"):
+            for batch in self._progress.track(islice(ready, steps), steps, f"epoch {state.epoch}"):
                 meter.add(train_step(engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
                 state.steps += 1
                 if state.steps % every == 0 or batch.step + 1 == batch.steps:
@@ -287,7 +284,7 @@ class Stage:
         scores = [
             score_task(
                 self.method, self.dataset, task.name, Split.VALIDATION, runtime=self.runtime, batch=self.config.evaluate.batch,
-                max_users=self.config.evaluate.max_users, seed=self.config.seed, track=self._track,
+                max_users=self.config.evaluate.max_users, seed=self.config.seed, progress=self._progress,
             ).value
             for task in phase.tasks
         ]  # fmt: skip
@@ -303,11 +300,11 @@ class Stage:
         )
         told = "–" if score is None else f"{score:.4f}"
         if better and not state.epoch:
-            self.voice.line(f"{self.label} · start: validation {metric} {told}")
+            self.console.log(f"{self.label} · start: validation {metric} {told}")
         if state.epoch:
             loss = sum(means.values())
             mark = " (best)" if better else ""
-            self.voice.line(f"{self.label} · epoch {state.epoch}: loss {loss:.4f}, validation {metric} {told}{mark}, {seconds:.1f} s")
+            self.console.log(f"{self.label} · epoch {state.epoch}: loss {loss:.4f}, validation {metric} {told}{mark}, {seconds:.1f} s")
 
     def _save(self, number: int, state: _PhaseState, engine_state: dict[str, Tensor]) -> None:
         if self.runtime.is_main:
@@ -316,22 +313,22 @@ class Stage:
                 "seconds": state.seconds,
                 "best": state.stopping.best,
                 "best_epoch": state.stopping.best_epoch,
-                "waited": state.stopping.waited,
-                "method": self.method.progress(),
+                "waited": state.stopping.epochs_without_improvement,
+                "method": self.method.stage_state(),
                 "events_bytes": self.events.commit(),
                 **self._earlier,
             }
-            self.folder.save_progress(Progress(number, state.epoch, small, engine_state, state.best, state.average))
+            self.folder.save_checkpoint(StageCheckpoint(number, state.epoch, small, engine_state, state.best, state.average))
         if self.runtime.world_size > 1:
             dist.barrier()
 
-    def _resume(self, engine: Engine, progress: Progress) -> _PhaseState:
-        engine.load(progress.engine)
-        saved = progress.state
-        self.method.load_progress(saved["method"])
-        self.voice.line(f"{self.label} · going on after epoch {progress.epoch}")
-        stopping = Stopping(saved["best"], saved["best_epoch"], saved["waited"])
-        return _PhaseState(progress.epoch, saved["steps"], saved["seconds"], stopping, progress.best, progress.average)
+    def _resume(self, engine: Engine, checkpoint: StageCheckpoint) -> _PhaseState:
+        engine.load_state_dict(checkpoint.engine)
+        saved = checkpoint.state
+        self.method.load_stage_state(saved["method"])
+        self.console.log(f"{self.label} · going on after epoch {checkpoint.epoch}")
+        stopping = EarlyStopping(saved["best"], saved["best_epoch"], saved["waited"])
+        return _PhaseState(checkpoint.epoch, saved["steps"], saved["seconds"], stopping, checkpoint.best, checkpoint.average)
 
 
 def _parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def train_step(engine: Engine, method: Method, batch: PackedBatch, *, runtime: R
         This rank's part of each term, detached, on the device.
     """
     parts: dict[str, Tensor] = {}
-    for micro in method.extend(batch).split(accumulation):
+    for micro in method.add_replay(batch).split(accumulation):
         total, terms = engine.loss(micro.to(runtime.device))
         engine.backward(total * (runtime.world_size * accumulation))
         for name, term in terms.items():

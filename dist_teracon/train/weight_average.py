@@ -15,7 +15,7 @@ from torch import Tensor, nn
 PARAMETER = "parameter/"
 
 
-def averaged(before: Mapping[str, Tensor], now: Mapping[str, Tensor], *, keep: float, epoch: int) -> dict[str, Tensor]:
+def update_average(before: Mapping[str, Tensor], now: Mapping[str, Tensor], *, keep: float, epoch: int) -> dict[str, Tensor]:
     """Take an epoch's parameters into the average; `before` is empty at the first.
 
     Args:
@@ -29,7 +29,7 @@ def averaged(before: Mapping[str, Tensor], now: Mapping[str, Tensor], *, keep: f
 
 
 @contextmanager
-def wearing(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Have a module's parameters take other values inside, and their own again after; `values` may be empty."""
     own = {name: p.detach().clone() for name, p in module.named_parameters() if PARAMETER + name in values}
     load_parameters(module, values)

@@ -94,7 +94,7 @@ def test_the_engine_changes_nothing_but_what_it_trains(zero: int, precision: str
     assert all(torch.equal(value, start[name]) for name, value in toy.state_dict().items())
     toy, engine = _engine(zero, precision)
     _steps(engine, 0, 4)
-    trained = engine.state()
+    trained = engine.state_dict()
     engine.release()
     assert all(value.dtype == torch.float32 for value in toy.state_dict().values())
     assert torch.equal(toy.frozen, start["frozen"])
@@ -125,9 +125,9 @@ def test_an_edit_bounds_masters_and_copies_after_large_steps(zero: int, precisio
     unbounded = 0.0
     for step in range(5):
         _steps(engine, step, step + 1)
-        unbounded = max(unbounded, float(engine.state()["parameter/first"].abs().max()))
+        unbounded = max(unbounded, float(engine.state_dict()["parameter/first"].abs().max()))
         engine.edit_masters([toy.first], lambda values, _: values.clamp_(-6, 6))
-        assert engine.state()["parameter/first"].abs().max() <= 6
+        assert engine.state_dict()["parameter/first"].abs().max() <= 6
         assert toy.first.abs().max() <= 6
     assert unbounded > 6  # else this shows nothing
 
@@ -141,7 +141,7 @@ def test_an_edit_knows_where_in_the_parameter_its_values_lie(zero: int, precisio
         values.copy_(wanted[start : start + values.numel()])
 
     engine.edit_masters([toy.first], write)
-    assert torch.equal(engine.state()["parameter/first"].flatten(), wanted)
+    assert torch.equal(engine.state_dict()["parameter/first"].flatten(), wanted)
     assert torch.equal(toy.first.detach().float().flatten(), wanted)
 
 
@@ -182,14 +182,14 @@ def test_lazy_tables_go_on_bit_for_bit_from_their_state() -> None:
 
 @pytest.mark.parametrize("setting", [{"zero": 2}, {"zero": 1}, {"gradient_clipping": 1.0}])
 def test_lazy_tables_where_gradients_must_be_whole_are_refused_and_left_out_by_themselves(setting: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"lazy_tables on: .*set train\.zero and train\.gradient_clipping to 0"):
-        TrainConfig.model_validate({"lazy_tables": "on", **setting})
-    assert not TrainConfig.model_validate(setting).is_lazy(1_000_000)
-    assert TrainConfig().is_lazy(100_000)
-    assert not TrainConfig().is_lazy(99_999)
-    assert TrainConfig(lazy_tables="on").is_lazy(10)
+    with pytest.raises(ValidationError, match=r"sparse_updates on: .*set train\.zero and train\.gradient_clipping to 0"):
+        TrainConfig.model_validate({"sparse_updates": "on", **setting})
+    assert not TrainConfig.model_validate(setting).uses_sparse_updates(1_000_000)
+    assert TrainConfig().uses_sparse_updates(100_000)
+    assert not TrainConfig().uses_sparse_updates(99_999)
+    assert TrainConfig(sparse_updates="on").uses_sparse_updates(10)
     for text, value in (("on", "on"), ("off", "off"), ("auto", "auto")):  # YAML reads the first two as booleans
-        assert TrainConfig.model_validate(yaml.safe_load(f"lazy_tables: {text}")).lazy_tables == value
+        assert TrainConfig.model_validate(yaml.safe_load(f"sparse_updates: {text}")).sparse_updates == value
 
 
 def test_bf16_without_masters_is_an_error() -> None:

@@ -49,7 +49,7 @@ def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[st
         max_steps=STEPS, zero=zero, accumulation=accumulation,
     )  # fmt: skip
     if kind == "lazy":
-        config["train"] = {**config["train"], "lazy_tables": "on", "first": {**stage, "weight_decay": 0.5}}
+        config["train"] = {**config["train"], "sparse_updates": "on", "first": {**stage, "weight_decay": 0.5}}
         config["model"] = {**config["model"], "heads": {"default": "sampled", "sampled": {"negatives": 5}}}
     if kind == "dropout":
         config["model"] = {**config["model"], "dropout": 0.3, "item_init": "svd"}
@@ -72,7 +72,7 @@ def _train(folder: Path, together: dict[str, tuple[str, int, int, int]]) -> Path
     jobs.append({"config": values, "run": str(folder / "bf16"), "world": 2})
     for world in (1, 3):
         still = {"learning_rate": 1e-3, "batch": 16, "epochs": 0}
-        values = settings(str(folder / "all"), tasks=STAGES[:2], first=still, second={**still, "head_steps": 40})
+        values = settings(str(folder / "all"), tasks=STAGES[:2], first=still, second={**still, "probe_steps": 40})
         jobs.append({"config": values, "run": str(folder / f"head start {world}"), "world": world})
     run_worlds(jobs, folder)
     return folder

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small_runs import ALONE, checked, events, results, run_worlds, settings, small_tables, train_here, weights, what_lasts
 
-from dist_teracon.continual.method import Setup, resolve_method
+from dist_teracon.continual.method import MethodContext, resolve_method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import read_given_vectors
 from dist_teracon.data.prepare.pipeline import write_dataset
@@ -108,7 +108,7 @@ def method_of(run: Path, dataset: Dataset, names: list[str]) -> Any:
     kind, chosen = resolve_method(config, where="test")
     tasks = tuple(dataset.info.task(name) for name in names)
     training = tuple(config.train.stage(number, task.name) for number, task in enumerate(tasks))
-    method = kind(Setup(model=config.model, seed=config.seed, items=dataset.info.items, tasks=tasks, training=training), chosen)
+    method = kind(MethodContext(model=config.model, seed=config.seed, items=dataset.info.items, tasks=tasks, training=training), chosen)
     for task in tasks[:2]:
         method.begin_task(task)
         method.end_task()
@@ -119,23 +119,23 @@ def test_predictions_of_old_tasks_stay_until_training(runs: Path, versions: tupl
     old, new = (Dataset(uri) for uri in versions)
     tensors = weights(runs / "base", "02-likes")
     before = method_of(runs / "base", old, ["next", "likes"])
-    before.load_tensors(tensors)
+    before.load_state_dict(tensors)
     after = method_of(runs / "base", new, ["next", "likes", "gender"])
     grown, report = grown_tensors(tensors, new, task="gender", new_items="unseen", runtime=ALONE)
-    after.load_tensors(grown)
+    after.load_state_dict(grown)
     rows = [[5, 42, 9, 43], [2, 3, 4], [NEW_ITEMS - 1]]
     unseen = [[item if item < OLD_ITEMS else 1 for item in row] for row in rows]
     assert report["items"] == NEW_ITEMS
     with torch.no_grad():
         for number, task in enumerate(("next", "likes")):
-            slots = [number] * len(rows)
-            expected = before.head(task)(before.encode(pack(unseen, tasks=slots), task))
-            assert torch.equal(after.head(task)(after.encode(pack(rows, tasks=slots), task)), expected)
+            mask_indices = [number] * len(rows)
+            expected = before.head(task)(before.encode(pack(unseen, tasks=mask_indices), task))
+            assert torch.equal(after.head(task)(after.encode(pack(rows, tasks=mask_indices), task)), expected)
         after.begin_task(new.info.task("gender"))
         for number, task in enumerate(("next", "likes")):
-            slots = [number] * len(rows)
-            expected = before.head(task)(before.encode(pack(unseen, tasks=slots), task))
-            torch.testing.assert_close(after.head(task)(after.encode(pack(rows, tasks=slots), task)), expected, rtol=1e-5, atol=1e-6)
+            mask_indices = [number] * len(rows)
+            expected = before.head(task)(before.encode(pack(unseen, tasks=mask_indices), task))
+            torch.testing.assert_close(after.head(task)(after.encode(pack(rows, tasks=mask_indices), task)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_neighbours_are_the_known_items_beside_a_new_one(versions: tuple[str, str]) -> None:

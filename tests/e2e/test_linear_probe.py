@@ -13,7 +13,7 @@ from torch import Tensor
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.open import open_dataset
 from dist_teracon.models.heads import Head
-from dist_teracon.train.linear_probe import start_head
+from dist_teracon.train.linear_probe import fit_linear_probe
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -24,7 +24,7 @@ def _run(small: str, folder: Path, **second: Any) -> Path:
 
 
 def test_the_new_head_alone_moves_and_its_start_is_kept(small: str, tmp_path: Path) -> None:
-    drawn, started = (_run(small, tmp_path / str(steps), epochs=0, head_steps=steps) for steps in (0, 200))
+    drawn, started = (_run(small, tmp_path / str(steps), epochs=0, probe_steps=steps) for steps in (0, 200))
     before, after = weights(drawn, "02-likes"), weights(started, "02-likes")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"heads.likes.weight", "heads.likes.bias"}
@@ -34,8 +34,8 @@ def test_the_new_head_alone_moves_and_its_start_is_kept(small: str, tmp_path: Pa
 
 
 def test_a_start_that_no_epoch_betters_is_what_the_stage_hands_on(small: str, tmp_path: Path) -> None:
-    untrained = _run(small, tmp_path / "untrained", epochs=0, head_steps=200)
-    spoilt = _run(small, tmp_path / "spoilt", epochs=3, patience=2, head_steps=200, learning_rate=5.0)
+    untrained = _run(small, tmp_path / "untrained", epochs=0, probe_steps=200)
+    spoilt = _run(small, tmp_path / "spoilt", epochs=3, patience=2, probe_steps=200, learning_rate=5.0)
     assert [event["best"] for event in events(spoilt, "epoch") if event["stage"] == 2] == [True, False, False]
     expected, found = weights(untrained, "02-likes"), weights(spoilt, "02-likes")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -43,8 +43,8 @@ def test_a_start_that_no_epoch_betters_is_what_the_stage_hands_on(small: str, tm
 
 def test_a_stage_goes_on_from_its_start(small: str, tmp_path: Path) -> None:
     """With hardly any learning rate an epoch leaves the head where it started."""
-    untrained = _run(small, tmp_path / "untrained", epochs=0, head_steps=200)
-    trained = _run(small, tmp_path / "trained", epochs=1, head_steps=200, learning_rate=1e-9)
+    untrained = _run(small, tmp_path / "untrained", epochs=0, probe_steps=200)
+    trained = _run(small, tmp_path / "trained", epochs=1, probe_steps=200, learning_rate=1e-9)
     weight = "heads.likes.weight"
     torch.testing.assert_close(weights(trained, "02-likes")[weight], weights(untrained, "02-likes")[weight], rtol=0, atol=1e-6)
 
@@ -52,7 +52,7 @@ def test_a_stage_goes_on_from_its_start(small: str, tmp_path: Path) -> None:
 def test_next_item_tasks_and_sampled_heads_start_as_drawn(small: str, tmp_path: Path) -> None:
     config = settings(small, tasks=("next", "likes", "age"))
     for stage in ("first", "second", "later"):
-        config["train"][stage] = {**config["train"][stage], "epochs": 1, "head_steps": 30}
+        config["train"][stage] = {**config["train"][stage], "epochs": 1, "probe_steps": 30}
     config["model"]["heads"] = {"by_task": {"likes": "sampled"}}
     run = train_here(config, tmp_path / "run")
     assert [(event["task"], event["steps"] <= 30) for event in events(run, "head_start")] == [("age", True)]
@@ -65,7 +65,7 @@ class _Told:
         self.vectors, self.by_user = vectors, by_user
         self._head = Head(vectors.shape[1], labels, generator=torch.Generator().manual_seed(0))
 
-    def slot(self, task: str) -> int:
+    def mask_index(self, task: str) -> int:
         return 0
 
     def head(self, task: str) -> Head:
@@ -84,7 +84,7 @@ def test_the_candidate_of_least_validation_loss_is_kept(small: str, by_user: boo
     task = dataset.info.task("gender")
     vectors = 3 * torch.randn(4096, 64, generator=torch.Generator().manual_seed(1))
     method: Any = _Told(task.labels, vectors, by_user=by_user)
-    start = start_head(method, dataset, task, steps=400, dropout=0.0, smoothing=0.0, seed=0, batch=64, runtime=ALONE)
+    start = fit_linear_probe(method, dataset, task, steps=400, dropout=0.0, smoothing=0.0, seed=0, batch=64, runtime=ALONE)
     assert start.examples == 96
     assert (start.steps == 25) is by_user
     assert (start.validation_loss > 0.69) is by_user

@@ -39,7 +39,7 @@ def runs(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     config = settings(small, method=method)
     config["model"] = {**config["model"], "dropout": 0.2, "item_init": "svd"}
     for stage in ("first", "later"):
-        config["train"][stage] = {**config["train"][stage], "average": 0.5, "earlier_rate": 0.5, "head_steps": 30}
+        config["train"][stage] = {**config["train"][stage], "ema_decay": 0.5, "pretrained_lr_scale": 0.5, "probe_steps": 30}
     return _killed_again_and_again(config, tmp_path_factory.mktemp("resume"), MOMENTS, world=1)
 
 

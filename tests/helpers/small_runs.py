@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dist_teracon.config import RunConfig, validate
-from dist_teracon.console import Voice
+from dist_teracon.console import Console
 from dist_teracon.continual.method import resolve_method
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
@@ -90,7 +90,7 @@ def checked(values: dict[str, Any]) -> RunConfig:
 
 def train_here(values: dict[str, Any], folder: Path, **options: Any) -> Path:
     """Train in this process, whose group of one exists; returns the run's folder."""
-    train(checked(values), ALONE, folder, where="test", voice=Voice(speaks=False), **options)
+    train(checked(values), ALONE, folder, where="test", console=Console(active=False), **options)
     return folder
 
 

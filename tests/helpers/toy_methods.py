@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import Frozen
-from dist_teracon.continual.method import Method, Phase, Setup, register
+from dist_teracon.config import ConfigModel
+from dist_teracon.continual.method import Method, MethodContext, Phase, register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
@@ -28,21 +28,21 @@ def _run(network: Network, batch: PackedBatch) -> Tensor:
 class _OneNetwork(Method):
     """A network without masks for all tasks."""
 
-    def __init__(self, setup: Setup, settings: Frozen) -> None:
-        super().__init__(setup, settings)
-        self.network = Network(make_backbone(setup.model, items=setup.items, generator=setup.generator("backbone")))
+    def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
+        super().__init__(context, settings)
+        self.network = Network(make_backbone(context.model, items=context.items, generator=context.generator("backbone")))
 
     def _add_head(self, task: Task) -> None:
-        self.network.add_task(task.name, task.labels, generator=self.setup.generator(f"head:{task.name}"))
+        self.network.add_task(task.name, task.labels, generator=self.context.generator(f"head:{task.name}"))
 
     def module(self) -> nn.Module:
         return self.network
 
-    def slot(self, task: str) -> int:
+    def mask_index(self, task: str) -> int:
         return 0
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        return self.class_terms(batch, _run(self.network, batch))
+        return self.classification_losses(batch, _run(self.network, batch))
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
         return _run(self.network, replace(batch, positions="last"))
@@ -50,10 +50,10 @@ class _OneNetwork(Method):
     def head(self, task: str) -> Head:
         return self.network.head(task)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.network.load_state_dict(tensors)
 
 
@@ -66,8 +66,8 @@ class ToyConure(_OneNetwork):
 
     name = "toy-conure"
 
-    def __init__(self, setup: Setup, settings: Frozen) -> None:
-        super().__init__(setup, settings)
+    def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
+        super().__init__(context, settings)
         conv = self.network.backbone.conv_weight
         self.network.register_buffer("owner", torch.zeros_like(conv))
 
@@ -152,14 +152,14 @@ class ToyMtl(_OneNetwork):
         if len(self.learned) == 1:
             self._add_head(task)
         if len(self.learned) == 2:
-            for joint in self.setup.tasks[1:]:
+            for joint in self.context.tasks[1:]:
                 self._add_head(joint)
 
     def phases(self, task: Task) -> Sequence[Phase]:
         if len(self.learned) > 2:
             return ()
-        return (Phase("train", (task,) if len(self.learned) == 1 else self.setup.tasks[1:], self.training(task)),)
+        return (Phase("train", (task,) if len(self.learned) == 1 else self.context.tasks[1:], self.training(task)),)
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
-        self.network.head(self.setup.tasks[0].name).requires_grad_(len(self.learned) == 1)
+        self.network.head(self.context.tasks[0].name).requires_grad_(len(self.learned) == 1)
         return super().parameter_groups(phase)

@@ -26,7 +26,7 @@ import dist_teracon.continual.fineall
 import dist_teracon.continual.teracon
 import dist_teracon.train.stage as stage_module
 from dist_teracon.config import RunConfig, validate
-from dist_teracon.console import Voice
+from dist_teracon.console import Console
 from dist_teracon.engine.deepspeed_engine import _import_deepspeed
 from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TeraconError
@@ -80,7 +80,7 @@ def _arm(moment: str) -> None:
     elif kind.startswith("half-"):
         run_folder.io.write_json = _first(before_json, run_folder.io.write_json)
     elif kind == "checkpoint":
-        run_folder.StageFolder.save_progress = _then(run_folder.StageFolder.save_progress, after_checkpoint)
+        run_folder.StageFolder.save_checkpoint = _then(run_folder.StageFolder.save_checkpoint, after_checkpoint)
     elif kind == "finished":
         run_folder.StageFolder.finish = _then(run_folder.StageFolder.finish, after_finish)
     else:
@@ -116,7 +116,7 @@ def _process(job: dict[str, Any], rank: int, world: int, port: int) -> int:
         with process_group() as runtime:
             config = validate(RunConfig, job["config"], where="job")
             added = AddedTask(*job["added"]) if "added" in job else None
-            train(config, runtime, Path(job["run"]), where="job", voice=Voice(speaks=False), added=added)
+            train(config, runtime, Path(job["run"]), where="job", console=Console(active=False), added=added)
     except TeraconError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return 2

@@ -9,7 +9,8 @@ import stat
 import numpy as np
 import pytest
 
-from dist_teracon import io, log
+from dist_teracon import console as console_module
+from dist_teracon import io
 from dist_teracon.data import open as opening
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
@@ -135,11 +136,11 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_synthetic_set_is_prepared_once(cache, monkeypatch):
     told = []
-    first = open_dataset(NAME, say=told.append)
+    first = open_dataset(NAME, log=told.append)
     assert first.info.users == 200
     assert len(told) == 1
     monkeypatch.setattr(six_tasks, "parse_synthetic", lambda uri: pytest.fail("prepared again"))
-    assert open_dataset(NAME, say=told.append).info.fingerprint == first.info.fingerprint
+    assert open_dataset(NAME, log=told.append).info.fingerprint == first.info.fingerprint
     assert len(told) == 1
 
 
@@ -174,15 +175,15 @@ def test_where_the_cache_lies(monkeypatch):
 
 
 def test_one_process_speaks_for_all(capsys):
-    for speaks in (True, False):
-        voice = log.Voice(speaks=speaks)
-        voice.line("hello")
-        assert list(voice.track(iter(range(5)), 5, "loop")) == [0, 1, 2, 3, 4]
+    for active in (True, False):
+        console = console_module.Console(active=active)
+        console.log("hello")
+        assert list(console.track(iter(range(5)), 5, "loop")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == "hello\n"
 
 
 def test_a_long_loop_tells_of_itself_in_plain_lines(capsys, monkeypatch):
     now = iter(range(0, 1000, 20))
-    monkeypatch.setattr(log.time, "monotonic", lambda: float(next(now)))
-    assert list(log.Voice(speaks=True).track(iter("abcde"), 5, "loop")) == list("abcde")
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: float(next(now)))
+    assert list(console_module.Console().track(iter("abcde"), 5, "loop")) == list("abcde")
     assert capsys.readouterr().err.splitlines() == ["loop: 2/5, 0.1/s, 60 s left", "loop: 4/5, 0.1/s, 20 s left"]

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,6 +17,7 @@ import numpy as np
 from fsspec.core import url_to_fs
 
 from dist_teracon import io
+from dist_teracon.console import Log, NoProgress, Progress, no_log
 from dist_teracon.data.prepare.padding import PaddedSource
 from dist_teracon.data.prepare.splits import effective
 from dist_teracon.data.prepare.tables import Tables, TablesSource
@@ -31,7 +32,7 @@ from dist_teracon.data.shard_source import Sharded
 from dist_teracon.data.sources.base import Adapter, Source
 from dist_teracon.data.sources.registry import ADAPTERS
 from dist_teracon.errors import ConfigError, DataError, nearest
-from dist_teracon.memory import keep_freed_memory
+from dist_teracon.memory import raise_malloc_thresholds
 
 if TYPE_CHECKING:
     from dist_teracon.data.prepare.ray_workers import Cluster
@@ -52,8 +53,8 @@ def prepare(
     block: int | None = None,
     made_from: dict[str, Any] | None = None,
     cluster: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-    tell: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    log: Log = no_log,
+    progress: Progress | None = None,
 ) -> DatasetInfo:
     """Make a data set from raw logs, or find that it is there already.
 
@@ -71,13 +72,14 @@ def prepare(
         block: Bytes of a file that are looked at together; what is written does not depend on it.
         made_from: What the data set is said to be made from; by default the files' checksums and the options.
         cluster: Do the work on a Ray cluster; what is written is the same.
-        say: Takes lines on what happens.
-        tell: Takes what is being done, how much of it is done, and how much there is.
+        log: Takes lines on what happens.
+        progress: Shows how far it is.
 
     Raises:
         ConfigError: the recipe is wrong or names what the source does not have.
         DataError: the source is missing or malformed, the disk is full, or `out` holds something else.
     """
+    shown = progress or NoProgress()
     adapter = _checked_adapter(format, max_bad_rows=max_bad_rows, shards=shards, min_count=min_count, cluster=cluster)
     rules = recipe if isinstance(recipe, Recipe) or recipe is None else read_recipe(str(recipe))
     if rules is None and adapter.needs_recipe:
@@ -101,31 +103,31 @@ def prepare(
 
     there = existing_dataset(out, origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
-        say(f"{out}: is there already, made from the same input and options; nothing to do")
+        log(f"{out}: is there already, made from the same input and options; nothing to do")
         return there
-    keep_freed_memory()
+    raise_malloc_thresholds()
     sizes = {uri: _size(uri) for uri in uris}
     key = fingerprint({"format": format, "source": source, "sizes": sizes, "stamps": [_stamp(uri) for uri in uris], **options})
     with ExitStack() as stack:
-        work = stack.enter_context(workspace(out, key, say))
+        work = stack.enter_context(workspace(out, key, log))
         stack.enter_context(_full_disk(out, work))
         bad = BadRows(max_bad_rows, work.root / REJECTED, source)
-        job = Job(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), tell=tell)
+        job = Job(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown)
         if block is not None:
             job.block = block
         if cluster:
             job.cluster = stack.enter_context(_on_cluster(out, work))
-        say(f"reading {source}")
+        log(f"reading {source}")
         data = _read(adapter, source, rules, job)
         data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
         data.source = origin(job.sha256)
         if rules is not None and rules.history.padding == "token":
             data = PaddedSource(data)
         for kind, count in data.notes["malformed_rows"].items():
-            say(f"left out malformed rows: {count} × {kind}")
+            log(f"left out malformed rows: {count} × {kind}")
         _check_names(data)
-        say(f"writing {len(data.hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {out}")
-        advance = partial(tell, "writing")
+        log(f"writing {len(data.hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {out}")
+        advance = partial(shown.update, "writing")
         if job.cluster is None:
             info = fill(work.dataset, data, rule, shards, advance=advance)
         else:
@@ -196,14 +198,12 @@ class _full_disk:  # noqa: N801  (read as a function in a with statement)
             ) from None
 
 
-def prepare_tables(
-    tables: Tables, out: str, split_rule: SplitRule, *, shards: int | None = None, say: Callable[[str], None] = lambda _: None
-) -> DatasetInfo:
+def prepare_tables(tables: Tables, out: str, split_rule: SplitRule, *, shards: int | None = None, log: Log = no_log) -> DatasetInfo:
     """Write tables that were made by a generator, or find that they are there already; raises as `write_dataset`."""
     made_from = {**tables.source, "split": asdict(effective(split_rule)), "shards": shards}
     made_from["fingerprint"] = fingerprint(made_from)
     if (there := existing_dataset(out, made_from)) is not None:
-        say(f"{out}: is there already, made from the same options; nothing to do")
+        log(f"{out}: is there already, made from the same options; nothing to do")
         return there
     return write_dataset(replace(tables, source=made_from), out, split_rule, shards=shards)
 

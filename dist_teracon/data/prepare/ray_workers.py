@@ -111,7 +111,7 @@ class Cluster:
             with chdir(here) if io.is_local(piece.uri) and here.is_dir() else nullcontext():
                 return _read_piece(piece, partitioning, limit=limit, root=root, block=block)
 
-        results = _on_ray(read, pieces, lambda done: job.tell("reading", done, len(pieces)))
+        results = _on_ray(read, pieces, lambda done: job.progress.update("reading", done, len(pieces)))
         for piece, result in zip(pieces, results, strict=True):
             if result.error is not None:
                 raise DataError(result.error)

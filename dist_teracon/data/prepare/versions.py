@@ -59,7 +59,7 @@ def append(parent: str, added: str, out: str) -> DatasetInfo:
         raise DataError(
             f"{added}: has {new.info.shards} shards and {parent} has {old.info.shards}; prepare it with --shards {old.info.shards}"
         )
-    tasks = [task for task in new.info.tasks if task.kind != "next" and task.name not in {known.name for known in old.info.tasks}]
+    tasks = [task for task in new.info.tasks if not task.predicts_next and task.name not in {known.name for known in old.info.tasks}]
     if not tasks:
         known = ", ".join(task.name for task in old.info.tasks)
         raise DataError(f"{new.info.name}: has no task that {parent} does not have ({known}); name the new task otherwise in the recipe")
@@ -107,7 +107,7 @@ class _Append:
     def write(self, fingerprint: str) -> DatasetInfo:
         old = self.old.info
         for task in old.tasks:
-            if task.kind != "next":
+            if not task.predicts_next:
                 self._copy(vocabulary_file(task.name))
             for shard in range(old.shards):
                 self._copy(task_file(task.name, shard))

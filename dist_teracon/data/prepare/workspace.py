@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_teracon import io
+from dist_teracon.console import Log
 from dist_teracon.errors import DataError
 
 _KEY = "key"
@@ -51,13 +52,13 @@ class Workspace:
 
 
 @contextmanager
-def workspace(out: str, key: str, say: Callable[[str], None]) -> Iterator[Workspace]:
+def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
     """Hold the working folder of `out`; it is removed afterwards unless the process is stopped from outside.
 
     Args:
         out: Folder or URI of the result.
         key: What the work is made from; of work with another key nothing is kept.
-        say: Told when work that was stopped goes on.
+        log: Takes a line when work that was stopped goes on.
 
     Raises:
         DataError: another process holds it.
@@ -77,7 +78,7 @@ def workspace(out: str, key: str, say: Callable[[str], None]) -> Iterator[Worksp
         resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
         shutil.rmtree(work.dataset, ignore_errors=True)
         if resumed:
-            say(f"{out}: goes on from rows that were read before")
+            log(f"{out}: goes on from rows that were read before")
         else:
             for entry in root.iterdir():
                 if entry.name != "lock":

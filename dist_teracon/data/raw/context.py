@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_teracon.console import NoProgress, Progress
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.files import BLOCK
 
@@ -25,7 +25,7 @@ class Job:
         min_count: Items of fewer occurrences count as unseen; None leaves it to the recipe.
         block: Bytes of a file that are looked at together; nothing that is written depends on it.
         total_bytes: Stored bytes of all files.
-        tell: Takes what is being done, how much of it is done, and how much there is.
+        progress: Shows how far it is.
         sha256: By URI, of the files read so far.
         cluster: Who does the work where it is done on a cluster.
     """
@@ -36,7 +36,7 @@ class Job:
     min_count: int | None = None
     block: int = BLOCK
     total_bytes: int = 0
-    tell: Callable[[str, int, int], None] = lambda _what, _done, _all: None
+    progress: Progress = field(default_factory=NoProgress)
     sha256: dict[str, str] = field(default_factory=dict)
     cluster: Cluster | None = None
     _read: dict[str, int] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class Job:
     def read(self, uri: str, position: int) -> None:
         """Say that a file was read up to a stored byte."""
         self._read[uri] = position
-        self.tell("reading", sum(self._read.values()), self.total_bytes)
+        self.progress.update("reading", sum(self._read.values()), self.total_bytes)
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Say how far a job is."""
-        self.tell(what, done, total)
+        self.progress.update(what, done, total)

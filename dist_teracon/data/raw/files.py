@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.errors import DataError
-from dist_teracon.io import PAUSES_S, is_enough, is_local, is_store_error, told
+from dist_teracon.io import PAUSES_S, is_local, is_store_error, redacted, retries_exhausted
 
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
@@ -105,9 +105,9 @@ class RawInput(io.RawIOBase):
                 if not is_store_error(error):
                     raise
                 self._file = None
-                if pause is None or is_enough(attempts=attempts, since=began):
+                if pause is None or retries_exhausted(attempts=attempts, since=began):
                     tries = f" after {attempts} attempts" if self._pauses else ""
-                    raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({told(error)})") from None
+                    raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({redacted(error)})") from None
                 time.sleep(pause)
         raise AssertionError
 

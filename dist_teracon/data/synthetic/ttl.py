@@ -13,7 +13,7 @@ Legend: B users of a block, L positions, V items, Y labels of a task, W targets 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.console import Log, NoProgress, Progress, no_log
 from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.data.sources.sequence_csv import TTL_FILES
 from dist_teracon.errors import ConfigError
@@ -44,7 +45,6 @@ _GUIDE = 1 << 16
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float64]
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def write_raw(users: int, out: Path) -> Iterator[int]:
             yield done
 
 
-def raw_files(out: str, *, users: int | None = None, tell: Tell = lambda _what, _done, _all: None) -> None:
+def raw_files(out: str, *, users: int | None = None, progress: Progress | None = None) -> None:
     """Write the raw files of a set of `users` users, by default all 1.47 million, into a local folder.
 
     Raises:
@@ -219,7 +219,7 @@ def raw_files(out: str, *, users: int | None = None, tell: Tell = lambda _what, 
     if not io.is_local(out):
         raise ConfigError(f"--raw: raw files are written to a local folder, not to {out}")
     for done in write_raw(count, io.local_path(out)):
-        tell("drawing", done, count)
+        (progress or NoProgress()).update("drawing", done, count)
 
 
 def prepare_ttl(
@@ -229,8 +229,8 @@ def prepare_ttl(
     split: Literal["users", "rows"] | None = None,
     min_count: int | None = None,
     shards: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    tell: Tell = lambda _what, _done, _all: None,
+    log: Log = no_log,
+    progress: Progress | None = None,
 ) -> DatasetInfo:
     """Prepare a data set of `users` users by way of its raw files, which lie beside `out` meanwhile; raises as `prepare`."""
     from dist_teracon.data.prepare.pipeline import existing_dataset, fingerprint, prepare
@@ -240,15 +240,15 @@ def prepare_ttl(
     made_from |= {"split": split, "min_count": min_count, "shards": shards}
     made_from["fingerprint"] = fingerprint(made_from)
     if (there := existing_dataset(out, made_from)) is not None:
-        say(f"{out}: is there already, made from the same options; nothing to do")
+        log(f"{out}: is there already, made from the same options; nothing to do")
         return there
     beside = io.local_path(out).absolute().parent if io.is_local(out) else None
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ttl-raw-", dir=beside) as name:
-        raw_files(f"{name}/{NAME}", users=count, tell=tell)
+        raw_files(f"{name}/{NAME}", users=count, progress=progress)
         return prepare(
-            "ttl", f"{name}/{NAME}", out, split=split, min_count=min_count, shards=shards, made_from=made_from, say=say, tell=tell
+            "ttl", f"{name}/{NAME}", out, split=split, min_count=min_count, shards=shards, made_from=made_from, log=log, progress=progress
         )
 
 

@@ -55,7 +55,7 @@ def answers(values, offsets):
 def write(dataset, pool, folder, *, shards=None):
     teacher = Teacher()
     numbers = range(dataset.info.shards) if shards is None else shards
-    for path in write_pseudo_labels(teacher, dataset, pool, folder=folder, slot=2, shards=numbers, batch=3):
+    for path in write_pseudo_labels(teacher, dataset, pool, folder=folder, mask_index=2, shards=numbers, batch=3):
         assert path.exists()
     return teacher.rows
 

@@ -83,8 +83,8 @@ def test_replayed_rows_are_read_under_their_task_at_their_last_position(network,
     assert joined.task_of_row.dtype == torch.int32
     masks = network.mask_table(SCALES)
     hidden = network(joined.values, joined.row_offsets, joined.task_of_row, masks, positions=positions)
-    for part, rows, slot in zip(joined.retention, (first, second), (0, 1), strict=True):
-        alone = pack(rows, tasks=[slot] * len(rows))
+    for part, rows, mask_index in zip(joined.retention, (first, second), (0, 1), strict=True):
+        alone = pack(rows, tasks=[mask_index] * len(rows))
         wanted = network(alone.values, alone.row_offsets, alone.task_of_row, masks, positions="last")
         torch.testing.assert_close(hidden[part.index], wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(loss_sums(network, joined)[0], loss_sums(network, batch)[0], rtol=1e-12, atol=1e-12)

@@ -22,9 +22,11 @@ SHARDS = 8
 worlds = st.integers(1, 5)
 
 
-def loaders(dataset, names, world, *, batch=16, seed=3, slot=0):
+def loaders(dataset, names, world, *, batch=16, seed=3, mask_index=0):
     tasks = [dataset.info.task(name) for name in names]
-    return [TrainingLoader(dataset, tasks, slot=slot, batch=batch, seed=seed, rank=rank, world_size=world) for rank in range(world)]
+    return [
+        TrainingLoader(dataset, tasks, mask_index=mask_index, batch=batch, seed=seed, rank=rank, world_size=world) for rank in range(world)
+    ]
 
 
 def read_rows(packed):
@@ -177,7 +179,7 @@ def test_a_rank_opens_its_own_shards_alone(make_dataset, tmp_path, names):
                 path.unlink()
         dataset, gather = Dataset(str(folder)), exchange.of(rank)
         tasks = [dataset.info.task(name) for name in names]
-        loader = TrainingLoader(dataset, tasks, slot=0, batch=16, seed=3, rank=rank, world_size=world, gather=gather)
+        loader = TrainingLoader(dataset, tasks, mask_index=0, batch=16, seed=3, rank=rank, world_size=world, gather=gather)
         scored = evaluated_here(dataset, names[0], rank, world, max_users=9, gather=gather)
         return [contents(packed) for packed in loader.epoch(1)], scored
 
@@ -192,7 +194,7 @@ def test_a_rank_opens_its_own_shards_alone(make_dataset, tmp_path, names):
 
 def evaluated_here(dataset, name, rank, world, **options):
     batches = evaluation_batches(
-        dataset, dataset.info.task(name), Split.TRAIN, slot=0, batch=4, rank=rank, world_size=world, seed=0, **options
+        dataset, dataset.info.task(name), Split.TRAIN, mask_index=0, batch=4, rank=rank, world_size=world, seed=0, **options
     )
     return [contents(packed) for packed in batches]
 
@@ -249,16 +251,16 @@ def test_order_depends_on_seed_and_epoch_alone(make_dataset):
     assert order(0, 1) != order(1, 1)
 
 
-def test_rows_carry_their_slot_and_a_rank_without_shards_takes_part(make_dataset):
+def test_rows_carry_their_mask_index_and_a_rank_without_shards_takes_part(make_dataset):
     dataset = make_dataset(users=50, shards=2)
-    shares = list(zip(*(loader.epoch(1) for loader in loaders(dataset, ["likes"], 3, slot=2)), strict=True))
+    shares = list(zip(*(loader.epoch(1) for loader in loaders(dataset, ["likes"], 3, mask_index=2)), strict=True))
     assert all(share[2].rows == 0 and share[2].examples[0].labels.shape == (0,) for share in shares)
     assert all(share[2].examples[0].total > 0 for share in shares)
-    assert {slot for share in shares for packed in share for slot in packed.task_of_row.tolist()} == {2}
+    assert {mask_index for share in shares for packed in share for mask_index in packed.task_of_row.tolist()} == {2}
 
 
 def evaluated(dataset, name, split, world, **settings):
-    arguments = {"slot": 0, "batch": 5, "max_users": None, "seed": 0, **settings}
+    arguments = {"mask_index": 0, "batch": 5, "max_users": None, "seed": 0, **settings}
     task, found, users = dataset.info.task(name), Counter(), 0
     for rank in range(world):
         for packed in evaluation_batches(dataset, task, split, rank=rank, world_size=world, **arguments):

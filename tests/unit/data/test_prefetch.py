@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dist_teracon.data.prefetch import ahead
+from dist_teracon.data.prefetch import prefetch
 
 
 def threads():
@@ -15,7 +15,7 @@ def threads():
 
 
 def test_items_come_in_their_order_and_the_thread_ends():
-    assert list(ahead(iter(range(100)), depth=3)) == list(range(100))
+    assert list(prefetch(iter(range(100)), depth=3)) == list(range(100))
     assert not threads()
 
 
@@ -27,7 +27,7 @@ def test_some_are_made_before_they_are_wanted_and_no_more():
             made.append(number)
             yield number
 
-    found = ahead(items(), depth=2)
+    found = prefetch(items(), depth=2)
     assert next(found) == 0
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -42,7 +42,7 @@ def test_an_error_comes_where_its_item_would():
         yield 1
         raise KeyError("broken")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 1
     with pytest.raises(KeyError, match="broken"):
         next(found)
@@ -58,7 +58,7 @@ def test_leaving_early_ends_the_thread_and_closes_what_made_the_items():
         finally:
             closed.append(True)
 
-    for item in ahead(items()):
+    for item in prefetch(items()):
         if item == 5:
             break
     assert not threads()

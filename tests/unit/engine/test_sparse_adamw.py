@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dist_teracon.engine.sparse_adamw import LazyAdamW
+from dist_teracon.engine.sparse_adamw import SparseAdamW
 
 V, C = 12, 5
 OPTIONS = {"lr": 0.05, "weight_decay": 0.3}
@@ -17,9 +17,9 @@ def start() -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
     return table, torch.nn.Parameter(torch.randn(C, generator=generator))
 
 
-def train(rows_of_steps: list[list[int]], *, sparse: bool) -> tuple[torch.Tensor, torch.Tensor, LazyAdamW]:
+def train(rows_of_steps: list[list[int]], *, sparse: bool) -> tuple[torch.Tensor, torch.Tensor, SparseAdamW]:
     table, other = start()
-    optimiser = LazyAdamW([table, other], **OPTIONS)
+    optimiser = SparseAdamW([table, other], **OPTIONS)
     for rows in rows_of_steps:
         (F.embedding(torch.tensor(rows), table, sparse=sparse) * other).sin().sum().backward()
         optimiser.step()

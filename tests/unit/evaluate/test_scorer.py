@@ -29,7 +29,7 @@ class Model:
             for head in self.heads.values():
                 head.weight.mul_(0 if constant else 100)
 
-    def slot(self, task):
+    def mask_index(self, task):
         return 0
 
     def encode(self, batch, task):
@@ -147,7 +147,7 @@ def test_bf16_weights_are_ranked_in_fp32(dataset):
 def test_baseline_table_has_a_place_for_every_task(make_dataset):
     dataset = make_dataset(users=300, items=40, unseen=0.0)
     told = []
-    table = baseline_table(dataset, dataset.info.tasks, seed=0, say=told.append)
+    table = baseline_table(dataset, dataset.info.tasks, seed=0, log=told.append)
     assert [value is None for value in table["popularity"]] == [False, False, True]
     assert [value is None for value in table["majority"]] == [True, True, False]
     assert [value is None for value in table["svd_logistic_regression"]] == [True, True, bool(told)]
@@ -160,11 +160,11 @@ def test_baseline_table_has_a_place_for_every_task(make_dataset):
 def test_the_svd_baseline_takes_a_sample_of_many_users_and_says_so(make_dataset, monkeypatch):
     pytest.importorskip("sklearn")
     dataset, told = make_dataset(users=300, items=40, unseen=0.0), []
-    whole = baseline_table(dataset, dataset.info.tasks, seed=0, say=told.append)
+    whole = baseline_table(dataset, dataset.info.tasks, seed=0, log=told.append)
     assert "users" not in whole["svd_logistic_regression"][2]
     assert not told
     monkeypatch.setattr(baselines_module, "SVD_USERS", 150)
-    cut = baseline_table(dataset, dataset.info.tasks, seed=0, say=told.append)
+    cut = baseline_table(dataset, dataset.info.tasks, seed=0, log=told.append)
     assert 100 < cut["svd_logistic_regression"][2]["users"] < 200
     assert f"on {cut['svd_logistic_regression'][2]['users']} of 300 users" in told[0]
     assert cut["popularity"] == whole["popularity"]

@@ -61,7 +61,7 @@ def encode(net, keys, positions="last", rows=((3, 4, 5), (6, 7), (8, 9, 10, 11))
     values = torch.tensor([item for row in rows for item in row], dtype=torch.int32)
     offsets = torch.cumsum(torch.tensor([0, *map(len, rows)]), 0)
     tasks = torch.zeros(len(rows), dtype=torch.int32)
-    return net(values, offsets, tasks, None, positions=positions, noise_key=keys)
+    return net(values, offsets, tasks, None, positions=positions, dropout_key=keys)
 
 
 def test_a_network_drops_only_where_a_row_has_a_key() -> None:

@@ -93,8 +93,8 @@ def _same_as_teacher(network, teacher, batch, tolerance):
     past = len(teacher.tasks)
     masks, kept = network.mask_table([S_MAX] * (past + 1)), teacher.mask_table([S_MAX] * past)
     torch.testing.assert_close(masks[:past], kept, rtol=0, atol=tolerance)
-    for slot, name in enumerate(teacher.tasks):
-        tasks = torch.full_like(batch.task_of_row, slot)
+    for mask_index, name in enumerate(teacher.tasks):
+        tasks = torch.full_like(batch.task_of_row, mask_index)
         outputs = [
             net.head(name)(net(batch.values, batch.row_offsets, tasks, table, positions="last"))
             for net, table in ((network, masks), (teacher, kept))

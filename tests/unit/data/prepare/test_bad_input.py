@@ -63,7 +63,7 @@ def test_malformed_rows_within_the_share_are_counted_by_kind_and_left_out(atomic
     for line, row in ((5, "1\t2"), (40, "3\t4"), (77, "1\t2\tx\t880000000"), (400, "1\t2\t3\t4\t5")):
         put(atomic / "ml.inter", line, row)
     said: list[str] = []
-    info = prepare("recbole", str(atomic), str(tmp_path / "out"), recipe=ML_100K, max_bad_rows=0.01, say=said.append)
+    info = prepare("recbole", str(atomic), str(tmp_path / "out"), recipe=ML_100K, max_bad_rows=0.01, log=said.append)
     assert info.notes["malformed_rows"] == {"rating:float is not a number": 1, "wrong number of columns": 3}
     assert [line for line in said if "left out" in line] == [
         "left out malformed rows: 1 × rating:float is not a number", "left out malformed rows: 3 × wrong number of columns",

@@ -116,7 +116,7 @@ def test_checksums_rows_and_bytes_of_every_file_are_told(made):
 def test_a_second_run_does_nothing_and_says_so(atomic, made, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     said: list[str] = []
-    info = prepare("recbole", str(atomic), str(made), recipe=ML_100K, say=said.append)
+    info = prepare("recbole", str(atomic), str(made), recipe=ML_100K, log=said.append)
     assert info == read_dataset_info(str(made))
     assert len(said) == 1
     assert "nothing to do" in said[0]

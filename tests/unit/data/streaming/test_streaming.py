@@ -23,6 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dist_teracon.console import NoProgress
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.raw import files as files_module
 from dist_teracon.data.raw.files import LineBlocks
@@ -357,10 +358,10 @@ def test_what_was_read_is_not_read_again_after_a_kill(raw, made, tmp_path):
     assert done.returncode == 9
     assert [path.name for path in tmp_path.iterdir()] == [".out.preparing"]
     said: list[str] = []
-    told: list[str] = []
-    prepare("ttl", str(raw), str(tmp_path / "out"), say=said.append, tell=lambda what, _done, _all: told.append(what))
+    shown = mock.Mock(spec=NoProgress)
+    prepare("ttl", str(raw), str(tmp_path / "out"), log=said.append, progress=shown)
     assert any("goes on from rows that were read before" in line for line in said)
-    assert "reading" not in told
+    assert "reading" not in {call.args[0] for call in shown.update.call_args_list}
     assert digest(tmp_path / "out") == made
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
