@@ -149,7 +149,7 @@ def _prepare_into(options: argparse.Namespace, out: str, progress: Progress) -> 
         if options.set or options.recipe:
             raise ConfigError("--recipe, --set: synthetic data follows no recipe; see --users, --like, --split, --shards")
         return _prepare_synthetic(options, out, progress)
-    from dist_teracon.config import apply_overrides, read_yaml
+    from dist_teracon.config_io import apply_overrides, read_yaml
     from dist_teracon.data.prepare.pipeline import prepare
     from dist_teracon.data.recipe import parse_recipe
 
@@ -214,7 +214,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dist_teracon.config import load_config
+    from dist_teracon.config_io import load_config
     from dist_teracon.console import set_up_logging
 
     config = load_config(options.config, options.set)
@@ -223,7 +223,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
         raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
-    from dist_teracon.engine.process_group import process_group
+    from dist_teracon.runtime import process_group
     from dist_teracon.train.add_task import AddedTask
     from dist_teracon.train.run import train
 

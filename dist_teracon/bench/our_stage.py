@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from dist_teracon.bench.eager_baseline import EagerNetwork, EagerStage, PlainBlockStack, padded_examples
-from dist_teracon.config import RunConfig, make_config
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import make_config
 from dist_teracon.console import NoProgress
 from dist_teracon.continual.method import Method, MethodContext, StageContext, resolve_method
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.open import open_dataset
-from dist_teracon.engine.contract import Runtime
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
+from dist_teracon.runtime import Runtime
 from dist_teracon.train.step import LossModule, train_step
 
 DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3

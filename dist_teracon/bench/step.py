@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from dist_teracon.engine.process_group import process_group
+    from dist_teracon.runtime import process_group
 
     with process_group() as runtime, tempfile.TemporaryDirectory() as folder:
         from dist_teracon.bench.our_stage import Size
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(options: argparse.Namespace, size: object, runtime: object, folder: Path) -> None:
     from dist_teracon.bench.our_stage import Size, eager_stage, our_stage, plain_stacks
-    from dist_teracon.engine.contract import Runtime
+    from dist_teracon.runtime import Runtime
 
     assert isinstance(size, Size)
     assert isinstance(runtime, Runtime)
@@ -79,7 +79,7 @@ def _cells(timings: dict[str, Timing], precisions: Sequence[str]) -> Iterator[st
 def _profile(options: argparse.Namespace, size: object, runtime: object, folder: Path) -> None:
     from dist_teracon.bench.our_stage import Size, our_stage
     from dist_teracon.bench.profile import Clock, profiled
-    from dist_teracon.engine.contract import Runtime
+    from dist_teracon.runtime import Runtime
 
     assert isinstance(size, Size)
     assert isinstance(runtime, Runtime)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dist_teracon import io
 from dist_teracon.compare.plan import Cell
-from dist_teracon.config import dump_config
+from dist_teracon.config_io import dump_config
 from dist_teracon.console import Console
 from dist_teracon.errors import RunError
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from dist_teracon.config import ConfigModel, RunConfig, apply_overrides, make_config, read_yaml, validate
+from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.config_io import apply_overrides, make_config, read_yaml, validate
 
 
 class Plan(ConfigModel):

@@ -12,17 +12,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel, ModelConfig, RunConfig, StageTraining, validate
+from dist_teracon.config import ConfigModel, ModelConfig, RunConfig, StageTraining
+from dist_teracon.config_io import validate
 from dist_teracon.console import Progress
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Task
-from dist_teracon.engine.contract import Engine, Runtime
+from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.backbone import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.sampled_softmax import Negatives
+from dist_teracon.runtime import Runtime
 
 
 @dataclass(frozen=True)

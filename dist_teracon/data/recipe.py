@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dist_teracon.config import read_yaml
+from dist_teracon.config_io import read_yaml
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.errors import ConfigError, nearest
 

@@ -3,40 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What a launcher hands to training: this process's place in the world.
-
-    Attributes:
-        rank, world_size: Of the process group.
-        device: Where this process computes.
-    """
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        """Tell whether this process writes the run's files."""
-        return self.rank == 0
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return what every rank has put in, in the order of ranks; all ranks call it."""
-        gathered: list[Any] = [value]
-        if self.world_size > 1:
-            gathered = [None] * self.world_size
-            dist.all_gather_object(gathered, value)
-        return gathered
-
 
 # Edits a flat piece of a parameter in place: (values, start), `start` being its place in the flattened parameter.
 Edit = Callable[[Tensor, int], None]

@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dist_teracon.config import TrainConfig, deep_merge
-from dist_teracon.engine.contract import Edit, Runtime
+from dist_teracon.config import TrainConfig
+from dist_teracon.config_io import deep_merge
+from dist_teracon.engine.contract import Edit
 from dist_teracon.engine.sparse_adamw import SparseAdamW
+from dist_teracon.runtime import Runtime
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

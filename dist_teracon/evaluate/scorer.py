@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,9 +17,9 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
 from dist_teracon.data.schema import Split
-from dist_teracon.engine.contract import Runtime
 from dist_teracon.evaluate.metrics import METRIC_CUTOFF, count_candidates, reciprocal_rank
 from dist_teracon.models.heads import Head, rows_at_once
+from dist_teracon.runtime import Runtime
 
 
 class Encoder(Protocol):
@@ -85,21 +84,14 @@ def score_task(
         counts = np.bincount(examples.index.numpy(), minlength=packed.rows)
         summed = np.bincount(examples.index.numpy(), weights=values.numpy(), minlength=packed.rows)
         users.append(UserScores(packed.user_hash, summed.astype(np.float64), counts))
-    total = torch.from_numpy(sums)
-    if runtime.world_size > 1:
-        total = total.to(runtime.device)
-        dist.all_reduce(total)
-    value, count, unseen = total.tolist()
+    value, count, unseen = runtime.all_reduce_sum(torch.from_numpy(sums)).tolist()
     return Score(value / count if count else None, int(count), int(unseen), _joined(users))
 
 
 def train_counts(dataset: Dataset, task: str, runtime: Runtime) -> Tensor:
     """How often each label is a training target, int64 [Y] on the CPU; every rank counts in its own shards, all get the sum."""
-    counts = torch.from_numpy(dataset.train_counts(task, own_shards(dataset.info.shards, runtime.rank, runtime.world_size)))
-    if runtime.world_size > 1:
-        counts = counts.to(runtime.device, copy=True)
-        dist.all_reduce(counts)
-    return counts.cpu()
+    own = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
+    return runtime.all_reduce_sum(torch.from_numpy(dataset.train_counts(task, own)))
 
 
 def _joined(parts: list[UserScores]) -> UserScores:

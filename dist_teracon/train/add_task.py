@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
-from dist_teracon.config import RunConfig, dump_config
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import dump_config
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import GivenVectors, read_given_vectors
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, info_from_json
-from dist_teracon.engine.contract import Runtime
 from dist_teracon.errors import ConfigError, RunError, TeraconError
+from dist_teracon.runtime import Runtime
 from dist_teracon.train.run_folder import StageFolder
 
 NewItems = Literal["unseen", "neighbours", "text"]

@@ -21,9 +21,9 @@ from dist_teracon.continual.method import Method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
 from dist_teracon.data.schema import Split, Task
-from dist_teracon.engine.contract import Runtime
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.heads import Head, cross_entropy_sum
+from dist_teracon.runtime import Runtime
 
 # More change little in a linear layer's start; the users' representations lie in memory.
 _USERS = 16_384

@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import yaml
 from torch import Tensor
 
 from dist_teracon import io
-from dist_teracon.config import RunConfig, dump_config
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import dump_config
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext, resolve_method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
 from dist_teracon.data.schema import Split, Task
-from dist_teracon.engine.contract import Runtime
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
+from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, additions, claim_addition, grown_tensors, growth_lines, with_added_task
 from dist_teracon.train.results import write_results
 from dist_teracon.train.run_folder import EventLog, StageFolder, writing
@@ -194,7 +194,7 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
         folder.finish(method.state_dict(), state)
         _write_timing(run)
         write_results(run.folder, run.config, run.tasks)
-    _wait(run.runtime)
+    run.runtime.barrier()
 
 
 def method_to(method: Method, device: torch.device) -> None:
@@ -269,14 +269,14 @@ def _task(dataset: Dataset, name: str, field: str) -> Task:
 def _open(config: RunConfig, runtime: Runtime, console: Console) -> Dataset:
     """Open the data set, the main process first: it prepares what is made on first use."""
     if not runtime.is_main:
-        _agree(runtime, "")
+        runtime.raise_on_all_ranks("")
         return open_dataset(config.dataset)
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except TeraconError as error:
-        _agree(runtime, str(error))
+        runtime.raise_on_all_ranks(str(error))
         raise
-    _agree(runtime, "")
+    runtime.raise_on_all_ranks("")
     return dataset
 
 
@@ -313,7 +313,7 @@ def _claim(run: _Run, added: AddedTask | None) -> None:
     """Make the folder a run of this configuration and data set, or check that it is one already."""
     if added is not None:
         problem = claim_addition(run.folder, run.config, run.dataset, added) if run.runtime.is_main else ""
-        _agree(run.runtime, problem)
+        run.runtime.raise_on_all_ranks(problem)
     written, copy = run.folder / "config.yaml", run.folder / "dataset.json"
     problem = ""
     if written.exists():
@@ -322,7 +322,7 @@ def _claim(run: _Run, added: AddedTask | None) -> None:
         io.write_json(copy, run.dataset.info.to_json())
         with io.atomic_write(written) as file:
             file.write(dump_config(run.config).encode())
-    _agree(run.runtime, problem)
+    run.runtime.raise_on_all_ranks(problem)
 
 
 def _difference(run: _Run, written: Path, copy: Path) -> str:
@@ -363,25 +363,11 @@ class _alone:  # noqa: N801 - reads as a statement where it is used
                 self._held.__enter__()
             except RunError as error:
                 self._held, problem = None, str(error)
-        _agree(self._run.runtime, problem)
+        self._run.runtime.raise_on_all_ranks(problem)
 
     def __exit__(self, *error: object) -> None:
         if self._held is not None:
             self._held.__exit__(*error)
-
-
-def _agree(runtime: Runtime, problem: str) -> None:
-    """Raise the main process's problem on every rank, so that none waits for a peer that has given up."""
-    told = [problem]
-    if runtime.world_size > 1:
-        dist.broadcast_object_list(told, src=0)
-    if told[0]:
-        raise RunError(told[0])
-
-
-def _wait(runtime: Runtime) -> None:
-    if runtime.world_size > 1:
-        dist.barrier()
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from dist_teracon.config import RunConfig
@@ -19,7 +18,7 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.schema import Split, Task
-from dist_teracon.engine.contract import Engine, Runtime
+from dist_teracon.engine.contract import Engine
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
 from dist_teracon.evaluate.scorer import score_task, train_counts
@@ -27,6 +26,7 @@ from dist_teracon.hashing import stable_hash
 from dist_teracon.models.heads import Head
 from dist_teracon.models.nextitnet import NextItNet
 from dist_teracon.models.sampled_softmax import Negatives
+from dist_teracon.runtime import Runtime
 from dist_teracon.train.linear_probe import fit_linear_probe
 from dist_teracon.train.run_folder import EventLog, StageCheckpoint, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
@@ -319,8 +319,7 @@ class Stage:
                 **self._earlier,
             }
             self.folder.save_checkpoint(StageCheckpoint(number, state.epoch, small, engine_state, state.best, state.average))
-        if self.runtime.world_size > 1:
-            dist.barrier()
+        self.runtime.barrier()
 
     def _resume(self, engine: Engine, checkpoint: StageCheckpoint) -> _PhaseState:
         engine.load_state_dict(checkpoint.engine)

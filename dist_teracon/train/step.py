@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch
-from dist_teracon.engine.contract import Engine, Runtime
+from dist_teracon.engine.contract import Engine
+from dist_teracon.runtime import Runtime
 
 
 class LossModule(nn.Module):
@@ -65,9 +65,7 @@ class LossMeter:
         """Return the steps taken in since the last call, each term summed over ranks."""
         if not self._steps:
             return []
-        table = torch.stack(self._steps)
-        if self._runtime.world_size > 1:
-            dist.all_reduce(table)
+        table = self._runtime.all_reduce_sum(torch.stack(self._steps))
         steps = [dict(zip(self._names, row, strict=True)) for row in table.tolist()]
         for step in steps:
             for name, value in step.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dist_teracon.config import TrainConfig
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine, _deepspeed_config
-from dist_teracon.engine.process_group import process_group
+from dist_teracon.runtime import process_group
 
 SETTINGS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")]
 

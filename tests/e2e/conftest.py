@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process."""
-    from dist_teracon.engine.process_group import process_group
+    from dist_teracon.runtime import process_group
 
     with process_group():
         yield

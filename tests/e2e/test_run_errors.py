@@ -14,8 +14,8 @@ from small_runs import results, run_worlds, settings, train_here, what_lasts, wr
 
 from dist_teracon.cli import main
 from dist_teracon.continual.teracon import RetentionSettings
-from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TrainingError
+from dist_teracon.runtime import process_group
 from dist_teracon.train import stage as stage_module
 from dist_teracon.train.run_folder import writing
 

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_teracon.config import RunConfig, validate
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import validate
 from dist_teracon.console import Console
 from dist_teracon.continual.method import resolve_method
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.schema import SplitRule
-from dist_teracon.engine.contract import Runtime
 from dist_teracon.hashing import stable_hash
+from dist_teracon.runtime import Runtime
 from dist_teracon.train.run import train
 
 HELPERS = Path(__file__).parent

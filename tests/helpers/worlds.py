@@ -25,11 +25,12 @@ import torch
 import dist_teracon.continual.fineall
 import dist_teracon.continual.teracon
 import dist_teracon.train.stage as stage_module
-from dist_teracon.config import RunConfig, validate
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import validate
 from dist_teracon.console import Console
 from dist_teracon.engine.deepspeed_engine import _import_deepspeed
-from dist_teracon.engine.process_group import process_group
 from dist_teracon.errors import TeraconError
+from dist_teracon.runtime import process_group
 from dist_teracon.train import run_folder
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.run import train

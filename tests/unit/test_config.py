@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_teracon.config import RunConfig, apply_overrides, dump_config, load_config, read_yaml, validate
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import apply_overrides, dump_config, load_config, read_yaml, validate
 from dist_teracon.errors import ConfigError, DataError
 
 

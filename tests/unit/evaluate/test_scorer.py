@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from dist_teracon.data.schema import Split
-from dist_teracon.engine.contract import Runtime
 from dist_teracon.evaluate import baseline_table as baselines_module
 from dist_teracon.evaluate import scorer
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.scorer import score_task
 from dist_teracon.models import heads
 from dist_teracon.models.heads import Head
+from dist_teracon.runtime import Runtime
 
 C = 6
 

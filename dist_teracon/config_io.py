@@ -1,0 +1,170 @@
+"""Reading, overriding, merging and validating configurations and recipes; their fields are in `config.py` and `data/recipe.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dist_teracon import io
+from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.errors import ConfigError, nearest
+
+M = TypeVar("M", bound=ConfigModel)
+
+
+def validate(model: type[M], value: Mapping[str, Any], *, where: str) -> M:
+    """Validate a mapping against a part of the configuration.
+
+    Raises:
+        ConfigError: names `where`, each bad field with its dotted path, its value, what is allowed and the nearest known name.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = [_explain(model, problem) for problem in error.errors(include_url=False, include_context=False)]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _known_fields(model, problem["loc"][:-1])
+        return f"{path}: unknown field{nearest(str(problem['loc'][-1]), known)} (known: {', '.join(sorted(known))})"
+    if problem["type"] == "missing":
+        return f"{path}: this field is wanted and missing"
+    if not path:
+        return message
+    return f"{path}: {message} (is {problem['input']!r})"
+
+
+def _known_fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Names of the fields at a dotted path of a model, as far as it can be followed."""
+    current: Any = model
+    for part in path:
+        field = current.model_fields.get(str(part)) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        if field is None:
+            # a table with free keys, as train.by_task: its values' model is the annotation's last argument
+            arguments = getattr(current, "__args__", ())
+            current = arguments[-1] if arguments else None
+        else:
+            current = field.annotation
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def read_yaml(uri: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; a name without a folder is looked up among the packaged configurations too.
+
+    Raises:
+        ConfigError: no such file, not YAML (with the line), or not a mapping.
+    """
+    try:
+        value = yaml.load(_read_text(uri), Loader=_Loader)  # a safe loader
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{uri}: not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{uri}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{uri}: a mapping of fields is wanted, this is {type(value).__name__}")
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key written twice, which YAML would let win silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
+            seen.add(key if isinstance(key, str | int | float) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _read_text(uri: str) -> str:
+    if io.exists(uri):
+        try:
+            return io.read_bytes(uri).decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{uri}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    packaged = resources.files("dist_teracon.configs").joinpath(*uri.removeprefix("configs/").split("/"))
+    if "://" not in uri and not uri.startswith("/") and packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    folder = "recipes" if "recipe" in uri else ""
+    listed = resources.files("dist_teracon.configs").joinpath(folder).iterdir()
+    shipped = sorted(entry.name for entry in listed if entry.name.endswith(".yaml"))
+    raise ConfigError(f"{uri}: no such file{nearest(Path(uri).name, shipped)} (shipped in configs/{folder}: {', '.join(shipped)})")
+
+
+def apply_overrides(value: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay `dotted.field=value` settings over a mapping; values are read as YAML.
+
+    Raises:
+        ConfigError: a setting without `=`, or below a field that is no mapping.
+    """
+    result = _copy(value)
+    for override in overrides:
+        path, sign, text = override.partition("=")
+        if not sign or not path:
+            raise ConfigError(f"--set {override}: write it as dotted.field=value, as in model.channels=64")
+        *parents, leaf = path.split(".")
+        node = result
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {override}: '{parent}' is {child!r}, it has no fields below it")
+            node = child
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    return result
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def load_config(uri: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and validate a run's configuration.
+
+    Raises:
+        ConfigError: with file and dotted field.
+    """
+    return make_config(apply_overrides(read_yaml(uri), overrides), where=uri)
+
+
+def make_config(value: dict[str, Any], *, where: str) -> RunConfig:
+    """Validate a run's configuration, its preset laid below it.
+
+    Raises:
+        ConfigError: with `where` and dotted field.
+    """
+    if (preset := value.get("preset")) == "paper":
+        value = deep_merge(read_yaml(f"configs/presets/{preset}.yaml"), value)
+    return validate(RunConfig, value, where=where)
+
+
+def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings field by field, so that one field of a group does not drop the others."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = deep_merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text

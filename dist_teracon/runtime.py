@@ -1,0 +1,138 @@
+"""This process's place in a run: its rank, its device, and what the ranks exchange.
+
+The process group is joined where torchrun's variables describe one, adopted where a launcher has made one already, and made of this
+process alone otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_teracon.errors import ConfigError, RunError, TeraconError
+from dist_teracon.memory import raise_malloc_thresholds
+
+_FAILURE = "dist-teracon/failure"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a launcher hands to training.
+
+    Attributes:
+        rank, world_size: Of the process group.
+        device: Where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what every rank has put in, in the order of ranks; all ranks call it."""
+        gathered: list[Any] = [value]
+        if self.world_size > 1:
+            gathered = [None] * self.world_size
+            dist.all_gather_object(gathered, value)
+        return gathered
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks, where `values` lies; all ranks call it. The argument stays as it is."""
+        if self.world_size == 1:
+            return values
+        summed = values.to(self.device, copy=True)
+        dist.all_reduce(summed)
+        return summed.to(values.device)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def raise_on_all_ranks(self, problem: str) -> None:
+        """Raise the main process's problem on every rank, so that none waits for a peer that has given up.
+
+        Args:
+            problem: What is wrong, for a person; empty for nothing. The other ranks' is not read.
+
+        Raises:
+            RunError: the main process has a problem.
+        """
+        problems = [problem]
+        if self.world_size > 1:
+            dist.broadcast_object_list(problems, src=0)
+        if problems[0]:
+            raise RunError(problems[0])
+
+
+@contextmanager
+def process_group(device: torch.device | None = None) -> Iterator[Runtime]:
+    """Join the process group and leave it at the end; one that exists already is adopted, and stays.
+
+    Without a launcher's `RANK` the group is this process alone and opens no port. A process that gives up says why to the others,
+    whose collectives break then. Working memory is kept from here on (`raise_malloc_thresholds`): a step's arrays are the last one's.
+
+    Args:
+        device: Where this process computes, as its launcher assigned it; by default the GPU of its `LOCAL_RANK`, or the CPU.
+
+    Raises:
+        ConfigError: there is a `RANK` without the variables that go with it.
+        TeraconError: another process of the group has given up with that message.
+    """
+    raise_malloc_thresholds()
+    device = device or _default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    adopted = dist.is_initialized()
+    if not adopted:
+        _join("nccl" if device.type == "cuda" else "gloo")
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        yield Runtime(dist.get_rank(), dist.get_world_size(), device)
+    except TeraconError as error:
+        store.set(_FAILURE, str(error))
+        raise
+    except RuntimeError:
+        if store.check([_FAILURE]):
+            raise TeraconError(f"another process has given up: {store.get(_FAILURE).decode()}") from None
+        raise
+    finally:
+        if not adopted:
+            _leave()
+
+
+def _default_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _join(backend: str) -> None:
+    if "RANK" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        return
+    try:
+        dist.init_process_group(backend)
+    except ValueError as error:
+        raise ConfigError(f"RANK is set, so the variables that torchrun sets are expected: {error}") from None
+
+
+def _leave() -> None:
+    """Leave the group; DeepSpeed, where it was used, remembers it and has to forget it, or the next run in this process would fail."""
+    if (deepspeed := sys.modules.get("deepspeed")) is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    else:
+        dist.destroy_process_group()
