@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Where only CPUs are, a CPU build of torch saves gigabytes: give pip the index or folder that has one, as in
-#   make install PIP_OPTIONS="--extra-index-url <index of CPU builds>"
+# Which build of torch a new .venv gets: auto (the CPU build where no NVIDIA GPU is visible), cpu, default (as pip is set up; from
+# PyPI the CUDA build) or the URL of an index that holds it. A torch that is there is kept.
+TORCH ?= auto
+# Further options of pip install, as an index of your own.
 PIP_OPTIONS ?=
 INSTALLED := $(VENV)/.installed
 
@@ -17,14 +19,9 @@ help:
 
 install: $(INSTALLED)
 
-# torch first: with it in place no other package's range brings another build
-$(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is wanted, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade $(PIP_OPTIONS) -c constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[baselines,report,dev]'
-	touch $(INSTALLED)
+$(INSTALLED): pyproject.toml constraints.txt .ci/install
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" PIP_OPTIONS="$(PIP_OPTIONS)" .ci/install $(VENV)
+	@touch $(INSTALLED)
 
 demo: install
 	$(BIN)/dist-teracon train configs/demo.yaml --run runs/demo
