@@ -5,9 +5,10 @@ A method's settings are read by the method's own file (`dist_teracon.continual`)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 
 class ConfigModel(BaseModel):
@@ -62,7 +63,7 @@ class HeadsConfig(ConfigModel):
 
 
 class ModelConfig(ConfigModel):
-    """The shared backbone (SPEC section 2).
+    """The shared backbone (docs/method.md, Backbones).
 
     Attributes:
         backbone: Its name.
@@ -112,19 +113,6 @@ class StageTraining(ConfigModel):
     probe_steps: Annotated[int, Field(ge=0)] = 0
 
 
-class StageOverride(ConfigModel):
-    """What one task does otherwise than the stage it falls in."""
-
-    learning_rate: Rate | None = None
-    batch: Positive | None = None
-    epochs: Annotated[int, Field(ge=0)] | None = None
-    patience: Annotated[int, Field(ge=0)] | None = None
-    weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    pretrained_lr_scale: Annotated[float, Field(gt=0, le=1)] | None = None
-    probe_steps: Annotated[int, Field(ge=0)] | None = None
-
-
 # `sparse_updates: auto` has tables of at least so many rows advanced in touched rows alone.
 _LAZY_FROM = 100_000
 
@@ -142,18 +130,19 @@ _DEEPSPEED_TAKEN = {
 
 
 class TrainConfig(ConfigModel):
-    """Training (SPEC section 5).
+    """Training (docs/method.md, Training).
 
     Attributes:
-        first, second, later: The stages of T1, of T2 and of the tasks after them.
-        by_task: What single tasks do otherwise, by name.
+        first, second, later: The stages of T1, of T2 and of the tasks after them. A field that is not given is that of the stage's own
+            defaults below.
+        by_task: What single tasks do otherwise than their stage, by name. Of each only the fields that are given count.
         max_steps: Stop each phase after so many optimiser steps; for trials.
         zero: DeepSpeed's ZeRO stage.
         precision: `bf16` computes in bf16 with fp32 masters in the optimiser and needs ZeRO 1 or 2.
         gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
         accumulation: Micro-batches a step.
         sparse_updates: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
-            that a step reads alone (`engine/lazy_adam.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
+            that a step reads alone (`engine/sparse_adamw.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
             0 and clipping is off.
         log_every: Optimiser steps between two `step` events.
         deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
@@ -162,7 +151,7 @@ class TrainConfig(ConfigModel):
     first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, ema_decay=0.8)
     second: StageTraining = StageTraining(batch=256, ema_decay=0.7, pretrained_lr_scale=0.1, probe_steps=400)
     later: StageTraining = StageTraining(batch=256, ema_decay=0.7, pretrained_lr_scale=0.1, probe_steps=400)
-    by_task: dict[str, StageOverride] = {}
+    by_task: dict[str, StageTraining] = {}
     max_steps: Positive | None = None
     zero: Literal[0, 1, 2] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -171,6 +160,16 @@ class TrainConfig(ConfigModel):
     sparse_updates: Literal["auto", "on", "off"] = "auto"
     log_every: Positive = 10
     deepspeed: dict[str, Any] = {}
+
+    @field_validator("first", "second", "later", mode="before")
+    @classmethod
+    def _merge_over_defaults(cls, value: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[str(info.field_name)].default.model_dump()
+        return {**default, **value} if isinstance(value, Mapping) else value
+
+    @field_serializer("by_task")
+    def _only_given_fields(self, value: dict[str, StageTraining]) -> dict[str, dict[str, Any]]:
+        return {task: training.model_dump(exclude_unset=True) for task, training in value.items()}
 
     @model_validator(mode="after")
     def _masters(self) -> TrainConfig:
@@ -212,7 +211,7 @@ class TrainConfig(ConfigModel):
         """Return the settings of the task at `position` (0 for T1)."""
         base = (self.first, self.second)[position] if position < 2 else self.later
         override = self.by_task.get(task)
-        return base if override is None else base.model_copy(update=override.model_dump(exclude_none=True))
+        return base if override is None else base.model_copy(update=override.model_dump(exclude_unset=True))
 
 
 class EvaluateConfig(ConfigModel):
@@ -235,7 +234,7 @@ class RunConfig(ConfigModel):
         preset: `paper` starts from the published recipe (`configs/presets/paper.yaml`) where this configuration says nothing.
         tasks: Which tasks, in which order; None for the data set's in its order.
         seed: Seed of initial values, batches and samples.
-        method: `name` and the method's own settings.
+        method: `name` (TERACON where none is given) and the method's own settings.
     """
 
     dataset: str
@@ -247,8 +246,13 @@ class RunConfig(ConfigModel):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @field_validator("method")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {"name": "teracon", **value}
+
     @model_validator(mode="after")
     def _tasks_once(self) -> RunConfig:
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
-            raise ValueError("tasks names at least one task, and each once")
+            raise ValueError("tasks: expected at least one task, and each once")
         return self

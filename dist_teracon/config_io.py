@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,15 @@ from dist_teracon.config import ConfigModel, RunConfig
 from dist_teracon.errors import ConfigError, nearest
 
 M = TypeVar("M", bound=ConfigModel)
+
+# Fields that were renamed or moved, old dotted path to new: the error for an old one names the new one. `*` is any part of a path.
+_RENAMED = {
+    "train.*.average": "train.*.ema_decay",
+    "train.*.earlier_rate": "train.*.pretrained_lr_scale",
+    "train.*.backbone_rate": "train.*.pretrained_lr_scale",
+    "train.*.head_steps": "train.*.probe_steps",
+    "train.lazy_tables": "train.sparse_updates",
+}
 
 
 def validate(model: type[M], value: Mapping[str, Any], *, where: str) -> M:
@@ -34,13 +44,23 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
+        if (now := _new_name(path)) is not None:
+            return f"{path}: was renamed to {now}"
         known = _known_fields(model, problem["loc"][:-1])
         return f"{path}: unknown field{nearest(str(problem['loc'][-1]), known)} (known: {', '.join(sorted(known))})"
     if problem["type"] == "missing":
-        return f"{path}: this field is wanted and missing"
+        return f"{path}: required field missing"
     if not path:
         return message
     return f"{path}: {message} (is {problem['input']!r})"
+
+
+def _new_name(path: str) -> str | None:
+    """Return today's path of a field that was renamed or moved, or None."""
+    for old, new in _RENAMED.items():
+        if found := re.fullmatch(re.escape(old).replace(r"\*", "(.+)"), path):
+            return new.replace("*", found[1]) if found.groups() else new
+    return None
 
 
 def _known_fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
@@ -58,7 +78,7 @@ def _known_fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str
 
 
 def read_yaml(uri: str) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; a name without a folder is looked up among the packaged configurations too.
+    """Read a YAML file that holds a mapping; a relative name that is no file is looked up among the packaged configurations.
 
     Raises:
         ConfigError: no such file, not YAML (with the line), or not a mapping.
@@ -72,7 +92,7 @@ def read_yaml(uri: str) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{uri}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{uri}: a mapping of fields is wanted, this is {type(value).__name__}")
+        raise ConfigError(f"{uri}: expected a mapping of fields, got {type(value).__name__}")
     return value
 
 
@@ -86,7 +106,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
             seen.add(key if isinstance(key, str | int | float) else None)
         return super().construct_mapping(node, deep)
 
@@ -107,7 +127,7 @@ def _read_text(uri: str) -> str:
 
 
 def apply_overrides(value: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay `dotted.field=value` settings over a mapping; values are read as YAML.
+    """Return a copy of a mapping with `dotted.field=value` settings applied; values are read as YAML.
 
     Raises:
         ConfigError: a setting without `=`, or below a field that is no mapping.
@@ -116,7 +136,7 @@ def apply_overrides(value: dict[str, Any], overrides: Sequence[str]) -> dict[str
     for override in overrides:
         path, sign, text = override.partition("=")
         if not sign or not path:
-            raise ConfigError(f"--set {override}: write it as dotted.field=value, as in model.channels=64")
+            raise ConfigError(f"--set {override}: expected dotted.field=value, as in model.channels=64, got '{override}'")
         *parents, leaf = path.split(".")
         node = result
         for parent in parents:
@@ -145,7 +165,7 @@ def load_config(uri: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def make_config(value: dict[str, Any], *, where: str) -> RunConfig:
-    """Validate a run's configuration, its preset laid below it.
+    """Validate a run's configuration, merged over its preset.
 
     Raises:
         ConfigError: with `where` and dotted field.

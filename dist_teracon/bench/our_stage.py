@@ -82,7 +82,7 @@ def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Ru
 
 
 def _config(size: Size, channels: int, precision: str) -> RunConfig:
-    later = {"batch": size.batch, "learning_rate": 1e-3}
+    later = {"batch": size.batch, "learning_rate": 1e-3, "ema_decay": 0.0, "pretrained_lr_scale": 1.0, "probe_steps": 0}
     return make_config(
         {
             "dataset": size.dataset,

@@ -259,7 +259,7 @@ def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
         ConfigError: something is not allowed; names the dotted field, the value and what is allowed.
     """
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: a mapping of fields is wanted, as `history:` and `tasks:`, not {type(value).__name__}")
+        raise ConfigError(f"{where}: expected a mapping of fields, as `history:` and `tasks:`, got {type(value).__name__}")
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:

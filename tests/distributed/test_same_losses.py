@@ -49,11 +49,11 @@ def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[st
         max_steps=STEPS, zero=zero, accumulation=accumulation,
     )  # fmt: skip
     if kind == "lazy":
-        config["train"] = {**config["train"], "sparse_updates": "on", "first": {**stage, "weight_decay": 0.5}}
+        config["train"] = {**config["train"], "sparse_updates": "on", "first": {**config["train"]["first"], "weight_decay": 0.5}}
         config["model"] = {**config["model"], "heads": {"default": "sampled", "sampled": {"negatives": 5}}}
     if kind == "dropout":
         config["model"] = {**config["model"], "dropout": 0.3, "item_init": "svd"}
-        config["train"]["later"] = config["train"]["first"] = {**stage, "weight_decay": 0.5}
+        config["train"]["later"] = config["train"]["first"] = {**config["train"]["first"], "weight_decay": 0.5}
     return config
 
 

@@ -28,6 +28,8 @@ from dist_teracon.train.run import train
 HELPERS = Path(__file__).parent
 ALONE = Runtime(0, 1, torch.device("cpu"))
 TASKS = ("next", "likes", "age", "gender")
+# plain training, whatever the stages' defaults are
+PLAIN_STAGE = {"weight_decay": 0.0, "ema_decay": 0.0, "pretrained_lr_scale": 1.0, "probe_steps": 0}
 
 
 def small_tables(*, users: int = 160, items: int = 40, likes_in_shard: int | None = None, shards: int = 8) -> Tables:
@@ -73,12 +75,13 @@ def write_small(folder: Path, *, shards: int = 8, **options: Any) -> str:
 def settings(dataset: str, *, method: dict[str, Any] | str = "teracon", tasks: Sequence[str] = TASKS[:3], **train: Any) -> dict[str, Any]:
     """Return a small run's configuration as a mapping; further arguments are fields of `train`."""
     stage = {"learning_rate": 0.01, "batch": 32, "epochs": 2}
+    stages = {name: {**PLAIN_STAGE, **train.pop(name, stage)} for name in ("first", "second", "later")}
     return {
         "dataset": dataset,
         "tasks": list(tasks),
         "method": {"name": method} if isinstance(method, str) else method,
         "model": {"channels": 8, "dilations": [1, 2], "item_init": "uniform", "dropout": 0.0},
-        "train": {"first": stage, "second": stage, "later": stage, "log_every": 1, **train},
+        "train": {**stages, "log_every": 1, **train},
     }
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_teracon.config import RunConfig
-from dist_teracon.config_io import apply_overrides, dump_config, load_config, read_yaml, validate
+from dist_teracon.config import RunConfig, StageTraining
+from dist_teracon.config_io import apply_overrides, dump_config, load_config, make_config, read_yaml, validate
+from dist_teracon.continual.method import resolve_method
 from dist_teracon.errors import ConfigError, DataError
 
 
@@ -59,7 +66,7 @@ def test_values_that_do_not_go_together():
     wrong({"tasks": ["a", "b", "a"]}, "each once")
     wrong({"tasks": []}, "at least one task")
     wrong({"dataset": None}, "dataset: ")
-    with pytest.raises(ConfigError, match="dataset: this field is wanted and missing"):
+    with pytest.raises(ConfigError, match="dataset: required field missing"):
         validate(RunConfig, {}, where="run.yaml")
 
 
@@ -78,9 +85,9 @@ def test_a_configuration_is_immutable():
     [
         ("dataset: [1, 2\nseed: 3\n", r"run.yaml:\d+: not valid YAML"),
         ("dataset: a\n\tseed: 3\n", r"run.yaml:2: not valid YAML"),
-        ("seed: 1\nmodel: {}\nseed: 2\n", r"run.yaml:3: not valid YAML: 'seed' stands there twice"),
-        ("- 1\n", "a mapping of fields is wanted, this is list"),
-        ("", "a mapping of fields is wanted"),
+        ("seed: 1\nmodel: {}\nseed: 2\n", r"run.yaml:3: not valid YAML: duplicate key 'seed'"),
+        ("- 1\n", "expected a mapping of fields, got list"),
+        ("", "expected a mapping of fields, got NoneType"),
         ("!!python/object/apply:os.getcwd []\n", r"run.yaml:1: not valid YAML"),
     ],
 )
@@ -123,8 +130,8 @@ def test_settings_of_the_command_line():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.channels", "write it as dotted.field=value"),
-        ("=3", "write it as dotted.field=value"),
+        ("model.channels", "expected dotted.field=value"),
+        ("=3", "expected dotted.field=value"),
         ("model.channels.x=3", "'channels' is 8, it has no fields below it"),
         ("model=[1", "the value is not valid YAML"),
         ("model..channels=3", "model.: unknown field"),
@@ -168,3 +175,88 @@ def test_importing_loads_nothing_heavy(module):
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("train.first.average", "train.first.ema_decay"),
+        ("train.later.earlier_rate", "train.later.pretrained_lr_scale"),
+        ("train.second.backbone_rate", "train.second.pretrained_lr_scale"),
+        ("train.by_task.age.head_steps", "train.by_task.age.probe_steps"),
+        ("train.lazy_tables", "train.sparse_updates"),
+    ],
+)
+def test_the_error_of_a_renamed_field_names_the_new_one(old, new):
+    with pytest.raises(ConfigError, match=rf"^run.yaml: {re.escape(old)}: was renamed to {re.escape(new)}$"):
+        validate(RunConfig, apply_overrides({"dataset": "d"}, [f"{old}=1"]), where="run.yaml")
+
+
+def test_a_field_given_alone_leaves_the_others_of_its_stage_at_the_stages_own_defaults():
+    config = validate(RunConfig, apply_overrides({"dataset": "d"}, ["train.first.epochs=3", "train.later.batch=8"]), where="x")
+    assert config.train.first == RunConfig(dataset="d").train.first.model_copy(update={"epochs": 3})
+    assert config.train.later == RunConfig(dataset="d").train.later.model_copy(update={"batch": 8})
+
+
+def test_a_tasks_own_settings_count_where_they_equal_a_default_and_are_written_alone(tmp_path):
+    given = {"age": {"batch": StageTraining().batch, "patience": 0}}
+    config = validate(RunConfig, {"dataset": "d", "train": {"by_task": given}}, where="x")
+    assert config.train.stage(2, "age") == config.train.later.model_copy(update=given["age"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert read_yaml(str(tmp_path / "config.yaml"))["train"]["by_task"] == given
+    assert load_config(str(tmp_path / "config.yaml")).train.stage(2, "age") == config.train.stage(2, "age")
+
+
+def test_impossible_values_of_a_tasks_own_settings_are_named_with_their_field():
+    wrong({"train": {"by_task": {"age": {"epochs": -1}}}}, "train.by_task.age.epochs: ", "(is -1)")
+    wrong({"train": {"by_task": {"age": 3}}}, "train.by_task.age: ", "(is 3)")
+
+
+def test_a_method_without_a_name_is_teracon():
+    assert validate(RunConfig, {"dataset": "d", "method": {"annealing": "stage"}}, where="x").method == {
+        "name": "teracon",
+        "annealing": "stage",
+    }
+
+
+def test_the_preset_gives_way_to_the_fields_of_the_configuration():
+    config = make_config({"dataset": "d", "preset": "paper", "train": {"second": {"batch": 256}}}, where="x")
+    assert config.train.second == StageTraining(batch=256, learning_rate=1e-3)
+    assert config.train.later == StageTraining(batch=1024, learning_rate=1e-4)
+    assert config.method["relation_init"] == "reinit"
+
+
+def _repeats(given: Mapping[str, Any], resolve: Callable[[dict[str, Any]], RunConfig]) -> Iterator[str]:
+    """Yield the dotted fields of a mapping that change nothing where they are left out."""
+    whole = resolve(copy.deepcopy(dict(given)))
+
+    def leaves(value, path):
+        for key, entry in value.items():
+            if isinstance(entry, dict) and entry:
+                yield from leaves(entry, (*path, key))
+            else:
+                yield (*path, key)
+
+    for *parents, leaf in leaves(given, ()):
+        value = copy.deepcopy(dict(given))
+        node = value
+        for parent in parents:
+            node = node[parent]
+        del node[leaf]
+        if "dataset" in value and resolve(value) == whole:
+            yield ".".join([*parents, leaf])
+
+
+@pytest.mark.parametrize("name", ["demo", "ml-100k", "six-tasks", "ttl"])
+def test_shipped_configurations_hold_only_what_differs_from_the_defaults(name):
+    given = read_yaml(f"configs/{name}.yaml")
+    assert list(_repeats(given, lambda value: make_config(value, where=name))) == []
+
+
+def test_the_documents_configuration_is_every_field_with_its_default():
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    told = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1])
+    config = RunConfig(dataset=told["dataset"])
+    kind, settings = resolve_method(config, where="x")
+    config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})
+    assert told == config.model_dump(mode="json")

@@ -55,10 +55,10 @@ def wrong(tmp_path: Path, text: str) -> str:
         ("split: {folds: 3, fold: 3}", ": split: fold must be below folds (3)"),
         ("split: {by: rovs}", ": split.by: input should be 'users' or 'rows', not 'rovs'"),
         ("seed: -1", ": seed: input should be greater than or equal to 0, not -1"),
-        ("seed: 1\nseed: 2", ":2: not valid YAML: 'seed' stands there twice"),
+        ("seed: 1\nseed: 2", ":2: not valid YAML: duplicate key 'seed'"),
         ("name: [", ":1: not valid YAML"),
-        ("- name", ": a mapping of fields is wanted"),
-        ("", ": a mapping of fields is wanted"),
+        ("- name", ": expected a mapping of fields, got list"),
+        ("", ": expected a mapping of fields, got NoneType"),
     ],
 )
 def test_a_wrong_recipe_is_named_by_file_and_field(tmp_path, text, said):
