@@ -1,4 +1,4 @@
-"""The command line: one sub-command a job, each importing what it needs when it runs."""
+"""The command line: one function a command, each importing what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import importlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,43 @@ if TYPE_CHECKING:
     from dist_teracon.console import Progress
     from dist_teracon.data.schema import DatasetInfo
 
-_FORMATS = ("recbole", "movielens", "sequence-csv", "ttl", "tenrec", "events", "synthetic")
+# What each command is for, by group, as `dist-teracon --help` lists them.
+_COMMANDS = {
+    "prepare data": {"prepare": "turn raw logs into a data set"},
+    "train": {"train": "learn the tasks in order; the same command again resumes"},
+    "look at results": {"report": "print a run's table and write report.html, several runs side by side"},
+    "measure": {
+        "compare": "run variants on several seeds and write tables with intervals",
+        "bench": "time kernels, heads, loader, preparation, a step; see bench --help",
+    },
+}
+
+
+def _formats() -> tuple[str, ...]:
+    """Return the formats of raw data that `prepare` reads; their readers are heavy to import."""
+    from dist_teracon.data.sources.registry import ADAPTERS as SOURCES
+
+    return (*SOURCES, "synthetic")
+
+
+class _Choices:
+    """Choices of an argument, looked up when it is parsed or its help is printed."""
+
+    def __init__(self, names: Callable[[], Sequence[str]]) -> None:
+        self._names = names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is told without a traceback and exits with 2."""
+    """Run a command and return its exit status; a user's mistake is one message without a traceback and exits with 2."""
     options = _parser().parse_args(arguments)
     try:
-        options.job(options)
+        options.run_command(options)
     except TeraconError as error:
         print(f"dist-teracon: error: {error}", file=sys.stderr)
         return 2
@@ -35,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
-        print(f"dist-teracon: error: {_told(error)}; what was finished is kept", file=sys.stderr)
+        print(f"dist-teracon: error: {_system_message(error)}; what was finished is kept", file=sys.stderr)
         return 2
     except Exception as error:
         from dist_teracon import io
@@ -52,42 +81,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _told(error: OSError) -> str:
-    """Return what an error of the system says, and of which file where it knows."""
+def _system_message(error: OSError) -> str:
+    """Return the message of an error of the operating system, with the file where it has one."""
     full = error.errno == errno.ENOSPC or "No space left" in str(error)
-    said = "the disk is full" if full else error.strerror or str(error)
-    return f"{error.filename}: {said}" if error.filename else said
+    message = "the disk is full" if full else error.strerror or str(error)
+    return f"{error.filename}: {message}" if error.filename else message
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dist-teracon", description="Universal user representations that keep learning: prepare data, train, report."
+        prog="dist-teracon",
+        usage="%(prog)s [--help | --version] COMMAND ...",
+        description="Universal user representations that keep learning.\n\n" + _command_list(),
+        epilog="dist-teracon COMMAND --help lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dist-teracon {__version__}")
-    jobs = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_prepare(jobs)
-    _add_train(jobs)
-    compare = jobs.add_parser("compare", help="run variants of a configuration on several seeds and write tables with intervals")
+    commands = parser.add_subparsers(required=True, prog=parser.prog, metavar="COMMAND", help=argparse.SUPPRESS)
+    _add_prepare(commands)
+    _add_train(commands)
+    report = _add(commands, "report", _report)
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
+    compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
-    compare.set_defaults(job=_compare)
-    report = jobs.add_parser("report", help="write report.html of one or several runs and print the table")
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
-    report.set_defaults(job=_report)
-    bench = jobs.add_parser("bench", help="measure: " + ", ".join(BENCHMARKS), add_help=False)
-    bench.add_argument("what", choices=sorted(BENCHMARKS), help="; ".join(f"{name}: {text}" for name, text in BENCHMARKS.items()))
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="the benchmark's own, see dist-teracon bench WHAT --help")
-    bench.set_defaults(job=_bench)
+    _add_bench(commands)
     return parser
 
 
-def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    prepare = jobs.add_parser("prepare", help="turn raw logs into a data set")
-    prepare.add_argument("format", choices=_FORMATS, help="what SRC holds")
+def _command_list() -> str:
+    lines = []
+    for group, commands in _COMMANDS.items():
+        lines += [f"{group}:", *(f"  {name:9}{text}" for name, text in commands.items())]
+    return "\n".join(lines)
+
+
+_Commands = argparse._SubParsersAction
+
+
+def _add(commands: _Commands[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    """Add a command that `run` carries out."""
+    (text,) = (group[name] for group in _COMMANDS.values() if name in group)
+    parser = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run_command=run)
+    return parser
+
+
+def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
+    bench = _add(commands, "bench", _bench)
+    bench.usage = "%(prog)s [--help] BENCHMARK ..."
+    bench.formatter_class = argparse.RawDescriptionHelpFormatter
+    bench.description = "benchmarks:\n" + "\n".join(f"  {name:12}{text}" for name, text in BENCHMARKS.items())
+    bench.epilog = "dist-teracon bench BENCHMARK --help lists a benchmark's options."
+    bench.add_argument("benchmark", choices=sorted(BENCHMARKS), metavar="BENCHMARK", help=argparse.SUPPRESS)
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS).required = False
+
+
+def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
+    prepare = _add(commands, "prepare", _prepare)
+    prepare.usage = "%(prog)s FORMAT SRC OUT [options]\n       %(prog)s synthetic OUT [options]"
+    prepare.add_argument("format", choices=_Choices(_formats), metavar="FORMAT", help="what SRC holds: %(choices)s")
     prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
-    prepare.add_argument("--recipe", help="YAML file that says how tasks come from events")
+    prepare.add_argument("--recipe", help="YAML file: how tasks are made from events")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field, as split.seed=1")
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
     prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
@@ -98,12 +155,12 @@ def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
-    prepare.set_defaults(job=_prepare)
 
 
-def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    train = jobs.add_parser("train", help="learn the tasks in order; the same command again resumes")
-    train.add_argument("config", help="run configuration (YAML)")
+def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
+    train = _add(commands, "train", _train)
+    train.usage = "%(prog)s CONFIG --run RUN [options]"
+    train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
     train.add_argument("--run", type=Path, required=True, help="folder of the run")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
@@ -115,19 +172,19 @@ def _add_train(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
-    train.add_argument("--verbose", action="store_true", help="tell more of what is chosen and why")
-    train.set_defaults(job=_train)
+    train.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from dist_teracon.data.summary import dataset_lines
 
-    wanted = 1 if options.format == "synthetic" else 2
-    if len(options.paths) != wanted:
+    expected = 1 if options.format == "synthetic" else 2
+    if len(options.paths) != expected:
         raise ConfigError(
-            "prepare synthetic wants one path, the data set's folder: dist-teracon prepare synthetic OUT --users 20000"
+            f"prepare synthetic: expected one path, the data set's folder, got {len(options.paths)}: "
+            "dist-teracon prepare synthetic OUT --users 20000"
             if options.format == "synthetic"
-            else f"prepare {options.format} wants two paths: dist-teracon prepare {options.format} SRC OUT"
+            else f"prepare {options.format}: expected two paths, got {len(options.paths)}: dist-teracon prepare {options.format} SRC OUT"
         )
     if options.raw:
         _raw_files(options, Console())
@@ -166,7 +223,7 @@ def _prepare_into(options: argparse.Namespace, out: str, progress: Progress) -> 
 
 
 def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
-    """Prepare what is added beside the old version, in as many shards, and lay the two together."""
+    """Prepare what is added beside the old version, in as many shards, and merge the two."""
     from dist_teracon import io
     from dist_teracon.data.prepare.versions import append
     from dist_teracon.data.schema import read_dataset_info
@@ -184,8 +241,8 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
         added = str(Path(folder) / "added")
         _prepare_into(options, added, progress)
         info = append(options.append, added, out)
-    told = info.notes["appended"][-1]
-    Console().log(f"{options.append} and {told['users']} users, {told['items']} items, tasks: {', '.join(told['tasks'])}")
+    added_now = info.notes["appended"][-1]
+    Console().log(f"{options.append} and {added_now['users']} users, {added_now['items']} items, tasks: {', '.join(added_now['tasks'])}")
     return info
 
 
@@ -232,7 +289,7 @@ def _train(options: argparse.Namespace) -> None:
         added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
         train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
-            _tell(options.run, [options.run], options.run / "report.html")
+            _show(options.run, [options.run], options.run / "report.html")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -244,14 +301,14 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    importlib.import_module(f"dist_teracon.bench.{options.what}").main(options.arguments)
+    importlib.import_module(f"dist_teracon.bench.{options.benchmark}").main(options.arguments)
 
 
 def _report(options: argparse.Namespace) -> None:
-    _tell(options.runs[0], options.runs, options.out or options.runs[0] / "report.html")
+    _show(options.runs[0], options.runs, options.out or options.runs[0] / "report.html")
 
 
-def _tell(run: Path, runs: Sequence[Path], page: Path) -> None:
+def _show(run: Path, runs: Sequence[Path], page: Path) -> None:
     """Print the table of a run and write the page of all."""
     from dist_teracon.report.html import write_report
     from dist_teracon.report.run_data import read_run

@@ -4,8 +4,8 @@ BENCHMARKS = {
     "kernels": "the convolution stack against plain eager convolutions",
     "companions": "cross-entropy, squared error and ranks against torch's own ways",
     "heads": "a training step and scores with hundreds of thousands of labels",
-    "loader": "users a second into batches, at the size of the published large data set",
+    "loader": "users a second into batches, at the size of TTL",
     "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
-    "ceiling": "what sequences of six-tasks-v1 tell of their users at most",
+    "ceiling": "the best scores that sequences of six-tasks-v1 allow",
 }

@@ -1,0 +1,112 @@
+"""The command line and the package's face: help that fits a terminal, and every registered name accepted and documented."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dist_teracon
+from dist_teracon import cli
+from dist_teracon.bench import BENCHMARKS
+from dist_teracon.config_io import make_config
+from dist_teracon.continual.method import METHODS, resolve_method
+from dist_teracon.models.backbone import BACKBONES
+
+DOCS = Path(__file__).parents[2] / "docs"
+SOURCES = cli._formats()
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return what a command prints for `--help`."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def document(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [(), ("prepare",), ("train",), ("report",), ("compare",), ("bench",)])
+def test_help_fits_eighty_columns(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in help_of(capsys, *arguments).splitlines() if len(line) > 80] == []
+
+
+def test_help_lists_every_command_once_under_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys)
+    (commands,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert re.findall(r"^  (\w+) ", text, re.MULTILINE) == list(commands.choices)
+    assert [line[:-1] for line in text.splitlines() if re.fullmatch(r"[a-z ]+:", line)][:-1] == list(cli._COMMANDS)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "dist_teracon", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"dist-teracon {dist_teracon.__version__}\n"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_is_a_format_of_prepare_and_stands_in_the_docs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._parser().parse_args(["prepare", name, "raw", "out"]).format == name
+    assert name in help_of(capsys, "prepare").replace("-\n", "-").replace(" ", "")
+    assert f"\n| `{name}` |" in document("data.md")
+
+
+def test_a_format_that_is_not_there_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["prepare", "recbol", "raw", "out"])
+    assert "'recbole', 'movielens'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_accepted_and_stands_in_the_docs(name: str) -> None:
+    assert resolve_method(make_config({"dataset": "d", "method": {"name": name}}, where="x"), where="x")[0].name == name
+    assert re.search(rf"^  name: .*\b{name}\b", document("training.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_is_accepted_and_stands_in_the_docs(name: str) -> None:
+    make_config({"dataset": "d", "model": {"backbone": name}}, where="x")
+    assert re.search(rf"\bbackbone: .*\b{name}\b", document("training.md"))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_has_help_and_stands_in_the_docs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"\n  {name} " in help_of(capsys, "bench")
+    assert f"usage: dist-teracon bench {name} " in help_of(capsys, "bench", name)
+    assert [page.name for page in DOCS.glob("*.md") if f"bench {name}" in page.read_text(encoding="utf-8")]
+
+
+def test_a_path_too_few_says_what_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prepare", "recbole", "raw"]) == 2
+    assert "prepare recbole: expected two paths, got 1" in capsys.readouterr().err
+
+
+def test_the_package_imports_what_it_names_on_first_use() -> None:
+    heavy = ("torch", "ray", "deepspeed", "triton", "pyarrow", "numpy", "pydantic")
+    code = f"""
+import sys, dist_teracon
+assert [name for name in {heavy} if name in sys.modules] == []
+assert set(dist_teracon.__all__) <= set(dir(dist_teracon))
+assert dist_teracon.load_config("configs/demo.yaml").dataset.startswith("synthetic:")
+assert "torch" not in sys.modules
+assert callable(dist_teracon.open_dataset) and callable(dist_teracon.train_tasks)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=300, check=True)
+
+
+def test_a_name_that_the_package_does_not_have() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        dist_teracon.trian  # noqa: B018
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert importlib.metadata.version("dist-teracon") == dist_teracon.__version__
