@@ -12,9 +12,10 @@ INSTALLED := $(VENV)/.installed
 .PHONY: install demo test lint types gate fuzz clean help
 
 help:
-	@echo "make demo     set up, learn six synthetic tasks in order, print the table, write runs/demo/report.html"
+	@echo "make demo     set up, train on six synthetic tasks in order, print the table, write runs/demo/report.html"
 	@echo "make test     set up, style, types, tests"
 	@echo "make gate     the tests and those too slow for every change"
+	@echo "make install  set up alone; TORCH=cpu, default or the URL of an index chooses the build of torch"
 	@echo "make fuzz     20,000 damaged inputs through every reader of raw data"
 
 install: $(INSTALLED)

@@ -145,7 +145,7 @@ class TrainConfig(ConfigModel):
             that a step reads alone (`engine/sparse_adamw.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
             0 and clipping is off.
         log_every: Optimiser steps between two `step` events.
-        deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
+        deepspeed: Further DeepSpeed settings, merged over those that follow from this configuration.
     """
 
     first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, ema_decay=0.8)
@@ -231,7 +231,7 @@ class RunConfig(ConfigModel):
 
     Attributes:
         dataset: Folder or URI of a prepared data set, or `synthetic:six-tasks-v1?users=2000`, prepared on first use.
-        preset: `paper` starts from the published recipe (`configs/presets/paper.yaml`) where this configuration says nothing.
+        preset: `paper` merges this configuration over the published recipe (`configs/presets/paper.yaml`).
         tasks: Which tasks, in which order; None for the data set's in its order.
         seed: Seed of initial values, batches and samples.
         method: `name` (TERACON where none is given) and the method's own settings.

@@ -255,8 +255,8 @@ def test_shipped_configurations_hold_only_what_differs_from_the_defaults(name):
 
 def test_the_documents_configuration_is_every_field_with_its_default():
     page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
-    told = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1])
-    config = RunConfig(dataset=told["dataset"])
+    documented = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1])
+    config = RunConfig(dataset=documented["dataset"])
     kind, settings = resolve_method(config, where="x")
     config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})
-    assert told == config.model_dump(mode="json")
+    assert documented == config.model_dump(mode="json")
