@@ -24,6 +24,8 @@ _RENAMED = {
     "train.*.backbone_rate": "train.*.pretrained_lr_scale",
     "train.*.head_steps": "train.*.probe_steps",
     "train.lazy_tables": "train.sparse_updates",
+    "model.dilations": "model.backbone.dilations",
+    "model.kernel_size": "model.backbone.kernel_size",
 }
 
 

@@ -88,7 +88,11 @@ def _config(size: Size, channels: int, precision: str) -> RunConfig:
         {
             "dataset": size.dataset,
             "method": {"name": "teracon", "retention": {"minimum": size.replayed}},
-            "model": {"channels": channels, "dilations": DILATIONS, "kernel_size": KERNEL_SIZE, "item_init": "uniform"},
+            "model": {
+                "channels": channels,
+                "item_init": "uniform",
+                "backbone": {"name": "nextitnet", "dilations": DILATIONS, "kernel_size": KERNEL_SIZE},
+            },
             "train": {"second": later, "later": later, "precision": precision, "zero": 1 if precision == "bf16" else 0},
         },
         where="bench",

@@ -15,8 +15,8 @@ import dist_teracon
 from dist_teracon import cli
 from dist_teracon.bench import BENCHMARKS
 from dist_teracon.config_io import make_config
-from dist_teracon.continual.method import METHODS, resolve_method
-from dist_teracon.models.backbone import BACKBONES
+from dist_teracon.continual.registry import METHODS, resolve_method
+from dist_teracon.models.backbone import BACKBONES, resolve_backbone
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCES = cli._formats()
@@ -74,8 +74,9 @@ def test_every_method_is_accepted_and_stands_in_the_docs(name: str) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_is_accepted_and_stands_in_the_docs(name: str) -> None:
-    make_config({"dataset": "d", "model": {"backbone": name}}, where="x")
-    assert re.search(rf"\bbackbone: .*\b{name}\b", document("training.md"))
+    config = make_config({"dataset": "d", "model": {"backbone": name}}, where="x")
+    assert resolve_backbone(config.model, where="x")[0].name == name
+    assert f"backbone: {{name: {name}" in document("training.md")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -15,10 +15,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_teracon.config import RunConfig, StageTraining
+from dist_teracon.config import ModelConfig, RunConfig, StageTraining
 from dist_teracon.config_io import apply_overrides, dump_config, load_config, make_config, read_yaml, validate
-from dist_teracon.continual.method import resolve_method
+from dist_teracon.continual.registry import resolve_method
 from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.models.backbone import BACKBONES, resolve_backbone
 
 
 def wrong(value, *parts):
@@ -182,6 +183,8 @@ def test_importing_loads_nothing_heavy(module):
         ("train.second.backbone_rate", "train.second.pretrained_lr_scale"),
         ("train.by_task.age.head_steps", "train.by_task.age.probe_steps"),
         ("train.lazy_tables", "train.sparse_updates"),
+        ("model.dilations", "model.backbone.dilations"),
+        ("model.kernel_size", "model.backbone.kernel_size"),
     ],
 )
 def test_the_error_of_a_renamed_field_names_the_new_one(old, new):
@@ -250,10 +253,27 @@ def test_shipped_configurations_hold_only_what_differs_from_the_defaults(name):
     assert list(_repeats(given, lambda value: make_config(value, where=name))) == []
 
 
-def test_the_documents_configuration_is_every_field_with_its_default():
+def _documented() -> list[dict[str, Any]]:
+    """Return the configurations in docs/training.md, the whole one first."""
     page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
-    documented = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1])
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+
+
+def _with_settings(name: str, settings: Any) -> dict[str, Any]:
+    return {"name": name, **settings.model_dump(mode="json")}
+
+
+def test_the_documents_configuration_is_every_field_with_its_default():
+    documented = _documented()[0]
     config = RunConfig(dataset=documented["dataset"])
-    kind, settings = resolve_method(config, where="x")
-    config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})
-    assert documented == config.model_dump(mode="json")
+    method, settings = resolve_method(config, where="x")
+    backbone, shape = resolve_backbone(config.model, where="x")
+    expected = config.model_dump(mode="json")
+    expected["method"], expected["model"]["backbone"] = _with_settings(method.name, settings), _with_settings(backbone.name, shape)
+    assert documented == expected
+
+
+def test_the_documents_have_the_settings_of_every_backbone_with_their_defaults():
+    documented = [block["model"]["backbone"] for block in _documented()]
+    resolved = [resolve_backbone(ModelConfig(backbone=name), where="x") for name in BACKBONES]
+    assert documented == [_with_settings(kind.name, settings) for kind, settings in resolved]
