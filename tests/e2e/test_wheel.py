@@ -63,4 +63,4 @@ def test_a_wheel_holds_every_file_and_trains_outside_of_the_checkout(tmp_path: P
     options = [part for setting in small for part in ("--set", setting)]
     table = run(tmp_path / "fresh/bin/dist-teracon", "train", "configs/demo.yaml", "--run", "demo", *options)
     assert "profile-2" in table
-    assert (tmp_path / "demo/report.html").stat().st_size > 100_000
+    assert "</html>" in (tmp_path / "demo/report.html").read_text(encoding="utf-8")
