@@ -25,21 +25,31 @@ _PROFILED = 10
 
 @dataclass(frozen=True)
 class Case:
-    """Rows of random lengths in [shortest, longest], taking tasks in turn."""
+    """Rows of random lengths in [shortest, longest], taking tasks in turn; their offsets on the host too, or on the GPU alone."""
 
     shortest: int
     longest: int
     positions: Positions
     tasks: int
+    host: bool = True
 
     @property
     def label(self) -> str:
         """Its name in the table."""
         lengths = str(self.longest) if self.shortest == self.longest else f"{self.shortest}…{self.longest}"
-        return f"L={lengths}, {self.positions}, {self.tasks} task{'s' * (self.tasks > 1)}"
+        return (
+            f"L={lengths}, {self.positions}, {self.tasks} task{'s' * (self.tasks > 1)}{'' if self.host else ', offsets on the GPU alone'}"
+        )
 
 
-CASES = (Case(100, 100, "all", 1), Case(30, 30, "all", 1), Case(1, 100, "all", 1), Case(100, 100, "last", 6), Case(30, 30, "last", 6))
+CASES = (
+    Case(100, 100, "all", 1),
+    Case(30, 30, "all", 1),
+    Case(30, 30, "all", 1, host=False),
+    Case(1, 100, "all", 1),
+    Case(100, 100, "last", 6),
+    Case(30, 30, "last", 6),
+)
 
 
 def run_profile(out: Path | None, *, repeats: int = 50, cases: Sequence[Case] = CASES) -> None:
@@ -99,8 +109,9 @@ def call(case: Case, *, device: str, channels: int, rows: int) -> Callable[[], t
         return (scale * torch.randn(*shape, generator=generator)).to(device, dtype).requires_grad_()
 
     lengths = torch.randint(case.shortest, case.longest + 1, (rows,), generator=generator)
-    offsets = F.pad(lengths.cumsum(0), (1, 0)).to(device)
-    tasks = (torch.arange(rows, dtype=torch.int32) % case.tasks).to(device)
+    host_offsets, host_tasks = F.pad(lengths.cumsum(0), (1, 0)), torch.arange(rows, dtype=torch.int32) % case.tasks
+    offsets, tasks = host_offsets.to(device), host_tasks.to(device)
+    on_host = {"host_row_offsets": host_offsets, "host_task_of_row": host_tasks} if case.host else {}
     weight = leaf(stages, channels, channels, TAPS, scale=(channels * TAPS) ** -0.5)
     vectors = [leaf(stages, channels) for _ in range(3)]
     parameters = StackParameters(weight, *vectors)
@@ -108,7 +119,7 @@ def call(case: Case, *, device: str, channels: int, rows: int) -> Callable[[], t
     x = leaf(int(lengths.sum()), channels)
 
     def run() -> tuple[Tensor, ...]:
-        layout = build_layout(offsets, tasks, dilations=DILATIONS, kernel_size=TAPS, positions=case.positions)
+        layout = build_layout(offsets, tasks, dilations=DILATIONS, kernel_size=TAPS, positions=case.positions, **on_host)
         y = masked_dilated_conv_stack(x, layout, parameters, masks)
         return torch.autograd.grad(y, [x, weight, *vectors, masks], torch.ones_like(y))
 

@@ -111,44 +111,72 @@ class Layout:
 
 
 def build_layout(
-    row_offsets: Tensor, task_of_row: Tensor, *, dilations: Sequence[int], kernel_size: int = 3, positions: Positions = "all"
+    row_offsets: Tensor,
+    task_of_row: Tensor,
+    *,
+    dilations: Sequence[int],
+    kernel_size: int = 3,
+    positions: Positions = "all",
+    host_row_offsets: Tensor | None = None,
+    host_task_of_row: Tensor | None = None,
 ) -> Layout:
     """Plan a stack over a packed batch.
+
+    Sizes and checks need values on the host. Where the tensors are on a GPU, copying them back waits for it, once a call; with the
+    `host_` tensors nothing is copied back and nothing waits.
 
     Args:
         row_offsets: int64 [B + 1], where each row's positions start; not decreasing.
         task_of_row: int32 or int64 [B], row of the mask table that a row uses.
         dilations: The dilation d of each block; its convolutions have d and 2d.
         kernel_size: Taps k of a convolution.
-        positions: Which positions of the output are wanted.
+        positions: Which positions of the output are computed.
+        host_row_offsets, host_task_of_row: The same values on the CPU; both or neither.
 
     Raises:
         ValueError: a dilation or the kernel size is not positive, there is no block, the shapes do not fit, offsets fall, a task is
-            negative.
+            negative; one `host_` tensor without the other, or not on the CPU.
     """
     if kernel_size < 1 or not dilations or any(d < 1 for d in dilations):
-        raise ValueError(f"a block or more, kernel size and dilations of at least 1 are wanted, not {kernel_size} and {list(dilations)}")
+        raise ValueError(f"expected a block or more, kernel size and dilations of at least 1, got {kernel_size} and {list(dilations)}")
     if row_offsets.ndim != 1 or task_of_row.shape[0] != row_offsets.shape[0] - 1:
         raise ValueError(f"row_offsets {tuple(row_offsets.shape)} needs one entry more than task_of_row {tuple(task_of_row.shape)}")
-    lengths, low, high = _check_values(row_offsets, task_of_row)
+    on_host = _on_host(row_offsets, task_of_row, host_row_offsets, host_task_of_row)
+    lengths, low, high = _check_values(*on_host)
     stage_dilations = tuple(step * d for d in dilations for step in (1, 2))
     several = task_of_row.long() if low != high else None
     layout = Layout(positions, row_offsets, stage_dilations, kernel_size, several, low if low == high else None, high + 1)
-    vars(layout)["lengths"] = lengths  # here already: to ask a GPU again would be to wait for it
+    vars(layout)["lengths"] = lengths  # known already: copying them from a GPU would wait for it
     return layout
 
 
+def _on_host(
+    row_offsets: Tensor, task_of_row: Tensor, host_row_offsets: Tensor | None, host_task_of_row: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return offsets and tasks on the CPU: as given, or copied back, which waits for the device once."""
+    if host_row_offsets is None and host_task_of_row is None:
+        joined = torch.cat([row_offsets, task_of_row.to(row_offsets.dtype)]).cpu()
+        return joined[: row_offsets.shape[0]], joined[row_offsets.shape[0] :]
+    if host_row_offsets is None or host_task_of_row is None:
+        raise ValueError("expected host_row_offsets and host_task_of_row together, got one of them")
+    for name, host, tensor in (("row_offsets", host_row_offsets, row_offsets), ("task_of_row", host_task_of_row, task_of_row)):
+        if host.device.type != "cpu" or host.shape != tensor.shape:
+            raise ValueError(
+                f"host_{name}: expected the values of {name}, {tuple(tensor.shape)}, on the CPU, got {tuple(host.shape)} on {host.device}"
+            )
+    return host_row_offsets, host_task_of_row
+
+
 def _check_values(row_offsets: Tensor, task_of_row: Tensor) -> tuple[Tensor, int, int]:
-    """Return the rows' lengths on the CPU, the smallest and the largest task: one wait for the device in all."""
-    offsets, tasks = torch.cat([row_offsets, task_of_row.to(row_offsets.dtype)]).cpu().split([row_offsets.shape[0], task_of_row.shape[0]])
-    lengths = offsets.diff()
+    """Return the rows' lengths, the smallest and the largest task, all of tensors on the CPU."""
+    lengths, tasks = row_offsets.diff(), task_of_row
     if not tasks.numel():
         tasks, lengths = tasks.new_zeros(1), lengths.new_zeros(1)
-    first, least, low, high = int(offsets[0]), int(lengths.min()), int(tasks.min()), int(tasks.max())
+    first, least, low, high = int(row_offsets[0]), int(lengths.min()), int(tasks.min()), int(tasks.max())
     if first != 0 or least < 0:
-        raise ValueError(f"row_offsets: 0 and then what never falls is wanted, not a start at {first} and a shortest row of {least}")
+        raise ValueError(f"row_offsets: expected 0 and then values that never fall, got a start at {first} and a shortest row of {least}")
     if low < 0:
-        raise ValueError(f"task_of_row: indices of 0 and more are wanted, not {low}")
+        raise ValueError(f"task_of_row: expected indices of 0 and more, got {low}")
     return lengths[: task_of_row.shape[0]], low, high
 
 
