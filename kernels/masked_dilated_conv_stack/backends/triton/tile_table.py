@@ -39,7 +39,7 @@ class Tile:
     stages: int
 
 
-# By kernel, and whether rows are read by index: the fastest measured on an H200 of what compiles without spills (docs/kernels.md).
+# By kernel, and whether rows are read by index: the fastest measured on an H200 that passes the compile gate (docs/kernels.md).
 _MEASURED_SM_90_16_BITS_256: dict[tuple[Kernel, bool], Tile] = {
     ("forward", False): Tile(rows=128, columns=256, inner=64, parts=2, warps=8, stages=4),
     ("forward", True): Tile(rows=128, columns=256, inner=64, parts=4, warps=8, stages=5),
