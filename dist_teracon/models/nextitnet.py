@@ -52,8 +52,9 @@ class NextItNet(Backbone):
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         layout = build_layout(
-            sequences.row_offsets, sequences.task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions
-        )
+            sequences.row_offsets, sequences.task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions,
+            host_row_offsets=sequences.host_row_offsets, host_task_of_row=sequences.host_task_of_row,
+        )  # fmt: skip
         parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
         return masked_dilated_conv_stack(x_NC, layout, parameters, masks_TKC)
 
