@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
 from dist_teracon.console import Console
+from dist_teracon.data.sources.registry import SOURCES
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
     from dist_teracon.console import Progress
     from dist_teracon.data.schema import DatasetInfo
-
-_FORMATS = ("recbole", "movielens", "sequence-csv", "ttl", "tenrec", "events", "synthetic")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_prepare(jobs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     prepare = jobs.add_parser("prepare", help="turn raw logs into a data set")
-    prepare.add_argument("format", choices=_FORMATS, help="what SRC holds")
+    prepare.add_argument("format", choices=(*SOURCES, "synthetic"), help="what SRC holds")
     prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
     prepare.add_argument("--recipe", help="YAML file that says how tasks come from events")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field, as split.seed=1")

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 def is_store_error(error: BaseException) -> bool:
-    """Tell whether an error is a disk's or a store's, and not this program's."""
+    """Return whether an error is a disk's or a store's, and not this program's."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
 
 
@@ -51,12 +51,12 @@ def redacted(error: BaseException) -> str:
 
 
 def retries_exhausted(*, attempts: int, since: float) -> bool:
-    """Tell whether a store that still fails is not asked again, though pauses are left; `since` is when the first attempt began."""
+    """Return whether to stop trying a store that still fails, though pauses are left; `since` is when the first attempt began."""
     return attempts > 1 and time.monotonic() - since > PATIENCE_S
 
 
-def with_retries(uri: str, job: Callable[[], T]) -> T:
-    """Do something with a file, and where its store fails do it again a few times.
+def with_retries(uri: str, action: Callable[[], T]) -> T:
+    """Return `action()`, which works on a file; where its store fails, try again a few times.
 
     Raises:
         DataError: the store still fails after the last attempt.
@@ -64,7 +64,7 @@ def with_retries(uri: str, job: Callable[[], T]) -> T:
     began = time.monotonic()
     for attempts, pause in enumerate((*(() if is_local(uri) else PAUSES_S), None), 1):
         try:
-            return job()
+            return action()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
             raise
         except Exception as error:
@@ -77,7 +77,7 @@ def with_retries(uri: str, job: Callable[[], T]) -> T:
 
 
 def is_local(uri: str) -> bool:
-    """Tell whether `uri` names a file on a local disk."""
+    """Return whether `uri` names a file on a local disk."""
     return (match := _URI.match(uri)) is None or match.group(1) in ("file", "local")
 
 
@@ -105,24 +105,24 @@ def open_binary(uri: str) -> IO[bytes]:
     except FileNotFoundError:
         raise DataError(f"{uri}: no such file") from None
     except IsADirectoryError:
-        raise DataError(f"{uri}: is a folder, a file is wanted") from None
+        raise DataError(f"{uri}: expected a file, got a folder") from None
 
 
 def _zstd(file: IO[bytes]) -> IO[bytes]:
-    """Decompress by Arrow, as fsspec's own way wants one more package."""
+    """Decompress by Arrow, as fsspec's own way needs one more package."""
     import pyarrow as pa
 
     return cast("IO[bytes]", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")))
 
 
 def exists(uri: str) -> bool:
-    """Tell whether a file or folder is there."""
+    """Return whether a file or folder is there."""
     filesystem, path = url_to_fs(uri)
     return bool(filesystem.exists(path))
 
 
 def is_folder(uri: str) -> bool:
-    """Tell whether a folder is there."""
+    """Return whether a folder is there."""
     filesystem, path = url_to_fs(uri)
     return bool(filesystem.isdir(path))
 

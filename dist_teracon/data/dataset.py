@@ -74,7 +74,7 @@ class Shard:
         user_hash: uint64 [U].
         values: int32 [N], item indices.
         offsets: int64 [U + 1].
-        targets: int32 [U], items of each sequence that a next-item task predicts: those after its first that the vocabulary knows.
+        targets: int32 [U], items of each sequence that a next-item task predicts: those after its first that are in the vocabulary.
     """
 
     user_hash: NDArray[np.uint64]
@@ -84,7 +84,7 @@ class Shard:
 
 
 class Dataset:
-    """A prepared data set opened for reading; shards are read and checked once, when they are first wanted.
+    """A prepared data set opened for reading; shards are read and checked once, on first use.
 
     Args:
         uri: Folder or URI.

@@ -22,7 +22,7 @@ from dist_teracon.config_io import dump_config
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.item_vectors_file import GivenVectors, read_given_vectors
+from dist_teracon.data.item_vectors_file import ItemVectors, read_item_vectors
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, info_from_json
 from dist_teracon.errors import ConfigError, RunError, TeraconError
@@ -45,7 +45,7 @@ class AddedTask:
         name: The task's name.
         new_items: What rows of new items start as: copies of the unseen item's, so that nothing changes before training; or the mean of
             the known items beside them in the training users' sequences; or (`text`) follow from given vectors.
-        vectors: For `text`, a file of item vectors (`read_given_vectors`).
+        vectors: For `text`, a file of item vectors (`read_item_vectors`).
     """
 
     name: str
@@ -129,7 +129,7 @@ def _begun_otherwise(folder: Path, entry: dict[str, Any], config: RunConfig, inf
 
 def _unfit_vectors(uri: str, dataset: Dataset, *, known: int, channels: int) -> str:
     try:
-        _mapping_of(read_given_vectors(uri, dataset), known, channels=channels, uri=uri)
+        _mapping_of(read_item_vectors(uri, dataset), known, channels=channels, uri=uri)
     except TeraconError as error:
         return str(error)
     return ""
@@ -178,7 +178,7 @@ def grown_tensors(
         if vectors is None:
             raise RunError(f"'{task}' was added with --new-items text: name the file of vectors again, by --item-vectors")
         channels = next(iter(tables.values())).shape[1]
-        start = _mapping_of(read_given_vectors(vectors, dataset), known, channels=channels, uri=vectors)
+        start = _mapping_of(read_item_vectors(vectors, dataset), known, channels=channels, uri=vectors)
     grown = dict(tensors)
     for name, table in tables.items():
         rows, told = start.rows(table, fresh)
@@ -235,7 +235,7 @@ class _Mapped(_Unseen):
         known: Items from here on are new.
     """
 
-    given: GivenVectors
+    given: ItemVectors
     known: int
 
     def rows(self, table: Tensor, fresh: int) -> tuple[Tensor, dict[str, Any]]:
@@ -251,7 +251,7 @@ class _Mapped(_Unseen):
         return rows, told
 
 
-def _mapping_of(given: GivenVectors, known: int, *, channels: int, uri: str) -> _Mapped:
+def _mapping_of(given: ItemVectors, known: int, *, channels: int, uri: str) -> _Mapped:
     """Check that given vectors serve the items from `known` on.
 
     Raises:

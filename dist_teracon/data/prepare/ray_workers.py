@@ -27,11 +27,11 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from dist_teracon import io
-from dist_teracon.data.prepare.writer import Splitter, Written, default_shards, finish, joined_keys, row_split_keys, write_group
+from dist_teracon.data.prepare.writer import ShardStats, Splitter, default_shards, joined_keys, row_split_keys, write_group, write_metadata
 from dist_teracon.data.raw.bad_rows import BadRows
-from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.schema import DatasetInfo, SplitRule
-from dist_teracon.data.shard_source import Sharded
+from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.data.streaming.source import SEQUENCES, PartitionCounts, SequenceSource, TaskFiles, labels_kind, spill_file
 from dist_teracon.data.streaming.spill import Partitioning, Spill
 from dist_teracon.errors import DataError
@@ -79,7 +79,7 @@ class _Staged:
             for piece in self.pieces:
                 if name in piece.files:
                     table = pa.ipc.open_stream(io.read_bytes(io.join(piece.folder, name))).read_all()
-                    rows = pa.compute.add(table.column("row"), piece.row)  # told from the task's first file on
+                    rows = pa.compute.add(table.column("row"), piece.row)  # counted from the task's first file on
                     tables.append(table.set_column(table.column_names.index("row"), "row", rows))
         return pa.concat_tables(tables) if tables else None
 
@@ -96,27 +96,27 @@ class Cluster:
     staging: str
     kept: dict[int, int] = field(default_factory=dict)
 
-    def spill(self, tasks: Sequence[TaskFiles], job: Job, partitioning: Partitioning) -> tuple[int, _Staged]:
-        """Read every task's files, each on a worker; returns the widest row's fields, and who reads what was spilled.
+    def spill(self, tasks: Sequence[TaskFiles], context: ReadContext, partitioning: Partitioning) -> tuple[int, _Staged]:
+        """Read every task's files, each on a worker; returns the widest row's fields, and a reader of what was spilled.
 
         Raises:
-            DataError: as `spill_rows`; of several files the first that is wrong is told.
+            DataError: as `spill_rows`; of several files the error of the first that is wrong.
         """
         listed = [(number, uri) for number, task in enumerate(tasks) for uri in task.uris]
         pieces = [_Piece(n, task, uri, io.join(self.staging, f"piece-{n:05d}")) for n, (task, uri) in enumerate(listed)]
-        limit, root, block, here = job.bad.limit, job.bad.root, job.block, Path.cwd()
+        limit, root, block, here = context.bad.limit, context.bad.root, context.block, Path.cwd()
 
         def read(piece: _Piece) -> _Read:
             # a relative path is the driver's, and a worker may run in another folder
             with chdir(here) if io.is_local(piece.uri) and here.is_dir() else nullcontext():
                 return _read_piece(piece, partitioning, limit=limit, root=root, block=block)
 
-        results = _on_ray(read, pieces, lambda done: job.progress.update("reading", done, len(pieces)))
+        results = _on_ray(read, pieces, lambda done: context.progress.update("reading", done, len(pieces)))
         for piece, result in zip(pieces, results, strict=True):
             if result.error is not None:
                 raise DataError(result.error)
-            job.sha256[piece.uri] = result.sha256
-            job.bad.take(result.bad, result.rejected)
+            context.sha256[piece.uri] = result.sha256
+            context.bad.merge(result.bad, result.rejected)
         placed = []
         for piece, result in zip(pieces, results, strict=True):
             before = self.kept.get(piece.task, 0)
@@ -128,10 +128,10 @@ class Cluster:
         """Count every partition on the workers."""
         return _on_ray(source.count, range(source.partitioning.partitions))
 
-    def fill(
-        self, folder: Path, out: str, source: Sharded, rule: SplitRule, shards: int | None, *, advance: Callable[[int, int], None]
+    def write_dataset_files(
+        self, folder: Path, out: str, source: ShardSource, rule: SplitRule, shards: int | None, *, advance: Callable[[int, int], None]
     ) -> DatasetInfo:
-        """Write a data set as `writing.fill` does: the shards by workers, vocabularies and `dataset.json` here.
+        """Write a data set as `writer.write_dataset_files` does: the shards by workers, vocabularies and `dataset.json` here.
 
         Args:
             folder: Where the data set grows; all nodes see it if `out` is local.
@@ -139,37 +139,37 @@ class Cluster:
             source: What is written.
             rule: The split.
             shards: Their number; by the number of users where None.
-            advance: Takes how many groups of how many are written.
+            advance: Called with how many groups of how many are written.
 
         Raises:
             DataError: a task has no example in one of the parts, or counts differ from what was read.
         """
-        hashes = source.hashes()
+        hashes = source.user_hashes()
         count = shards or default_shards(len(hashes))
-        groups = source.groups(count)
+        groups = source.shard_groups(count)
         keys = {} if rule.by == "users" else joined_keys(_on_ray(lambda group: row_split_keys(source, rule, group, count), groups))
         splitter = Splitter.of(rule, hashes, keys)
         target = str(folder.absolute()) if io.is_local(out) else out
 
-        def write(group: Any) -> Written:
-            written = Written.nothing(source)
+        def write(group: Any) -> ShardStats:
+            written = ShardStats.zero(source)
             with tempfile.TemporaryDirectory() as name:
                 for part in write_group(Path(name), source, splitter, group, count):
                     written.add(part)
                 copy_folder(Path(name), target)
             return written
 
-        written = Written.nothing(source)
+        written = ShardStats.zero(source)
         for part in _on_ray(write, groups, lambda done: advance(done, len(groups))):
             written.add(part)
         self._check(source, written, users=len(hashes))
-        return finish(folder, source, rule, count, written)
+        return write_metadata(folder, source, rule, count, written)
 
-    def _check(self, source: Sharded, written: Written, *, users: int) -> None:
+    def _check(self, source: ShardSource, written: ShardStats, *, users: int) -> None:
         names = [source.next_task, *(task.name for task in source.tasks)]
         found = {"users": written.users} | {f"rows of '{name}'": n for name, n in zip(names[1:], written.users_of_task[1:], strict=True)}
-        wanted = {"users": users} | {f"rows of '{name}'": self.kept[place] for place, name in enumerate(names) if place}
-        differ = [f"{found[what]} {what} written, {wanted[what]} read" for what in found if found[what] != wanted[what]]
+        expected = {"users": users} | {f"rows of '{name}'": self.kept[place] for place, name in enumerate(names) if place}
+        differ = [f"{found[what]} {what} written, {expected[what]} read" for what in found if found[what] != expected[what]]
         if differ:
             raise DataError(f"the cluster's parts do not add up: {'; '.join(differ)}; nothing was published, prepare the data set again")
 
@@ -183,23 +183,23 @@ class Cluster:
 def _read_piece(piece: _Piece, partitioning: Partitioning, *, limit: float, root: str, block: int) -> _Read:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = Job(BadRows(limit, folder / _REJECTED, root), folder / "spill", block=block)
-        job.spill.mkdir()
-        sequences = Spill(job.spill, SEQUENCES, partitioning)
-        labels = Spill(job.spill, labels_kind(piece.task), partitioning) if piece.task else None
+        context = ReadContext(BadRows(limit, folder / _REJECTED, root), folder / "spill", block=block)
+        context.spill.mkdir()
+        sequences = Spill(context.spill, SEQUENCES, partitioning)
+        labels = Spill(context.spill, labels_kind(piece.task), partitioning) if piece.task else None
         try:
-            kept, fields = spill_file(piece.uri, piece.task, job, sequences, labels)
+            kept, fields = spill_file(piece.uri, piece.task, context, sequences, labels)
         except DataError as error:
             return _Read(0, 0, (), "", {}, "", str(error))
         for spilled in (sequences, labels):
             if spilled is not None:
                 spilled.close()
-        job.bad.close()
+        context.bad.close()
         rejected = folder / _REJECTED
-        copy_folder(job.spill, piece.folder)
-        files = tuple(sorted(path.name for path in job.spill.iterdir()))
+        copy_folder(context.spill, piece.folder)
+        files = tuple(sorted(path.name for path in context.spill.iterdir()))
         text = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
-        return _Read(kept, fields, files, job.sha256[piece.uri], job.bad.counts, text)
+        return _Read(kept, fields, files, context.sha256[piece.uri], context.bad.counts, text)
 
 
 def copy_folder(folder: Path, target: str) -> None:
@@ -259,9 +259,9 @@ def _on_ray(work: Callable[[Any], R], pieces: Sequence[Any], done: Callable[[int
             return {"number": row["number"], "error": "", "result": pickle.dumps(work(pieces[row["number"]]))}
         except DataError as error:
             return {"number": row["number"], "error": str(error), "result": b""}
-        except Exception as error:  # whatever it is, the driver tells it in one line
-            told = f"{_FAILED} ({type(error).__name__}: {error}); do all nodes see the raw files and the data set's folder?"
-            return {"number": row["number"], "error": told, "result": b""}
+        except Exception as error:  # whatever it is, the driver reports it in one line
+            text = f"{_FAILED} ({type(error).__name__}: {error}); do all nodes see the raw files and the data set's folder?"
+            return {"number": row["number"], "error": text, "result": b""}
 
     numbers = ray.data.from_items([{"number": number} for number in range(len(pieces))], override_num_blocks=max(1, len(pieces)))
     found: dict[int, R] = {}

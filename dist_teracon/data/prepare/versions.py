@@ -42,7 +42,7 @@ def ancestors(info: DatasetInfo) -> list[str]:
 
 
 def append(parent: str, added: str, out: str) -> DatasetInfo:
-    """Write the version of `parent` that holds what `added` has beside it, or find that it is there already.
+    """Write the version of `parent` that also holds what `added` has, or find that it is there already.
 
     Args:
         parent: Folder or URI of the old version.
@@ -89,7 +89,7 @@ class _Users:
     Attributes:
         row: int64, for each user of `added` its row in the new version.
         old: Users of the old version.
-        split: int8, for each row of the new version its split under the split by user, `_UNKNOWN` where nothing tells.
+        split: int8, for each row of the new version its split under the split by user, `_UNKNOWN` where no label has one.
     """
 
     row: NDArray[np.int64]
@@ -194,13 +194,13 @@ class _Append:
         return _Users(row, len(our_ids), self._split(shard, hashes, len(our_ids)))
 
     def _split(self, shard: int, hashes: NDArray[np.uint64], old: int) -> NDArray[np.int8]:
-        """Each row's split as the old version's labels tell it, a group's being that of any of its users."""
+        """Each row's split as in the old version's labels, a group's being that of any of its users."""
         split = np.full(hashes.shape[0], _UNKNOWN, dtype=np.int8)
         for task in self.old.info.tasks:
             labels = self.old.labels(task.name, shard)
             split[labels.users] = labels.split[labels.offsets[:-1]]
-        told = np.flatnonzero(split[:old] != _UNKNOWN)
-        by_hash = dict(zip(hashes[told].tolist(), split[told].tolist(), strict=True))
+        known = np.flatnonzero(split[:old] != _UNKNOWN)
+        by_hash = dict(zip(hashes[known].tolist(), split[known].tolist(), strict=True))
         return np.array([by_hash.get(value, _UNKNOWN) for value in hashes.tolist()], dtype=np.int8)
 
     def _task(self, task: Task, users: Sequence[_Users]) -> Task:
@@ -214,8 +214,8 @@ class _Append:
             at = ragged_positions(labels.offsets[order], counts)
             split = labels.split[at]
             if self.old.info.split.by == "users":
-                told = np.repeat(here.split[rows[order]], counts)
-                split = np.where(told == _UNKNOWN, split, told)
+                inherited = np.repeat(here.split[rows[order]], counts)
+                split = np.where(inherited == _UNKNOWN, split, inherited)
             offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
             columns = {
                 "row": pa.array(rows[order], pa.int32()),
@@ -229,7 +229,7 @@ class _Append:
         if not min(train, validation, test):
             raise DataError(
                 f"task '{task.name}': under the split of {self.old.uri} it has {train} training, {validation} validation, {test} test "
-                "examples; each part wants one, so it needs more users"
+                "examples; each part needs one: prepare it with more users"
             )
         return replace(task, users=count, examples=(train, validation, test))
 

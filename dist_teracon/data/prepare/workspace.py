@@ -58,7 +58,7 @@ def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
     Args:
         out: Folder or URI of the result.
         key: What the work is made from; of work with another key nothing is kept.
-        log: Takes a line when work that was stopped goes on.
+        log: Receives a line when work that was stopped goes on.
 
     Raises:
         DataError: another process holds it.

@@ -25,7 +25,7 @@ from dist_teracon.data.schema import (
     users_file,
     vocabulary_file,
 )
-from dist_teracon.data.shard_source import Sharded, ShardLabels, ShardRows, TaskHead
+from dist_teracon.data.shard_source import ShardLabels, ShardRows, ShardSource, TaskColumns
 from dist_teracon.errors import DataError
 
 _SMALL_SHARDS = 8
@@ -38,7 +38,7 @@ def default_shards(users: int) -> int:
 
 
 @dataclass
-class Written:
+class ShardStats:
     """What was written of some shards, to be added up over all.
 
     Attributes:
@@ -59,14 +59,14 @@ class Written:
     users_of_task: list[int]
 
     @classmethod
-    def nothing(cls, source: Sharded) -> Written:
+    def zero(cls, source: ShardSource) -> ShardStats:
         """Return the sum over no shards."""
         tasks = 1 + len(source.tasks)
-        label_counts = [np.zeros(len(head.classes), dtype=np.int64) for head in source.tasks]
+        label_counts = [np.zeros(len(task.classes), dtype=np.int64) for task in source.tasks]
         items = np.zeros(len(source.items) + FIRST_ITEM, dtype=np.int64)
         return cls({}, 0, 0, items, label_counts, [np.zeros(3, dtype=np.int64) for _ in range(tasks)], [0] * tasks)
 
-    def add(self, other: Written) -> None:
+    def add(self, other: ShardStats) -> None:
         """Add other shards."""
         self.files |= other.files
         self.users, self.events = self.users + other.users, self.events + other.events
@@ -76,8 +76,13 @@ class Written:
         self.users_of_task = [own + more for own, more in zip(self.users_of_task, other.users_of_task, strict=True)]
 
 
-def fill(
-    folder: Path, source: Sharded, rule: SplitRule, shards: int | None, *, advance: Callable[[int, int], None] = lambda _done, _all: None
+def write_dataset_files(
+    folder: Path,
+    source: ShardSource,
+    rule: SplitRule,
+    shards: int | None,
+    *,
+    advance: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> DatasetInfo:
     """Write all files of a data set into a folder, `dataset.json` last; equal sources give equal bytes.
 
@@ -86,29 +91,29 @@ def fill(
         source: What is written.
         rule: The split.
         shards: Their number; by the number of users where None.
-        advance: Takes how many shards of how many are written.
+        advance: Called with how many shards of how many are written.
 
     Raises:
         DataError: a task has no example in one of the parts.
     """
-    hashes = source.hashes()
+    hashes = source.user_hashes()
     count = shards or default_shards(len(hashes))
-    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.groups(count))
+    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.shard_groups(count))
     splitter = Splitter.of(rule, hashes, keys)
-    written = Written.nothing(source)
+    written = ShardStats.zero(source)
     done = 0
-    for group in source.groups(count):
+    for group in source.shard_groups(count):
         for part in write_group(folder, source, splitter, group, count):
             written.add(part)
             advance(done := done + 1, count)
-    return finish(folder, source, rule, count, written)
+    return write_metadata(folder, source, rule, count, written)
 
 
-def write_group(folder: Path, source: Sharded, splitter: Splitter, group: Any, count: int) -> Iterator[Written]:
-    """Write the shards of a group into a folder, one after another, and tell what each held."""
-    heads = _heads(source)
-    for shard, rows in source.made(group, count):
-        writer, part = _Writer(folder), Written.nothing(source)
+def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: Any, count: int) -> Iterator[ShardStats]:
+    """Write the shards of a group into a folder, one after another; yields what each held."""
+    tasks = _all_tasks(source)
+    for shard, rows in source.iter_shards(group, count):
+        writer, part = _Writer(folder), ShardStats.zero(source)
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
         part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
@@ -117,7 +122,7 @@ def write_group(folder: Path, source: Sharded, splitter: Splitter, group: Any, c
         split_of = splitter.of_users(rows.user_hash)
         writer.table(users_file(shard), {"user_id": rows.user_ids, "user_hash": hash_column, "sequence": _lists(indices, offsets)})
         for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
-            split = split_of(heads[place].name, labels)
+            split = split_of(tasks[place].name, labels)
             part.tallies[place] += np.bincount(split, minlength=3)
             part.users_of_task[place] += len(labels.rows)
             if place:
@@ -127,27 +132,27 @@ def write_group(folder: Path, source: Sharded, splitter: Splitter, group: Any, c
                 "labels": _lists(labels.values, labels.offsets),
                 "split": _lists(split, labels.offsets),
             }
-            writer.table(task_file(heads[place].name, shard), columns)
+            writer.table(task_file(tasks[place].name, shard), columns)
         part.files = writer.files
         yield part
 
 
-def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: Written) -> DatasetInfo:
+def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: int, written: ShardStats) -> DatasetInfo:
     """Write vocabularies and `dataset.json` of a data set whose shards are written.
 
     Raises:
         DataError: a task has no example in one of the parts.
     """
-    heads = _heads(source)
-    tasks = tuple(map(_task, heads, written.users_of_task, written.tallies))
+    tasks = _all_tasks(source)
+    described = tuple(map(_task, tasks, written.users_of_task, written.tallies))
     writer = _Writer(folder)
     writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), written.item_counts)
-    for head, counts in zip(source.tasks, written.label_counts, strict=True):
-        writer.vocabulary(head.name, "label", _names([], head.classes), counts)
+    for task, counts in zip(source.tasks, written.label_counts, strict=True):
+        writer.vocabulary(task.name, "label", _names([], task.classes), counts)
     files = written.files | writer.files
-    order = [vocabulary_file("items"), *(vocabulary_file(head.name) for head in source.tasks)]
+    order = [vocabulary_file("items"), *(vocabulary_file(task.name) for task in source.tasks)]
     order += [users_file(shard) for shard in range(count)]
-    order += [task_file(head.name, shard) for head in heads for shard in range(count)]
+    order += [task_file(task.name, shard) for task in tasks for shard in range(count)]
     info = DatasetInfo(
         name=source.name,
         users=written.users,
@@ -156,7 +161,7 @@ def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: 
         length_limit=source.length_limit,
         shards=count,
         split=rule,
-        tasks=tasks,
+        tasks=described,
         files={path: files[path] for path in order},
         source=source.source,
         notes=source.notes,
@@ -165,8 +170,8 @@ def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: 
     return info
 
 
-def _heads(source: Sharded) -> list[TaskHead]:
-    return [TaskHead(source.next_task, "next", source.items), *source.tasks]
+def _all_tasks(source: ShardSource) -> list[TaskColumns]:
+    return [TaskColumns(source.next_task, "next", source.items), *source.tasks]
 
 
 def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
@@ -185,10 +190,10 @@ def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
 Keys = dict[str, NDArray[np.uint64]]
 
 
-def row_split_keys(source: Sharded, rule: SplitRule, group: Any, count: int) -> Keys:
+def row_split_keys(source: ShardSource, rule: SplitRule, group: Any, count: int) -> Keys:
     """Return the keys by which a group's examples are cut under `rows`, by task."""
-    keys: dict[str, list[NDArray[np.uint64]]] = {head.name: [] for head in _heads(source)}
-    for _, rows in source.made(group, count):
+    keys: dict[str, list[NDArray[np.uint64]]] = {task.name: [] for task in _all_tasks(source)}
+    for _, rows in source.iter_shards(group, count):
         for name, labels in zip(keys, (next_labels(rows, source.length_limit), *rows.labels), strict=True):
             keys[name].append(_example_keys(name, rows.user_hash, labels, rule))
     return {name: np.concatenate(parts) for name, parts in keys.items()}
@@ -228,15 +233,15 @@ def _example_keys(task: str, user_hash: NDArray[np.uint64], labels: ShardLabels,
     return row_keys(task, user_hash[np.repeat(labels.rows, lengths)], position, rule)
 
 
-def _task(head: TaskHead, users: int, tally: NDArray[np.int64]) -> Task:
-    if head.kind == "next" and users == 0:
-        raise DataError(f"task '{head.name}': no user has two items or more whose last one is in the catalogue")
+def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64]) -> Task:
+    if columns.kind == "next" and users == 0:
+        raise DataError(f"task '{columns.name}': no user has two items or more whose last one is in the catalogue")
     train, validation, test = tally.tolist()
     for part, size in (("training", train), ("validation", validation), ("test", test)):
         if size == 0:
             sizes = f"{train} training, {validation} validation, {test} test examples of {users} users"
-            raise DataError(f"task '{head.name}': has no {part} example ({sizes}); give it more users or that part a larger share")
-    return Task(head.name, head.kind, len(head.classes), users, (train, validation, test))
+            raise DataError(f"task '{columns.name}': has no {part} example ({sizes}); give it more users or that part a larger share")
+    return Task(columns.name, columns.kind, len(columns.classes), users, (train, validation, test))
 
 
 def _names(reserved: list[None], names: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One preparation as an adapter sees it: where to spill, what counts as too many bad rows, whom to tell how far it is."""
+"""What a reader of raw files is given: where to spill, how many malformed rows to allow, where to report progress."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Job:
-    """A preparation.
+class ReadContext:
+    """The state of one reading of raw files.
 
     Attributes:
         bad: Counts malformed rows.
@@ -41,11 +41,11 @@ class Job:
     cluster: Cluster | None = None
     _read: dict[str, int] = field(default_factory=dict)
 
-    def read(self, uri: str, position: int) -> None:
-        """Say that a file was read up to a stored byte."""
+    def report_position(self, uri: str, position: int) -> None:
+        """Report that a file was read up to a stored byte."""
         self._read[uri] = position
         self.progress.update("reading", sum(self._read.values()), self.total_bytes)
 
-    def advance(self, what: str, done: int, total: int) -> None:
-        """Say how far a job is."""
+    def report(self, what: str, done: int, total: int) -> None:
+        """Report progress in another step."""
         self.progress.update(what, done, total)

@@ -9,7 +9,7 @@ import io
 import lzma
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +44,7 @@ def without_compression(name: str) -> str:
 
 
 class RawInput(io.RawIOBase):
-    """A file's bytes as they are stored, with their SHA-256; a store that fails midway is asked again from where it stopped.
+    """A file's bytes as they are stored, with their SHA-256; where a store fails midway, reading resumes at the same byte.
 
     Args:
         uri: The file.
@@ -88,7 +88,7 @@ class RawInput(io.RawIOBase):
             pass
         return self._digest.hexdigest()
 
-    def _attempt(self, job: Any) -> bytes:
+    def _attempt(self, read: Callable[[], bytes]) -> bytes:
         began = time.monotonic()
         for attempts, pause in enumerate((*self._pauses, None), 1):
             try:
@@ -96,11 +96,11 @@ class RawInput(io.RawIOBase):
                     file: IO[bytes] = fsspec.open(self.uri, "rb").open()
                     file.seek(self.position)
                     self._file = file
-                return bytes(job())
+                return bytes(read())
             except FileNotFoundError:
                 raise DataError(f"{self.uri}: no such file") from None
             except IsADirectoryError:
-                raise DataError(f"{self.uri}: is a folder, a file is wanted") from None
+                raise DataError(f"{self.uri}: expected a file, got a folder") from None
             except Exception as error:
                 if not is_store_error(error):
                     raise
@@ -124,11 +124,11 @@ def decompressed(file: io.BufferedReader[RawInput], name: str) -> IO[bytes]:
     """Return a stream of a file's content, decompressed by the name's ending.
 
     Raises:
-        DataError: the file does not begin as the name says.
+        DataError: the file does not begin as its name's ending requires.
     """
     for ending, magic in _MAGIC.items():
         if name.endswith(ending) and (begin := file.peek(len(magic))) and not begin.startswith(magic):
-            raise DataError(f"{name}: is not compressed as its name ends ({ending}); rename it, or compress it")
+            raise DataError(f"{name}: expected content compressed as the name ends ({ending}); rename the file, or compress it")
     if name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
     if name.endswith(".bz2"):
@@ -154,7 +154,7 @@ class LineBlock:
 
 
 class LineBlocks:
-    """A text file as blocks of whole lines; knows CRLF and CR, a byte-order mark and a missing final newline.
+    """A text file as blocks of whole lines; reads CRLF and CR, a byte-order mark and a missing final newline.
 
     After the last block `sha256` is that of the file as it is stored. `position` counts the stored bytes read so far.
 
@@ -179,7 +179,7 @@ class LineBlocks:
                     while len(chunk) < len(_BOM) and _BOM.startswith(chunk) and (more := self._read(stream, line, chunk)):
                         chunk += more
                     if chunk.startswith(_BOMS_16):
-                        raise DataError(f"{self.uri}: is UTF-16 text, UTF-8 is wanted; convert it (iconv -f UTF-16 -t UTF-8)")
+                        raise DataError(f"{self.uri}: expected UTF-8 text, got UTF-16; convert it (iconv -f UTF-16 -t UTF-8)")
                     chunk, start = chunk.removeprefix(_BOM), False
                 text = carry + chunk
                 if b"\r" in text:

@@ -43,10 +43,10 @@ class Partitioning:
     @classmethod
     def for_size(cls, stored_bytes: int, shards: int | None) -> Partitioning:
         """Return partitions of about 32 MiB of raw text."""
-        wanted = 1 << (stored_bytes // _PARTITION_BYTES).bit_length()
+        count = 1 << (stored_bytes // _PARTITION_BYTES).bit_length()
         if shards is not None and shards & (shards - 1):
             return cls(min(shards, _MOST_PARTITIONS), shards)
-        return cls(min(wanted, _MOST_PARTITIONS))
+        return cls(min(count, _MOST_PARTITIONS))
 
     def of(self, hashes: Hashes) -> NDArray[np.uint16]:
         """Return each hash's partition."""
@@ -83,7 +83,7 @@ class Spill:
         self._files: dict[int, tuple[Any, Any]] = {}
 
     def add(self, columns: dict[str, NDArray[Any]], items: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None) -> None:
-        """Take rows; `hash` among the columns says where they go."""
+        """Add rows; the column `hash` decides their partition."""
         rows = len(columns["hash"])
         if rows == 0:
             return
@@ -161,7 +161,7 @@ def lists(table: Any) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
 
 
 def write_state(folder: Path, value: dict[str, Any]) -> None:
-    """Say that the spilled rows are whole, and what else is known of them."""
+    """Mark the spilled rows as whole, with what else is known of them."""
     (folder / "state.json").write_text(json.dumps(value))
 
 
