@@ -160,6 +160,17 @@ def put(path: Path, uri: str) -> None:
     with_retries(uri, write)
 
 
+def copy_folder(folder: Path, uri: str, *, last: str = "") -> None:
+    """Copy a local folder's files to a folder or URI, that of path `last` at the end; a local file appears whole or not at all."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: name == last):
+        if is_local(uri):
+            with atomic_write(local_path(uri) / name) as file, (folder / name).open("rb") as source:
+                shutil.copyfileobj(source, file)
+        else:
+            put(folder / name, join(uri, name))
+
+
 def read_json(uri: str) -> Any:
     """Return a JSON file's value.
 

@@ -6,12 +6,11 @@ import errno
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -23,9 +22,9 @@ from dist_teracon.data.prepare.splits import effective
 from dist_teracon.data.prepare.tables import Tables, TablesSource
 from dist_teracon.data.prepare.task_builder import build_tables
 from dist_teracon.data.prepare.workspace import Workspace, workspace
-from dist_teracon.data.prepare.writer import write_dataset_files
+from dist_teracon.data.prepare.writer import write_dataset_files, write_on_workers
 from dist_teracon.data.raw.bad_rows import BadRows
-from dist_teracon.data.raw.context import ReadContext
+from dist_teracon.data.raw.context import ReadContext, Workers
 from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
 from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
 from dist_teracon.data.shard_source import ShardSource
@@ -33,9 +32,6 @@ from dist_teracon.data.sources.base import EventData, SourceFormat
 from dist_teracon.data.sources.registry import SOURCES, source_format
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.memory import raise_malloc_thresholds
-
-if TYPE_CHECKING:
-    from dist_teracon.data.prepare.ray_workers import Cluster
 
 REJECTED = "rejected.jsonl"
 
@@ -116,7 +112,7 @@ def prepare(
         if block is not None:
             context.block = block
         if cluster:
-            context.cluster = stack.enter_context(_on_cluster(out, work))
+            context.workers = stack.enter_context(_ray_workers(out, work))
         log(f"reading {source}")
         data = _read(reader, source, rules, context)
         data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
@@ -128,14 +124,15 @@ def prepare(
         _check_names(data)
         log(f"writing {len(data.user_hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {out}")
         advance = partial(shown.update, "writing")
-        if context.cluster is None:
+        if context.workers is None:
             info = write_dataset_files(work.dataset, data, rule, shards, advance=advance)
         else:
-            info = context.cluster.write_dataset_files(work.dataset, out, data, rule, shards, advance=advance)
+            target = str(work.dataset.absolute()) if io.is_local(out) else out
+            info = write_on_workers(context.workers, work.dataset, target, data, rule, shards, kept_rows=context.kept_rows, advance=advance)
         bad.close()
         if (work.root / REJECTED).exists():
             (work.root / REJECTED).replace(work.dataset / REJECTED)
-        work.publish(_upload)
+        work.publish()
     return info
 
 
@@ -152,18 +149,11 @@ def _checked_format(format: str, *, max_bad_rows: float, shards: int | None, min
     return reader
 
 
-@contextmanager
-def _on_cluster(out: str, work: Workspace) -> Iterator[Cluster]:
-    """A cluster whose staging folder lies beside the data set."""
-    from dist_teracon.data.prepare.ray_workers import Cluster, ray_cluster
+def _ray_workers(out: str, work: Workspace) -> AbstractContextManager[Workers]:
+    """Return workers whose staging folder is next to the data set."""
+    from dist_teracon.data.prepare.ray_workers import ray_workers
 
-    staging = str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing"
-    with ray_cluster():
-        cluster = Cluster(staging)
-        try:
-            yield cluster
-        finally:
-            cluster.clear()
+    return ray_workers(str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing")
 
 
 def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext) -> ShardSource:
@@ -264,15 +254,8 @@ def write_dataset(tables: Tables, out: str, split_rule: SplitRule, *, shards: in
             return write_dataset_files(folder, source, effective(split_rule), shards)
     with tempfile.TemporaryDirectory() as name:
         info = write_dataset_files(Path(name), source, effective(split_rule), shards)
-        _upload(Path(name), out)
+        io.copy_folder(Path(name), out, last="dataset.json")
     return info
-
-
-def _upload(folder: Path, out: str) -> None:
-    """Copy a data set to a store, `dataset.json` last."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in sorted(paths, key=lambda path: path.name == "dataset.json"):
-        io.put(path, io.join(out, path.relative_to(folder).as_posix()))
 
 
 def _check_names(data: ShardSource) -> None:

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,10 @@ class Workspace:
         """Where the result grows."""
         return self.root / "dataset"
 
-    def publish(self, upload: Callable[[Path, str], None]) -> None:
-        """Move the result to its place: by one rename on a local disk, by `upload` to a store."""
+    def publish(self) -> None:
+        """Move the result to its place: by one rename on a local disk, file by file and `dataset.json` last to a store."""
         if not io.is_local(self.out):
-            upload(self.dataset, self.out)
+            io.copy_folder(self.dataset, self.out, last="dataset.json")
             return
         target = io.local_path(self.out)
         if target.exists():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
+from dist_teracon.data.raw.context import Workers
 from dist_teracon.data.schema import (
     FIRST_ITEM,
     DatasetInfo,
@@ -107,6 +109,56 @@ def write_dataset_files(
             written.add(part)
             advance(done := done + 1, count)
     return write_metadata(folder, source, rule, count, written)
+
+
+def write_on_workers(
+    workers: Workers, folder: Path, target: str, source: ShardSource, rule: SplitRule, shards: int | None, *,
+    kept_rows: Mapping[str, int], advance: Callable[[int, int], None],
+) -> DatasetInfo:  # fmt: skip
+    """Write a data set as `write_dataset_files` does: the shards by workers, vocabularies and `dataset.json` here.
+
+    Args:
+        workers: Write a group of shards at a time.
+        folder: Where vocabularies and `dataset.json` go.
+        target: Folder or URI that all workers see, where the shards go.
+        source: What is written.
+        rule: The split.
+        shards: Their number; by the number of users where None.
+        kept_rows: Rows read by task, to be compared with what is written.
+        advance: Called with how many groups of how many are written.
+
+    Raises:
+        DataError: a task has no example in one of the parts, or counts differ from what was read.
+    """
+    hashes = source.user_hashes()
+    count = shards or default_shards(len(hashes))
+    groups = source.shard_groups(count)
+    keys = {} if rule.by == "users" else joined_keys(workers.map(lambda group: row_split_keys(source, rule, group, count), groups))
+    splitter = Splitter.of(rule, hashes, keys)
+
+    def write(group: Any) -> ShardStats:
+        written = ShardStats.zero(source)
+        with tempfile.TemporaryDirectory() as name:
+            for part in write_group(Path(name), source, splitter, group, count):
+                written.add(part)
+            io.copy_folder(Path(name), target)
+        return written
+
+    written = ShardStats.zero(source)
+    for part in workers.map(write, groups, done=lambda finished: advance(finished, len(groups))):
+        written.add(part)
+    _check_counts(source, written, users=len(hashes), kept_rows=kept_rows)
+    return write_metadata(folder, source, rule, count, written)
+
+
+def _check_counts(source: ShardSource, written: ShardStats, *, users: int, kept_rows: Mapping[str, int]) -> None:
+    """Raise DataError where workers wrote other numbers of users or rows than were read."""
+    found, expected = {"users": written.users}, {"users": users}
+    for task, rows in zip(source.tasks, written.users_of_task[1:], strict=True):
+        found[f"rows of '{task.name}'"], expected[f"rows of '{task.name}'"] = rows, kept_rows[task.name]
+    differ = [f"{found[what]} {what} written, {expected[what]} read" for what in found if found[what] != expected[what]]
+    if differ:
+        raise DataError(f"the cluster's parts do not add up: {'; '.join(differ)}; nothing was published, prepare the data set again")
 
 
 def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: Any, count: int) -> Iterator[ShardStats]:

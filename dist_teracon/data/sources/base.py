@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,12 @@ class SourceFormat:
 def folder_name(uri: str) -> str:
     """Return the last part of a folder's URI, a name for its data set."""
     return uri.rstrip("/").rsplit("/", 1)[-1] or "data"
+
+
+def natural_key(name: str) -> tuple[list[Any], str]:
+    """Return a key that sorts names by the numbers in them, so that `events-2` comes before `events-10`."""
+    # the odd parts are the digits
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))], name
 
 
 def one_file(folder: str, endings: Sequence[str]) -> str | None:

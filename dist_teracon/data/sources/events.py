@@ -24,6 +24,7 @@ from dist_teracon.data.sources.base import (
     event_columns,
     events_from,
     folder_name,
+    natural_key,
 )
 from dist_teracon.errors import DataError, nearest
 
@@ -44,7 +45,8 @@ def files(folder: str) -> list[str]:
 def _files_of(folder: str, stem: str) -> list[str]:
     names = io.list_folder(folder)
     found = [name for name in names if name in {f"{stem}{ending}" for ending in _ENDINGS}]
-    parts = [io.join(stem, name) for name in io.list_folder(io.join(folder, stem)) if name.endswith(_ENDINGS)] if stem in names else []
+    inside = sorted(io.list_folder(io.join(folder, stem)), key=natural_key) if stem in names else []
+    parts = [io.join(stem, name) for name in inside if name.endswith(_ENDINGS)]
     if not found and not parts and stem == "events":
         raise DataError(f"{folder}: no events.parquet or events.csv there (has: {', '.join(names[:10]) or 'nothing'})")
     if len(found) > 1 or (found and parts):

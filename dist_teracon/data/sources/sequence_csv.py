@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 from dist_teracon import io
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import COMPRESSIONS, without_compression
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.sources.base import SourceFormat, folder_name
+from dist_teracon.data.sources.base import SourceFormat, folder_name, natural_key
 from dist_teracon.data.streaming.source import SequenceSource, TaskFiles, spill_rows
 from dist_teracon.data.streaming.spill import Partitioning, read_state, write_state
+from dist_teracon.data.streaming.staged import spill_on_workers
 from dist_teracon.errors import ConfigError, DataError, nearest
 
 TTL_FILES = {
@@ -39,10 +40,6 @@ def task_name(uri: str) -> str:
     return _TASK.sub("", without_compression(uri.rsplit("/", 1)[-1]).removesuffix(".csv"))
 
 
-def _natural(name: str) -> list[Any]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
-
-
 def _tasks(folder: str) -> list[TaskFiles]:
     """Return the folder's tasks in natural order.
 
@@ -53,11 +50,11 @@ def _tasks(folder: str) -> list[TaskFiles]:
     found = {name: [io.join(folder, name)] for name in names if name.endswith(_ENDINGS)}
     for name in set(names) - set(found):
         if "." not in name and io.is_folder(io.join(folder, name)):
-            parts = sorted((part for part in io.list_folder(io.join(folder, name)) if part.endswith(_ENDINGS)), key=_natural)
+            parts = sorted((part for part in io.list_folder(io.join(folder, name)) if part.endswith(_ENDINGS)), key=natural_key)
             found |= {name: [io.join(folder, name, part) for part in parts]} if parts else {}
     if not found:
         raise DataError(f"{folder}: no *.csv file there; expected one a task")
-    tasks = [TaskFiles(task_name(name), found[name]) for name in sorted(found, key=_natural)]
+    tasks = [TaskFiles(task_name(name), found[name]) for name in sorted(found, key=natural_key)]
     return _unique(folder, tasks)
 
 
@@ -100,10 +97,10 @@ def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, context: R
     chosen = [tasks[0], *(task for task in tasks[1:] if task.name in kinds)]
     partitioning = Partitioning.for_size(context.total_bytes, context.shards)
     state = read_state(context.spill)
-    spilled = counted = None
-    if context.cluster is not None:
-        fields, spilled = context.cluster.spill(chosen, context, partitioning)
-        state, counted = {"fields": fields, "partitioning": asdict(partitioning)}, context.cluster.counted
+    spilled = None
+    if context.workers is not None:
+        fields, spilled = spill_on_workers(context.workers, chosen, context, partitioning)
+        state = {"fields": fields, "partitioning": asdict(partitioning)}
     elif state is None:
         fields = spill_rows(chosen, context, partitioning)
         state = {"fields": fields, "partitioning": asdict(partitioning), "bad": context.bad.counts, "sha256": context.sha256}
@@ -121,7 +118,6 @@ def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, context: R
         length_limit=length,
         min_count=context.min_count or (recipe.history.min_count if recipe else 1),
         spilled=spilled,
-        counted=counted,
     )
 
 

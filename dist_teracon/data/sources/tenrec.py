@@ -7,7 +7,6 @@ have other flags and columns: those that are there are read.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import COMPRESSIONS
 from dist_teracon.data.raw.table import ColumnSpec, Dialect, read_delimited, read_header
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.sources.base import Attributes, EventData, Events, SourceFormat, concatenated, folder_name
+from dist_teracon.data.sources.base import Attributes, EventData, Events, SourceFormat, concatenated, folder_name, natural_key
 from dist_teracon.errors import ConfigError, DataError, nearest
 
 _DIALECT = Dialect(delimiter=",", quote='"')
@@ -40,8 +39,7 @@ def files(folder: str) -> list[str]:
     names = [name for name in io.list_folder(folder) if name.endswith(_ENDINGS) and not name.startswith(".")]
     if not names:
         raise DataError(f"{folder}: no *.csv file there (has: {', '.join(io.list_folder(folder)[:10]) or 'nothing'})")
-    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    return [io.join(folder, name) for name in names]
+    return [io.join(folder, name) for name in sorted(names, key=natural_key)]
 
 
 def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:

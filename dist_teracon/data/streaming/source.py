@@ -6,7 +6,7 @@ files are read is a few bytes a user (`SeenSequences`), and the vocabularies aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -187,7 +187,6 @@ class SequenceSource:
         length_limit: Longest sequence kept.
         min_count: Items of fewer occurrences count as unseen.
         spilled: Reads the rows of a kind and some partitions; from the context's folder where None.
-        counted: What each partition holds, where others have counted it; counted here where None.
 
     Raises:
         ConfigError: a recipe makes a task a profile whose users have several targets.
@@ -205,7 +204,6 @@ class SequenceSource:
         length_limit: int,
         min_count: int,
         spilled: ReadSpill | None = None,
-        counted: Callable[[SequenceSource], Iterable[PartitionCounts]] | None = None,
     ) -> None:
         self.name, self.next_task, self.length_limit = name, next_task, length_limit
         self.source: dict[str, Any] = {}
@@ -213,7 +211,10 @@ class SequenceSource:
         self._spilled: ReadSpill = spilled or partial(read_spill, context.spill)
         item_counts, label_counts, several = NumberCounts(), [NumberCounts() for _ in tasks], [False] * len(tasks)
         hashes, groups, grouped_users = [], 0, 0
-        every = map(self.count, range(partitioning.partitions)) if counted is None else counted(self)
+        partitions = range(partitioning.partitions)
+        every: Iterable[PartitionCounts] = (
+            map(self.count, partitions) if context.workers is None else context.workers.map(self.count, partitions)
+        )
         for done, part in enumerate(every, 1):
             item_counts.add_counted(*part.items)
             hashes.append(part.hashes)

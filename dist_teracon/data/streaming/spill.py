@@ -126,20 +126,21 @@ class Spill:
             arrays[_LIST] = pa.ListArray.from_arrays(pa.array(own), pa.array(values[offsets[start] : offsets[end]]))
         batch = pa.record_batch(arrays)
         if number not in self._files:
-            sink = pa.OSFile(str(_file(self.folder, self.kind, number)), "wb")
+            sink = pa.OSFile(str(self.folder / spill_name(self.kind, number)), "wb")
             self._files[number] = (sink, pa.ipc.new_stream(sink, batch.schema))
         self._files[number][1].write_batch(batch)
 
 
-def _file(folder: Path, kind: str, partition: int) -> Path:
-    return folder / f"{kind}-{partition:03d}.arrow"
+def spill_name(kind: str, partition: int) -> str:
+    """Return the name of the file of a partition's rows of one kind."""
+    return f"{kind}-{partition:03d}.arrow"
 
 
 def read_spill(folder: Path, kind: str, partitions: list[int]) -> Any:
     """Return the rows of some partitions as an Arrow table, one partition behind the other; None where there are none."""
     tables = []
     for partition in partitions:
-        path = _file(folder, kind, partition)
+        path = folder / spill_name(kind, partition)
         if path.exists():
             with pa.OSFile(str(path), "rb") as source:
                 tables.append(pa.ipc.open_stream(source).read_all())

@@ -53,14 +53,14 @@ def test_rows_are_those_of_a_plain_reading(texts, targets, seen):
     first = [found for place in seen if place < len(texts) and (found := plain(texts[place].partition(",,")[0], targets=False))]
     if first:
         content = "".join(",".join(map(str, items)) + "\n" for _, items, _ in first).encode()
-        rows, _ = parse_rows(LineBlock(content, 1), targets=False, known=None, reject=lambda *_: None)
+        rows, _ = parse_rows(LineBlock(content, 1), targets=False, seen=None, reject=lambda *_: None)
         known.add(rows.text_hash, rows.user_hash, (rows.item_offsets[1:] - rows.item_offsets[:-1]).astype("int32"))
     rejected: list[int] = []
     content = "".join(text + "\n" for text in texts).encode()
     rows, count = parse_rows(
         LineBlock(content, 5),
         targets=targets,
-        known=known.find if targets else None,
+        seen=known.find if targets else None,
         reject=lambda _kind, line, _text: rejected.append(line),
     )
     want = {line: plain(text, targets=targets) for line, text in enumerate(texts, 5) if text}
@@ -86,7 +86,7 @@ quick = st.integers(0, 2**64 - 1) | st.integers(0, 9) | st.integers(2**64 - 9, 2
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.dictionaries(quick, st.integers(1, 99), max_size=40), max_size=4), st.lists(quick, max_size=40))
-def test_known_texts_are_those_that_were_added(parts, asked):
+def test_known_sequences_are_those_that_were_added(parts, asked):
     known, want = SeenSequences(), {}
     for part in parts:
         keys = np.array(list(part), dtype=np.uint64)
