@@ -6,6 +6,7 @@ file is written under a temporary name beside its target and renamed.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -23,7 +24,7 @@ from uuid import uuid4
 import fsspec
 from fsspec.core import url_to_fs
 
-from dist_teracon.errors import DataError
+from dist_teracon.errors import DataError, TeraconError
 
 _CHUNK = 1 << 20
 _URI = re.compile(r"^([a-z][a-z0-9+.-]*)://(.*)$")
@@ -55,14 +56,22 @@ def retries_exhausted(*, attempts: int, since: float) -> bool:
     return attempts > 1 and time.monotonic() - since > PATIENCE_S
 
 
-def with_retries(uri: str, action: Callable[[], T]) -> T:
+def with_retries(
+    uri: str, action: Callable[[], T], *, pauses: Sequence[float] = PAUSES_S, failure: Callable[[int, str], str] | None = None
+) -> T:
     """Return `action()`, which works on a file; where its store fails, try again a few times.
+
+    Args:
+        uri: The file; a local one gets one attempt, and its errors are raised as they are.
+        action: What to do; done anew at each attempt.
+        pauses: Seconds between the attempts.
+        failure: From the number of attempts and the last error's text to the text of the `DataError`.
 
     Raises:
         DataError: the store still fails after the last attempt.
     """
     began = time.monotonic()
-    for attempts, pause in enumerate((*(() if is_local(uri) else PAUSES_S), None), 1):
+    for attempts, pause in enumerate((*pauses, None), 1):
         try:
             return action()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
@@ -71,9 +80,29 @@ def with_retries(uri: str, action: Callable[[], T]) -> T:
             if is_local(uri) or not is_store_error(error):
                 raise
             if pause is None or retries_exhausted(attempts=attempts, since=began):
-                raise DataError(f"{uri}: the store fails after {attempts} attempts ({redacted(error)}); try again later") from None
+                text = redacted(error)
+                raise DataError(
+                    f"{uri}: the store fails after {attempts} attempts ({text}); try again later"
+                    if failure is None
+                    else failure(attempts, text)
+                ) from None
             time.sleep(pause)
     raise AssertionError
+
+
+@contextmanager
+def exclusive_lock(path: Path, busy: TeraconError) -> Iterator[None]:
+    """Hold a lock on a local file, which is made if it is not there; it is released when the process ends, however it ends.
+
+    Raises:
+        TeraconError: `busy`, where another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise busy from None
+        yield
 
 
 def is_local(uri: str) -> bool:

@@ -1,7 +1,7 @@
 """Initial item vectors from which items occur together: a truncated SVD of their positive pointwise mutual information.
 
 Items that occur with the same users get near vectors before any training, which a network learns only slowly from few users
-(docs/experiments.md). Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014).
+(docs/log). Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014).
 
 Legend: V items, C channels, P pairs.
 """

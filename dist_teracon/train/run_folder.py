@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -221,9 +220,6 @@ def writing(run: Path) -> Iterator[None]:
         if others:
             raise RunError(f"{run}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{run}: another process is writing this run; wait for it or name another folder") from None
+    busy = RunError(f"{run}: another process is writing this run; wait for it or name another folder")
+    with io.exclusive_lock(run / ".lock", busy):
         yield

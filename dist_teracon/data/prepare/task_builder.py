@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data import ragged
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
@@ -133,7 +134,7 @@ def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_
     lengths = counts[kept]
     age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(ordered))  # 0 for a user's last event
     ordered = ordered[age < rule.length]
-    offsets = np.concatenate(([0], np.cumsum(np.minimum(lengths, rule.length)))).astype(np.int64)
+    offsets = ragged.offsets_of(np.minimum(lengths, rule.length))
 
     codes = events.item.codes[ordered]
     position, items = _catalogue(codes, events.item.names, min_count=rule.min_count)
@@ -179,7 +180,7 @@ def _item_task(name: str, task: ItemTask, recipe: Recipe, source: EventData, use
     if task.choose == "random":  # a draw has no order
         values = values[np.lexsort((values, rows))]
     present, counts = np.unique(rows, return_counts=True)
-    return LabelTable(name, "item", classes, present, values, np.concatenate(([0], np.cumsum(counts))).astype(np.int64))
+    return LabelTable(name, "item", classes, present, values, ragged.offsets_of(counts))
 
 
 def _shuffled(

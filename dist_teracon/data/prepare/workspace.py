@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -69,11 +68,7 @@ def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
     else:
         root = Path(tempfile.gettempdir()) / f"dist-teracon-{hashlib.sha256(out.encode()).hexdigest()[:16]}.preparing"
     root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{out}: another process prepares it at this moment (it holds {root})") from None
+    with io.exclusive_lock(root / "lock", DataError(f"{out}: another process prepares it at this moment (it holds {root})")):
         work = Workspace(root, out)
         resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
         shutil.rmtree(work.dataset, ignore_errors=True)

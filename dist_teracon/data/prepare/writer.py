@@ -165,26 +165,20 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
     """Write the shards of a group into a folder, one after another; yields what each held."""
     tasks = _all_tasks(source)
     for shard, rows in source.iter_shards(group, count):
-        writer, part = _Writer(folder), ShardStats.zero(source)
+        writer, part = FolderWriter(folder), ShardStats.zero(source)
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
         part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
         part.users, part.events = len(rows.user_hash), len(indices)
-        hash_column = pa.array(rows.user_hash, pa.uint64())
         split_of = splitter.of_users(rows.user_hash)
-        writer.table(users_file(shard), {"user_id": rows.user_ids, "user_hash": hash_column, "sequence": _lists(indices, offsets)})
+        writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets)
         for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
             split = split_of(tasks[place].name, labels)
             part.tallies[place] += np.bincount(split, minlength=3)
             part.users_of_task[place] += len(labels.rows)
             if place:
                 part.label_counts[place - 1] += np.bincount(labels.values, minlength=len(part.label_counts[place - 1]))
-            columns = {
-                "row": pa.array(labels.rows, pa.int32()),
-                "labels": _lists(labels.values, labels.offsets),
-                "split": _lists(split, labels.offsets),
-            }
-            writer.table(task_file(tasks[place].name, shard), columns)
+            writer.labels(tasks[place].name, shard, labels, split)
         part.files = writer.files
         yield part
 
@@ -197,7 +191,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
     """
     tasks = _all_tasks(source)
     described = tuple(map(_task, tasks, written.users_of_task, written.tallies))
-    writer = _Writer(folder)
+    writer = FolderWriter(folder)
     writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), written.item_counts)
     for task, counts in zip(source.tasks, written.label_counts, strict=True):
         writer.vocabulary(task.name, "label", _names([], task.classes), counts)
@@ -301,12 +295,17 @@ def _names(reserved: list[None], names: Any) -> Any:
     return pa.concat_arrays([pa.array(reserved, pa.string()), strings.cast(pa.string())]) if reserved else strings
 
 
-def _lists(values: NDArray[Any], offsets: NDArray[np.int64]) -> Any:
+def _list_column(values: NDArray[Any], offsets: NDArray[np.int64]) -> Any:
+    """Return a ragged column as an Arrow list array."""
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
 
-class _Writer:
-    """Writes Parquet files into a folder and keeps their rows, bytes and checksums."""
+class FolderWriter:
+    """Writes the files of a data set into a local folder.
+
+    Attributes:
+        files: Rows, bytes and checksums of what was written, by path.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -320,6 +319,28 @@ class _Writer:
         # without dictionaries: users and their items hardly repeat, so those cost half of the time and a seventh of the size
         pq.write_table(table, target, compression="zstd", version="2.6", use_dictionary=False)
         self.files[path] = FileEntry(len(table), target.stat().st_size, io.sha256(str(target)))
+
+    def users(self, shard: int, ids: Any, hashes: NDArray[np.uint64], indices: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        """Write a shard's users: ids (an Arrow string array), hashes and sequences of item indices."""
+        self.table(
+            users_file(shard), {"user_id": ids, "user_hash": pa.array(hashes, pa.uint64()), "sequence": _list_column(indices, offsets)}
+        )
+
+    def labels(self, task: str, shard: int, labels: ShardLabels, split: NDArray[np.int8]) -> None:
+        """Write a shard's labels of a task with their splits, int8 [E]."""
+        columns = {
+            "row": pa.array(labels.rows, pa.int32()),
+            "labels": _list_column(labels.values, labels.offsets),
+            "split": _list_column(split, labels.offsets),
+        }
+        self.table(task_file(task, shard), columns)
+
+    def copy(self, path: str, content: bytes, entry: FileEntry) -> None:
+        """Write a file of another data set as it is."""
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        self.files[path] = entry
 
     def vocabulary(self, name: str, column: str, names: Any, counts: NDArray[np.int64]) -> None:
         """Write names with their index and count."""

@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.errors import DataError
-from dist_teracon.io import PAUSES_S, is_local, is_store_error, redacted, retries_exhausted
+from dist_teracon.io import PAUSES_S, redacted, with_retries
 
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
@@ -58,7 +57,7 @@ class RawInput(io.RawIOBase):
         super().__init__()
         self.uri = uri
         self.position = 0
-        self._pauses = () if is_local(uri) else pauses
+        self._pauses = pauses
         self._digest = hashlib.sha256()
         self._file: IO[bytes] | None = None
         self._attempt(lambda: b"")
@@ -89,27 +88,29 @@ class RawInput(io.RawIOBase):
         return self._digest.hexdigest()
 
     def _attempt(self, read: Callable[[], bytes]) -> bytes:
-        began = time.monotonic()
-        for attempts, pause in enumerate((*self._pauses, None), 1):
+        def attempt() -> bytes:
             try:
                 if self._file is None:
                     file: IO[bytes] = fsspec.open(self.uri, "rb").open()
                     file.seek(self.position)
                     self._file = file
                 return bytes(read())
-            except FileNotFoundError:
-                raise DataError(f"{self.uri}: no such file") from None
-            except IsADirectoryError:
-                raise DataError(f"{self.uri}: expected a file, got a folder") from None
-            except Exception as error:
-                if not is_store_error(error):
-                    raise
+            except Exception:
                 self._file = None
-                if pause is None or retries_exhausted(attempts=attempts, since=began):
-                    tries = f" after {attempts} attempts" if self._pauses else ""
-                    raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({redacted(error)})") from None
-                time.sleep(pause)
-        raise AssertionError
+                raise
+
+        try:
+            return with_retries(self.uri, attempt, pauses=self._pauses, failure=self._failure)
+        except FileNotFoundError:
+            raise DataError(f"{self.uri}: no such file") from None
+        except IsADirectoryError:
+            raise DataError(f"{self.uri}: expected a file, got a folder") from None
+        except OSError as error:
+            raise DataError(self._failure(1, redacted(error))) from None
+
+    def _failure(self, attempts: int, text: str) -> str:
+        tries = f" after {attempts} attempts" if attempts > 1 else ""
+        return f"{self.uri}: cannot be read on at byte {self.position}{tries} ({text})"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,10 @@ class Spill:
         columns = {name: values[order] for name, values in columns.items()}
         ragged_parts = [items for _, items in parts if items is not None]
         items = ragged.take(*ragged.concatenate(ragged_parts), order) if ragged_parts else None
-        ends = np.cumsum(np.bincount(partition, minlength=self.partitioning.partitions))
-        start = 0
-        for number, end in enumerate(ends.tolist()):
+        bounds = ragged.offsets_of(np.bincount(partition, minlength=self.partitioning.partitions))
+        for number, (start, end) in enumerate(pairwise(bounds.tolist())):
             if end > start:
                 self._write(number, columns, items, start, end)
-            start = end
 
     def _write(self, number: int, columns: dict[str, NDArray[Any]], items: Any, start: int, end: int) -> None:
         arrays = {name: pa.array(values[start:end]) for name, values in columns.items()}

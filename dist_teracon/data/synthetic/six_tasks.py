@@ -1,4 +1,4 @@
-"""The synthetic data set `six-tasks-v1`, whose true probabilities are known (SPEC.md section 9).
+"""The synthetic data set `six-tasks-v1`, whose true probabilities are known (docs/method.md, Synthetic data).
 
 Its output for a given number of users never changes: a test pins the hash, so that nobody tunes the data to a method.
 
@@ -28,6 +28,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data import ragged
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.hashing import stable_hash
@@ -50,7 +51,7 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _LabelTask:
-    """One row of the table in SPEC.md section 9; `stream` is the spawn key of its random stream."""
+    """One row of the table in docs/method.md, Synthetic data; `stream` is the spawn key of its random stream."""
 
     name: str
     kind: Literal["item", "profile"]
@@ -234,7 +235,7 @@ def _draw_sequences(latent_UD: Float) -> tuple[NDArray[np.int32], Int]:
         lengths[user] = _SHORTEST + int((LENGTH_LIMIT - _SHORTEST + 1) * uniforms[position])
         starts[user] = position + 1
         position += 1 + int(lengths[user])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = ragged.offsets_of(lengths)
     values = np.empty(offsets[-1], dtype=np.int32)
     items_VD, popularity_V = _item_vectors()
     transposed_DV = np.ascontiguousarray(items_VD.T) / np.sqrt(_LATENT)
@@ -271,7 +272,7 @@ def _draw_labels(task: _LabelTask, latent_UD: Float) -> LabelTable:
         starts.append(position)
         position += count
     users_R, counts_R, starts_R = (np.array(column, dtype=np.int64) for column in (members, counts, starts))
-    offsets = np.concatenate([[0], np.cumsum(counts_R)]).astype(np.int64)
+    offsets = ragged.offsets_of(counts_R)
     values = np.empty(offsets[-1], dtype=np.int32)
     for block in _blocks(len(users_R)):
         weights_BY = np.exp(_label_logits(task, latent_UD[users_R[block]], vectors_YD, popularity_Y))
