@@ -7,7 +7,7 @@ import hashlib
 import json
 import tempfile
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -75,13 +75,11 @@ def prepare(
         ConfigError: the recipe is wrong or names what the source does not have.
         DataError: the source is missing or malformed, the disk is full, or `out` holds something else.
     """
-    shown = progress or NoProgress()
     reader = _checked_format(format, max_bad_rows=max_bad_rows, shards=shards, min_count=min_count, cluster=cluster)
     rules = recipe if isinstance(recipe, Recipe) or recipe is None else read_recipe(str(recipe))
     if rules is None and reader.needs_recipe:
         raise ConfigError(f"--recipe: format '{format}' requires a recipe, which defines how tasks come from events (see configs/recipes/)")
     rule = effective((rules or Recipe()).split_rule(split))
-    uris = reader.files(source)
     options = {
         "recipe": None if rules is None else rules.to_json(),
         "split": split,
@@ -89,51 +87,57 @@ def prepare(
         "shards": shards,
         **({} if min_count is None else {"min_count": min_count}),
     }
-
-    def origin(checksums: dict[str, str]) -> dict[str, Any]:
-        if made_from is not None:
-            return made_from
-        files = {_relative(uri, source): checksums.get(uri) or io.sha256(uri) for uri in uris}
-        value = {"format": format, "files": files, **options}
-        return {**value, "fingerprint": fingerprint(value)}
-
-    there = existing_dataset(out, origin({}) if io.exists(io.join(out, "dataset.json")) else {})
+    raw = _RawFiles(format, source, reader.files(source), options, made_from)
+    there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
         log(f"{out}: is there already, made from the same input and options; nothing to do")
         return there
     raise_malloc_thresholds()
-    sizes = {uri: _size(uri) for uri in uris}
-    key = fingerprint({"format": format, "source": source, "sizes": sizes, "stamps": [_stamp(uri) for uri in uris], **options})
+    sizes = raw.sizes()
     with ExitStack() as stack:
-        work = stack.enter_context(workspace(out, key, log))
+        work = stack.enter_context(workspace(out, raw.key(sizes), log))
         stack.enter_context(_full_disk(out, work))
         bad = BadRows(max_bad_rows, work.root / REJECTED, source)
+        shown = progress or NoProgress()
         context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown)
         if block is not None:
             context.block = block
         if cluster:
             context.workers = stack.enter_context(_ray_workers(out, work))
         log(f"reading {source}")
-        data = _read(reader, source, rules, context)
-        data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
-        data.source = origin(context.sha256)
-        if rules is not None and rules.history.padding == "token":
-            data = PaddedSource(data)
-        for kind, count in data.notes["malformed_rows"].items():
-            log(f"left out malformed rows: {count} × {kind}")
-        _check_names(data)
-        log(f"writing {len(data.user_hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {out}")
-        advance = partial(shown.update, "writing")
-        if context.workers is None:
-            info = write_dataset_files(work.dataset, data, rule, shards, advance=advance)
-        else:
-            target = str(work.dataset.absolute()) if io.is_local(out) else out
-            info = write_on_workers(context.workers, work.dataset, target, data, rule, shards, kept_rows=context.kept_rows, advance=advance)
-        bad.close()
-        if (work.root / REJECTED).exists():
-            (work.root / REJECTED).replace(work.dataset / REJECTED)
+        data = _read(reader, source, rules, context, log)
+        data.source = raw.origin(context.sha256)
+        info = _write(data, rule, work, context, log)
         work.publish()
     return info
+
+
+@dataclass(frozen=True)
+class _RawFiles:
+    """What a data set is prepared from: raw files of a format, and the options that decide what is written."""
+
+    format: str
+    source: str
+    uris: list[str]
+    options: dict[str, Any]
+    made_from: dict[str, Any] | None
+
+    def sizes(self) -> dict[str, int]:
+        """Return the stored bytes of each file."""
+        return {uri: _size(uri) for uri in self.uris}
+
+    def key(self, sizes: dict[str, int]) -> str:
+        """Return a key of the files and options that takes no reading of the files: one of spilled rows that may be kept."""
+        stamps = [_stamp(uri) for uri in self.uris]
+        return fingerprint({"format": self.format, "source": self.source, "sizes": sizes, "stamps": stamps, **self.options})
+
+    def origin(self, checksums: dict[str, str]) -> dict[str, Any]:
+        """Return what `dataset.json` records as its source; files that have no checksum yet are read."""
+        if self.made_from is not None:
+            return self.made_from
+        files = {uri[len(self.source.rstrip("/")) + 1 :]: checksums.get(uri) or io.sha256(uri) for uri in self.uris}
+        value = {"format": self.format, "files": files, **self.options}
+        return {**value, "fingerprint": fingerprint(value)}
 
 
 def _checked_format(format: str, *, max_bad_rows: float, shards: int | None, min_count: int | None, cluster: bool) -> SourceFormat:
@@ -156,17 +160,40 @@ def _ray_workers(out: str, work: Workspace) -> AbstractContextManager[Workers]:
     return ray_workers(str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing")
 
 
-def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext) -> ShardSource:
+def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext, log: Log) -> ShardSource:
+    """Read raw files into what a data set is written from."""
     read = reader.read(source, rules, context)
+    data: ShardSource
     if isinstance(read, EventData):
         tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count)
         _check(tables)
-        return TablesSource(tables)
-    return read
+        data = TablesSource(tables)
+    else:
+        data = read
+    data.notes = {**data.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    for kind, count in data.notes["malformed_rows"].items():
+        log(f"left out malformed rows: {count} × {kind}")
+    if rules is not None and rules.history.padding == "token":
+        data = PaddedSource(data)
+    _check_names(data)
+    return data
 
 
-def _relative(uri: str, source: str) -> str:
-    return uri[len(source.rstrip("/")) + 1 :]
+def _write(data: ShardSource, rule: SplitRule, work: Workspace, context: ReadContext, log: Log) -> DatasetInfo:
+    """Write a data set into the working folder, with the file of malformed rows where there are any."""
+    log(f"writing {len(data.user_hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {work.out}")
+    advance = partial(context.report, "writing")
+    if context.workers is None:
+        info = write_dataset_files(work.dataset, data, rule, context.shards, advance=advance)
+    else:
+        target = str(work.dataset.absolute()) if io.is_local(work.out) else work.out
+        info = write_on_workers(
+            context.workers, work.dataset, target, data, rule, context.shards, kept_rows=context.kept_rows, advance=advance
+        )
+    context.bad.close()
+    if (work.root / REJECTED).exists():
+        (work.root / REJECTED).replace(work.dataset / REJECTED)
+    return info
 
 
 class _full_disk:  # noqa: N801  (read as a function in a with statement)
