@@ -59,7 +59,7 @@ class _LabelTask:
     sure: float = 0.0
 
 
-# Those of SPEC.md section 8; life-status shares its clusters' order with age, gender has its own.
+# Those of docs/method.md, Published figures; life-status shares its clusters' order with age, gender has its own.
 TASKS = (
     _LabelTask("click", "item", 0.95, 17_880, most=5),
     _LabelTask("like", "item", 0.17, 7_540, most=5),

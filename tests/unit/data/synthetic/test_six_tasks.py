@@ -1,4 +1,4 @@
-"""The synthetic set: the check values of SPEC.md section 9, its prefix property, and the pinned hash."""
+"""The synthetic set: the check values of docs/method.md, Synthetic data, its prefix property, and the pinned hash."""
 
 from __future__ import annotations
 
