@@ -1,7 +1,7 @@
 """Files by URI: open, atomic write, checksum.
 
 Paths are URIs through fsspec (`data/x`, `file://…`, `memory://…`, `s3://…`). A reader never sees half a file: on a local disk a
-file is written under a temporary name beside its target and renamed.
+file is written under a temporary name next to its target and renamed.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def sha256(uri: str) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside a local file; what is written there is renamed once it is whole and on disk."""
+    """Yield a temporary name next to a local file; what is written there is renamed once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # not mkstemp, whose files only their owner may read: others read reports and results
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
@@ -252,7 +252,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a local folder under a temporary name beside `path` and rename it once it is whole.
+    """Fill a local folder under a temporary name next to `path` and rename it once it is whole.
 
     Raises:
         DataError: `path` is there already and not empty.

@@ -1,4 +1,4 @@
-"""Where a preparation works: a hidden folder beside its result, held by one process, kept when that process is killed."""
+"""Where a preparation works: a hidden folder next to its result, held by one process, kept when that process is killed."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from dist_teracon.errors import DataError
+from dist_teracon.errors import DataError, nearest
 
 _SHOWN = 80
 _SAMPLES = 100
@@ -88,6 +88,6 @@ class BadRows:
         raise DataError("\n".join((head, *lines)))
 
 
-def column_missing(where: str, column: str, known: Iterable[str], hint: str = "") -> DataError:
-    """Return the error for a file without a column it must have; `where` is the header's file:line."""
-    return DataError(f"{where}: no column '{column}'{hint} (there are: {', '.join(known)})")
+def column_missing(where: str, column: str, known: Collection[str]) -> DataError:
+    """Return the error for a file without a required column; `where` is the header's file:line."""
+    return DataError(f"{where}: no column '{column}'{nearest(column, known)} (there are: {', '.join(known)})")

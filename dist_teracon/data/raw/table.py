@@ -23,7 +23,7 @@ from dist_teracon.data.raw.bad_rows import BadRows, column_missing
 from dist_teracon.data.raw.categorical import CategoricalBuilder
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import LineBlock, LineBlocks
-from dist_teracon.errors import DataError, nearest
+from dist_teracon.errors import DataError
 
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?)?(Z|[-+][0-9]{2}:?[0-9]{2})?$"
@@ -122,7 +122,7 @@ def read_delimited(uri: str, specs: Mapping[str, ColumnSpec], *, dialect: Dialec
     header = read_header(uri, dialect)
     for name in specs:
         if name not in header:
-            raise column_missing(f"{uri}:1", name, header, nearest(name, header))
+            raise column_missing(f"{uri}:1", name, header)
     collected = _Collected(specs)
     blocks = LineBlocks(uri, size=max(context.block, _LEAST_BLOCK))
     rows, titled = 0, dialect.header is None
@@ -248,7 +248,7 @@ def read_parquet(uri: str, specs: Mapping[str, ColumnSpec], *, context: ReadCont
             header = parquet.schema_arrow.names
             for name in specs:
                 if name not in header:
-                    raise column_missing(uri, name, header, nearest(name, header))
+                    raise column_missing(uri, name, header)
             for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(specs)):
                 table = pa.table({name: _cast(uri, name, pa.chunked_array([batch.column(name)]), spec) for name, spec in specs.items()})
                 collected.add(table, np.arange(rows, rows + len(table)), bad=context.bad, place=lambda row: f"{uri}: row {row + 1}")

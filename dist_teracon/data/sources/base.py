@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon import io
-from dist_teracon.data.raw.bad_rows import BadRows
+from dist_teracon.data.raw.bad_rows import BadRows, column_missing
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.table import ColumnSpec, RawTable
@@ -155,7 +155,7 @@ def event_columns(columns: Columns, header: Sequence[str], own: Mapping[str, str
         if (name := named or own[role]) in header:
             found[role] = name
         elif role in ("user", "item"):
-            raise DataError(f"{where}:1: no column '{name}'{nearest(name, header)} (there are: {', '.join(header)})")
+            raise column_missing(f"{where}:1", name, header)
     return found
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
 from dist_teracon import io
+from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.table import ColumnSpec, Dialect, RawTable, read_delimited, read_header, read_parquet
 from dist_teracon.data.recipe import Columns, Recipe
@@ -26,7 +27,7 @@ from dist_teracon.data.sources.base import (
     folder_name,
     natural_key,
 )
-from dist_teracon.errors import DataError, nearest
+from dist_teracon.errors import DataError
 
 _OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
 _DIALECT = Dialect(delimiter=",", quote='"')
@@ -74,7 +75,7 @@ def _attributes(folder: str, stem: str, key: str, context: ReadContext) -> Attri
         raise DataError(f"{folder}: expected one file of {stem}, got {len(uris)}")
     header = _header(uris[0])
     if key not in header:
-        raise DataError(f"{uris[0]}:1: no column '{key}'{nearest(key, header)} (there are: {', '.join(header)})")
+        raise column_missing(f"{uris[0]}:1", key, header)
     table = _read(uris[0], {name: ColumnSpec("token", required=name == key) for name in header}, context)
     return attributes_from(table, key, file=uris[0], bad=context.bad)
 

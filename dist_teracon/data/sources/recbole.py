@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dist_teracon import io
+from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.table import ColumnSpec, Dialect, RawTable, read_delimited, read_header
 from dist_teracon.data.recipe import Columns, Recipe
@@ -17,7 +18,7 @@ from dist_teracon.data.sources.base import (
     folder_name,
     one_file,
 )
-from dist_teracon.errors import DataError, nearest
+from dist_teracon.errors import DataError
 
 _DIALECT = Dialect(delimiter="\t")
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -49,7 +50,7 @@ def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
         fields = _header(uri)
         key = getattr(columns, kind) or _OWN[kind]
         if key not in fields:
-            raise DataError(f"{uri}:1: no column '{key}'{nearest(key, fields)} (there are: {', '.join(fields)})")
+            raise column_missing(f"{uri}:1", key, fields)
         raw = _read(uri, fields, {name: ColumnSpec("token", required=name == key) for name in fields}, context)
         attributes[kind] = attributes_from(raw, key, file=uri, bad=context.bad)
     return EventData(folder_name(folder), events_from([table], found), attributes.get("user"), attributes.get("item"))

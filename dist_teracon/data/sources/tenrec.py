@@ -14,13 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import COMPRESSIONS
 from dist_teracon.data.raw.table import ColumnSpec, Dialect, read_delimited, read_header
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources.base import Attributes, EventData, Events, SourceFormat, concatenated, folder_name, natural_key
-from dist_teracon.errors import ConfigError, DataError, nearest
+from dist_teracon.errors import ConfigError, DataError
 
 _DIALECT = Dialect(delimiter=",", quote='"')
 _ENDINGS = (".csv", *(f".csv{compression}" for compression in COMPRESSIONS))
@@ -55,7 +56,7 @@ def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     header = read_header(uris[0], _DIALECT)
     for name in ("user_id", "item_id"):
         if name not in header:
-            raise DataError(f"{uris[0]}:1: no column '{name}'{nearest(name, header)} (there are: {', '.join(header)})")
+            raise column_missing(f"{uris[0]}:1", name, header)
     if not (types := [name for name in _TYPES if name in header]):
         raise DataError(f"{uris[0]}:1: none of the columns {', '.join(_TYPES)} (there are: {', '.join(header)})")
     specs = {"user_id": ColumnSpec("name", required=True), "item_id": ColumnSpec("name", required=True)}
