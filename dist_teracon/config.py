@@ -55,20 +55,18 @@ class HeadsConfig(ConfigModel):
     sampled: SampledSoftmax = SampledSoftmax()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    def is_sampled(self, task: str, *, labels: int, width: int) -> bool:
-        """Tell whether a task's head is trained with sampled labels; a representation has `width` numbers."""
+    def is_sampled(self, task: str, *, labels: int, output_dim: int) -> bool:
+        """Tell whether a task's head is trained with sampled labels; a representation has `output_dim` numbers."""
         chosen = self.by_task.get(task, self.default)
-        return chosen == "sampled" or (chosen == "auto" and labels * width * 16 > _FULL_HEAD_BYTES)
+        return chosen == "sampled" or (chosen == "auto" and labels * output_dim * 16 > _FULL_HEAD_BYTES)
 
 
 class ModelConfig(ConfigModel):
-    """The shared backbone (SPEC section 2).
+    """The shared backbone (docs/method.md, Backbones).
 
     Attributes:
-        backbone: Its name.
+        backbone: `name` and the backbone's own settings, as `{name: nextitnet, dilations: [1, 4]}`; a name alone takes its defaults.
         channels: Width C of items and representations.
-        dilations: The dilation d of each block, whose convolutions have d and 2d.
-        kernel_size: Taps of a convolution.
         pooling: What the representation holds of the sequence as a whole: `mean` adds the normalised mean of its items, `concat` puts it
             beside the last position's vector (twice as wide then), `last` (as published) has none.
         item_init: Initial item vectors: `svd` of which items the first task's training users take together, or `uniform` (as published).
@@ -76,14 +74,20 @@ class ModelConfig(ConfigModel):
         heads: By what loss the tasks' heads are trained.
     """
 
-    backbone: Literal["nextitnet"] = "nextitnet"
+    backbone: dict[str, Any] = {"name": "nextitnet"}
     channels: Annotated[int, Field(ge=1, le=4096)] = 256
-    dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
-    kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
     pooling: Pooling = "concat"
     item_init: Literal["uniform", "svd"] = "svd"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     heads: HeadsConfig = HeadsConfig()
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        """Take a name for a backbone with its default settings, and settings without a name for the default backbone's."""
+        if isinstance(value, str):
+            return {"name": value}
+        return {"name": "nextitnet", **value} if isinstance(value, dict) else value
 
 
 class StageTraining(ConfigModel):
@@ -125,6 +129,18 @@ class StageOverride(ConfigModel):
     probe_steps: Annotated[int, Field(ge=0)] | None = None
 
 
+class CheckpointEvery(ConfigModel):
+    """How often a stage is saved within an epoch; at the end of every epoch it is saved anyway.
+
+    Attributes:
+        minutes: After so many; None for never.
+        steps: After every so many optimiser steps of a phase; None for never.
+    """
+
+    minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    steps: Positive | None = None
+
+
 # `sparse_updates: auto` has tables of at least so many rows advanced in touched rows alone.
 _LAZY_FROM = 100_000
 
@@ -142,7 +158,7 @@ _DEEPSPEED_TAKEN = {
 
 
 class TrainConfig(ConfigModel):
-    """Training (SPEC section 5).
+    """Training (docs/method.md, Training).
 
     Attributes:
         first, second, later: The stages of T1, of T2 and of the tasks after them.
@@ -153,8 +169,9 @@ class TrainConfig(ConfigModel):
         gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
         accumulation: Micro-batches a step.
         sparse_updates: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
-            that a step reads alone (`engine/lazy_adam.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
+            that a step reads alone (`engine/sparse_adamw.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
             0 and clipping is off.
+        checkpoint_every: How often a stage is saved within an epoch.
         log_every: Optimiser steps between two `step` events.
         deepspeed: Further DeepSpeed settings, laid over those that follow from this configuration.
     """
@@ -169,6 +186,7 @@ class TrainConfig(ConfigModel):
     gradient_clipping: Annotated[float, Field(ge=0)] = 0.0
     accumulation: Positive = 1
     sparse_updates: Literal["auto", "on", "off"] = "auto"
+    checkpoint_every: CheckpointEvery = CheckpointEvery()
     log_every: Positive = 10
     deepspeed: dict[str, Any] = {}
 

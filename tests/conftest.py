@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from dist_teracon.data import ragged
-from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
@@ -81,14 +81,7 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Data
 def pack() -> Callable[..., PackedBatch]:
     """Give tests a maker of packed batches from lists of item indices."""
 
-    def make(rows: Sequence[Sequence[int]], *, tasks: Sequence[int] | None = None, positions: str = "last") -> PackedBatch:
-        flat = [item for row in rows for item in row]
-        offsets = ragged.offsets_of([len(row) for row in rows])
-        return PackedBatch(
-            values=torch.tensor(flat, dtype=torch.int32),
-            row_offsets=torch.from_numpy(offsets),
-            task_of_row=torch.tensor(tasks if tasks is not None else [0] * len(rows), dtype=torch.int32),
-            positions=positions,
-        )
+    def make(rows: Sequence[Sequence[int]], *, tasks: Sequence[int] | int = 0, positions: Positions = "last") -> PackedBatch:
+        return PackedBatch.from_sequences(rows, mask_index=tasks, positions=positions)
 
     return make

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table
+from dist_teracon.data.batches import PackedBatch
 from dist_teracon.engine.sparse_adamw import SparseAdamW
 from dist_teracon.evaluate.metrics import reciprocal_rank
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.network import Network
-from dist_teracon.models.nextitnet import NextItNet
+from dist_teracon.models.nextitnet import NextItNet, NextItNetSettings
 from dist_teracon.models.sampled_softmax import Negatives
 
 
@@ -67,25 +68,24 @@ def _steps(options: argparse.Namespace, items: int) -> list[list[str]]:
 
 def _step(options: argparse.Namespace, items: int, kind: str) -> tuple[Callable[[], None], Network]:
     generator = torch.Generator().manual_seed(0)
-    backbone = NextItNet(items=items, channels=options.channels, dilations=(1, 4) * 4, kernel_size=3, generator=generator, pooling="mean")
+    backbone = NextItNet(NextItNetSettings(), num_items=items, channels=options.channels, generator=generator, pooling="mean")
     model = Network(backbone)
     model.add_task("next", items, generator=generator)
     exact, lazy = kind.startswith("full"), kind.endswith("lazy")
     # an exact loss gives every label a gradient, so there the item table alone can be lazy
-    backbone.sparse, model.head("next").sparse = lazy, lazy and not exact
+    backbone.item_embedding.sparse, model.head("next").sparse = lazy, lazy and not exact
     optimiser = SparseAdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     counts = (1e6 / torch.arange(1, items + 1)).long().clamp_min(1)
     negatives = Negatives(1024, "log_uniform", counts, 0)
     positions = options.users * options.length
-    offsets = torch.arange(options.users + 1) * options.length
-    task_of_row = torch.zeros(options.users, dtype=torch.int32)
     number = 0
 
     def step() -> None:
         nonlocal number
         values = torch.randint(items, (positions,), dtype=torch.int32, generator=generator)
         labels = torch.randint(items, (positions,), generator=generator)
-        hidden = model(values, offsets, task_of_row, None, positions="all")
+        batch = PackedBatch.from_sequences(list(values.view(options.users, options.length).numpy()), positions="all")
+        hidden = model.encode(batch, None)
         head = model.head("next")
         loss = cross_entropy_sum(head, hidden, labels) if exact else negatives.loss(head, hidden, labels, epoch=1, step=number)
         (loss / positions).backward()

@@ -123,6 +123,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="dist-teracon bench kernels", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=9, help="alternations that count")
+    parser.add_argument("--by-kernel", action="store_true", help="on a GPU: the fused kernels alone, and where their time goes")
+    parser.add_argument("--positions", choices=("all", "last"), help="with --by-kernel: these positions only")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there as well")
@@ -130,7 +132,12 @@ def main(arguments: Sequence[str]) -> None:
     if options.device == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("bench kernels --device cuda: torch sees no CUDA device here; use --device cpu")
-        importlib.import_module("dist_teracon.bench.kernels_cuda").run_cuda(options.save)
+        if options.by_kernel:
+            profile = importlib.import_module("dist_teracon.bench.kernels_profile")
+            cases = [case for case in profile.CASES if options.positions in (None, case.positions)]
+            profile.run_profile(options.save, repeats=options.repeats, cases=cases)
+        else:
+            importlib.import_module("dist_teracon.bench.kernels_cuda").run_cuda(options.save)
         return
     torch.set_num_threads(options.threads)
     raise_malloc_thresholds()  # as a process that trains

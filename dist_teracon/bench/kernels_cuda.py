@@ -56,8 +56,7 @@ def run_cuda(out: Path | None) -> None:
     Raises:
         RunError: there is no GPU.
     """
-    if not torch.cuda.is_available():
-        raise RunError("bench kernels --device cuda: no NVIDIA GPU is visible here; --device cpu measures the CPU's path")
+    require_gpu()
     generator = torch.Generator().manual_seed(0)
     shapes = {
         "L=100": torch.full((ROWS,), 100),
@@ -74,6 +73,12 @@ def run_cuda(out: Path | None) -> None:
         out.write_text(text + "\n", encoding="utf-8")
 
 
+def require_gpu() -> None:
+    """Raise RunError where no GPU is visible."""
+    if not torch.cuda.is_available():
+        raise RunError("bench kernels --device cuda: no NVIDIA GPU is visible here; --device cpu measures the CPU's path")
+
+
 def _measure(name: str, lengths: Tensor, generator: torch.Generator) -> list[list[str]]:
     candidates = _candidates(lengths, generator)
     peaks = {}
@@ -83,7 +88,7 @@ def _measure(name: str, lengths: Tensor, generator: torch.Generator) -> list[lis
         run()
         torch.cuda.synchronize()
         peaks[path] = torch.cuda.max_memory_allocated() / 2**20
-    timings = alternate(candidates, repeats=50, warm_up=5, clock=_clock)
+    timings = alternate(candidates, repeats=50, warm_up=5, clock=synchronised_clock)
     best = floor(int(lengths.sum()))
     return [_row(name, path, timing, peaks[path], best) for path, timing in timings.items()]
 
@@ -94,7 +99,8 @@ def _row(name: str, path: str, timing: Timing, peak: float, best: Floor) -> list
     return [name, path, *times, f"{peak:.0f}", least, f"{timing.median / best.seconds:.1f}"]
 
 
-def _clock() -> float:
+def synchronised_clock() -> float:
+    """Return seconds, once the GPU has finished what it was given."""
     torch.cuda.synchronize()
     return time.perf_counter()
 

@@ -15,7 +15,8 @@ from dist_teracon.bench.eager_baseline import EagerNetwork, EagerStage, PlainBlo
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import make_config
 from dist_teracon.console import NoProgress
-from dist_teracon.continual.method import Method, MethodContext, StageContext, resolve_method
+from dist_teracon.continual.method import Method, MethodContext, StageContext
+from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.open import open_dataset
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
@@ -58,7 +59,7 @@ def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Ru
     tasks = dataset.info.tasks
     kind, settings = resolve_method(config, where="bench")
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
-    method = kind(MethodContext(model=config.model, seed=0, items=dataset.info.items, tasks=tasks, training=training), settings)
+    method = kind(MethodContext(model=config.model, seed=0, num_items=dataset.info.items, tasks=tasks, training=training), settings)
     for earlier in tasks[: stage - 1]:
         method.begin_task(earlier)
         method.end_task()
@@ -76,7 +77,7 @@ def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Ru
     engine = DeepSpeedEngine(LossModule(method), method.parameter_groups(phase), config=config.train, runtime=runtime)
     loader = TrainingLoader(
         dataset, (task,), mask_index=method.mask_index(task.name), batch=phase.training.batch, seed=0, rank=0, world_size=1,
-        noise=config.model.dropout > 0,
+        dropout_keys=config.model.dropout > 0,
     )  # fmt: skip
     return OurStage(method, engine, loader, runtime)
 

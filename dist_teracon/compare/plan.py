@@ -75,7 +75,7 @@ def read_plan(uri: str) -> tuple[Plan, list[Cell]]:
 
 
 def _cells(plan: Plan, base: dict[str, Any], uri: str) -> Iterator[Cell]:
-    from dist_teracon.continual.method import resolve_method
+    from dist_teracon.continual.registry import resolve_method
 
     for seed in plan.seeds:
         for variant, fields in plan.variants.items():

@@ -1,13 +1,14 @@
-"""FineAll: fine-tunes all of the first task's single model on each later task apart (SPEC section 6)."""
+"""FineAll: fine-tunes all of the first task's single model on each later task apart (docs/method.md, Systems)."""
 
 from __future__ import annotations
 
 import copy
 
-from dist_teracon.continual.method import Method, register
+from dist_teracon.continual.method import Method
+from dist_teracon.continual.registry import register
 from dist_teracon.continual.sinmo import SinMo
 from dist_teracon.data.schema import Task
-from dist_teracon.models.network import Network
+from dist_teracon.models.network import Network, Role
 
 
 @register
@@ -21,5 +22,5 @@ class FineAll(SinMo):
             return super().start(task)
         return Network(copy.deepcopy(self.network(self.learned[0]).backbone))
 
-    def is_pretrained(self, name: str) -> bool:
-        return Method.is_pretrained(self, name)
+    def is_pretrained(self, role: Role) -> bool:
+        return Method.is_pretrained(self, role)

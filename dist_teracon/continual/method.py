@@ -1,8 +1,7 @@
-"""The contract of a continual-learning method; a method is one file beside this one, and the trainer knows no method by name."""
+"""The contract of a continual-learning method; a method is one file beside this one, and a line in `registry.py`."""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel, ModelConfig, RunConfig, StageTraining
-from dist_teracon.config_io import validate
+from dist_teracon.config import ConfigModel, ModelConfig, StageTraining
 from dist_teracon.console import Progress
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
-from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.backbone import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum
+from dist_teracon.models.item_table import ItemTable
+from dist_teracon.models.network import Network, Role
 from dist_teracon.models.sampled_softmax import Negatives
 from dist_teracon.runtime import Runtime
 
@@ -74,7 +73,7 @@ class MethodContext:
     Attributes:
         model: The backbone's configuration.
         seed: Of initial values and samples.
-        items: Size of the item table.
+        num_items: Size of the item table.
         tasks: All tasks in the order in which they will be learned.
         training: Stage settings, one a task.
         item_vectors: Initial item vectors [V, C] from a task's own training users, where they are not drawn.
@@ -82,7 +81,7 @@ class MethodContext:
 
     model: ModelConfig
     seed: int
-    items: int
+    num_items: int
     tasks: tuple[Task, ...]
     training: tuple[StageTraining, ...]
     item_vectors: Callable[[Task], Tensor] | None = None
@@ -90,7 +89,7 @@ class MethodContext:
     def backbone(self, task: Task) -> Backbone:
         """Build the configured backbone for a first task; what is drawn is the same each time."""
         vectors = None if self.item_vectors is None else self.item_vectors(task)
-        return make_backbone(self.model, items=self.items, generator=self.generator("backbone"), item_vectors=vectors)
+        return make_backbone(self.model, num_items=self.num_items, generator=self.generator("backbone"), item_vectors=vectors)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator of initial values of its own for each purpose, so that they depend on seed and purpose alone."""
@@ -139,22 +138,30 @@ class Method(ABC):
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         """Return Adam's groups; parameters that are in none must not require gradients."""
         training = phase.training
-        trained = {name: p for name, p in self.module().named_parameters() if p.requires_grad}
-        decay_parameters = self.decay_parameters(list(trained)) if training.weight_decay else set()
+        decayed = self.decay_parameters() if training.weight_decay else set()
         parts: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in trained.items():
-            rate = training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(name) else 1.0)
-            parts.setdefault((rate, training.weight_decay if name in decay_parameters else 0.0), []).append(parameter)
+        for name, parameter in self.module().named_parameters():
+            if not parameter.requires_grad:
+                continue
+            rate = training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(self.role(name)) else 1.0)
+            parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
         return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
 
-    def is_pretrained(self, name: str) -> bool:
-        """Return whether earlier stages trained a parameter, so that `pretrained_lr_scale` applies: the backbone, after T1."""
-        return len(self.learned) > 1 and name.startswith("backbone.")
+    def role(self, name: str) -> Role:
+        """Return what a parameter of the present task's module is for."""
+        network = self.module()
+        assert isinstance(network, Network), "a method whose module is no Network says itself what its parameters are for"
+        return network.role(name)
 
-    def decay_parameters(self, names: Sequence[str]) -> set[str]:
-        """Return which of the module's parameters weight decay acts on: item table, convolutions, the present task's head."""
-        wanted = ("backbone.items", "backbone.conv_weight", f"heads.{self.learned[-1]}.weight")
-        return {name for name in names if name in wanted}
+    def is_pretrained(self, role: Role) -> bool:
+        """Return whether earlier stages trained such a parameter, so that `pretrained_lr_scale` applies: the backbone, after T1."""
+        return len(self.learned) > 1 and role.part == "backbone"
+
+    def decay_parameters(self) -> set[str]:
+        """Return the module's parameters that weight decay acts on: the backbone's matrices and the present task's head's."""
+        network = self.module()
+        assert isinstance(network, Network), "a method whose module is no Network says itself what is decayed"
+        return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {f"heads.{self.learned[-1]}.weight"}
 
     def gradient_hooks(self, phase: Phase) -> None:
         """Register hooks that edit gradients; called before the engine is made."""
@@ -196,12 +203,20 @@ class Method(ABC):
         """Return a task's head."""
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return all weights of the tasks learned so far, fp32, by name."""
+    def model(self) -> nn.Module:
+        """Return the module that holds the weights of all tasks learned so far."""
 
-    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all weights of the tasks learned so far, by name."""
+        return {name: value.detach() for name, value in self.model().state_dict().items()}
+
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state_dict` gave; the structure has been grown by `begin_task`."""
+        self.model().load_state_dict(tensors)
+
+    def item_tables(self) -> list[str]:
+        """Return the names in `state_dict` of the matrices that have a row an item; these grow with the catalogue."""
+        return [f"{name}.weight" for name, part in self.model().named_modules() if isinstance(part, ItemTable)]
 
     def stage_state(self) -> dict[str, Any]:
         """Return the small state in the middle of a stage, as JSON values, beyond weights."""
@@ -218,6 +233,15 @@ class Method(ABC):
         """Return a task's stage settings."""
         return self.context.training[[known.name for known in self.context.tasks].index(task.name)]
 
+    @staticmethod
+    def whole_term(value: Tensor, batch: PackedBatch) -> Tensor:
+        """Return this micro-batch's part of a loss term that does not depend on its rows, as a regulariser.
+
+        Every micro-batch of every rank computes the whole term, and their losses are summed (docs/method.md, Retention).
+        """
+        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        return value / (world_size * batch.num_micro_batches)
+
     def classification_losses(self, batch: PackedBatch, hidden: Tensor) -> dict[str, Tensor]:
         """Return the cross-entropy terms of a batch's examples."""
         terms = {}
@@ -229,45 +253,3 @@ class Method(ABC):
                 loss = cross_entropy_sum(head, chosen, part.labels, smoothing=self.context.model.heads.label_smoothing)
             terms[f"class/{part.task}"] = loss / max(1, part.total)
         return terms
-
-
-# name -> module of that name's file; the class in it that bears the name is the method
-METHODS = {"teracon": "teracon", "sinmo": "sinmo", "fineall": "fineall", "popularity": "popularity"}
-_registered: dict[str, type[Method]] = {}
-
-
-def register(method: type[Method]) -> type[Method]:
-    """Class decorator: make a method known by its name."""
-    _registered[method.name] = method
-    return method
-
-
-def method_class(name: str) -> type[Method]:
-    """Return a method by name.
-
-    Raises:
-        ConfigError: no such method; names the nearest.
-    """
-    if name not in _registered and name in METHODS:
-        importlib.import_module(f"dist_teracon.continual.{METHODS[name]}")
-    if name not in _registered:
-        known = sorted({*METHODS, *_registered})
-        raise ConfigError(f"method.name: there is no method '{name}'{nearest(name, known)} (there are: {', '.join(known)})")
-    return _registered[name]
-
-
-def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], ConfigModel]:
-    """Return the configured method's class and validated settings.
-
-    Raises:
-        ConfigError: an unknown method, field or value.
-    """
-    values = dict(config.method)
-    name = values.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}: method.name: this field is wanted (one of: {', '.join(sorted(METHODS))})")
-    try:
-        kind = method_class(name)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    return kind, validate(kind.Settings, values, where=f"{where}: method")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel
-from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext, register
+from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
+from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.heads import Head
@@ -55,8 +56,5 @@ class Popularity(Method):
         assert isinstance(head, Head)
         return head
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.heads.state_dict().items()}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self.heads.load_state_dict(tensors)
+    def model(self) -> nn.Module:
+        return self.heads

@@ -1,4 +1,5 @@
-"""Pseudo-labels ahead of time: pools of users, the frozen teacher's pass, the store and the stream of replayed rows (SPEC section 4).
+"""Pseudo-labels ahead of time: pools of users, the frozen teacher's pass, and the store (docs/method.md,
+Retention).
 
 On disk, a past task and shard: `pseudo_labels/<past task>/shard-00042.arrow` with `row` (int32, of the user in the shard) and
 `target` (fixed-size list of float32: the teacher's logits, or its representation where the labels are too many to store).
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
-from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate, take_rows
+from dist_teracon.data.batches import PackedBatch, PackedRows, take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import RunError
@@ -144,75 +145,6 @@ class Store:
 
     width: int
     shards: dict[int, NDArray[np.float32]]
-
-
-class ReplayStream:
-    """The rows of one past task in the order in which batches draw them, the same at any world size.
-
-    Args:
-        dataset: Where the sequences are.
-        pool: `pool_of_users`, of own shards at least.
-        targets: From `open_store`; None where a teacher answers online.
-        key: Distinguishes streams.
-        seed: Seed of the order.
-        shards: The shards that this rank owns.
-        sizes: Rows of every shard's pool, where `pool` holds those of own shards alone.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        pool: Sequence[NDArray[np.int64]],
-        targets: Store | None,
-        *,
-        key: str,
-        seed: int,
-        shards: range,
-        sizes: Sequence[int] | None = None,
-    ) -> None:
-        self.dataset, self.pool, self.targets = dataset, pool, targets
-        self.seed, self.key, self.shards = seed, stable_hash(key), shards
-        self.starts = np.concatenate([[0], np.cumsum([len(rows) for rows in pool] if sizes is None else sizes)])
-        self.begin_epoch(1)
-
-    @property
-    def size(self) -> int:
-        """Rows of the whole pool."""
-        return int(self.starts[-1])
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Shuffle anew."""
-        self.epoch, self.passes, self.position = epoch, 0, 0
-        self._shuffle()
-
-    def _shuffle(self) -> None:
-        sequence = np.random.SeedSequence([self.seed, self.key, self.epoch, self.passes])
-        self.order = np.random.Generator(np.random.PCG64(sequence)).permutation(self.size)
-
-    def draw(self, count: int) -> tuple[PackedRows, Tensor | None, int]:
-        """Draw the next `count` rows of the stream, at most the pool.
-
-        Returns:
-            This rank's rows among them, their targets [n, d] (None for an online teacher), and how many were drawn over all ranks.
-        """
-        count = min(count, self.size)
-        if self.position + count > self.size:
-            self.passes, self.position = self.passes + 1, 0
-            self._shuffle()
-        drawn = self.order[self.position : self.position + count]
-        self.position += count
-        parts: list[PackedRows] = []
-        targets: list[NDArray[np.float32]] = []
-        for shard in self.shards:
-            local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
-            data = self.dataset.shard(shard)
-            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local]))
-            if self.targets is not None:
-                targets.append(self.targets.shards[shard][local])
-        if self.targets is None:
-            return concatenate(parts), None, count
-        none = np.zeros((0, self.targets.width), dtype=np.float32)
-        return concatenate(parts), torch.from_numpy(np.concatenate([none, *targets])), count
 
 
 def open_store(folder: Path, pool: Sequence[NDArray[np.int64]], shards: range, width: int) -> Store:

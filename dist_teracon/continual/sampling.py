@@ -1,4 +1,4 @@
-"""How many users of each past task are replayed: ρ from the similarity of masks (SPEC section 4).
+"""How many users of each past task are replayed: ρ from the similarity of masks (docs/method.md, Retention).
 
 Legend: T tasks, K masked layers, C channels.
 """
@@ -26,7 +26,7 @@ def sampling_rates(mask_KC: Tensor, past_TKC: Tensor, *, constant: float) -> Ten
 
 
 def apply_strategy(rates: list[float], strategy: Strategy) -> list[float]:
-    """Turn the formula's rates into those that are used: as they are, the least one for all, or 1 (SPEC section 6)."""
+    """Turn the formula's rates into those that are used: as they are, the least one for all, or 1 (docs/method.md, Retention)."""
     if not rates or strategy == "formula":
         return rates
     return [min(rates)] * len(rates) if strategy == "minimum" else [1.0] * len(rates)

@@ -1,22 +1,23 @@
-"""SinMo: one model a task, from scratch; also the denominator of forward transfer (SPEC section 6)."""
+"""SinMo: one model a task, from scratch; also the denominator of forward transfer (docs/method.md, Systems)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel
-from dist_teracon.continual.method import Method, MethodContext, register
+from dist_teracon.continual.method import Method, MethodContext
+from dist_teracon.continual.registry import SINGLE_TASK, register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.heads import Head
-from dist_teracon.models.network import Network
+from dist_teracon.models.network import Network, Role
 
 
 @register
 class SinMo(Method):
     """A network of its own for every task, without masks."""
 
-    name = "sinmo"
+    name = SINGLE_TASK
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         super().__init__(context, settings)
@@ -35,7 +36,7 @@ class SinMo(Method):
     def module(self) -> nn.Module:
         return self.networks[self.learned[-1]]
 
-    def is_pretrained(self, name: str) -> bool:
+    def is_pretrained(self, role: Role) -> bool:
         return False
 
     def network(self, task: str) -> Network:
@@ -49,17 +50,13 @@ class SinMo(Method):
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         network = self.network(self.learned[-1])
-        hidden = network(batch.values, batch.row_offsets, batch.task_of_row, None, positions=batch.positions, dropout_key=batch.dropout_key)
-        return self.classification_losses(batch, hidden)
+        return self.classification_losses(batch, network.encode(batch, None))
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network(task)(batch.values, batch.row_offsets, batch.task_of_row, None, positions="last")
+        return self.network(task).encode(batch, None, positions="last")
 
     def head(self, task: str) -> Head:
         return self.network(task).head(task)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.networks.state_dict().items()}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self.networks.load_state_dict(tensors)
+    def model(self) -> nn.Module:
+        return self.networks

@@ -1,4 +1,4 @@
-"""TERACON: task-specific soft masks with relations, and knowledge retention with relation-aware sampling (SPEC sections 3 and 4).
+"""TERACON: task-specific soft masks with relations, knowledge retention with relation-aware sampling (docs/method.md).
 
 Legend: T tasks, K masked layers, C channels, s scale.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,9 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel
-from dist_teracon.continual.method import Method, MethodContext, StageContext, register
+from dist_teracon.continual.method import Method, MethodContext, StageContext
 from dist_teracon.continual.pseudo_labels import (
-    ReplayStream,
     Store,
     open_store,
     plain_batch,
@@ -25,6 +23,8 @@ from dist_teracon.continual.pseudo_labels import (
     pool_share,
     write_pseudo_labels,
 )
+from dist_teracon.continual.registry import register
+from dist_teracon.continual.replay import ReplayStream
 from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_size, sampling_rates
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
@@ -33,7 +33,7 @@ from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, squared_error_sum
 from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale
-from dist_teracon.models.network import Network
+from dist_teracon.models.network import Network, Role
 
 
 class RetentionSettings(ConfigModel):
@@ -115,7 +115,7 @@ class Teracon(Method):
         self.network = Network(
             backbone,
             TaskMasks(
-                layers=backbone.masks,
+                layers=backbone.num_masked_layers,
                 channels=backbone.channels,
                 relation=settings.relation,
                 relation_init=settings.relation_init,
@@ -167,19 +167,13 @@ class Teracon(Method):
             self.network.head(past).requires_grad_(bool(self.streams))
         return super().parameter_groups(phase)
 
-    def is_pretrained(self, name: str) -> bool:
-        """The backbone, and past tasks' heads, embeddings and relation layers: Adam makes whole steps of small gradients, too."""
-        part, _, rest = name.partition(".")
-        if part == "heads":
-            return rest.partition(".")[0] != self.learned[-1]
-        if part == "masks":
-            return int(rest.rpartition(".")[2]) < len(self.learned) - 1
-        return super().is_pretrained(name)
+    def is_pretrained(self, role: Role) -> bool:
+        """Also past tasks' heads, embeddings and relation layers: Adam makes whole steps of small gradients, too."""
+        return super().is_pretrained(role) if role.task is None else role.task != self.learned[-1]
 
-    def decay_parameters(self, names: Sequence[str]) -> set[str]:
-        """In later stages the new head alone: a pull towards zero made what past tasks read drift (docs/experiments.md)."""
-        named = super().decay_parameters(names)
-        return named if len(self.learned) == 1 else {name for name in named if name.startswith("heads.")}
+    def decay_parameters(self) -> set[str]:
+        """In later stages the new head's alone: a pull towards zero made what past tasks read drift (docs/log/)."""
+        return {name for name in super().decay_parameters() if len(self.learned) == 1 or self.role(name).part == "head"}
 
     def begin_epoch(self, epoch: int) -> None:
         for stream in self.streams.values():
@@ -205,9 +199,7 @@ class Teracon(Method):
         scale = self._scale(batch)
         past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
         masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
-        hidden = self.network(
-            batch.values, batch.row_offsets, batch.task_of_row, masks, positions=batch.positions, dropout_key=batch.dropout_key
-        )
+        hidden = self.network.encode(batch, masks)
         terms = self.classification_losses(batch, hidden)
         weights = dict(zip(self.learned, _normalised(self.rates), strict=False))
         for part in batch.retention:
@@ -216,8 +208,7 @@ class Teracon(Method):
             mean = error / (max(1, part.total) * head.labels * self.variances.get(part.task, 1.0))
             terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
         if len(self.learned) == 1 and self.options.mask_regulariser and masks is not None:
-            # every micro-batch of every rank holds the whole term, and their losses are summed
-            terms["masks"] = self.options.mask_regulariser * masks.mean() / (self._world_size() * batch.num_micro_batches)
+            terms["masks"] = self.whole_term(self.options.mask_regulariser * masks.mean(), batch)
         return terms
 
     def project(self, engine: Engine) -> None:
@@ -253,10 +244,6 @@ class Teracon(Method):
             assert table is not None
             return sampling_rates(table[-1], self.teacher_masks, constant=self.retention.constant).to("cpu", non_blocking=True)
 
-    @staticmethod
-    def _world_size() -> int:
-        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
     # -- the teacher
 
     def _teacher_masks(self, scale: float) -> Tensor:
@@ -275,8 +262,7 @@ class Teracon(Method):
     @torch.no_grad()
     def _teach(self, batch: PackedBatch, past: str, masks: Tensor, *, logits: bool) -> Tensor:
         assert self.teacher is not None
-        batch = batch.to(masks.device)
-        hidden: Tensor = self.teacher(batch.values, batch.row_offsets, batch.task_of_row, masks, positions="last")
+        hidden = self.teacher.encode(batch.to(masks.device), masks, positions="last")
         result: Tensor = self.teacher.head(past)(hidden) if logits else hidden
         return result
 
@@ -336,7 +322,7 @@ class Teracon(Method):
         return self.learned.index(task)
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network(batch.values, batch.row_offsets, batch.task_of_row, self.masks(), positions="last")
+        return self.network.encode(batch, self.masks(), positions="last")
 
     def head(self, task: str) -> Head:
         return self.network.head(task)
@@ -344,19 +330,19 @@ class Teracon(Method):
     def masks(self) -> Tensor | None:
         return self.network.mask_table([self.options.s_max] * len(self.learned))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.network.state_dict().items()}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(tensors)
+    def model(self) -> nn.Module:
+        return self.network
 
     def stage_state(self) -> dict[str, Any]:
         pending = None if self.pending is None else self.pending.tolist()
-        return {"rates": self.rates, "pending": pending, "steps_taken": self.steps_taken}
+        streams = {past: stream.state_dict() for past, stream in self.streams.items()}
+        return {"rates": self.rates, "pending": pending, "steps_taken": self.steps_taken, "streams": streams}
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
         self.rates, self.steps_taken = state["rates"], state["steps_taken"]
         self.pending = None if state["pending"] is None else torch.tensor(state["pending"])
+        for past, stream in self.streams.items():
+            stream.load_state_dict(state["streams"][past])
 
 
 def _clamp(values: Tensor, _start: int) -> None:

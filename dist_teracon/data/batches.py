@@ -1,4 +1,4 @@
-"""Packed batches: rows of any lengths and tasks laid end to end without padding (ARCHITECTURE 4).
+"""Packed batches: rows of any lengths and tasks laid end to end without padding (docs/architecture.md, Packed batches).
 
 Legend: N packed positions, B rows (users), E examples, C channels, Y labels.
 """
@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# Which outputs are needed: every position's, or each row's last.
+Positions = Literal["all", "last"]
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -26,6 +29,32 @@ class PackedRows:
     def rows(self) -> int:
         """Number of rows B."""
         return self.offsets.shape[0] - 1
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Rows of item indices end to end without padding, as a backbone reads them.
+
+    Offsets and tasks are also at hand on the host, where a batch is made: what follows from them (sizes, layouts, the longest row) is
+    derived there, and no forward pass waits for the device.
+
+    Attributes:
+        values: int32 [N], item indices, oldest first within a row.
+        row_offsets: int64 [B + 1], row r being `values[row_offsets[r]:row_offsets[r + 1]]`.
+        task_of_row: int32 [B], each row's row of the mask table.
+        host_row_offsets, host_task_of_row: The same on the CPU.
+    """
+
+    values: Tensor
+    row_offsets: Tensor
+    task_of_row: Tensor
+    host_row_offsets: Tensor
+    host_task_of_row: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows B."""
+        return self.row_offsets.shape[0] - 1
 
 
 @dataclass(frozen=True)
@@ -77,12 +106,13 @@ class PackedBatch:
         user_hash: uint64 [B], whose rows they are; only in evaluation.
         num_micro_batches: Into how many micro-batches its step was cut.
         dropout_key: int64 [B], what a row's dropout at this step follows from; 0 for none, as for replayed rows.
+        host_row_offsets, host_task_of_row: `row_offsets` and `task_of_row` on the CPU, for a batch that was moved to a device.
     """
 
     values: Tensor
     row_offsets: Tensor
     task_of_row: Tensor
-    positions: Literal["all", "last"]
+    positions: Positions
     examples: tuple[Examples, ...] = ()
     retention: tuple[Retention, ...] = ()
     epoch: int = 0
@@ -91,11 +121,40 @@ class PackedBatch:
     user_hash: NDArray[np.uint64] | None = None
     num_micro_batches: int = 1
     dropout_key: Tensor | None = None
+    host_row_offsets: Tensor | None = None
+    host_task_of_row: Tensor | None = None
+
+    @classmethod
+    def from_sequences(
+        cls, sequences: Sequence[Sequence[int] | NDArray[Any]], *, mask_index: int | Sequence[int] = 0, positions: Positions = "last"
+    ) -> PackedBatch:
+        """Pack rows of item indices.
+
+        Args:
+            sequences: A row each, oldest item first; a row may be empty.
+            mask_index: Row of the mask table, for all rows or for each.
+            positions: Which outputs are needed.
+        """
+        flat = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
+        lengths = torch.tensor([part.shape[0] for part in flat], dtype=torch.int64)
+        tasks = torch.as_tensor(mask_index, dtype=torch.int32).expand(len(flat)).contiguous()
+        values = np.concatenate(flat) if flat else np.zeros(0, dtype=np.int32)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return cls(values=torch.from_numpy(values), row_offsets=offsets, task_of_row=tasks, positions=positions)
 
     @property
     def rows(self) -> int:
         """Number of rows B."""
         return self.row_offsets.shape[0] - 1
+
+    @property
+    def sequences(self) -> PackedSequences:
+        """The rows as a backbone reads them."""
+        on_host = (
+            self.row_offsets if self.host_row_offsets is None else self.host_row_offsets,
+            self.task_of_row if self.host_task_of_row is None else self.host_task_of_row,
+        )
+        return PackedSequences(self.values, self.row_offsets, self.task_of_row, *on_host)
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
@@ -107,6 +166,8 @@ class PackedBatch:
             row_offsets=self.row_offsets.to(device, non_blocking=True),
             task_of_row=self.task_of_row.to(device, non_blocking=True),
             dropout_key=None if self.dropout_key is None else self.dropout_key.to(device, non_blocking=True),
+            host_row_offsets=self.row_offsets,
+            host_task_of_row=self.task_of_row,
             examples=tuple(replace(e, index=e.index.to(device), labels=e.labels.to(device)) for e in self.examples),
             retention=tuple(replace(r, index=r.index.to(device), targets=r.targets.to(device)) for r in self.retention),
         )

@@ -50,7 +50,7 @@ class TrainingLoader:
         batch: Examples a global batch; sequences for a next-item task.
         seed: Seed of the order.
         rank, world_size: Whose rows are built.
-        noise: Give every row a key for its dropout.
+        dropout_keys: Give every row a key for its dropout.
         gather: How ranks tell one another their rows' counts; None to read the other ranks' labels here.
 
     Raises:
@@ -59,9 +59,9 @@ class TrainingLoader:
 
     def __init__(
         self, dataset: Dataset, tasks: Sequence[Task], *,
-        mask_index: int, batch: int, seed: int, rank: int, world_size: int, gather: Gather | None = None, noise: bool = False,
+        mask_index: int, batch: int, seed: int, rank: int, world_size: int, gather: Gather | None = None, dropout_keys: bool = False,
     ) -> None:  # fmt: skip
-        self.noise = noise
+        self.dropout_keys = dropout_keys
         self.dataset, self.tasks, self.mask_index, self.batch, self.seed = dataset, tuple(tasks), mask_index, batch, seed
         self._next = any(task.predicts_next for task in tasks)
         if self._next and len(tasks) > 1:
@@ -129,7 +129,7 @@ class TrainingLoader:
         order = np.argsort(step_of_row, kind="stable")
         row_ends = np.concatenate([[0], np.cumsum(np.bincount(step_of_row, minlength=end - begin))])
         packed = self._sequences(picked, order)
-        hashes = self._hashes(picked, order) if self.noise else None
+        hashes = self._hashes(picked, order) if self.dropout_keys else None
         if self._next:
             packed, targets = _inputs_and_targets(packed)
             examples = [(np.arange(targets.shape[0]), targets)]
@@ -151,14 +151,14 @@ class TrainingLoader:
                 epoch=plan.epoch,
                 step=step,
                 steps=plan.steps,
-                dropout_key=None if hashes is None else self._noise_key(hashes[low:high], plan.epoch, step),
+                dropout_key=None if hashes is None else self._dropout_key(hashes[low:high], plan.epoch, step),
             )
 
     def _hashes(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.uint64]:
         parts = [self.dataset.shard(shard).user_hash[self._rows[shard].users[rows]] for shard, rows in picked]
         return _joined(parts, np.uint64)[order]
 
-    def _noise_key(self, hashes: NDArray[np.uint64], epoch: int, step: int) -> torch.Tensor:
+    def _dropout_key(self, hashes: NDArray[np.uint64], epoch: int, step: int) -> torch.Tensor:
         """Keys that depend on user and step alone; odd, so never the 0 of rows without dropout."""
         return torch.from_numpy(mix64(hashes, key=stable_hash(f"noise:{self.seed}:{epoch}:{step}")).view(np.int64) | 1)
 

@@ -47,21 +47,21 @@ class DeepSpeedEngine:
         groups: Parameter groups for Adam, each with `params` and `lr`.
         config: ZeRO stage, precision, clipping, accumulation.
         runtime: This process's place in the world; the default process group exists.
-        lazy: Parameters with sparse gradients are advanced in their rows alone (`SparseAdamW`); wants ZeRO 0, and no clipping.
+        sparse_updates: Parameters with sparse gradients are advanced in their rows alone (`SparseAdamW`); needs ZeRO 0, no clipping.
     """
 
     def __init__(
-        self, module: nn.Module, groups: Sequence[dict[str, Any]], *, config: TrainConfig, runtime: Runtime, lazy: bool = False
+        self, module: nn.Module, groups: Sequence[dict[str, Any]], *, config: TrainConfig, runtime: Runtime, sparse_updates: bool = False
     ) -> None:
-        assert not lazy or (config.zero == 0 and not config.gradient_clipping)
+        assert not sparse_updates or (config.zero == 0 and not config.gradient_clipping)
         deepspeed = _import_deepspeed()
         self._module = module.to(runtime.device)
         self._zero = config.zero
         # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast
         whole = _copies(self._module) if config.precision == "bf16" else {}
-        if lazy:
+        if sparse_updates:
             torch.sparse.check_sparse_tensor_invariants.disable()  # said explicitly: DeepSpeed's own sparse tensors warn otherwise
-        kind = SparseAdamW if lazy else torch.optim.AdamW
+        kind = SparseAdamW if sparse_updates else torch.optim.AdamW
         # with a decay of 0 this is Adam; fused, it takes one pass over each parameter instead of some ten small operations
         optimizer = kind(list(groups), lr=1e-3, weight_decay=0.0, fused=True)
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))

@@ -1,42 +1,209 @@
-"""What a backbone is, and which there are; a new one is one file and one line here."""
+"""What a backbone is, and which there are: a new one is one file beside this one and one line in `BACKBONES`.
+
+Legend: N packed positions, B rows (users), C channels, W numbers of a representation, K masked layers, T tasks, V items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dist_teracon.models.nextitnet import NextItNet
-
-if TYPE_CHECKING:
-    from dist_teracon.config import ModelConfig
-
-# A backbone is a module with `channels` (C), `width` (W, numbers of a representation), `masks` (K, the masked layers of a task) and
-# NextItNet's `forward`.
-Backbone = NextItNet
-
-
-def _nextitnet(model: ModelConfig, items: int, generator: torch.Generator) -> Backbone:
-    return NextItNet(
-        items=items,
-        channels=model.channels,
-        dilations=model.dilations,
-        kernel_size=model.kernel_size,
-        generator=generator,
-        pooling=model.pooling,
-        dropout=model.dropout,
-    )
+from dist_teracon.config import ConfigModel, ModelConfig, Pooling
+from dist_teracon.config_io import validate
+from dist_teracon.data.batches import PackedSequences, Positions
+from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.models.dropout import row_dropout
+from dist_teracon.models.item_table import ItemTable
+from dist_teracon.models.pooling import mean_so_far
 
 
-BACKBONES: dict[str, Callable[[Any, int, torch.Generator], Backbone]] = {"nextitnet": _nextitnet}
+@dataclass(frozen=True)
+class LayerParameters:
+    """The parameters of one masked layer, by name within the backbone; an index picks a slice of a stacked parameter.
+
+    What methods freeze, prune or mask, and behind which they insert modules of their own.
+
+    Attributes:
+        matrices: Weights of convolutions or linear layers.
+        biases: Their biases.
+        norms: Scales and shifts of the layer's LayerNorm.
+    """
+
+    matrices: tuple[tuple[str, int | None], ...]
+    biases: tuple[tuple[str, int | None], ...]
+    norms: tuple[tuple[str, int | None], ...]
 
 
-def make_backbone(model: ModelConfig, *, items: int, generator: torch.Generator, item_vectors: Tensor | None = None) -> Backbone:
+class Backbone(nn.Module, ABC):
+    """Maps packed behaviour sequences to representations.
+
+    Item embeddings, dropout and pooling are here, the same for every backbone; a backbone is what stands between, `transform`.
+
+    Args:
+        settings: The backbone's own, an instance of its `Settings`.
+        num_items: Size V of the item table, reserved rows included.
+        channels: C.
+        generator: Source of the initial values.
+        pooling: `last`: the representation is the last position's; `mean`: the normalised mean of the items is added to it;
+            `concat`: it stands beside it.
+        dropout: Rate on item embeddings and on representations, for rows with a dropout key.
+
+    Attributes:
+        name: In the configuration (`model.backbone.name`).
+        Settings: Fields of `model.backbone` beside the name.
+        num_masked_layers: K.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[ConfigModel]] = ConfigModel
+    num_masked_layers: int
+
+    def __init__(
+        self,
+        settings: ConfigModel,
+        *,
+        num_items: int,
+        channels: int,
+        generator: torch.Generator,
+        pooling: Pooling = "last",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.settings, self.channels, self.pooling, self.dropout = settings, channels, pooling, dropout
+        self.item_embedding = ItemTable(num_items, channels, generator=generator)
+
+    @property
+    def output_dim(self) -> int:
+        """Numbers W of a representation."""
+        return 2 * self.channels if self.pooling == "concat" else self.channels
+
+    @abstractmethod
+    def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
+        """Return what the layers make of the embedded positions: [N, C] for `all`, [B, C] for `last`, zeros for an empty row.
+
+        A position reads its own row, and nothing behind itself.
+
+        Args:
+            x_NC: The embedded positions.
+            sequences: Where rows begin and which task each is of.
+            masks_TKC: A mask for each task and masked layer; None for no masks.
+            positions: Which outputs are needed; what only others need is not to be computed.
+        """
+
+    @abstractmethod
+    def decay_parameters(self) -> set[str]:
+        """Return the names of the parameters that weight decay acts on: matrices, and the item table's."""
+
+    @abstractmethod
+    def masked_layers(self) -> Sequence[LayerParameters]:
+        """Return the parameters of each of the K masked layers, in the masks' order."""
+
+    def encode(
+        self,
+        sequences: PackedSequences,
+        masks_TKC: Tensor | None,
+        *,
+        positions: Positions,
+        dropout_key: Tensor | None = None,
+    ) -> Tensor:
+        """Encode packed sequences.
+
+        Args:
+            sequences: Rows of item indices, oldest first, each of a task.
+            masks_TKC: [T, K, C], a mask for each task and masked layer, or None.
+            positions: `all` for every position, `last` for each row's last.
+            dropout_key: int64 [B], what a row's dropout follows from; rows of key 0 have none.
+
+        Returns:
+            [N, W] or [B, W]; an empty row gives zeros in its first C numbers.
+        """
+        x_NC = self.item_embedding(sequences.values)
+        noise = None if dropout_key is None or not self.dropout else _RowNoise.of(sequences, dropout_key, self.dropout)
+        if noise is not None:
+            x_NC = noise.on_items(x_NC)
+        masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
+        hidden = self.transform(x_NC, sequences, masks, positions=positions)
+        if self.pooling != "last":
+            mean = mean_so_far(x_NC, sequences.row_offsets, positions=positions)
+            hidden = hidden + mean if self.pooling == "mean" else torch.cat([hidden, mean], dim=1)
+        return hidden if noise is None else noise.on_representations(hidden, positions)
+
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        """Encode packed sequences, see `encode`; for `torch.func.functional_call`, which runs a module's `forward`."""
+        return self.encode(*arguments, **named)
+
+
+@dataclass(frozen=True)
+class _RowNoise:
+    """Dropout that follows from a row's key: `row` and `place` int64 [N] of each packed position, `lengths` int64 [B]."""
+
+    key: Tensor
+    rate: float
+    row: Tensor
+    place: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, sequences: PackedSequences, key: Tensor, rate: float) -> _RowNoise:
+        offsets = sequences.row_offsets
+        lengths = offsets.diff()
+        total = sequences.values.shape[0]
+        row = torch.repeat_interleave(torch.arange(lengths.shape[0], device=offsets.device), lengths, output_size=total)
+        place = torch.arange(total, device=offsets.device) - offsets[:-1].index_select(0, row)
+        return cls(key, rate, row, place, lengths)
+
+    def on_items(self, x_NC: Tensor) -> Tensor:
+        return row_dropout(x_NC, self.rate, key_B=self.key, row=self.row, place=self.place, layer=0)
+
+    def on_representations(self, hidden: Tensor, positions: Positions) -> Tensor:
+        row, place = self.row, self.place
+        if positions == "last":
+            row, place = torch.arange(self.lengths.shape[0], device=self.lengths.device), self.lengths - 1
+        return row_dropout(hidden, self.rate, key_B=self.key, row=row, place=place, layer=1)
+
+
+# name -> module of that name's file beside this one, whose class of that name is the backbone
+BACKBONES = {"nextitnet": "nextitnet", "sasrec": "sasrec"}
+_registered: dict[str, type[Backbone]] = {}
+
+
+def register_backbone(backbone: type[Backbone]) -> type[Backbone]:
+    """Class decorator: make a backbone known by its name."""
+    _registered[backbone.name] = backbone
+    return backbone
+
+
+def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone], ConfigModel]:
+    """Return the configured backbone's class and its validated settings.
+
+    Raises:
+        ConfigError: an unknown backbone, field or value.
+    """
+    values: Mapping[str, Any] = model.backbone
+    name = str(values["name"])
+    if name not in _registered and name in BACKBONES:
+        importlib.import_module(f"dist_teracon.models.{BACKBONES[name]}")
+    if name not in _registered:
+        known = sorted({*BACKBONES, *_registered})
+        raise ConfigError(f"{where}: model.backbone.name: no backbone '{name}'{nearest(name, known)} (known: {', '.join(known)})")
+    kind = _registered[name]
+    settings = {key: value for key, value in values.items() if key != "name"}
+    return kind, validate(kind.Settings, settings, where=f"{where}: model.backbone")
+
+
+def make_backbone(model: ModelConfig, *, num_items: int, generator: torch.Generator, item_vectors: Tensor | None = None) -> Backbone:
     """Build the configured backbone with fresh weights, the items' from `item_vectors` [V, C] where there are any."""
-    backbone = BACKBONES[model.backbone](model, items, generator)
+    kind, settings = resolve_backbone(model, where="model")
+    backbone = kind(
+        settings, num_items=num_items, channels=model.channels, generator=generator, pooling=model.pooling, dropout=model.dropout
+    )
     if item_vectors is not None:
         with torch.no_grad():
-            backbone.items.copy_(item_vectors)
+            backbone.item_embedding.weight.copy_(item_vectors)
     return backbone

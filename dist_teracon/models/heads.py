@@ -24,7 +24,7 @@ _ROUNDING = 32
 
 
 class Head(nn.Module):
-    """A linear layer from a representation to a task's labels; starts at N(0, 0.01) with biases of 0.1 (SPEC section 2)."""
+    """A linear layer from a representation to a task's labels; starts at N(0, 0.01) with biases of 0.1 (docs/method.md, The problem)."""
 
     def __init__(self, channels: int, labels: int, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -36,6 +36,11 @@ class Head(nn.Module):
     @property
     def labels(self) -> int:
         """Number of labels |Y|."""
+        return self.weight.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of labels |Y|, as a `SparseTable`."""
         return self.weight.shape[0]
 
     def rows(self, labels_E: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_he
         head: The student's head.
         hidden_EC: The student's representations.
         teacher: The teacher's logits [E, Y], or its representations [E, C] where `teacher_head` is given.
-        teacher_head: The teacher's frozen head, for labels too many to store (SPEC section 4).
+        teacher_head: The teacher's frozen head, for labels too many to store (docs/method.md, Retention).
     """
 
     def part(logits_BY: Tensor, start: int, gradient: bool) -> tuple[Tensor, Tensor | None]:

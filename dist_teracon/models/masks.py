@@ -1,4 +1,4 @@
-"""Soft masks from task embeddings and from relations between tasks (SPEC section 3).
+"""Soft masks from task embeddings and from relations between tasks (docs/method.md, Masks).
 
 Legend: T tasks, K masked layers, C channels, s scale.
 """
@@ -53,6 +53,11 @@ class TaskMasks(nn.Module):
     def tasks(self) -> int:
         """Number of tasks n."""
         return len(self.embeddings)
+
+    @staticmethod
+    def task_of(name: str) -> int:
+        """Return which task, counted from 0, a parameter (named as in `named_parameters`) belongs to."""
+        return int(name.rpartition(".")[2])
 
     @property
     def related(self) -> bool:
@@ -117,7 +122,7 @@ class TaskMasks(nn.Module):
 
 
 def annealed_scale(batch: int, batches: int, *, s_max: float, paper: bool = False) -> float:
-    """Return the mask scale at batch `batch` of `batches` of an epoch, or of all epochs it is annealed over (SPEC section 3, annealing)."""
+    """Return the mask scale at batch `batch` of `batches` of an epoch, or of all epochs it is annealed over (docs/method.md, Masks)."""
     if paper:
         progress = batch / batches
     elif batches == 1:

@@ -1,4 +1,4 @@
-"""The network put together: backbone M, masks m and heads G, `ŷ = G_i(M(x; m_i))` (SPEC section 1).
+"""The network put together: backbone M, masks m and heads G, `ŷ = G_i(M(x; m_i))` (docs/method.md, The problem).
 
 Legend: N packed positions, B rows (users), W numbers of a representation, C channels, T tasks, K masked layers.
 """
@@ -6,14 +6,29 @@ Legend: N packed positions, B rows (users), W numbers of a representation, C cha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.kernels.masked_dilated_conv_stack import Positions
+from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.models.backbone import Backbone
 from dist_teracon.models.heads import Head
 from dist_teracon.models.masks import TaskMasks
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter is for.
+
+    Attributes:
+        part: The shared backbone, a task's head or a task's mask.
+        task: Whose head or mask; None for the backbone.
+    """
+
+    part: Literal["backbone", "head", "mask"]
+    task: str | None
 
 
 class Network(nn.Module):
@@ -51,15 +66,27 @@ class Network(nn.Module):
         """Return the masks [T, K, C], task t at `scales[t]`; None for a network without masks."""
         return None if self.masks is None else self.masks(scales)
 
-    def forward(
-        self,
-        values: Tensor,
-        row_offsets: Tensor,
-        task_of_row: Tensor,
-        masks_TKC: Tensor | None,
-        *,
-        positions: Positions,
-        dropout_key: Tensor | None = None,
-    ) -> Tensor:
-        """Encode packed rows, each under its own task's mask: [N, W] or [B, W]; with dropout where a row has a noise key."""
-        return self.backbone(values, row_offsets, task_of_row, masks_TKC, positions=positions, dropout_key=dropout_key)
+    def encode(self, batch: PackedBatch, masks_TKC: Tensor | None, *, positions: Positions | None = None) -> Tensor:
+        """Encode a batch, each row under its own task's mask: [N, W] or [B, W].
+
+        Args:
+            batch: Packed rows; with dropout where they have keys.
+            masks_TKC: [T, K, C] or None.
+            positions: Which outputs are needed, by default those that the batch's examples read.
+        """
+        chosen = batch.positions if positions is None else positions
+        return self.backbone.encode(batch.sequences, masks_TKC, positions=chosen, dropout_key=batch.dropout_key)
+
+    def role(self, name: str) -> Role:
+        """Return what a parameter is for.
+
+        Args:
+            name: As of `named_parameters`.
+        """
+        part, _, rest = name.partition(".")
+        if part == "backbone":
+            return Role("backbone", None)
+        if part == "heads":
+            return Role("head", rest.rpartition(".")[0])
+        assert part == "masks" and self.masks is not None, name
+        return Role("mask", self.tasks[self.masks.task_of(rest)])

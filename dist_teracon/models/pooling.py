@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.kernels.masked_dilated_conv_stack import Positions
+from dist_teracon.data.batches import Positions
 
 
 def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps: float = 1e-8) -> Tensor:

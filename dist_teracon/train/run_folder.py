@@ -1,4 +1,7 @@
-"""A run on disk: stages, the checkpoint within a stage, the event log and who may write (ARCHITECTURE 5)."""
+"""A run on disk: its description, its stages, the checkpoint within a stage, the event log, and who may write.
+
+docs/architecture.md, A run on disk, lists the files. Everything that a run reads or writes below its folder goes through here.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
+import yaml
 from torch import Tensor
 
 from dist_teracon import io
-from dist_teracon.errors import RunError
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import dump_config, validate
+from dist_teracon.data.schema import DatasetInfo
+from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.evaluate.scorer import UserScores
 
 _USER_SCORES = pa.schema(
     {"split": pa.string(), "task": pa.string(), "user_hash": pa.uint64(), "score": pa.float64(), "examples": pa.int64()}
 )
+
+
+# Of a stage's state.json; 2: item tables are `…item_embedding.weight`, and metrics beside the first are kept.
+FORMAT_VERSION = 2
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -88,11 +99,12 @@ class EventLog:
 
 @dataclass(frozen=True)
 class StageCheckpoint:
-    """The checkpoint within a stage, at the end of an epoch.
+    """The checkpoint within a stage, at the end of an epoch or within one.
 
     Attributes:
-        phase, epoch: Where the stage is; epochs count from 1.
-        state: Small state as JSON values: early stopping, the method's, the event log's length.
+        phase, epoch: Where the stage is: the phase, and how many of its epochs are finished.
+        step: Steps taken of the epoch after these; 0 at an epoch's end.
+        state: Small state as JSON values: early stopping, the method's, the loader's, the event log's length.
         engine: The engine's state.
         best: Parameters of the best epoch so far; empty if there is none.
         average: Running average of the parameters; empty where there is none.
@@ -100,6 +112,7 @@ class StageCheckpoint:
 
     phase: int
     epoch: int
+    step: int
     state: dict[str, Any]
     engine: dict[str, Tensor]
     best: dict[str, Tensor]
@@ -115,12 +128,14 @@ class StageFolder:
 
     @property
     def finished(self) -> bool:
-        """Tell whether the stage is whole: its state is written last."""
+        """Whether the stage is whole: its state is written last."""
         return (self.path / "state.json").exists()
 
     def state(self) -> dict[str, Any]:
         """Return a finished stage's state."""
         state: dict[str, Any] = io.read_json(str(self.path / "state.json"))
+        if state.get("format_version") != FORMAT_VERSION:
+            raise RunError(f"{self.path}: was written by another version of this program; name a new folder with --run")
         return state
 
     def tensors(self) -> dict[str, Tensor]:
@@ -132,6 +147,10 @@ class StageFolder:
         save_tensors(self.path / "model.safetensors", tensors)
         io.write_json(self.path / "state.json", state)
         self.drop_checkpoints()
+
+    def write_timing(self, timing: dict[str, Any]) -> None:
+        """Write what the stage took."""
+        io.write_json(self.path / "timing.json", timing)
 
     def save_user_scores(self, parts: Sequence[tuple[str, str, UserScores]]) -> None:
         """Write `scores.parquet`: split, task, user_hash, score (the sum over a user's examples), examples; in one order always."""
@@ -154,7 +173,7 @@ class StageFolder:
 
     @property
     def in_progress(self) -> bool:
-        """Tell whether there is a checkpoint within the stage."""
+        """Whether there is a checkpoint within the stage."""
         return bool(self._checkpoints())
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -171,16 +190,25 @@ class StageFolder:
         return load_tensors(self._progress / f"phase-{phase}.safetensors")
 
     def save_checkpoint(self, checkpoint: StageCheckpoint) -> None:
-        """Write a checkpoint as a folder that appears whole, then drop the one before."""
-        name = f"phase-{checkpoint.phase}-epoch-{checkpoint.epoch:05d}"
+        """Write a checkpoint as a folder that appears whole, then drop the one before.
+
+        Within an epoch `best` and `average` are what the epoch began with: where the checkpoint before has their files they are linked.
+        """
+        name = f"phase-{checkpoint.phase}-epoch-{checkpoint.epoch:05d}" + (f"-step-{checkpoint.step:08d}" if checkpoint.step else "")
         older = [folder for folder in self._checkpoints() if folder.name != name]
         shutil.rmtree(self._progress / name, ignore_errors=True)
         with io.atomic_folder(self._progress / name) as folder:
             save_tensors(folder / "engine.safetensors", checkpoint.engine)
-            for name, tensors in (("best", checkpoint.best), ("average", checkpoint.average)):
-                if tensors:
-                    save_tensors(folder / f"{name}.safetensors", tensors)
-            io.write_json(folder / "state.json", {"phase": checkpoint.phase, "epoch": checkpoint.epoch, **checkpoint.state})
+            for part, tensors in (("best", checkpoint.best), ("average", checkpoint.average)):
+                if not tensors:
+                    continue
+                before = older[-1] / f"{part}.safetensors" if older and checkpoint.step else None
+                if before is not None and before.exists():
+                    os.link(before, folder / before.name)
+                else:
+                    save_tensors(folder / f"{part}.safetensors", tensors)
+            where = {"phase": checkpoint.phase, "epoch": checkpoint.epoch, "step": checkpoint.step}
+            io.write_json(folder / "state.json", {**where, **checkpoint.state})
         for folder in older:
             shutil.rmtree(folder)
 
@@ -195,6 +223,7 @@ class StageFolder:
         return StageCheckpoint(
             phase=state["phase"],
             epoch=state["epoch"],
+            step=state["step"],
             state=state,
             engine=load_tensors(newest / "engine.safetensors"),
             **{name: load_tensors(path) if path.exists() else {} for name, path in kept.items()},
@@ -205,21 +234,118 @@ class StageFolder:
         return sorted(found, key=lambda folder: [int(part) for part in folder.name.split("-")[1::2]])
 
 
-@contextmanager
-def writing(run: Path) -> Iterator[None]:
-    """Hold a run folder for writing.
+class RunFolder:
+    """A run's folder.
 
-    Raises:
-        RunError: another process is writing it, or it is something else; then nothing is written into it.
+    Args:
+        path: Where it is; it need not exist.
     """
-    if run.exists() and not run.is_dir():
-        raise RunError(f"{run}: is a file; name a folder for the run")
-    if run.is_dir() and not (run / "config.yaml").exists():
-        # a run killed before its configuration was whole has left these at most
-        others = sorted(entry.name for entry in run.iterdir() if not entry.name.startswith(".") and entry.name != "dataset.json")
-        if others:
-            raise RunError(f"{run}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
-    run.mkdir(parents=True, exist_ok=True)
-    busy = RunError(f"{run}: another process is writing this run; wait for it or name another folder")
-    with io.exclusive_lock(run / ".lock", busy):
-        yield
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "config.yaml").exists()
+
+    def stage(self, position: int, task: str) -> StageFolder:
+        """Return the folder of a stage; positions count from 0."""
+        return StageFolder(self.path, position, task)
+
+    def config(self) -> RunConfig:
+        """Return the resolved configuration of the run.
+
+        Raises:
+            RunError: another version of this program has written it.
+        """
+        written = self.path / "config.yaml"
+        try:
+            return validate(RunConfig, yaml.safe_load(written.read_text(encoding="utf-8")), where=str(written))
+        except ConfigError as error:
+            raise RunError(f"{self.path}: was begun by another version of this program ({error}); name a new folder with --run") from None
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved configuration; with it the folder is a run."""
+        with io.atomic_write(self.path / "config.yaml") as file:
+            file.write(dump_config(config).encode())
+
+    def dataset_json(self) -> dict[str, Any]:
+        """Return the copy of the data set's description."""
+        value: dict[str, Any] = self.read_json("dataset.json")
+        return value
+
+    def additions(self) -> list[dict[str, Any]]:
+        """Return what was added to the run, in order."""
+        listed: list[dict[str, Any]] = self.read_json("additions.json") if (self.path / "additions.json").exists() else []
+        return listed
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file."""
+        return io.read_json(str(self.path / name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, atomically."""
+        io.write_json(self.path / name, value)
+
+    def create_or_verify(self, config: RunConfig, info: DatasetInfo) -> str:
+        """Make the folder a run of this configuration and data set, or check that it is one; returns what is wrong, or nothing."""
+        if self.exists:
+            return self.first_difference(config, info)
+        self.write_json("dataset.json", info.to_json())
+        self.write_config(config)
+        return ""
+
+    def first_difference(self, config: RunConfig, info: DatasetInfo) -> str:
+        """Return how the run differs from a configuration and a data set, for a person; empty where it does not.
+
+        Raises:
+            RunError: another version of this program has written the run.
+        """
+        before, now = _flat(self.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                return (
+                    f"{self.path}: was started with another configuration: {name} was {before.get(name)!r} and is now "
+                    f"{now.get(name)!r}; use the old value or name a new folder with --run"
+                )
+        if self.dataset_json() != json.loads(json.dumps(info.to_json())):
+            return (
+                f"{self.path}: the data set {config.dataset} has changed since this run began (dataset.json differs); "
+                "bring the old one back or name a new folder with --run"
+            )
+        return ""
+
+    def write_timing(self, machine: dict[str, Any]) -> None:
+        """Gather the stages' times into `timing.json`, with what they were taken on."""
+        stages = [io.read_json(str(path)) for path in sorted((self.path / "stages").glob("*/timing.json"))]
+        self.write_json("timing.json", {"stages": stages, "machine": machine})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for writing.
+
+        Raises:
+            RunError: another process is writing it, or it is something else; then nothing is written into it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file; name a folder for the run")
+        if self.path.is_dir() and not self.exists:
+            # a run killed before its configuration was whole has left these at most
+            others = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "dataset.json")
+            if others:
+                raise RunError(f"{self.path}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        busy = RunError(f"{self.path}: another process is writing this run; wait for it or name another folder")
+        with io.exclusive_lock(self.path / ".lock", busy):
+            yield
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted name."""
+    if isinstance(value, dict) and value:
+        return {name: leaf for key, entry in value.items() for name, leaf in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}

@@ -30,7 +30,7 @@ def train_step(engine: Engine, method: Method, batch: PackedBatch, *, runtime: R
     """Take one optimiser step on this rank's share of a global batch.
 
     Every term is a local sum over a global count, and the engine averages gradients over ranks and micro-batches, so the loss is
-    multiplied by both (SPEC section 4, accounting).
+    multiplied by both (docs/method.md, Retention).
 
     Returns:
         This rank's part of each term, detached, on the device.
@@ -73,6 +73,15 @@ class LossMeter:
         self._count += len(steps)
         self._steps = []
         return steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the steps fetched so far."""
+        assert not self._steps, "fetch before the state is taken"
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._sums, self._count = dict(state["sums"]), state["count"]
 
     def means(self) -> dict[str, float]:
         """Return the mean over all steps fetched, and start anew."""

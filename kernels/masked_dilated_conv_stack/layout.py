@@ -111,44 +111,72 @@ class Layout:
 
 
 def build_layout(
-    row_offsets: Tensor, task_of_row: Tensor, *, dilations: Sequence[int], kernel_size: int = 3, positions: Positions = "all"
+    row_offsets: Tensor,
+    task_of_row: Tensor,
+    *,
+    dilations: Sequence[int],
+    kernel_size: int = 3,
+    positions: Positions = "all",
+    host_row_offsets: Tensor | None = None,
+    host_task_of_row: Tensor | None = None,
 ) -> Layout:
     """Plan a stack over a packed batch.
+
+    Sizes and checks need values on the host. Where the tensors are on a GPU, copying them back waits for it, once a call; with the
+    `host_` tensors nothing is copied back and nothing waits.
 
     Args:
         row_offsets: int64 [B + 1], where each row's positions start; not decreasing.
         task_of_row: int32 or int64 [B], row of the mask table that a row uses.
         dilations: The dilation d of each block; its convolutions have d and 2d.
         kernel_size: Taps k of a convolution.
-        positions: Which positions of the output are wanted.
+        positions: Which positions of the output are computed.
+        host_row_offsets, host_task_of_row: The same values on the CPU; both or neither.
 
     Raises:
         ValueError: a dilation or the kernel size is not positive, there is no block, the shapes do not fit, offsets fall, a task is
-            negative.
+            negative; one `host_` tensor without the other, or not on the CPU.
     """
     if kernel_size < 1 or not dilations or any(d < 1 for d in dilations):
-        raise ValueError(f"a block or more, kernel size and dilations of at least 1 are wanted, not {kernel_size} and {list(dilations)}")
+        raise ValueError(f"expected a block or more, kernel size and dilations of at least 1, got {kernel_size} and {list(dilations)}")
     if row_offsets.ndim != 1 or task_of_row.shape[0] != row_offsets.shape[0] - 1:
         raise ValueError(f"row_offsets {tuple(row_offsets.shape)} needs one entry more than task_of_row {tuple(task_of_row.shape)}")
-    lengths, low, high = _check_values(row_offsets, task_of_row)
+    on_host = _on_host(row_offsets, task_of_row, host_row_offsets, host_task_of_row)
+    lengths, low, high = _check_values(*on_host)
     stage_dilations = tuple(step * d for d in dilations for step in (1, 2))
     several = task_of_row.long() if low != high else None
     layout = Layout(positions, row_offsets, stage_dilations, kernel_size, several, low if low == high else None, high + 1)
-    vars(layout)["lengths"] = lengths  # here already: to ask a GPU again would be to wait for it
+    vars(layout)["lengths"] = lengths  # known already: copying them from a GPU would wait for it
     return layout
 
 
+def _on_host(
+    row_offsets: Tensor, task_of_row: Tensor, host_row_offsets: Tensor | None, host_task_of_row: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return offsets and tasks on the CPU: as given, or copied back, which waits for the device once."""
+    if host_row_offsets is None and host_task_of_row is None:
+        joined = torch.cat([row_offsets, task_of_row.to(row_offsets.dtype)]).cpu()
+        return joined[: row_offsets.shape[0]], joined[row_offsets.shape[0] :]
+    if host_row_offsets is None or host_task_of_row is None:
+        raise ValueError("expected host_row_offsets and host_task_of_row together, got one of them")
+    for name, host, tensor in (("row_offsets", host_row_offsets, row_offsets), ("task_of_row", host_task_of_row, task_of_row)):
+        if host.device.type != "cpu" or host.shape != tensor.shape:
+            raise ValueError(
+                f"host_{name}: expected the values of {name}, {tuple(tensor.shape)}, on the CPU, got {tuple(host.shape)} on {host.device}"
+            )
+    return host_row_offsets, host_task_of_row
+
+
 def _check_values(row_offsets: Tensor, task_of_row: Tensor) -> tuple[Tensor, int, int]:
-    """Return the rows' lengths on the CPU, the smallest and the largest task: one wait for the device in all."""
-    offsets, tasks = torch.cat([row_offsets, task_of_row.to(row_offsets.dtype)]).cpu().split([row_offsets.shape[0], task_of_row.shape[0]])
-    lengths = offsets.diff()
+    """Return the rows' lengths, the smallest and the largest task, all of tensors on the CPU."""
+    lengths, tasks = row_offsets.diff(), task_of_row
     if not tasks.numel():
         tasks, lengths = tasks.new_zeros(1), lengths.new_zeros(1)
-    first, least, low, high = int(offsets[0]), int(lengths.min()), int(tasks.min()), int(tasks.max())
+    first, least, low, high = int(row_offsets[0]), int(lengths.min()), int(tasks.min()), int(tasks.max())
     if first != 0 or least < 0:
-        raise ValueError(f"row_offsets: 0 and then what never falls is wanted, not a start at {first} and a shortest row of {least}")
+        raise ValueError(f"row_offsets: expected 0 and then values that never fall, got a start at {first} and a shortest row of {least}")
     if low < 0:
-        raise ValueError(f"task_of_row: indices of 0 and more are wanted, not {low}")
+        raise ValueError(f"task_of_row: expected indices of 0 and more, got {low}")
     return lengths[: task_of_row.shape[0]], low, high
 
 
@@ -191,33 +219,70 @@ def _taps_of_last(
 ) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...], Tensor | None]:
     device, count = row_offsets.device, len(lengths)
     offsets = seen_offsets(stage_dilations, kernel_size, max(1, int(lengths.max())) if count else 1)
-    # what a stage computes of a row is the first so many of its offsets: counted on the CPU, so that no size is asked of a GPU
-    counts = [torch.searchsorted(seen, lengths) for seen in offsets]
+    # Offsets contain those of the stage above, so as many of them are the same ones: most stages of a deep stack see whole rows and share
+    # their index tables. The input is apart, since it is packed in another order than what stages compute.
+    ids = [-1, *(len(seen) for seen in offsets[1:])]
     some_empty = count > 0 and int(lengths.min()) == 0
-    offsets = [seen.to(device, non_blocking=True) for seen in offsets]
-    inputs = int(lengths.sum())
-    # table[b, i] = packed index of the input at distance offsets[i] from row b's last position, or `inputs` where there is none
-    table = row_offsets[1:, None] - 1 - offsets[0][None, :]
-    table = torch.where(offsets[0] < row_offsets.diff()[:, None], table, inputs)
-    block_input, block_offsets = table, offsets[0]
+    distinct = {len(seen): seen for seen in offsets[1:]}
+    made_of = {key: _Computed.of(seen, lengths, device) for key, seen in distinct.items()}
+    total, first = int(lengths.sum()), offsets[0].to(device, non_blocking=True)
+    table = torch.where(first < row_offsets.diff()[:, None], row_offsets[1:, None] - 1 - first, total)
+    read_of: dict[int, _Positions] = {-1: _Positions(first, table, total), **made_of}
     back = torch.arange(kernel_size - 1, -1, -1, device=device)
-    taps: list[Taps] = []
-    residual: list[Tensor | None] = []
-    for stage, dilation in enumerate(stage_dilations):
-        seen, known, outputs = offsets[stage + 1], offsets[stage], int(counts[stage + 1].sum())
-        made = counts[stage + 1].to(device, non_blocking=True)
+    taps: dict[tuple[int, int, int], Taps] = {}
+    kept: dict[tuple[int, int], Tensor] = {}
+    stages = [(dilation, ids[stage], ids[stage + 1]) for stage, dilation in enumerate(stage_dilations)]
+    blocks = list(zip(ids[:-2:2], ids[2::2], strict=True))
+    for key in stages:
+        if key not in taps:
+            read, made = read_of[key[1]], made_of[key[2]]
+            reached = (made.offsets[:, None] + back * key[0]).contiguous()
+            columns = torch.searchsorted(read.offsets, reached)  # past the end: beyond every row
+            padded = torch.cat([read.table, read.table.new_full((count, 1), read.size)], dim=1)
+            forward = padded[made.rows[:, None], columns[made.place]]
+            taps[key] = Taps(forward, _invert(forward, read.size), made.rows)
+    for block in blocks:
+        if block not in kept:
+            read, made = read_of[block[0]], made_of[block[1]]
+            kept[block] = read.table[made.rows, torch.searchsorted(read.offsets, made.offsets)[made.place]]
+    all_taps = tuple(taps[key] for key in stages)
+    return all_taps, tuple(kept[block] for block in blocks), all_taps[-1].rows if some_empty else None
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """Positions that a stage reads, by their distance from the last of their row.
+
+    Attributes:
+        offsets: The distances.
+        table: int64 [B, offsets], which position a row and a distance are; `size` where the row has none.
+        size: How many positions.
+    """
+
+    offsets: Tensor
+    table: Tensor
+    size: int
+
+
+@dataclass(frozen=True)
+class _Computed(_Positions):
+    """Positions that a stage computes, row by row.
+
+    Attributes:
+        rows, place: int64 [N_out], each position's row and where its distance stands in `offsets`.
+    """
+
+    rows: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, offsets: Tensor, lengths: Tensor, device: torch.device) -> _Computed:
+        """Return what is computed of these distances, of rows of these lengths; both are on the CPU, so no size is asked of a GPU."""
+        counts = torch.searchsorted(offsets, lengths)
+        size, count = int(counts.sum()), len(lengths)
+        offsets, made = offsets.to(device, non_blocking=True), counts.to(device, non_blocking=True)
         starts = made.cumsum(0) - made
-        rows = torch.repeat_interleave(torch.arange(count, device=device), made, output_size=outputs)
-        place = torch.arange(outputs, device=device) - starts[rows]
-        columns = torch.searchsorted(known, (seen[:, None] + back * dilation).contiguous())  # past the end: beyond every row
-        padded = torch.cat([table, table.new_full((count, 1), inputs)], dim=1)
-        forward = padded[rows[:, None], columns[place]]
-        taps.append(Taps(forward, _invert(forward, inputs), rows))
-        if stage % 2:
-            residual.append(block_input[rows, torch.searchsorted(block_offsets, seen)[place]])
-        ahead = torch.arange(len(seen), device=device)
-        table = torch.where(ahead < made[:, None], starts[:, None] + ahead, outputs)
-        inputs = outputs
-        if stage % 2:
-            block_input, block_offsets = table, seen
-    return tuple(taps), tuple(residual), taps[-1].rows if some_empty else None
+        rows = torch.repeat_interleave(torch.arange(count, device=device), made, output_size=size)
+        ahead = torch.arange(len(offsets), device=device)
+        table = torch.where(ahead < made[:, None], starts[:, None] + ahead, size)
+        return cls(offsets, table, size, rows, torch.arange(size, device=device) - starts[rows])

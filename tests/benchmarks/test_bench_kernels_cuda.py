@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dist_teracon.bench import kernels_cuda
+from dist_teracon.bench import kernels_cuda, kernels_profile
 from dist_teracon.errors import RunError
 from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters, build_layout, masked_dilated_conv_stack
 
@@ -14,6 +14,8 @@ def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match="no NVIDIA GPU"):
         kernels_cuda.run_cuda(None)
+    with pytest.raises(RunError, match="no NVIDIA GPU"):
+        kernels_profile.run_profile(None)
 
 
 def test_floor_of_a_shape():
@@ -37,3 +39,10 @@ def test_plain_path_computes_the_same_stack(monkeypatch):
     packed = x.transpose(1, 2).reshape(40, 8)
     wanted = masked_dilated_conv_stack(packed, layout, parameters, masks).view(2, 20, 8).transpose(1, 2)
     torch.testing.assert_close(kernels_cuda._eager(x, parameters, masks), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", kernels_profile.CASES, ids=lambda case: case.label)
+def test_profiled_call_returns_every_gradient(case):
+    gradients = kernels_profile.call(case, device="cpu", channels=8, rows=7)()
+    assert len(gradients) == 6
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)

@@ -62,12 +62,12 @@ def _steps(engine: DeepSpeedEngine, first: int, last: int) -> None:
 def test_an_engine_that_takes_over_a_state_goes_on_bit_for_bit(zero: int, precision: str) -> None:
     _, whole = _engine(zero, precision)
     _steps(whole, 0, 3)
-    state = whole.state()
+    state = whole.state_dict()
     _steps(whole, 3, 6)
     _, other = _engine(zero, precision)
-    other.load(state)
+    other.load_state_dict(state)
     _steps(other, 3, 6)
-    expected, found = whole.state(), other.state()
+    expected, found = whole.state_dict(), other.state_dict()
     assert int(found["steps"]) == 6
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -79,7 +79,7 @@ def test_a_state_is_free_of_the_zero_stage(before: int, after: int) -> None:
     _, old = _engine(before, "fp32")
     _steps(old, 0, 3)
     _, new = _engine(after, "fp32")
-    new.load(old.state())
+    new.load_state_dict(old.state_dict())
     _steps(old, 3, 5)
     _steps(new, 3, 5)
     for name, value in old.state().items():
@@ -161,7 +161,7 @@ class Table(nn.Module):
 def _lazy_engine() -> tuple[Table, DeepSpeedEngine]:
     table = Table()
     groups: list[dict[str, Any]] = [{"params": list(table.parameters()), "lr": 0.1, "weight_decay": 0.5}]
-    return table, DeepSpeedEngine(table, groups, config=TrainConfig(), runtime=ALONE, lazy=True)
+    return table, DeepSpeedEngine(table, groups, config=TrainConfig(), runtime=ALONE, sparse_updates=True)
 
 
 def test_lazy_tables_go_on_bit_for_bit_from_their_state() -> None:
@@ -169,12 +169,12 @@ def test_lazy_tables_go_on_bit_for_bit_from_their_state() -> None:
     begun = table.table.detach().clone()
     _steps(whole, 0, 3)
     assert (table.table != begun).any(dim=1).tolist() == [True, True, True, False, True, False, False, False, False]
-    state = whole.state()
+    state = whole.state_dict()
     _steps(whole, 3, 6)
     _, other = _lazy_engine()
-    other.load(state)
+    other.load_state_dict(state)
     _steps(other, 3, 6)
-    expected, found = whole.state(), other.state()
+    expected, found = whole.state_dict(), other.state_dict()
     assert expected.keys() == found.keys()
     assert int(found["steps"]) == 6
     assert all(torch.equal(found[name], value) for name, value in expected.items())

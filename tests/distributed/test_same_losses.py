@@ -103,7 +103,7 @@ def test_losses_and_rates_of_the_first_steps_equal_one_processs(runs: Path, name
 
 def test_a_head_starts_as_with_one_process(runs: Path) -> None:
     one, three = (weights(runs / f"head start {world}", "02-likes") for world in (1, 3))
-    told = [[(event["examples"], event["steps"]) for event in events(runs / f"head start {world}", "head_start")] for world in (1, 3)]
+    told = [[(event["examples"], event["steps"]) for event in events(runs / f"head start {world}", "linear_probe")] for world in (1, 3)]
     assert len(told[0]) == 1
     assert told[0] == told[1]
     for name, value in one.items():

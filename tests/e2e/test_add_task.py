@@ -16,15 +16,18 @@ import pytest
 import torch
 from small_runs import ALONE, checked, events, results, run_worlds, settings, small_tables, train_here, weights, what_lasts
 
-from dist_teracon.continual.method import MethodContext, resolve_method
+from dist_teracon.continual.method import MethodContext
+from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import read_item_vectors
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
-from dist_teracon.train.add_task import AddedTask, grown_tensors
+from dist_teracon.train.add_task import AddedTask
+from dist_teracon.train.item_growth import grown_tensors
 
+ITEMS = "backbone.item_embedding.weight"
 RULE = SplitRule(train=0.6, validation=0.2, test=0.2)
 OLD_ITEMS, NEW_ITEMS = 42, 44
 MOMENTS = ("pseudo:3:5", "checkpoint:3:1", "finished:3")
@@ -87,7 +90,7 @@ def test_the_new_task_is_one_more_row_and_the_old_ones_stay(runs: Path) -> None:
 
 def test_item_tables_grow_and_heads_of_old_tasks_do_not(runs: Path) -> None:
     before, after = weights(runs / "base", "02-likes"), weights(runs / "whole", "03-gender")
-    assert (before["backbone.items"].shape[0], after["backbone.items"].shape[0]) == (OLD_ITEMS, NEW_ITEMS)
+    assert (before[ITEMS].shape[0], after[ITEMS].shape[0]) == (OLD_ITEMS, NEW_ITEMS)
     assert after["heads.next.weight"].shape == before["heads.next.weight"].shape
     state = json.loads((runs / "whole" / "stages" / "03-gender" / "state.json").read_text())
     assert state["growth"] == {"items_before": OLD_ITEMS, "items": NEW_ITEMS, "new_items": "unseen", "started": 0}
@@ -108,7 +111,7 @@ def method_of(run: Path, dataset: Dataset, names: list[str]) -> Any:
     kind, chosen = resolve_method(config, where="test")
     tasks = tuple(dataset.info.task(name) for name in names)
     training = tuple(config.train.stage(number, task.name) for number, task in enumerate(tasks))
-    method = kind(MethodContext(model=config.model, seed=config.seed, items=dataset.info.items, tasks=tasks, training=training), chosen)
+    method = kind(MethodContext(model=config.model, seed=config.seed, num_items=dataset.info.items, tasks=tasks, training=training), chosen)
     for task in tasks[:2]:
         method.begin_task(task)
         method.end_task()
@@ -121,7 +124,7 @@ def test_predictions_of_old_tasks_stay_until_training(runs: Path, versions: tupl
     before = method_of(runs / "base", old, ["next", "likes"])
     before.load_state_dict(tensors)
     after = method_of(runs / "base", new, ["next", "likes", "gender"])
-    grown, report = grown_tensors(tensors, new, task="gender", new_items="unseen", runtime=ALONE)
+    grown, report = grown_tensors(tensors, [ITEMS], new, task="gender", new_items="unseen", runtime=ALONE)
     after.load_state_dict(grown)
     rows = [[5, 42, 9, 43], [2, 3, 4], [NEW_ITEMS - 1]]
     unseen = [[item if item < OLD_ITEMS else 1 for item in row] for row in rows]
@@ -141,7 +144,7 @@ def test_predictions_of_old_tasks_stay_until_training(runs: Path, versions: tupl
 def test_neighbours_are_the_known_items_beside_a_new_one(versions: tuple[str, str]) -> None:
     new = Dataset(versions[1])
     table = torch.randn(OLD_ITEMS, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found, report = grown_tensors({"backbone.items": table, "x": table}, new, task="gender", new_items="neighbours", runtime=ALONE)
+    found, report = grown_tensors({ITEMS: table, "x": table}, [ITEMS], new, task="gender", new_items="neighbours", runtime=ALONE)
     beside: dict[int, list[int]] = {item: [] for item in range(OLD_ITEMS, NEW_ITEMS)}
     for shard in range(new.info.shards):
         data, labels = new.shard(shard), new.labels("gender", shard)
@@ -151,11 +154,11 @@ def test_neighbours_are_the_known_items_beside_a_new_one(versions: tuple[str, st
                 for one, other in ((left, right), (right, left)):
                     if split == 0 and one in beside and 2 <= other < OLD_ITEMS:
                         beside[one].append(other)
-    assert torch.equal(found["backbone.items"][:OLD_ITEMS], table)
+    assert torch.equal(found[ITEMS][:OLD_ITEMS], table)
     assert torch.equal(found["x"], table)
     for item, others in beside.items():
         wanted = table[others].mean(0) if others else table[1]
-        torch.testing.assert_close(found["backbone.items"][item], wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[ITEMS][item], wanted, rtol=1e-12, atol=1e-12)
     assert report["started"] == sum(bool(others) for others in beside.values()) > 0
 
 
@@ -168,9 +171,9 @@ def test_given_vectors_reach_new_rows_by_the_map_that_fits_the_known_ones(versio
     turn = np.random.default_rng(1).normal(size=(3, 5))
     rows = torch.from_numpy(given.vectors.astype(np.float64) @ turn + 2.0)
     table = torch.cat([torch.full((2, 5), 7.0, dtype=torch.float64), rows[: OLD_ITEMS - 2]])
-    found, report = grown_tensors({"backbone.items": table}, new, task="gender", new_items="text", runtime=ALONE, vectors=uri)
-    assert torch.equal(found["backbone.items"][:OLD_ITEMS], table)
-    torch.testing.assert_close(found["backbone.items"][OLD_ITEMS:], rows[OLD_ITEMS - 2 :], rtol=0, atol=0.1)
+    found, report = grown_tensors({ITEMS: table}, [ITEMS], new, task="gender", new_items="text", runtime=ALONE, vectors=uri)
+    assert torch.equal(found[ITEMS][:OLD_ITEMS], table)
+    torch.testing.assert_close(found[ITEMS][OLD_ITEMS:], rows[OLD_ITEMS - 2 :], rtol=0, atol=0.1)
     assert (report["started"], report["mapped_from"], report["given_unknown"]) == (NEW_ITEMS - OLD_ITEMS, OLD_ITEMS - 2, 1)
     assert report["explained"] > 0.99
 
@@ -182,11 +185,11 @@ def test_vectors_of_new_items_alone_are_taken_as_they_are(versions: tuple[str, s
     pq.write_table(pa.table({"item": [last["item"]], "vector": [[1.0, 2.0, 3.0]]}), tmp_path / "v.parquet")
     table = torch.arange(OLD_ITEMS * 3.0).view(-1, 3)
     options: dict[str, Any] = {"task": "gender", "new_items": "text", "runtime": ALONE, "vectors": str(tmp_path / "v.parquet")}
-    found, report = grown_tensors({"backbone.items": table}, new, **options)
-    assert found["backbone.items"][OLD_ITEMS:].tolist() == [table[1].tolist(), [1.0, 2.0, 3.0]]
+    found, report = grown_tensors({ITEMS: table}, [ITEMS], new, **options)
+    assert found[ITEMS][OLD_ITEMS:].tolist() == [table[1].tolist(), [1.0, 2.0, 3.0]]
     assert report["started"] == 1
     with pytest.raises(RunError, match="vectors are 3 wide and the model 4"):
-        grown_tensors({"backbone.items": torch.zeros(OLD_ITEMS, 4)}, new, **options)
+        grown_tensors({ITEMS: torch.zeros(OLD_ITEMS, 4)}, [ITEMS], new, **options)
 
 
 def test_a_run_that_grew_by_given_vectors_says_so_and_survives_a_kill(runs: Path) -> None:

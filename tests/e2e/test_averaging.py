@@ -9,7 +9,8 @@ import torch
 from small_runs import events, settings, train_here, weights
 
 from dist_teracon.config import RunConfig, StageTraining
-from dist_teracon.continual.method import MethodContext, resolve_method
+from dist_teracon.continual.method import MethodContext
+from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.open import open_dataset
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -27,7 +28,7 @@ def test_a_stage_hands_on_the_mean_of_its_epochs(small: str, tmp_path: Path) -> 
     one, two, mean = handed_on("one", epochs=1), handed_on("two", epochs=2), handed_on("mean", epochs=2, ema_decay=0.9)
     for name, value in mean.items():
         assert torch.allclose(value, (one[name] + two[name]) / 2, atol=1e-7)
-    assert not torch.equal(one["backbone.items"], two["backbone.items"])
+    assert not torch.equal(one["backbone.item_embedding.weight"], two["backbone.item_embedding.weight"])
 
 
 def test_what_earlier_stages_trained_steps_by_its_share_of_the_learning_rate(small: str, tmp_path: Path) -> None:
@@ -59,10 +60,10 @@ def test_all_but_what_a_stage_adds_is_of_earlier_stages(small: str, name: str, f
     info = open_dataset(small).info
     tasks = tuple(info.task(task) for task in ("next", "likes"))
     kind, chosen = resolve_method(config, where="test")
-    method = kind(MethodContext(model=config.model, seed=0, items=info.items, tasks=tasks, training=(StageTraining(),) * 2), chosen)
+    method = kind(MethodContext(model=config.model, seed=0, num_items=info.items, tasks=tasks, training=(StageTraining(),) * 2), chosen)
     for task in tasks:
         method.begin_task(task)
         parameters = [name for name, _ in method.module().named_parameters()]
-        earlier = {name for name in parameters if method.is_pretrained(name)}
+        earlier = {name for name in parameters if method.is_pretrained(method.role(name))}
         assert earlier == ({name for name in parameters if not name.startswith(fresh)} if task.name == "likes" else set())
         method.end_task()

@@ -14,6 +14,8 @@ from dist_teracon.data.schema import FIRST_ITEM, Split, SplitRule
 from dist_teracon.models import item_init
 from dist_teracon.models.item_init import SCALE, cooccurrence_vectors
 
+ITEMS = "backbone.item_embedding.weight"
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
@@ -115,7 +117,7 @@ def test_a_run_starts_from_them(alone: None, dataset, tmp_path) -> None:
     config = settings(dataset.uri, tasks=("next",), max_steps=1)
     config["model"] = {**config["model"], "item_init": "svd"}
     run = train_here(config, tmp_path / "run")
-    assert float((weights(run, "01-next")["backbone.items"] - vectors_of(dataset)).abs().max()) <= 0.0101  # one step of Adam at 0.01
+    assert float((weights(run, "01-next")[ITEMS] - vectors_of(dataset)).abs().max()) <= 0.0101  # one step of Adam at 0.01
 
 
 def test_weight_decay_pulls_matrices_and_the_present_head_alone(alone: None, dataset, tmp_path) -> None:
@@ -127,7 +129,7 @@ def test_weight_decay_pulls_matrices_and_the_present_head_alone(alone: None, dat
         config["model"] = {**config["model"], "item_init": "svd"}
         found[decay] = weights(train_here(config, tmp_path / f"run-{decay}"), "01-next")
     start = vectors_of(dataset)
-    pulled = found[0.0]["backbone.items"] - found[0.5]["backbone.items"]
+    pulled = found[0.0][ITEMS] - found[0.5][ITEMS]
     torch.testing.assert_close(pulled, 0.01 * 0.5 * start, atol=1e-6, rtol=1e-4)
     differ = {name for name, value in found[0.0].items() if not torch.equal(value, found[0.5][name])}
-    assert differ == {"backbone.items", "backbone.conv_weight", "heads.next.weight"}
+    assert differ == {ITEMS, "backbone.conv_weight", "heads.next.weight"}

@@ -55,7 +55,7 @@ def test_next_item_tasks_and_sampled_heads_start_as_drawn(small: str, tmp_path: 
         config["train"][stage] = {**config["train"][stage], "epochs": 1, "probe_steps": 30}
     config["model"]["heads"] = {"by_task": {"likes": "sampled"}}
     run = train_here(config, tmp_path / "run")
-    assert [(event["task"], event["steps"] <= 30) for event in events(run, "head_start")] == [("age", True)]
+    assert [(event["task"], event["steps"] <= 30) for event in events(run, "linear_probe")] == [("age", True)]
 
 
 class _Told:

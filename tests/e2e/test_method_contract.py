@@ -11,8 +11,9 @@ import torch
 import toy_methods
 from small_runs import TASKS, events, results, settings, timeless, train_here, weights, what_lasts
 
-from dist_teracon.train import stage as stage_module
+from dist_teracon.train import phase as phase_module
 
+ITEMS = "backbone.item_embedding.weight"
 CONV = "backbone.conv_weight"
 STAGES = [f"{number:02d}-{task}" for number, task in enumerate(TASKS, start=1)]
 
@@ -31,7 +32,7 @@ def test_frozen_weights_of_old_tasks_stay_bit_equal_through_all_later_stages(con
         new = after["owner"] == number + 1
         assert new.any()
         assert (after[CONV][new] != 0).any()
-        assert torch.equal(before["backbone.items"], after["backbone.items"])
+        assert torch.equal(before[ITEMS], after[ITEMS])
         for task in TASKS[:number]:
             assert torch.equal(before[f"heads.{task}.weight"], after[f"heads.{task}.weight"])
 
@@ -56,8 +57,8 @@ def test_frozen_weights_stay_bit_equal_on_masters_in_bf16(alone: None, small: st
     before, after = weights(run, STAGES[0]), weights(run, STAGES[1])
     frozen = before["owner"] > 0
     assert torch.equal(before[CONV][frozen], after[CONV][frozen])
-    assert torch.equal(before["backbone.items"], after["backbone.items"])
-    assert (before["backbone.items"].bfloat16().float() != before["backbone.items"]).any()  # they were no bf16 numbers to begin with
+    assert torch.equal(before[ITEMS], after[ITEMS])
+    assert (before[ITEMS].bfloat16().float() != before[ITEMS]).any()  # they were no bf16 numbers to begin with
     assert results(run)["bwt_absolute"] == [0.0, None]
 
 
@@ -69,7 +70,7 @@ class Killed(BaseException):
 def test_a_run_stopped_in_any_phase_ends_bit_for_bit_as_undisturbed(
     alone: None, small: str, conure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, step: int
 ) -> None:
-    real, seen = stage_module.train_step, []
+    real, seen = phase_module.train_step, []
     begin = toy_methods.ToyConure.begin_phase
 
     def begin_phase(self: Any, now: Any) -> None:
@@ -85,7 +86,7 @@ def test_a_run_stopped_in_any_phase_ends_bit_for_bit_as_undisturbed(
     values = settings(small, method="toy-conure", tasks=TASKS)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(toy_methods.ToyConure, "begin_phase", begin_phase)
-        patch.setattr(stage_module, "train_step", dying_step)
+        patch.setattr(phase_module, "train_step", dying_step)
         train_here(values, tmp_path / "run")
     train_here(values, tmp_path / "run")
     assert what_lasts(tmp_path / "run") == what_lasts(conure)
@@ -99,7 +100,10 @@ def test_joint_tasks_are_learned_in_one_stage_and_later_stages_train_nothing(alo
     assert list(steps[-1]["loss"]) == ["class/likes", "class/age", "class/gender"]
     assert weights(run, STAGES[1]).keys() == weights(run, STAGES[3]).keys()
     assert all(torch.equal(value, weights(run, STAGES[3])[name]) for name, value in weights(run, STAGES[1]).items())
-    untrained, trained = weights(run, STAGES[0])["backbone.items"], weights(run, STAGES[1])["backbone.items"]
+    untrained, trained = (
+        weights(run, STAGES[0])[ITEMS],
+        weights(run, STAGES[1])[ITEMS],
+    )
     assert not torch.equal(untrained, trained)
     assert results(run)["bwt_absolute"][1:] == [0.0, 0.0, None]
     assert events(run, "epoch")[-1]["validation"] > 0.4  # all three are learnable

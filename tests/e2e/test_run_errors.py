@@ -16,8 +16,8 @@ from dist_teracon.cli import main
 from dist_teracon.continual.teracon import RetentionSettings
 from dist_teracon.errors import TrainingError
 from dist_teracon.runtime import process_group
-from dist_teracon.train import stage as stage_module
-from dist_teracon.train.run_folder import writing
+from dist_teracon.train import phase as phase_module
+from dist_teracon.train.run_folder import RunFolder
 
 ONE_EPOCH = {"learning_rate": 0.01, "batch": 32, "epochs": 1}
 SHORT = {"first": ONE_EPOCH, "second": ONE_EPOCH, "later": ONE_EPOCH}
@@ -125,7 +125,7 @@ def test_a_rank_that_gives_up_does_not_leave_the_others_waiting(tmp_path: Path) 
     [
         ("tasks", "[next, agee]", r"tasks: data set 'small' has no task 'agee'; did you mean 'age'?"),
         ("train.by_task", "{gendr: {epochs: 3}}", r"train.by_task: data set 'small' has no task 'gendr'; did you mean 'gender'?"),
-        ("method.name", "terracon", "method.name: there is no method 'terracon'; did you mean 'teracon'?"),
+        ("method.name", "terracon", "method.name: no method 'terracon'; did you mean 'teracon'?"),
         ("method", "{name: teracon, retention: {alfa: 1}}", "method: retention.alfa: unknown field; did you mean 'alpha'?"),
         ("train.precision", "bf16", "set train.zero to 1 or 2"),
         ("train.first.epochz", "3", "train.first.epochz: unknown field; did you mean 'epochs'?"),
@@ -141,7 +141,7 @@ def test_a_wrong_configuration_names_field_value_and_the_nearest(
 
 def test_a_second_process_may_not_write_the_same_run(finished: tuple[dict[str, Any], Path], fails: Fails) -> None:
     values, run = finished
-    with writing(run):
+    with RunFolder(run).lock():
         assert "another process is writing this run" in fails(values, run)
 
 
@@ -167,7 +167,7 @@ def test_a_loss_that_is_no_number_stops_with_step_task_and_advice_and_the_run_ca
     alone: None, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = settings(small, method="sinmo", tasks=("age", "gender"))
-    real, seen = stage_module.train_step, []
+    real, seen = phase_module.train_step, []
 
     def poisoned(engine: Any, method: Any, *arguments: Any, **options: Any) -> Any:
         seen.append(len(method.learned) == 2)
@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_stops_with_step_task_and_advice_and_the_run_ca
         return real(engine, method, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "train_step", poisoned)
+        patch.setattr(phase_module, "train_step", poisoned)
         with pytest.raises(TrainingError) as told:
             train_here(values, tmp_path / "run")
     for part in ("task 'gender'", "phase 'train'", "step 5", "class/gender", "learning rate (now 0.01)", "gradient_clipping", "--run"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.console import Console
-from dist_teracon.continual.method import resolve_method
+from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.schema import SplitRule
@@ -77,7 +77,7 @@ def settings(dataset: str, *, method: dict[str, Any] | str = "teracon", tasks: S
         "dataset": dataset,
         "tasks": list(tasks),
         "method": {"name": method} if isinstance(method, str) else method,
-        "model": {"channels": 8, "dilations": [1, 2], "item_init": "uniform", "dropout": 0.0},
+        "model": {"channels": 8, "backbone": {"name": "nextitnet", "dilations": [1, 2]}, "item_init": "uniform", "dropout": 0.0},
         "train": {"first": stage, "second": stage, "later": stage, "log_every": 1, **train},
     }
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel
-from dist_teracon.continual.method import Method, MethodContext, Phase, register
+from dist_teracon.continual.method import Method, MethodContext, Phase
+from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
@@ -20,17 +20,12 @@ from dist_teracon.models.heads import Head
 from dist_teracon.models.network import Network
 
 
-def _run(network: Network, batch: PackedBatch) -> Tensor:
-    hidden: Tensor = network(batch.values, batch.row_offsets, batch.task_of_row, None, positions=batch.positions)
-    return hidden
-
-
 class _OneNetwork(Method):
     """A network without masks for all tasks."""
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         super().__init__(context, settings)
-        self.network = Network(make_backbone(context.model, items=context.items, generator=context.generator("backbone")))
+        self.network = Network(make_backbone(context.model, num_items=context.num_items, generator=context.generator("backbone")))
 
     def _add_head(self, task: Task) -> None:
         self.network.add_task(task.name, task.labels, generator=self.context.generator(f"head:{task.name}"))
@@ -42,19 +37,16 @@ class _OneNetwork(Method):
         return 0
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        return self.classification_losses(batch, _run(self.network, batch))
+        return self.classification_losses(batch, self.network.encode(batch, None))
 
     def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return _run(self.network, replace(batch, positions="last"))
+        return self.network.encode(batch, None, positions="last")
 
     def head(self, task: str) -> Head:
         return self.network.head(task)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(tensors)
+    def model(self) -> nn.Module:
+        return self.network
 
 
 @register
@@ -136,8 +128,7 @@ class ToyConure(_OneNetwork):
         owner, number = self.network.owner, self.learned.index(task) + 1
         seen = (owner <= number) if number == len(self.learned) else (owner > 0) & (owner <= number)
         weights = {"conv_weight": self.network.backbone.conv_weight * seen}
-        arguments = (batch.values, batch.row_offsets, batch.task_of_row, None)
-        hidden: Tensor = torch.func.functional_call(self.network.backbone, weights, arguments, {"positions": "last"})
+        hidden: Tensor = torch.func.functional_call(self.network.backbone, weights, (batch.sequences, None), {"positions": "last"})
         return hidden
 
 

@@ -24,7 +24,7 @@ import torch
 
 import dist_teracon.continual.fineall
 import dist_teracon.continual.teracon
-import dist_teracon.train.stage as stage_module
+import dist_teracon.train.phase as phase_module
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.console import Console
@@ -77,7 +77,7 @@ def _arm(moment: str) -> None:
             yield path
 
     if kind == "step":
-        stage_module.train_step = _first(before_step, stage_module.train_step)
+        phase_module.train_step = _first(before_step, phase_module.train_step)
     elif kind.startswith("half-"):
         run_folder.io.write_json = _first(before_json, run_folder.io.write_json)
     elif kind == "checkpoint":

@@ -116,6 +116,39 @@ def test_same_bits_for_same_inputs():
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
+@pytest.mark.parametrize("positions", ["all", "last"])
+@pytest.mark.parametrize("tasks", [[0, 0, 0], [1, 0, 1]])
+def test_layout_of_host_tensors_is_the_same_and_reads_no_device_values(positions, tasks):
+    from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.plan import make_plan
+
+    host = torch.tensor([0, 2, 2, 9]), torch.tensor(tasks, dtype=torch.int32)
+    plain = build_layout(*host, dilations=(1, 4), positions=positions)
+    named = {"host_row_offsets": host[0], "host_task_of_row": host[1]}
+    layout = build_layout(*host, dilations=(1, 4), positions=positions, **named)
+    assert (layout.single_task, layout.tasks, layout.packed) == (plain.single_task, plain.tasks, plain.packed)
+    assert torch.equal(layout.lengths, plain.lengths)
+    # tensors on `meta` have no values to read
+    without = build_layout(*(values.to("meta") for values in host), dilations=(1, 4), positions=positions, **named)
+    assert [taps.forward.shape for taps in without.taps] == [taps.forward.shape for taps in plain.taps]
+    assert make_plan(without, tasks=2).inputs == make_plan(plain, tasks=2).inputs
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"host_row_offsets": torch.tensor([0, 2])}, "together, got one of them"),
+        ({"host_row_offsets": torch.tensor([0]), "host_task_of_row": torch.tensor([0])}, r"host_row_offsets: .* got \(1,\) on cpu"),
+        (
+            {"host_row_offsets": torch.tensor([0, 2]), "host_task_of_row": torch.tensor([0], device="meta")},
+            r"host_task_of_row: expected .* on the CPU, got \(1,\) on meta",
+        ),
+    ],
+)
+def test_host_tensors_that_do_not_fit_are_refused(named, message):
+    with pytest.raises(ValueError, match=message):
+        build_layout(torch.tensor([0, 2]), torch.tensor([0]), dilations=(1,), **named)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

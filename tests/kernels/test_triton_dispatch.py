@@ -69,7 +69,7 @@ def test_too_many_channels_are_refused():
     [
         ([0, 3, 2], [0, 0], r"row_offsets: .* a shortest row of -1"),
         ([1, 3, 5], [0, 0], r"row_offsets: .* a start at 1"),
-        ([0, 3, 5], [0, -1], r"task_of_row: indices of 0 and more are wanted, not -1"),
+        ([0, 3, 5], [0, -1], r"task_of_row: expected indices of 0 and more, got -1"),
     ],
 )
 def test_a_layout_that_no_batch_has_is_refused(offsets, tasks, message):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from stack_cases import Case, compare, differentiate, fused, problem
 
-from dist_teracon.kernels.masked_dilated_conv_stack import masked_dilated_conv_stack, reference
+from dist_teracon.kernels.masked_dilated_conv_stack import build_layout, masked_dilated_conv_stack, reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -90,19 +90,24 @@ def test_triton_kernels_run_by_default(monkeypatch):
         assert sum(kernel in name for name in names) == launches, names
 
 
-def test_a_call_does_not_wait_for_the_gpu():
-    case = Case((30, 20), 64, dtype="bfloat16", device="cuda")
-    leaves, layout = problem(case)
-    weights = torch.ones(50, 64, dtype=torch.float64, device="cuda")
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_neither_layout_nor_call_waits_for_the_gpu(positions):
+    case = Case((30, 20), 64, positions=positions, dtype="bfloat16", device="cuda")
+    leaves, _ = problem(case)
+    host = torch.tensor([0, 30, 50]), torch.tensor([0, 1], dtype=torch.int32)
+    row_offsets, task_of_row = (values.cuda() for values in host)
+    weights = torch.ones(2 if positions == "last" else 50, 64, dtype=torch.float64, device="cuda")
 
-    def stack(x, layout, parameters, masks, *, eps):
-        layout.plans.clear()
+    def stack(x, _, parameters, masks, *, eps):
+        layout = build_layout(
+            row_offsets, task_of_row, dilations=case.dilations, positions=positions, host_row_offsets=host[0], host_task_of_row=host[1]
+        )
         return masked_dilated_conv_stack(x, layout, parameters, masks, eps=eps)
 
-    differentiate(stack, leaves, layout, torch.bfloat16, weights)  # compiles
+    differentiate(stack, leaves, None, torch.bfloat16, weights)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        differentiate(stack, leaves, layout, torch.bfloat16, weights)
+        differentiate(stack, leaves, None, torch.bfloat16, weights)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -118,7 +123,8 @@ for positions in ("all", "last"):
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer on this machine")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_kernels_touch_only_their_own_memory(tool):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    found = [str(Path(__file__).parents[1] / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(found), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", _BOTH_MODES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -78,7 +78,7 @@ class TtlBlock:
         targets: By task: int64 [B, W], −1 where there is none; users outside the task have none at all.
     """
 
-    items_BL: Int  # noqa: N815
+    items_BL: Int
     targets: dict[str, Int]
 
 

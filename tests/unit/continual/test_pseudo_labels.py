@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from dist_teracon.continual.pseudo_labels import (
     SMALL_TASK,
-    ReplayStream,
     open_store,
     pool_of_users,
     pool_share,
     read_shard,
     write_pseudo_labels,
 )
+from dist_teracon.continual.replay import ReplayStream
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import RunError

@@ -14,7 +14,7 @@ from dist_teracon.data.batches import Examples, PackedRows, concatenate, ragged_
 from dist_teracon.models.heads import cross_entropy_sum, squared_error_sum
 from dist_teracon.models.masks import TaskMasks
 from dist_teracon.models.network import Network
-from dist_teracon.models.nextitnet import NextItNet
+from dist_teracon.models.nextitnet import NextItNet, NextItNetSettings
 
 C, LABELS, SCALES = 4, 5, [50.0, 3.0]
 row_lists = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), max_size=7)
@@ -34,7 +34,7 @@ def unpack(values, offsets):
 def network():
     generator = torch.Generator().manual_seed(0)
     network = Network(
-        NextItNet(items=10, channels=C, dilations=(1, 2), kernel_size=3, generator=generator), TaskMasks(layers=4, channels=C)
+        NextItNet(NextItNetSettings(dilations=(1, 2)), num_items=10, channels=C, generator=generator), TaskMasks(layers=4, channels=C)
     )
     for name in ("past", "now"):
         network.add_task(name, LABELS, generator=generator)
@@ -53,7 +53,7 @@ def batch_of(pack, rows, positions):
 
 def loss_sums(network, batch):
     masks = network.mask_table(SCALES)
-    hidden = network(batch.values, batch.row_offsets, batch.task_of_row, masks, positions=batch.positions)
+    hidden = network.encode(batch, masks)
     sums = [cross_entropy_sum(network.head(part.task), hidden[part.index], part.labels) for part in batch.examples]
     sums += [squared_error_sum(network.head(part.task), hidden[part.index], part.targets, None) for part in batch.retention]
     return torch.stack(sums).detach()
@@ -82,10 +82,10 @@ def test_replayed_rows_are_read_under_their_task_at_their_last_position(network,
     assert joined.task_of_row.tolist() == [1] * len(own) + [0] * len(first) + [1] * len(second)
     assert joined.task_of_row.dtype == torch.int32
     masks = network.mask_table(SCALES)
-    hidden = network(joined.values, joined.row_offsets, joined.task_of_row, masks, positions=positions)
+    hidden = network.encode(joined, masks)
     for part, rows, mask_index in zip(joined.retention, (first, second), (0, 1), strict=True):
         alone = pack(rows, tasks=[mask_index] * len(rows))
-        wanted = network(alone.values, alone.row_offsets, alone.task_of_row, masks, positions="last")
+        wanted = network.encode(alone, masks)
         torch.testing.assert_close(hidden[part.index], wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(loss_sums(network, joined)[0], loss_sums(network, batch)[0], rtol=1e-12, atol=1e-12)
 

@@ -98,7 +98,7 @@ def flaky(server: str) -> Iterator[tuple[str, list[int]]]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward  # noqa: N815
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
 
         def log_message(self, *_: object) -> None:
             pass

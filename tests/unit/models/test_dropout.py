@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from dist_teracon.data.batches import PackedBatch
 from dist_teracon.models.dropout import row_dropout
-from dist_teracon.models.nextitnet import NextItNet
+from dist_teracon.models.nextitnet import NextItNet, NextItNetSettings
 
 ROWS, PLACES, C = 40, 30, 64
 
@@ -54,14 +55,11 @@ def test_another_key_drops_others() -> None:
 
 def network(dropout):
     generator = torch.Generator().manual_seed(0)
-    return NextItNet(items=20, channels=8, dilations=(1, 2), kernel_size=3, generator=generator, pooling="mean", dropout=dropout)
+    return NextItNet(NextItNetSettings(dilations=(1, 2)), num_items=20, channels=8, generator=generator, pooling="mean", dropout=dropout)
 
 
 def encode(net, keys, positions="last", rows=((3, 4, 5), (6, 7), (8, 9, 10, 11))):
-    values = torch.tensor([item for row in rows for item in row], dtype=torch.int32)
-    offsets = torch.cumsum(torch.tensor([0, *map(len, rows)]), 0)
-    tasks = torch.zeros(len(rows), dtype=torch.int32)
-    return net(values, offsets, tasks, None, positions=positions, dropout_key=keys)
+    return net.encode(PackedBatch.from_sequences(rows).sequences, None, positions=positions, dropout_key=keys)
 
 
 def test_a_network_drops_only_where_a_row_has_a_key() -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from dist_teracon.continual.sampling import sampling_rates
+from dist_teracon.data.batches import PackedBatch
 from dist_teracon.models.heads import cross_entropy_sum, squared_error_sum
 from dist_teracon.models.masks import TaskMasks
 from dist_teracon.models.network import Network
-from dist_teracon.models.nextitnet import NextItNet
+from dist_teracon.models.nextitnet import NextItNet, NextItNetSettings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "teracon_reference.npz"
 BLOCKS, TASKS = 2, 3
@@ -28,11 +29,11 @@ def _fill(parameter, value):
 
 def build(golden, prefix, tasks):
     generator = torch.Generator().manual_seed(0)
-    backbone = NextItNet(items=50, channels=16, dilations=[1, 4], kernel_size=3, generator=generator)
+    backbone = NextItNet(NextItNetSettings(dilations=[1, 4]), num_items=50, channels=16, generator=generator)
     network = Network(backbone, TaskMasks(layers=4, channels=16, relation_init="reinit")).double()
     block = f"{prefix}/residual_blocks."
     stages = [(b, part) for b in range(BLOCKS) for part in (1, 2)]
-    _fill(backbone.items, golden[f"{prefix}/embeding.weight"])
+    _fill(backbone.item_embedding.weight, golden[f"{prefix}/embeding.weight"])
     _fill(backbone.conv_weight, np.stack([golden[f"{block}{b}.conv{p}.weight"][:, :, 0] for b, p in stages]))
     _fill(backbone.conv_bias, np.stack([golden[f"{block}{b}.conv{p}.bias"] for b, p in stages]))
     _fill(backbone.norm_weight, np.stack([golden[f"{block}{b}.ln{p}.weight"] for b, p in stages]))
@@ -52,7 +53,8 @@ def build(golden, prefix, tasks):
 def _batch(golden, task):
     sequences = torch.as_tensor(golden["input/sequences"])
     rows, length = sequences.shape
-    return sequences.flatten().int(), torch.arange(rows + 1) * length, torch.full((rows,), task, dtype=torch.int32)
+    offsets, tasks = torch.arange(rows + 1) * length, torch.full((rows,), task, dtype=torch.int32)
+    return PackedBatch(values=sequences.flatten().int(), row_offsets=offsets, task_of_row=tasks, positions="last")
 
 
 def _close(actual, expected):
@@ -65,10 +67,10 @@ def test_masks_and_logits(golden, s, task):
     network = build(golden, "param", TASKS)
     masks = network.mask_table([s] * TASKS)
     _close(masks[task], golden[f"out/s={s}/task={task}/masks"])
-    last = network(*_batch(golden, task), masks, positions="last")
+    last = network.encode(_batch(golden, task), masks, positions="last")
     _close(network.head(str(task))(last), golden[f"out/s={s}/task={task}/logits_last"])
     if task == 0:
-        everywhere = network(*_batch(golden, task), masks, positions="all")
+        everywhere = network.encode(_batch(golden, task), masks, positions="all")
         _close(network.head("0")(everywhere).view(4, 12, 50), golden[f"out/s={s}/task=0/logits_all"])
 
 
@@ -90,14 +92,14 @@ def test_losses_and_every_gradient(golden):
     network, teacher = build(golden, "param", TASKS), build(golden, "teacher", TASKS - 1)
     rates = golden["input/rho"]
     masks, teacher_masks = network.mask_table([3.0] * TASKS), teacher.mask_table([3.0] * (TASKS - 1))
-    hidden = network(*_batch(golden, 2), masks, positions="last")
+    hidden = network.encode(_batch(golden, 2), masks, positions="last")
     loss_class = cross_entropy_sum(network.head("2"), hidden, torch.as_tensor(golden["input/labels"])) / 4
     retention = torch.zeros((), dtype=torch.float64)
     for past in range(TASKS - 1):
         with torch.no_grad():
-            wanted = teacher.head(str(past))(teacher(*_batch(golden, past), teacher_masks, positions="last"))
+            wanted = teacher.head(str(past))(teacher.encode(_batch(golden, past), teacher_masks, positions="last"))
         _close(wanted, golden[f"out/teacher/task={past}/logits_last"])
-        student = network(*_batch(golden, past), masks, positions="last")
+        student = network.encode(_batch(golden, past), masks, positions="last")
         mean = squared_error_sum(network.head(str(past)), student, wanted, None) / wanted.numel()
         retention = retention + rates[past] / rates.sum() * mean
     loss = loss_class + float(golden["input/alpha"]) * retention
@@ -110,7 +112,7 @@ def test_losses_and_every_gradient(golden):
 
 def _check_gradients(network, golden):
     backbone, masks = network.backbone, network.masks
-    _close(backbone.items.grad, golden["grad/embeding.weight"])
+    _close(backbone.item_embedding.weight.grad, golden["grad/embeding.weight"])
     checked = 1
     for stage, (b, p) in enumerate([(b, p) for b in range(BLOCKS) for p in (1, 2)]):
         block = f"grad/residual_blocks.{b}."

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dist_teracon.models.masks import TaskMasks, annealed_scale
 from dist_teracon.models.network import Network
-from dist_teracon.models.nextitnet import NextItNet
+from dist_teracon.models.nextitnet import NextItNet, NextItNetSettings
 
 K, C, S_MAX = 4, 5, 50.0
 
@@ -77,7 +78,7 @@ def test_one_task_and_no_relation_give_plain_masks():
 def test_extend_leaves_past_masks_and_outputs_as_the_teacher_has_them(relation, dtype, tolerance, pack):
     """At step 0 of stages 2, 3 and 4."""
     generator = torch.Generator().manual_seed(3)
-    backbone = NextItNet(items=20, channels=C, dilations=(1, 2), kernel_size=3, generator=generator)
+    backbone = NextItNet(NextItNetSettings(dilations=(1, 2)), num_items=20, channels=C, generator=generator)
     network = Network(backbone, TaskMasks(layers=K, channels=C, relation=relation)).to(dtype)
     batch = pack([[1, 2, 3], [4], [5, 6, 7, 8, 9]])
     for stage in range(4):
@@ -94,11 +95,8 @@ def _same_as_teacher(network, teacher, batch, tolerance):
     masks, kept = network.mask_table([S_MAX] * (past + 1)), teacher.mask_table([S_MAX] * past)
     torch.testing.assert_close(masks[:past], kept, rtol=0, atol=tolerance)
     for mask_index, name in enumerate(teacher.tasks):
-        tasks = torch.full_like(batch.task_of_row, mask_index)
-        outputs = [
-            net.head(name)(net(batch.values, batch.row_offsets, tasks, table, positions="last"))
-            for net, table in ((network, masks), (teacher, kept))
-        ]
+        rows = replace(batch, task_of_row=torch.full_like(batch.task_of_row, mask_index))
+        outputs = [net.head(name)(net.encode(rows, table)) for net, table in ((network, masks), (teacher, kept))]
         torch.testing.assert_close(outputs[0], outputs[1], rtol=tolerance, atol=tolerance)
 
 

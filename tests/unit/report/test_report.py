@@ -77,7 +77,7 @@ _CONFIG = """
 dataset: data/ml-100k
 seed: {seed}
 method: {{name: {method}, alpha: 0.7, retention: {{scale: full, pool: auto}}, relation_init: extend}}
-model: {{backbone: nextitnet, channels: 64, dilations: [1, 4, 1, 4]}}
+model: {{backbone: {{name: nextitnet, dilations: [1, 4, 1, 4]}}, channels: 64}}
 train: {{epochs: 30, patience: 5, batch: 256, rates: {{next: 0.001, later: 0.0001}}, clip: null}}
 evaluate: {{max_users: 5000, with_single_task: true}}
 """

@@ -101,14 +101,19 @@ def _plan_last(layout: Layout, task_of_row: Tensor | None, tasks: int) -> Plan:
     """What the last positions see: each stage has positions of its own, and reads by index."""
     inputs = tuple(taps.backward.shape[0] for taps in layout.taps)
     outputs = tuple(taps.forward.shape[0] for taps in layout.taps)
-    groups = tuple(_grouping(task_of_row, taps.rows, tasks) for taps in layout.taps)
+    # stages that compute the same positions share their tables
+    grouped = {id(taps.rows): taps.rows for taps in layout.taps}
+    group = {key: _grouping(task_of_row, rows, tasks) for key, rows in grouped.items()}
+    groups = tuple(group[id(taps.rows)] for taps in layout.taps)
+    sources = {id(kept): (kept, inputs[2 * block]) for block, kept in enumerate(layout.residual) if kept is not None}
+    short = {key: (kept.int(), _reverse(kept, size)) for key, (kept, size) in sources.items()}
     return Plan(
         inputs, outputs, _starts(inputs), _starts(outputs), layout.stage_dilations, tasks, groups,
         _all_as_one(inputs[0], layout.row_offsets.device), torch.stack([group.bounds for group in groups]),
         _table(layout, inputs, outputs), None, None,
         torch.cat([taps.forward for taps in layout.taps]).int(), torch.cat([taps.backward for taps in layout.taps]).int(),
-        tuple(None if kept is None else kept.int() for kept in layout.residual),
-        tuple(None if kept is None else _reverse(kept, inputs[2 * block]) for block, kept in enumerate(layout.residual)),
+        tuple(short[id(kept)][0] if kept is not None else None for kept in layout.residual),
+        tuple(short[id(kept)][1] if kept is not None else None for kept in layout.residual),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Legend: N packed positions, B rows (users), C channels, T tasks, K convolutions,
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from dist_teracon.kernels.masked_dilated_conv_stack import reference
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.backward import backward_stage, sum_tiles
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.forward import forward_stage
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.launch import Buffer, Launcher, current_stream
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.plan import Plan, make_plan
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.tile_table import (
     Device,
@@ -28,6 +30,10 @@ from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.tile_table i
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.weights import weight_gradient
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
+
+_launch_forward, _launch_backward, _launch_sums, _launch_weights = (
+    Launcher(function) for function in (forward_stage, backward_stage, sum_tiles, weight_gradient)
+)
 
 
 def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
@@ -73,7 +79,7 @@ class _Stack(torch.autograd.Function):
         vectors = _Vectors(bias, norm_weight, norm_bias, masks_TKC)
         with _current(weight):
             dx, du, sums = _backward_data(work, grads[0].contiguous(), weight, vectors, normed, rstd, wanted=ctx.needs_input_grad[0])
-            dweight = _backward_weight(work, inputs, du).to(weight.dtype) if ctx.needs_input_grad[1] else None
+            dweight = _backward_weight(work, inputs, du, weight.dtype) if ctx.needs_input_grad[1] else None
         p, q, d = sums.unbind(2)  # [K, T, C] each
         dmasks = None
         if masks_TKC is not None:
@@ -92,11 +98,11 @@ class _Vectors(NamedTuple):
     norm_bias: Tensor
     masks: Tensor | None
 
-    def mask(self, stage: int) -> tuple[Tensor, int]:
-        """Return the first task's mask of a stage, and how far apart the tasks' lie."""
+    def mask_buffer(self) -> tuple[Buffer, int]:
+        """Return the first task's masks [K, C], and how far apart the tasks' lie."""
         if self.masks is None:
-            return self.bias, 0  # not read
-        return self.masks[0, stage], self.masks.stride(0)
+            return Buffer(self.bias), 0  # not read
+        return Buffer(self.masks[0]), self.masks.stride(0)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class _Work:
     @classmethod
     def of(cls, plan: Plan, weight: Tensor, x_NC: Tensor) -> _Work:
         precision = "tf32" if x_NC.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-        return cls(plan, weight.shape[1], weight.shape[3], _device(x_NC), x_NC.element_size() * 8, precision)
+        return cls(plan, weight.shape[1], weight.shape[3], _device(x_NC.device), x_NC.element_size() * 8, precision)
 
     def tile(self, kernel: Kernel) -> Tile:
         return choose_tile(kernel, self.device, bits=self.bits, channels=self.channels, gather=self.plan.forward is not None)
@@ -140,32 +146,41 @@ def _forward(
     rstd = x_NC.new_empty(normed.shape[0], dtype=torch.float32)
     if save:
         inputs[: plan.inputs[0]] = x_NC  # beside the other stages' inputs, so that one launch can read them all
-    source = block_input = x_NC
+    spare = Buffer(plan.table)  # stands for what a variant does not read
+    sources, by_taps, saved_normed, saved_rstd = Buffer(inputs), Buffer(by_tap), Buffer(normed), Buffer(rstd)
+    bias, norm_weight, norm_bias = Buffer(vectors.bias), Buffer(vectors.norm_weight), Buffer(vectors.norm_bias)
+    mask, mask_stride = vectors.mask_buffer()
+    index, before = _buffer(plan.forward, spare), _buffer(plan.before, spare)
+    stream, gather = current_stream(x_NC), plan.forward is not None
+    source = block_input = out = (Buffer(x_NC), 0)
     for stage in range(stages):
-        own = slice(plan.first_output[stage], plan.first_output[stage + 1])
+        own = plan.first_output[stage]
         if save and stage + 1 < stages:
-            out = inputs[plan.first_input[stage + 1] : plan.first_input[stage + 2]]
+            out = sources, plan.first_input[stage + 1]
         else:
-            out = x_NC.new_empty(plan.outputs[stage], channels)
+            out = Buffer(x_NC.new_empty(plan.outputs[stage], channels)), 0
         closes = stage % 2 == 1
         kept = plan.kept[stage // 2] if closes else None
         group = plan.groups[stage]
-        mask, stride = vectors.mask(stage)
-        gather = plan.forward is not None
-        spare = plan.table  # stands for what a variant does not read
-        forward_stage[(_tiles(plan.outputs[stage], tile, plan.tasks),)](
-            source, by_tap[stage], vectors.bias[stage], vectors.norm_weight[stage], vectors.norm_bias[stage], mask,
-            block_input, out, normed[own], rstd[own],
-            plan.forward[own] if plan.forward is not None else spare, plan.before if plan.before is not None else spare,
-            group.order if group.order is not None else spare, kept if kept is not None else spare, group.bounds,
-            plan.inputs[stage], plan.dilations[stage], plan.tasks, stride, eps,
-            RESIDUAL=closes, KEPT=kept is not None, SAVE=save,
-            **work.constants(tile, taps=work.kernel_size, gather=gather, order=group.order, masks=vectors.masks),
+        _launch_forward(
+            (_tiles(plan.outputs[stage], tile, plan.tasks), 1, 1),
+            (
+                source, (by_taps, stage), (bias, stage), (norm_weight, stage), (norm_bias, stage), (mask, stage), block_input, out,
+                (saved_normed, own if save else 0), (saved_rstd, own if save else 0),
+                (index, own if gather else 0), (before, 0), (_buffer(group.order, spare), 0), (_buffer(kept, spare), 0),
+                (Buffer(group.bounds), 0),
+            ),
+            (plan.inputs[stage], plan.dilations[stage], plan.tasks, mask_stride, eps),
+            {
+                "RESIDUAL": closes, "KEPT": kept is not None, "SAVE": save,
+                **work.constants(tile, taps=work.kernel_size, gather=gather, order=group.order, masks=vectors.masks),
+            },
+            stream,
         )  # fmt: skip
         source = out
         if closes:
             block_input = out
-    return source, (inputs, normed, rstd)
+    return out[0].tensor, (inputs, normed, rstd)
 
 
 def _backward_data(
@@ -178,54 +193,79 @@ def _backward_data(
     du = torch.empty_like(normed)
     tiles = _tiles(max(plan.outputs), tile, plan.tasks)
     sums = rstd.new_empty(stages, tiles, 3, channels)
-    gather, spare = plan.backward is not None, plan.table
+    spare, gather, stream = Buffer(plan.table), plan.backward is not None, current_stream(dy)
+    by_taps, all_du, all_normed, all_rstd, all_sums = Buffer(by_tap), Buffer(du), Buffer(normed), Buffer(rstd), Buffer(sums)
+    norm_weight, norm_bias = Buffer(vectors.norm_weight), Buffer(vectors.norm_bias)
+    mask, mask_stride = vectors.mask_buffer()
+    index, after, beside = _buffer(plan.backward, spare), _buffer(plan.after, spare), Buffer(dy)
     # `stage` is the convolution that is transposed; above the last there is none, and dy alone reaches its LayerNorm
     for stage in range(stages, -1 if wanted else 0, -1):
         top, opens, below = stage == stages, stage % 2 == 0, max(0, stage - 1)
-        own = slice(plan.first_output[below], plan.first_output[below + 1])
-        above = slice(0, 0) if top else slice(plan.first_output[stage], plan.first_output[stage + 1])
+        own = plan.first_output[below]
         positions = plan.outputs[-1] if top else plan.inputs[stage]
         reader = None if top or not opens else plan.reader[stage // 2]
         group = plan.groups[below] if stage else plan.ungrouped
-        mask, stride = vectors.mask(below)
-        dx = dy.new_empty(positions, channels) if opens and not top else dy
-        backward_stage[(_tiles(positions, tile, plan.tasks if stage else 1),)](
-            du[above], by_tap[min(stage, stages - 1)], dy, vectors.norm_weight[below], vectors.norm_bias[below], mask,
-            normed[own], rstd[own], dx, du[own], sums[below],
-            plan.backward[plan.first_input[stage] :] if plan.backward is not None and not top else spare,
-            plan.after if plan.after is not None else spare, group.order if group.order is not None else spare,
-            reader if reader is not None else spare, group.bounds,
-            0 if top else plan.outputs[stage], dy.shape[0], 0 if top else plan.dilations[stage], plan.tasks if stage else 1, stride,
-            BESIDE=opens, READER=reader is not None, WRITE=opens and not top, NORM=stage > 0,
-            **work.constants(tile, taps=0 if top else work.kernel_size, gather=gather, order=group.order, masks=vectors.masks),
+        dx = Buffer(dy.new_empty(positions, channels)) if opens and not top else beside
+        _launch_backward(
+            (_tiles(positions, tile, plan.tasks if stage else 1), 1, 1),
+            (
+                (all_du, 0 if top else plan.first_output[stage]), (by_taps, min(stage, stages - 1)), (beside, 0),
+                (norm_weight, below), (norm_bias, below), (mask, below), (all_normed, own), (all_rstd, own), (dx, 0), (all_du, own),
+                (all_sums, below), (index, plan.first_input[stage]) if gather and not top else (spare, 0), (after, 0),
+                (_buffer(group.order, spare), 0), (_buffer(reader, spare), 0), (Buffer(group.bounds), 0),
+            ),
+            (
+                0 if top else plan.outputs[stage], beside.tensor.shape[0], 0 if top else plan.dilations[stage],
+                plan.tasks if stage else 1, mask_stride,
+            ),
+            {
+                "BESIDE": opens, "READER": reader is not None, "WRITE": opens and not top, "NORM": stage > 0,
+                **work.constants(tile, taps=0 if top else work.kernel_size, gather=gather, order=group.order, masks=vectors.masks),
+            },
+            stream,
         )  # fmt: skip
-        dy = dx
+        beside = dx
     summed = sums.new_empty(stages, plan.tasks, 3, channels)
     block = min(256, 1 << (3 * channels - 1).bit_length())
-    sum_tiles[(stages, plan.tasks, -(-3 * channels // block))](
-        sums, plan.bounds, summed, plan.tasks, tiles,
-        C=channels, TASKS_P=max(2, 1 << (plan.tasks - 1).bit_length()), ROWS=tile.rows, GROUP=16, BLOCK=block,
-    )  # fmt: skip
-    return dy if wanted else None, du, summed
+    _launch_sums(
+        (stages, plan.tasks, -(-3 * channels // block)),
+        ((all_sums, 0), (Buffer(plan.bounds), 0), (Buffer(summed), 0)),
+        (plan.tasks, tiles),
+        {"C": channels, "TASKS_P": max(2, 1 << (plan.tasks - 1).bit_length()), "ROWS": tile.rows, "GROUP": 16, "BLOCK": block},
+        stream,
+    )
+    return beside.tensor if wanted else None, du, summed
 
 
-def _backward_weight(work: _Work, inputs: Tensor, du: Tensor) -> Tensor:
-    """Return the gradient of all weights: fp32 [K, C_out, C_in, k]."""
+def _backward_weight(work: _Work, inputs: Tensor, du: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of all weights [K, C_out, C_in, k], summed in fp32."""
     plan, channels, stages, taps = work.plan, work.channels, len(work.plan.inputs), work.kernel_size
     tile = work.tile("weights")
     most = max(plan.outputs)
     splits = weight_splits(work.device, tile, channels=channels, stages=stages, kernel_size=taps, positions=most)
     partial = torch.empty(splits, stages, taps, channels, channels, dtype=torch.float32, device=du.device)
     across = -(-channels // tile.rows) * -(-channels // tile.columns)
-    weight_gradient[(across * taps, stages, splits)](
-        inputs, du, partial, plan.forward if plan.forward is not None else plan.table,
-        plan.before if plan.before is not None else plan.table, plan.table, stages,
-        C=channels, TAPS=taps, GATHER=plan.forward is not None, PRECISION=work.precision,
-        STEPS=max(1, -(-most // (splits * tile.inner))) if work.device == "interpreter" else 0,
-        ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
-        num_warps=tile.warps, num_stages=tile.stages,
+    spare = Buffer(plan.table)
+    _launch_weights(
+        (across * taps, stages, splits),
+        (
+            (Buffer(inputs), 0), (Buffer(du), 0), (Buffer(partial), 0), (_buffer(plan.forward, spare), 0), (_buffer(plan.before, spare), 0),
+            (spare, 0),
+        ),
+        (stages,),
+        {
+            "C": channels, "TAPS": taps, "GATHER": plan.forward is not None, "PRECISION": work.precision,
+            "STEPS": max(1, -(-most // (splits * tile.inner))) if work.device == "interpreter" else 0,
+            "ROWS": tile.rows, "COLUMNS": tile.columns, "INNER": tile.inner, "num_warps": tile.warps, "num_stages": tile.stages,
+        },
+        current_stream(du),
     )  # fmt: skip
-    return partial.sum(0).permute(0, 3, 2, 1).contiguous()
+    # at once to the weights' dtype and order, where both change
+    return partial.sum(0).permute(0, 3, 2, 1).to(dtype, memory_format=torch.contiguous_format).contiguous()
+
+
+def _buffer(tensor: Tensor | None, spare: Buffer) -> Buffer:
+    return spare if tensor is None else Buffer(tensor)
 
 
 def _tiles(positions: int, tile: Tile, tasks: int) -> int:
@@ -238,12 +278,13 @@ def _current(x_NC: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x_NC.device) if x_NC.is_cuda else nullcontext()
 
 
-def _device(x_NC: Tensor) -> Device:
-    if x_NC.device.type == "cpu":
+@functools.cache
+def _device(device: torch.device) -> Device:
+    if device.type == "cpu":
         return "interpreter"
     if torch.version.hip:
         return "gfx942"
-    return device_class(*torch.cuda.get_device_capability(x_NC.device))
+    return device_class(*torch.cuda.get_device_capability(device))
 
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

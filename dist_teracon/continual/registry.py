@@ -1,0 +1,53 @@
+"""Which methods there are, and the configured one with its settings."""
+
+from __future__ import annotations
+
+import importlib
+
+from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.config_io import validate
+from dist_teracon.continual.method import Method
+from dist_teracon.errors import ConfigError, nearest
+
+# name -> module of that name's file beside this one, whose class of that name is the method
+METHODS = {"teracon": "teracon", "sinmo": "sinmo", "fineall": "fineall", "popularity": "popularity"}
+# whose scores are those of every task learned alone, the denominator of forward transfer
+SINGLE_TASK = "sinmo"
+_registered: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator: make a method known by its name."""
+    _registered[method.name] = method
+    return method
+
+
+def method_class(name: str) -> type[Method]:
+    """Return a method by name.
+
+    Raises:
+        ConfigError: no such method; names the nearest.
+    """
+    if name not in _registered and name in METHODS:
+        importlib.import_module(f"dist_teracon.continual.{METHODS[name]}")
+    if name not in _registered:
+        known = sorted({*METHODS, *_registered})
+        raise ConfigError(f"method.name: no method '{name}'{nearest(name, known)} (known: {', '.join(known)})")
+    return _registered[name]
+
+
+def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], ConfigModel]:
+    """Return the configured method's class and validated settings.
+
+    Raises:
+        ConfigError: an unknown method, field or value.
+    """
+    values = dict(config.method)
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: method.name: required field missing (one of: {', '.join(sorted(METHODS))})")
+    try:
+        kind = method_class(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return kind, validate(kind.Settings, values, where=f"{where}: method")

@@ -1,0 +1,214 @@
+"""SASRec: causal self-attention over packed behaviour sequences (Kang and McAuley, 2018; docs/method.md, Backbones).
+
+Rows are padded for the attention itself, and nowhere else: all linear layers run on the packed positions.
+
+Legend: N packed positions, B rows (users), L the longest row, C channels, H heads, D channels of a head, K masked layers, T tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dist_teracon.config import ConfigModel
+from dist_teracon.data.batches import PackedSequences, Positions
+from dist_teracon.errors import ConfigError
+from dist_teracon.models.backbone import Backbone, LayerParameters, register_backbone
+
+_EPS = 1e-8
+
+
+class SasRecSettings(ConfigModel):
+    """SASRec's settings.
+
+    Attributes:
+        layers: Each an attention and a feed-forward sub-layer.
+        heads: Of the attention; they divide the channels.
+        expansion: Inner width of the feed-forward sub-layer, as a multiple of the channels.
+        positions: `learned`: embeddings of places, counted from a row's first item, are added to the items'; `none`: order is seen
+            through the causal mask alone.
+        max_positions: Places that have an embedding of their own; those behind share the last one.
+    """
+
+    layers: Annotated[int, Field(ge=1)] = 2
+    heads: Annotated[int, Field(ge=1)] = 2
+    expansion: Annotated[int, Field(ge=1, le=8)] = 1
+    positions: Literal["learned", "none"] = "learned"
+    max_positions: Annotated[int, Field(ge=1, le=65_536)] = 256
+
+
+@register_backbone
+class SasRec(Backbone):
+    """Pre-norm layers; the outputs of both sub-layers are masked before they are added to the residual stream, so K = 2 · layers.
+
+    Raises:
+        ConfigError: the heads do not divide the channels.
+    """
+
+    name = "sasrec"
+    Settings = SasRecSettings
+
+    def __init__(self, settings: SasRecSettings, *, channels: int, generator: torch.Generator, **shared: Any) -> None:
+        super().__init__(settings, channels=channels, generator=generator, **shared)
+        if channels % settings.heads:
+            raise ConfigError(f"model.backbone.heads: expected a divisor of model.channels ({channels}), got {settings.heads}")
+        self.heads, self.num_masked_layers = settings.heads, 2 * settings.layers
+        C, inner, layers = channels, settings.expansion * channels, settings.layers
+
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(columns)  # as PyTorch's own linear layers start
+            return nn.Parameter(torch.empty(layers, rows, columns).uniform_(-bound, bound, generator=generator))
+
+        self.in_weight, self.in_bias = matrix(3 * C, C), nn.Parameter(torch.zeros(layers, 3 * C))
+        self.out_weight, self.out_bias = matrix(C, C), nn.Parameter(torch.zeros(layers, C))
+        self.inner_weight, self.inner_bias = matrix(inner, C), nn.Parameter(torch.zeros(layers, inner))
+        self.outer_weight, self.outer_bias = matrix(C, inner), nn.Parameter(torch.zeros(layers, C))
+        self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(2 * layers, C)), nn.Parameter(torch.zeros(2 * layers, C))
+        self.last_norm_weight, self.last_norm_bias = nn.Parameter(torch.ones(C)), nn.Parameter(torch.zeros(C))
+        self.position_embedding: nn.Parameter | None = None
+        if settings.positions == "learned":
+            self.position_embedding = nn.Parameter(torch.empty(settings.max_positions, C).normal_(0, 0.02, generator=generator))
+
+    def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
+        rows = _Rows.of(sequences, masks_TKC)
+        if self.position_embedding is not None:
+            x_NC = x_NC + F.embedding(rows.place_N.clamp_max(self.position_embedding.shape[0] - 1), self.position_embedding)
+        layers = self.num_masked_layers // 2
+        for layer in range(layers):
+            x_NC = self._layer(x_NC, rows, layer, last=positions == "last" and layer == layers - 1)
+        hidden = F.layer_norm(x_NC, (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
+        return hidden if positions == "all" else rows.with_empty_rows(hidden)
+
+    def _layer(self, x_NC: Tensor, rows: _Rows, layer: int, *, last: bool) -> Tensor:
+        """Return a layer's output at every position, or where `last` at the last position of each row that has any."""
+        C, k, weight, bias = self.channels, 2 * layer, self.in_weight[layer], self.in_bias[layer]
+        normed_NC = self._norm(x_NC, k)
+        if last:
+            x_NC, normed_last = x_NC.index_select(0, rows.last_N), normed_NC.index_select(0, rows.last_N)
+            query = F.linear(normed_last, weight[:C], bias[:C])[:, None]  # [B', 1, C]
+            key, value = (rows.padded(part) for part in F.linear(normed_NC, weight[C:], bias[C:]).split(C, dim=1))
+            # behind its end a row has padding, which must not be read
+            mixed_NC = self._attend(query, key, value, attn_mask=rows.inside[:, None, None]).flatten(0, 1)
+        else:
+            query, key, value = (rows.padded(part) for part in F.linear(normed_NC, weight, bias).split(C, dim=1))
+            # rows begin at the left, so the past, which is all that a position reads, holds no padding
+            mixed_NC = rows.packed(self._attend(query, key, value, is_causal=True))
+        mask = rows.mask_of_last if last else rows.mask_of_all
+        x_NC = x_NC + mask(F.linear(mixed_NC, self.out_weight[layer], self.out_bias[layer]), k)
+        inner = F.relu(F.linear(self._norm(x_NC, k + 1), self.inner_weight[layer], self.inner_bias[layer]))
+        return x_NC + mask(F.linear(inner, self.outer_weight[layer], self.outer_bias[layer]), k + 1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Attention of [B, ·, C] by heads [B, H, ·, D]: [B, ·, C]."""
+        by_head = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        return F.scaled_dot_product_attention(*by_head, **options).transpose(1, 2).flatten(2)
+
+    def _norm(self, x_NC: Tensor, k: int) -> Tensor:
+        return F.layer_norm(x_NC, (self.channels,), self.norm_weight[k], self.norm_bias[k], _EPS)
+
+    def decay_parameters(self) -> set[str]:
+        return {"item_embedding.weight", "in_weight", "out_weight", "inner_weight", "outer_weight"}
+
+    def masked_layers(self) -> Sequence[LayerParameters]:
+        parts = (("in", "out"), ("inner", "outer"))
+        return [
+            LayerParameters(
+                tuple((f"{part}_weight", k // 2) for part in parts[k % 2]),
+                tuple((f"{part}_bias", k // 2) for part in parts[k % 2]),
+                (("norm_weight", k), ("norm_bias", k)),
+            )
+            for k in range(self.num_masked_layers)
+        ]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where the packed positions lie when the rows that have any are padded to the longest; all sizes come from the host.
+
+    Attributes:
+        shape: B' rows that are not empty, and the longest one's length L.
+        flat_N: int64 [N], each packed position's place in [B' · L].
+        place_N: int64 [N], its place in its row.
+        last_N: int64 [B'], each row's last packed position.
+        inside: bool [B', L], the places that are no padding.
+        filled: int64 [B'], which of the B rows these are; None where all are.
+        num_rows: B.
+        masks_TKC: The masks; None for none.
+        task_B: int64 [B'], each row's task; None where all are of the one `task`.
+    """
+
+    shape: tuple[int, int]
+    flat_N: Tensor
+    place_N: Tensor
+    last_N: Tensor
+    inside: Tensor
+    filled: Tensor | None
+    num_rows: int
+    masks_TKC: Tensor | None
+    task_B: Tensor | None
+    task: int
+
+    @classmethod
+    def of(cls, sequences: PackedSequences, masks_TKC: Tensor | None) -> _Rows:
+        device, num_rows = sequences.values.device, sequences.num_rows
+        lengths, tasks = sequences.host_row_offsets.diff(), sequences.host_task_of_row.long()
+        filled = lengths.nonzero().squeeze(1)
+        lengths, tasks = lengths[filled], tasks[filled]
+        longest = int(lengths.max()) if lengths.numel() else 1
+        ends = lengths.cumsum(0)
+        row_N = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        place_N = torch.arange(row_N.shape[0]) - (ends - lengths)[row_N]
+        several = bool((tasks != tasks[:1]).any())
+
+        def put(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
+
+        return cls(
+            shape=(len(lengths), longest),
+            flat_N=put(row_N * longest + place_N),
+            place_N=put(place_N),
+            last_N=put(ends - 1),
+            inside=put(torch.arange(longest) < lengths[:, None]),
+            filled=put(filled) if len(filled) < num_rows else None,
+            num_rows=num_rows,
+            masks_TKC=masks_TKC,
+            task_B=put(tasks) if several else None,
+            task=int(tasks[0]) if len(tasks) else 0,
+        )
+
+    def padded(self, x_NC: Tensor) -> Tensor:
+        """Return [B', L, C], zero behind each row's end."""
+        rows, longest = self.shape
+        return x_NC.new_zeros(rows * longest, x_NC.shape[1]).index_copy(0, self.flat_N, x_NC).view(rows, longest, x_NC.shape[1])
+
+    def packed(self, x_BLC: Tensor) -> Tensor:
+        """Return the positions of [B', L, C] that rows have: [N, C]."""
+        return x_BLC.flatten(0, 1).index_select(0, self.flat_N)
+
+    def mask_of_all(self, x_NC: Tensor, k: int) -> Tensor:
+        """Multiply every position by mask k of its row's task."""
+        if self.masks_TKC is None:
+            return x_NC
+        if self.task_B is None:
+            return x_NC * self.masks_TKC[self.task, k]
+        task_N = self.task_B.index_select(0, torch.div(self.flat_N, self.shape[1], rounding_mode="floor"))
+        return x_NC * self.masks_TKC[:, k].index_select(0, task_N)
+
+    def mask_of_last(self, x_BC: Tensor, k: int) -> Tensor:
+        """Multiply each row's vector by mask k of its task."""
+        if self.masks_TKC is None:
+            return x_BC
+        return x_BC * (self.masks_TKC[self.task, k] if self.task_B is None else self.masks_TKC[:, k].index_select(0, self.task_B))
+
+    def with_empty_rows(self, x_BC: Tensor) -> Tensor:
+        """Return [B, C] from [B', C], zero for an empty row."""
+        if self.filled is None:
+            return x_BC
+        return x_BC.new_zeros(self.num_rows, x_BC.shape[1]).index_copy(0, self.filled, x_BC)

@@ -1,0 +1,309 @@
+"""A phase of a stage: epochs of optimiser steps, validation and early stopping, and checkpoints from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_teracon.console import LabelledProgress
+from dist_teracon.continual.method import Method, Phase
+from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.loader import Epoch, TrainingLoader
+from dist_teracon.data.schema import Split, Task
+from dist_teracon.engine.contract import Engine
+from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
+from dist_teracon.errors import TrainingError
+from dist_teracon.evaluate.scorer import score_task, train_counts
+from dist_teracon.hashing import stable_hash
+from dist_teracon.models.heads import Head
+from dist_teracon.models.item_table import SparseTable
+from dist_teracon.models.sampled_softmax import Negatives
+from dist_teracon.train.early_stopping import EarlyStopping
+from dist_teracon.train.run_folder import EventLog, StageCheckpoint, StageFolder
+from dist_teracon.train.run_setup import Run
+from dist_teracon.train.step import LossMeter, LossModule, train_step
+from dist_teracon.train.weight_average import PARAMETER, load_parameters, swapped_parameters, update_average
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a stage took before the present phase: seconds of preparation, epochs and seconds of earlier phases."""
+
+    prepare_seconds: float
+    epochs: int
+    seconds: float
+
+
+@dataclass
+class PhaseState:
+    """Where a phase is: everything that its checkpoint holds beside the engine's state.
+
+    Attributes:
+        epoch: Finished epochs; while one is trained, its number, counted from 1.
+        steps: Optimiser steps over all epochs.
+        seconds: Of training and validation.
+        stopping: Early stopping.
+        best: Parameters of the best epoch so far; empty before there is one.
+        average: Running average of the parameters; empty where there is none.
+        within_epoch: Of a checkpoint within an epoch: `step`, and the states of `loader`, `meter` and `method`.
+    """
+
+    epoch: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    within_epoch: dict[str, Any] | None = None
+
+
+class PhaseTrainer:
+    """Trains one phase.
+
+    Args:
+        run: What all stages share.
+        method: Has begun the task and prepared for it.
+        phase: The phase.
+        number: Of the phase in its stage, from 0.
+        folder: The stage's folder.
+        events: The run's log.
+        label: The stage's name in progress lines.
+        carried: What the stage took before.
+    """
+
+    def __init__(
+        self, run: Run, method: Method, phase: Phase, number: int, *,
+        folder: StageFolder, events: EventLog, label: str, carried: Carried,
+    ) -> None:  # fmt: skip
+        self.shared, self.method, self.phase, self.number = run, method, phase, number
+        self.folder, self.events, self.label, self.carried = folder, events, label, carried
+        self.config, self.runtime = run.config, run.runtime
+        self._progress = LabelledProgress(run.console, label)
+        method.begin_phase(phase)
+        groups = method.parameter_groups(phase)
+        method.gradient_hooks(phase)
+        method.negatives = self._negatives()
+        self.module = LossModule(method)
+        self.engine: Engine = DeepSpeedEngine(
+            self.module, groups, config=self.config.train, runtime=self.runtime, sparse_updates=self._choose_sparse_updates()
+        )
+        self.loader = TrainingLoader(
+            run.dataset, phase.tasks, mask_index=method.mask_index(phase.tasks[0].name), batch=phase.training.batch,
+            seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size, gather=self.runtime.gather,
+            dropout_keys=self.config.model.dropout > 0,
+        )  # fmt: skip
+        self._saved_at = time.monotonic()
+
+    def run(self, resumed: StageCheckpoint | None, *, start_is_candidate: bool) -> PhaseState:
+        """Train to the end, from a checkpoint where there is one.
+
+        Args:
+            resumed: The checkpoint.
+            start_is_candidate: The weights before training are kept until an epoch's are better.
+        """
+        state = PhaseState()
+        if resumed is None:
+            self._validate_start(state, is_candidate=start_is_candidate)
+        else:
+            state = self._resume(resumed)
+        while not self._done(state):
+            began = time.monotonic()
+            state.epoch += 1
+            means = self._train_epoch(state, began)
+            score, better, snapshot = self._validate_epoch(state)
+            seconds = time.monotonic() - began
+            state.seconds += seconds
+            self._log_epoch(state, means, score, better=better, seconds=seconds)
+            self._save(state, snapshot)
+            del snapshot  # three times the weights, which would stay beside the next epoch's
+        self.engine.release()
+        load_parameters(self.module, state.best if self.phase.select and state.best else state.average)
+        return state
+
+    def _done(self, state: PhaseState) -> bool:
+        if state.within_epoch is not None:
+            return False
+        limit, training = self.config.train.max_steps, self.phase.training
+        at_limit = limit is not None and state.steps >= limit
+        return state.epoch >= training.epochs or at_limit or state.stopping.is_exhausted(training.patience)
+
+    # -- an epoch
+
+    def _train_epoch(self, state: PhaseState, began: float) -> dict[str, float]:
+        """Take an epoch's steps, the remaining ones of an epoch that was resumed; returns the mean of each loss term."""
+        meter, first = LossMeter(self.runtime), 0
+        self.method.begin_epoch(state.epoch)
+        if (saved := state.within_epoch) is not None:
+            first, state.within_epoch = saved["loader"]["step"], None
+            meter.load_state_dict(saved["meter"])
+            self.method.load_stage_state(saved["method"])
+        limit, every = self.config.train.max_steps, self.config.train.log_every
+        batches = self.loader.epoch(state.epoch, first=first)
+        steps = batches.steps - first if limit is None else min(batches.steps - first, limit - state.steps)
+        with closing(iter(batches)) as ready:
+            for batch in self._progress.track(islice(ready, steps), steps, f"epoch {state.epoch}"):
+                meter.add(train_step(self.engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
+                state.steps += 1
+                logs = state.steps % every == 0 or batch.step + 1 == batch.steps
+                if logs:
+                    self._log_step(state, batch, meter.fetch())
+                if self._checkpoint_due(state.steps, logs=logs):
+                    self._save_within_epoch(state, batches, meter, time.monotonic() - began)
+        self._check(meter.fetch(), state.steps)
+        return meter.means()
+
+    def _validate_start(self, state: PhaseState, *, is_candidate: bool) -> None:
+        """Score the weights before training."""
+        score = self._validate()
+        better = is_candidate and state.stopping.update(score, 0)
+        if better:
+            state.best = _parameters(self.engine.state_dict())
+        self._log_epoch(state, {}, score, better=better)
+
+    def _validate_epoch(self, state: PhaseState) -> tuple[float | None, bool, dict[str, Tensor]]:
+        """Score an epoch's weights, or their average, and keep the best; returns score, whether it is the best, the engine's state."""
+        snapshot = self.engine.state_dict()
+        weights = _parameters(snapshot)
+        if keep := self.phase.training.ema_decay:
+            weights = state.average = update_average(state.average, weights, keep=keep, epoch=state.epoch)
+        with swapped_parameters(self.module, state.average):
+            score = self._validate()
+        better = state.stopping.update(score, state.epoch)
+        if better:
+            state.best = weights
+        return score, better, snapshot
+
+    def _validate(self) -> float | None:
+        """Mean validation score of the phase's tasks; None where no task has validation examples."""
+        scores = [
+            score_task(
+                self.method, self.shared.dataset, task.name, Split.VALIDATION, runtime=self.runtime, batch=self.config.evaluate.batch,
+                max_users=self.config.evaluate.max_users, seed=self.config.seed, progress=self._progress,
+            ).value
+            for task in self.phase.tasks
+        ]  # fmt: skip
+        known = [score for score in scores if score is not None]
+        return sum(known) / len(known) if known else None
+
+    # -- what is trained, and how
+
+    def _negatives(self) -> dict[str, Negatives]:
+        """Return what the heads with a sampled loss draw from, and log it once."""
+        settings, found = self.config.model.heads.sampled, {}
+        for task in self.phase.tasks:
+            if not self._is_sampled(task):
+                continue
+            counts = train_counts(self.shared.dataset, task.name, self.runtime)
+            seed = stable_hash(f"{self.config.seed}:negatives:{task.name}") >> 1
+            found[task.name] = Negatives(settings.negatives, settings.distribution, counts, seed)
+            self.shared.console.log(
+                f"{self.label} · {task.labels} labels: softmax over {settings.negatives} sampled ones ({settings.distribution}); "
+                "scores rank all"
+            )
+        return found
+
+    def _is_sampled(self, task: Task) -> bool:
+        output_dim = self.method.head(task.name).weight.shape[1]
+        return self.config.model.heads.is_sampled(task.name, labels=task.labels, output_dim=output_dim)
+
+    def _choose_sparse_updates(self) -> bool:
+        """Have large tables give sparse gradients: item tables, and heads with a sampled loss, of which a batch reads few rows."""
+        sampled = [self.method.head(task) for task in self.method.negatives]
+        found = False
+        for part in self.method.module().modules():
+            if isinstance(part, SparseTable):
+                reads_few = not isinstance(part, Head) or any(part is head for head in sampled)
+                part.sparse = reads_few and self.config.train.uses_sparse_updates(part.num_rows)
+                found |= part.sparse
+        return found
+
+    # -- logs
+
+    def _log_step(self, state: PhaseState, batch: PackedBatch, losses: list[dict[str, float]]) -> None:
+        self._check(losses, state.steps)
+        where = {"phase": self.phase.name, "epoch": state.epoch, "step": state.steps, "batch": batch.step}
+        self.events.write("step", **where, loss=losses[-1], **self.method.logs())
+
+    def _check(self, losses: list[dict[str, float]], last_step: int) -> None:
+        for step, terms in enumerate(losses, start=last_step - len(losses) + 1):
+            bad = [name for name, value in terms.items() if not math.isfinite(value)]
+            if bad:
+                self.events.write("failure", phase=self.phase.name, step=step, terms=bad)
+                self.events.commit()
+                train = self.config.train
+                raise TrainingError(
+                    f"task '{self.phase.tasks[0].name}', phase '{self.phase.name}', step {step}: the loss {', '.join(bad)} is not a "
+                    f"finite number. Try a lower learning rate (now {self.phase.training.learning_rate:g}), "
+                    f"train.gradient_clipping=1.0 (now {train.gradient_clipping:g}), or train.precision=fp32 (now {train.precision}); "
+                    "with a new --run folder; this one keeps its finished stages"
+                )
+
+    def _log_epoch(self, state: PhaseState, means: dict[str, float], score: float | None, *, better: bool, seconds: float = 0.0) -> None:
+        metric, where = self.phase.tasks[0].metric, {"phase": self.phase.name, "epoch": state.epoch}
+        self.events.write("epoch", **where, loss=means, validation=score, metric=metric, best=better, seconds=seconds)
+        shown = "–" if score is None else f"{score:.4f}"
+        if better and not state.epoch:
+            self.shared.console.log(f"{self.label} · start: validation {metric} {shown}")
+        if state.epoch:
+            loss, mark = sum(means.values()), " (best)" if better else ""
+            self.shared.console.log(
+                f"{self.label} · epoch {state.epoch}: loss {loss:.4f}, validation {metric} {shown}{mark}, {seconds:.1f} s"
+            )
+
+    # -- checkpoints
+
+    def _checkpoint_due(self, steps: int, *, logs: bool) -> bool:
+        """Return whether a checkpoint within the epoch is due; the clock is asked where steps are logged, the main process's counts."""
+        every = self.config.train.checkpoint_every
+        if every.steps is not None and steps % every.steps == 0:
+            return True
+        if every.minutes is None or not logs:
+            return False
+        due = time.monotonic() - self._saved_at >= 60 * every.minutes
+        return bool(self.runtime.all_reduce_sum(torch.tensor(float(due and self.runtime.is_main))))
+
+    def _save_within_epoch(self, state: PhaseState, batches: Epoch, meter: LossMeter, seconds: float) -> None:
+        self._check(meter.fetch(), state.steps)
+        within = {"loader": batches.state_dict(), "meter": meter.state_dict(), "method": self.method.stage_state()}
+        self._save(state, self.engine.state_dict(), within=within, seconds=seconds)
+
+    def _save(
+        self, state: PhaseState, engine: dict[str, Tensor], *, within: dict[str, Any] | None = None, seconds: float = 0.0
+    ) -> None:  # fmt: skip
+        if self.runtime.is_main:
+            small: dict[str, Any] = {
+                "steps": state.steps,
+                "seconds": state.seconds + seconds,
+                "stopping": asdict(state.stopping),
+                "method": self.method.stage_state(),
+                "within_epoch": within,
+                "events_bytes": self.events.commit(),
+                "carried": asdict(self.carried),
+            }
+            epoch, step = (state.epoch, 0) if within is None else (state.epoch - 1, within["loader"]["step"])
+            self.folder.save_checkpoint(StageCheckpoint(self.number, epoch, step, small, engine, state.best, state.average))
+        self.runtime.barrier()
+        self._saved_at = time.monotonic()
+
+    def _resume(self, checkpoint: StageCheckpoint) -> PhaseState:
+        self.engine.load_state_dict(checkpoint.engine)
+        saved = checkpoint.state
+        self.method.load_stage_state(saved["method"])
+        where = f"step {checkpoint.step} of epoch {checkpoint.epoch + 1}" if checkpoint.step else f"epoch {checkpoint.epoch}"
+        self.shared.console.log(f"{self.label} · going on after {where}")
+        stopping = EarlyStopping(**saved["stopping"])
+        return PhaseState(
+            checkpoint.epoch, saved["steps"], saved["seconds"], stopping, checkpoint.best, checkpoint.average, saved["within_epoch"]
+        )
+
+
+def _parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters among an engine's state."""
+    return {name: value for name, value in state.items() if name.startswith(PARAMETER)}

@@ -1,0 +1,57 @@
+"""A method as a finished stage left it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dist_teracon.continual.method import Method, MethodContext
+from dist_teracon.continual.registry import resolve_method
+from dist_teracon.data.schema import Task, info_from_json
+from dist_teracon.errors import RunError
+from dist_teracon.train.run_folder import RunFolder
+
+
+def restore_method(run: Path | str, stage: int | None = None) -> Method:
+    """Restore the method of a run, on the CPU, from the run's folder alone: the data set need not be at hand.
+
+    Args:
+        run: The run's folder.
+        stage: Which stage's weights, counted from 1; None for the last finished one.
+
+    Returns:
+        The method, for `encode`, `head` and `mask_index` of the tasks that it has learned.
+
+    Raises:
+        RunError: there is no run, no such stage, or another version of this program has written it.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.exists:
+        raise RunError(f"{folder}: is no run (config.yaml is missing)")
+    config, info = folder.config(), info_from_json(folder.dataset_json())
+    tasks = info.tasks if config.tasks is None else tuple(info.task(name) for name in config.tasks)
+    finished = [number for number, task in enumerate(tasks) if folder.stage(number, task.name).finished]
+    chosen = (finished[-1] if finished else -1) if stage is None else stage - 1
+    if chosen not in finished:
+        stages = f"1 to {len(finished)}" if finished else "none yet"
+        raise RunError(f"{folder}: stage {chosen + 1 if stage is not None else 1} is not finished (finished: {stages})")
+    source = folder.stage(chosen, tasks[chosen].name)
+    state: dict[str, Any] = source.state()
+    kind, settings = resolve_method(config, where=str(folder))
+    training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
+    context = MethodContext(model=config.model, seed=config.seed, num_items=state["items"], tasks=tasks, training=training)
+    method = kind(context, settings)
+    take_up(method, tasks[: chosen + 1], source.tensors())
+    return method
+
+
+def take_up(method: Method, learned: Sequence[Task], tensors: dict[str, Tensor] | None) -> None:
+    """Bring a fresh method to where tasks have been learned, its weights to `tensors` where there are any."""
+    for task in learned:
+        method.begin_task(task)
+        method.end_task()
+    if tensors is not None:
+        method.load_state_dict(tensors)

@@ -1,0 +1,200 @@
+"""What every stage of a run shares, made before the first: configuration, data set, tasks, and what methods are built from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.console import Console
+from dist_teracon.continual.method import Method, MethodContext
+from dist_teracon.continual.registry import resolve_method
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.open import open_dataset
+from dist_teracon.data.schema import Task
+from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
+from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
+from dist_teracon.models.backbone import resolve_backbone
+from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
+from dist_teracon.runtime import Runtime
+from dist_teracon.train.run_folder import RunFolder, StageFolder
+
+_PACKAGES = ("dist-teracon", "torch", "deepspeed", "ray", "triton", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage of a run shares.
+
+    Attributes:
+        config: Resolved: with every field of the method's and the backbone's.
+        dataset, tasks: What is learned, in this order.
+        runtime: This process's place in the world.
+        folder: The run's folder.
+        console: What a person sees.
+        vectors: File of given vectors of new items, where a task is added with them.
+        growth: By stage, what was done to the item tables before it.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    tasks: tuple[Task, ...]
+    runtime: Runtime
+    folder: RunFolder
+    console: Console
+    vectors: str | None = None
+    growth: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def stage_folder(self, position: int) -> StageFolder:
+        """Return the folder of a stage; positions count from 0."""
+        return self.folder.stage(position, self.tasks[position].name)
+
+    def finished_stages(self) -> int:
+        """Return how many stages are there, from the first on."""
+        done = 0
+        while done < len(self.tasks) and self.stage_folder(done).finished:
+            done += 1
+        return done
+
+
+def resolve(config: RunConfig, *, where: str) -> tuple[RunConfig, type[Method], ConfigModel]:
+    """Resolve method and backbone; returns the configuration with all their fields, the method's class and its settings.
+
+    With every field stored, a default that changes later is seen when the run goes on.
+
+    Raises:
+        ConfigError: an unknown method, backbone, field or value.
+    """
+    kind, settings = resolve_method(config, where=where)
+    backbone, own = resolve_backbone(config.model, where=where)
+    model = config.model.model_copy(update={"backbone": {"name": backbone.name, **own.model_dump(mode="json")}})
+    method = {"name": kind.name, **settings.model_dump(mode="json")}
+    return config.model_copy(update={"method": method, "model": model}), kind, settings
+
+
+def check_kernels(runtime: Runtime) -> None:
+    """Check that the kernels' backend that the environment asks for runs here.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        backend_of(runtime.device.type, os.environ.get("DIST_TERACON_KERNELS", ""))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> Dataset:
+    """Open the data set, the main process first: it prepares what is made on first use."""
+    if not runtime.is_main:
+        runtime.raise_on_all_ranks("")
+        return open_dataset(config.dataset)
+    try:
+        dataset = open_dataset(config.dataset, log=console.log)
+    except TeraconError as error:
+        runtime.raise_on_all_ranks(str(error))
+        raise
+    runtime.raise_on_all_ranks("")
+    return dataset
+
+
+def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Task, ...]:
+    """Return the tasks in their order.
+
+    Raises:
+        ConfigError: a field names a task that the data set does not have.
+    """
+    fields = (("train.by_task", config.train.by_task), ("model.heads.by_task", config.model.heads.by_task))
+    for name, values in fields:
+        for task in values:
+            _task(dataset, task, f"{where}: {name}")
+    if config.tasks is None:
+        return dataset.info.tasks
+    return tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
+
+
+def _task(dataset: Dataset, name: str, field: str) -> Task:
+    try:
+        return dataset.info.task(name)
+    except DataError as error:
+        raise ConfigError(f"{field}: {error}") from None
+
+
+def method_context(run: Run) -> MethodContext:
+    """Return what the run's method is built from."""
+    return MethodContext(
+        model=run.config.model,
+        seed=run.config.seed,
+        num_items=run.dataset.info.items,
+        tasks=run.tasks,
+        training=tuple(run.config.train.stage(position, task.name) for position, task in enumerate(run.tasks)),
+        item_vectors=_item_vectors(run),
+    )
+
+
+def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:
+    """Return where initial item vectors come from; tasks already learned get zeros, their weights are about to be loaded."""
+    model, done = run.config.model, {task.name for task in run.tasks[: run.finished_stages()]}
+    if model.item_init == "uniform":
+        return None
+
+    def vectors(task: Task) -> Tensor:
+        if task.name in done:
+            return torch.zeros(run.dataset.info.items, model.channels)
+        if run.dataset.info.items >= LARGE:
+            run.console.log(f"initial vectors of {run.dataset.info.items - 2} items from who took which together; this takes minutes")
+        return cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
+
+    return vectors
+
+
+@contextmanager
+def run_lock(run: Run) -> Iterator[None]:
+    """Hold the run's folder on the main process; a refusal reaches every rank.
+
+    Raises:
+        RunError: another process is writing the run, or the folder is something else.
+    """
+    problem, lock = "", run.folder.lock()
+    if run.runtime.is_main:
+        try:
+            lock.__enter__()
+        except RunError as error:
+            problem = str(error)
+    held = run.runtime.is_main and not problem
+    try:
+        run.runtime.raise_on_all_ranks(problem)
+        yield
+    finally:
+        if held:
+            lock.__exit__(None, None, None)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results may depend on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), **found}
+
+
+def machine(runtime: Runtime) -> dict[str, Any]:
+    """Return what times were taken on."""
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": torch.get_num_threads() * runtime.world_size,
+        "device": runtime.device.type,
+        "world_size": runtime.world_size,
+        "versions": package_versions(),
+    }

@@ -1,0 +1,66 @@
+"""All tasks so far, scored after a stage: the rows of the matrix R, every user's scores, and what the masks look like."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dist_teracon.continual.method import Method
+from dist_teracon.data.schema import Split
+from dist_teracon.evaluate.scorer import Score, score_task
+from dist_teracon.train.run_folder import EventLog, StageFolder
+from dist_teracon.train.run_setup import Run
+
+
+@dataclass(frozen=True)
+class StageScores:
+    """Scores of all tasks so far, in their order, and the seconds that they took."""
+
+    test: list[Score]
+    validation: list[Score]
+    seconds: float
+
+
+def score_stage(run: Run, method: Method, number: int, folder: StageFolder, events: EventLog, *, label: str) -> StageScores:
+    """Score all tasks up to stage `number` (from 0), and write and log what came out."""
+    began = time.monotonic()
+    method.module().to(run.runtime.device)  # the engine gives its module back where it trained; a stage may have had none
+    test = [_score(run, method, task.name, Split.TEST) for task in run.tasks[: number + 1]]
+    validation = [_score(run, method, task.name, Split.VALIDATION) for task in run.tasks[: number + 1]]
+    _write_user_scores(run, folder, {"test": test, "validation": validation})
+    scores = StageScores(test, validation, time.monotonic() - began)
+    _log_scores(run, method, scores, events, label)
+    return scores
+
+
+def _score(run: Run, method: Method, task: str, split: Split) -> Score:
+    evaluate = run.config.evaluate
+    return score_task(
+        method, run.dataset, task, split, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
+        seed=run.config.seed, progress=run.console,
+    )  # fmt: skip
+
+
+def _write_user_scores(run: Run, folder: StageFolder, scores: dict[str, list[Score]]) -> None:
+    """Write every user's scores after a stage, from which comparisons draw their intervals."""
+    parts = [(split, task.name, score.by_user) for split, row in scores.items() for task, score in zip(run.tasks, row, strict=False)]
+    gathered = run.runtime.gather(parts)
+    if run.runtime.is_main:
+        folder.save_user_scores([part for of_rank in gathered for part in of_rank])
+
+
+def _log_scores(run: Run, method: Method, scores: StageScores, events: EventLog, label: str) -> None:
+    values = {task.name: score.value for task, score in zip(run.tasks, scores.test, strict=False)}
+    events.write("scores", scores=values, seconds=scores.seconds)
+    with torch.no_grad():
+        masks = method.masks()
+    if masks is not None:
+        flat = masks.flatten(1)
+        similarity = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=-1)
+        counts = [torch.histc(mask.float().cpu(), bins=20, min=0, max=1).int().tolist() for mask in flat]
+        histograms = dict(zip(method.learned, counts, strict=True))
+        events.write("masks", tasks=list(method.learned), similarity=similarity.tolist(), histograms=histograms)
+    shown = ", ".join(f"{task} {'–' if value is None else f'{value:.4f}'}" for task, value in values.items())
+    run.console.log(f"{label} · test: {shown}")
