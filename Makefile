@@ -33,7 +33,7 @@ test: install lint types
 gate: install lint types
 	$(BIN)/python -m pytest -m "not gpu"
 
-# damaged inputs for every adapter: FUZZ_INPUTS of them, from another seed each time it is given
+# damaged inputs for every format of raw data: FUZZ_INPUTS of them, from another seed each time it is given
 FUZZ_INPUTS ?= 20000
 FUZZ_SEED ?= 0
 fuzz: install

@@ -34,7 +34,6 @@ _COMMANDS = {
 
 def _formats() -> tuple[str, ...]:
     """Return the formats of raw data that `prepare` reads; their readers are heavy to import."""
-    from dist_teracon.data.sources.registry import ADAPTERS as SOURCES
 
     return (*SOURCES, "synthetic")
 

@@ -1,11 +1,12 @@
 """Files by URI: open, atomic write, checksum.
 
 Paths are URIs through fsspec (`data/x`, `file://…`, `memory://…`, `s3://…`). A reader never sees half a file: on a local disk a
-file is written under a temporary name beside its target and renamed.
+file is written under a temporary name next to its target and renamed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -23,7 +24,7 @@ from uuid import uuid4
 import fsspec
 from fsspec.core import url_to_fs
 
-from dist_teracon.errors import DataError
+from dist_teracon.errors import DataError, TeraconError
 
 _CHUNK = 1 << 20
 _URI = re.compile(r"^([a-z][a-z0-9+.-]*)://(.*)$")
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 def is_store_error(error: BaseException) -> bool:
-    """Tell whether an error is a disk's or a store's, and not this program's."""
+    """Return whether an error is a disk's or a store's, and not this program's."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
 
 
@@ -51,33 +52,61 @@ def redacted(error: BaseException) -> str:
 
 
 def retries_exhausted(*, attempts: int, since: float) -> bool:
-    """Tell whether a store that still fails is not asked again, though pauses are left; `since` is when the first attempt began."""
+    """Return whether to stop trying a store that still fails, though pauses are left; `since` is when the first attempt began."""
     return attempts > 1 and time.monotonic() - since > PATIENCE_S
 
 
-def with_retries(uri: str, job: Callable[[], T]) -> T:
-    """Do something with a file, and where its store fails do it again a few times.
+def with_retries(
+    uri: str, action: Callable[[], T], *, pauses: Sequence[float] = PAUSES_S, failure: Callable[[int, str], str] | None = None
+) -> T:
+    """Return `action()`, which works on a file; where its store fails, try again a few times.
+
+    Args:
+        uri: The file; a local one gets one attempt, and its errors are raised as they are.
+        action: What to do; done anew at each attempt.
+        pauses: Seconds between the attempts.
+        failure: From the number of attempts and the last error's text to the text of the `DataError`.
 
     Raises:
         DataError: the store still fails after the last attempt.
     """
     began = time.monotonic()
-    for attempts, pause in enumerate((*(() if is_local(uri) else PAUSES_S), None), 1):
+    for attempts, pause in enumerate((*pauses, None), 1):
         try:
-            return job()
+            return action()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
             raise
         except Exception as error:
             if is_local(uri) or not is_store_error(error):
                 raise
             if pause is None or retries_exhausted(attempts=attempts, since=began):
-                raise DataError(f"{uri}: the store fails after {attempts} attempts ({redacted(error)}); try again later") from None
+                text = redacted(error)
+                raise DataError(
+                    f"{uri}: the store fails after {attempts} attempts ({text}); try again later"
+                    if failure is None
+                    else failure(attempts, text)
+                ) from None
             time.sleep(pause)
     raise AssertionError
 
 
+@contextmanager
+def exclusive_lock(path: Path, busy: TeraconError) -> Iterator[None]:
+    """Hold a lock on a local file, which is made if it is not there; it is released when the process ends, however it ends.
+
+    Raises:
+        TeraconError: `busy`, where another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise busy from None
+        yield
+
+
 def is_local(uri: str) -> bool:
-    """Tell whether `uri` names a file on a local disk."""
+    """Return whether `uri` names a file on a local disk."""
     return (match := _URI.match(uri)) is None or match.group(1) in ("file", "local")
 
 
@@ -105,24 +134,24 @@ def open_binary(uri: str) -> IO[bytes]:
     except FileNotFoundError:
         raise DataError(f"{uri}: no such file") from None
     except IsADirectoryError:
-        raise DataError(f"{uri}: is a folder, a file is wanted") from None
+        raise DataError(f"{uri}: expected a file, got a folder") from None
 
 
 def _zstd(file: IO[bytes]) -> IO[bytes]:
-    """Decompress by Arrow, as fsspec's own way wants one more package."""
+    """Decompress by Arrow, as fsspec's own way needs one more package."""
     import pyarrow as pa
 
     return cast("IO[bytes]", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")))
 
 
 def exists(uri: str) -> bool:
-    """Tell whether a file or folder is there."""
+    """Return whether a file or folder is there."""
     filesystem, path = url_to_fs(uri)
     return bool(filesystem.exists(path))
 
 
 def is_folder(uri: str) -> bool:
-    """Tell whether a folder is there."""
+    """Return whether a folder is there."""
     filesystem, path = url_to_fs(uri)
     return bool(filesystem.isdir(path))
 
@@ -160,6 +189,17 @@ def put(path: Path, uri: str) -> None:
     with_retries(uri, write)
 
 
+def copy_folder(folder: Path, uri: str, *, last: str = "") -> None:
+    """Copy a local folder's files to a folder or URI, that of path `last` at the end; a local file appears whole or not at all."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: name == last):
+        if is_local(uri):
+            with atomic_write(local_path(uri) / name) as file, (folder / name).open("rb") as source:
+                shutil.copyfileobj(source, file)
+        else:
+            put(folder / name, join(uri, name))
+
+
 def read_json(uri: str) -> Any:
     """Return a JSON file's value.
 
@@ -183,7 +223,7 @@ def sha256(uri: str) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside a local file; what is written there is renamed once it is whole and on disk."""
+    """Yield a temporary name next to a local file; what is written there is renamed once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # not mkstemp, whose files only their owner may read: others read reports and results
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
@@ -212,7 +252,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a local folder under a temporary name beside `path` and rename it once it is whole.
+    """Fill a local folder under a temporary name next to `path` and rename it once it is whole.
 
     Raises:
         DataError: `path` is there already and not empty.

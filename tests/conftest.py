@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import write_dataset
@@ -38,7 +39,7 @@ def tables_of(*, users: int, items: int, labels: int, seed: int, max_length: int
     values = generator.integers(0, items, int(lengths.sum())).astype(np.int32)
     values[generator.random(values.shape[0]) < unseen] = -1
     hashes = np.array([stable_hash(f"{seed}/{user // group}") for user in range(users)], dtype=np.uint64)
-    sequences = SequenceTable([f"u{user}" for user in range(users)], hashes, values, _ends(lengths))
+    sequences = SequenceTable([f"u{user}" for user in range(users)], hashes, values, ragged.offsets_of(lengths))
     liking = np.flatnonzero(generator.random(users) < 0.9)
     counts = generator.integers(1, 5, liking.shape[0])
     likes = np.concatenate([generator.choice(labels, size=count, replace=False) for count in counts]).astype(np.int32)
@@ -49,15 +50,11 @@ def tables_of(*, users: int, items: int, labels: int, seed: int, max_length: int
         items=[f"i{item}" for item in range(items)],
         sequences=sequences,
         labels=[
-            LabelTable("likes", "item", [f"l{label}" for label in range(labels)], liking, likes, _ends(counts)),
+            LabelTable("likes", "item", [f"l{label}" for label in range(labels)], liking, likes, ragged.offsets_of(counts)),
             LabelTable("age", "profile", ["a", "b", "c"], aged, ages, np.arange(aged.shape[0] + 1)),
         ],
         length_limit=max_length,
     )
-
-
-def _ends(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The local cache: columns of a data set's files as flat arrays on a local disk, mapped into memory when they are wanted.
+"""The local cache: columns of a data set's files as flat arrays on a local disk, mapped into memory on first use.
 
 A file's arrays lie in `flat-1/<first two>/<SHA-256 of the file>/<column>.npy` below the cache folder. The checksum is the key, so
 versions of a data set share what they have in common, and what is in the cache is what was prepared: a hit reads nothing of the
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def cached_columns(sha256: str, names: Sequence[str], make: Callable[[], Columns], *, folder: Path) -> dict[str, NDArray[Any]]:
-    """Map a file's columns from the cache; `make` gives them where they are not there or not whole.
+    """Map a file's columns from the cache; `make` returns them where they are not there or not whole.
 
     Args:
         sha256: Of the file that the columns come from.

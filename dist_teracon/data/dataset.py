@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_teracon import io
-from dist_teracon.data.batches import ragged_positions
+from dist_teracon.data import ragged
 from dist_teracon.data.cache import Columns, cache_folder, cached_columns
 from dist_teracon.data.schema import (
     FIRST_ITEM,
@@ -55,10 +55,9 @@ class Labels:
     def of(self, split: Split) -> Labels:
         """Return the labels of one split, and only the rows that have any."""
         kept = self.split == split
-        counts = np.diff(np.concatenate([[0], np.cumsum(kept)])[self.offsets])
+        counts = np.diff(ragged.offsets_of(kept)[self.offsets])
         rows = counts > 0
-        offsets = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
-        return Labels(self.users[rows], self.values[kept], offsets, self.split[kept])
+        return Labels(self.users[rows], self.values[kept], ragged.offsets_of(counts[rows]), self.split[kept])
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -74,7 +73,7 @@ class Shard:
         user_hash: uint64 [U].
         values: int32 [N], item indices.
         offsets: int64 [U + 1].
-        targets: int32 [U], items of each sequence that a next-item task predicts: those after its first that the vocabulary knows.
+        targets: int32 [U], items of each sequence that a next-item task predicts: those after its first that are in the vocabulary.
     """
 
     user_hash: NDArray[np.uint64]
@@ -84,7 +83,7 @@ class Shard:
 
 
 class Dataset:
-    """A prepared data set opened for reading; shards are read and checked once, when they are first wanted.
+    """A prepared data set opened for reading; shards are read and checked once, on first use.
 
     Args:
         uri: Folder or URI.
@@ -168,7 +167,7 @@ class Dataset:
             if task.predicts_next:
                 shard = self.shard(index)
                 starts = shard.offsets[train.users] + 1  # the first item of a sequence is no target
-                positions = ragged_positions(starts, shard.offsets[train.users + 1] - starts)
+                positions = ragged.positions(starts, shard.offsets[train.users + 1] - starts)
                 targets = shard.values[positions] - np.int32(FIRST_ITEM)
                 targets = targets[targets >= 0]
             counts += np.bincount(targets, minlength=task.labels)
@@ -194,7 +193,7 @@ _LABELS = ("users", "values", "offsets", "split")
 def _users_columns(table: pa.Table) -> Columns:
     sequence = table["sequence"].combine_chunks()
     values, offsets = sequence.flatten().to_numpy().astype(np.int32, copy=False), _offsets(sequence)
-    known = np.concatenate([[0], np.cumsum(values >= FIRST_ITEM)])
+    known = ragged.offsets_of(values >= FIRST_ITEM)
     targets = known[offsets[1:]] - known[np.minimum(offsets[:-1] + 1, offsets[1:])]
     return {"user_hash": table["user_hash"].to_numpy(), "values": values, "offsets": offsets, "targets": targets.astype(np.int32)}
 

@@ -18,11 +18,11 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import DataError
 
-_HINT = "columns wanted: item (its id, as in the raw data) and vector (a list of numbers, equally long in every row)"
+_HINT = "expected the columns item (its id, as in the raw data) and vector (a list of numbers, equally long in every row)"
 
 
 @dataclass(frozen=True)
-class GivenVectors:
+class ItemVectors:
     """Vectors of items of a data set.
 
     Attributes:
@@ -36,7 +36,7 @@ class GivenVectors:
     unknown: int
 
 
-def read_given_vectors(uri: str, dataset: Dataset) -> GivenVectors:
+def read_item_vectors(uri: str, dataset: Dataset) -> ItemVectors:
     """Read the vectors of a data set's items from a Parquet file with the columns `item` and `vector`.
 
     Raises:
@@ -59,18 +59,18 @@ def read_given_vectors(uri: str, dataset: Dataset) -> GivenVectors:
     items = vocabulary["index"].to_numpy()[np.asarray(pc.fill_null(place, 0))[known]].astype(np.int64)
     kept, rows = items >= FIRST_ITEM, np.flatnonzero(known)
     order = np.argsort(items[kept], kind="stable")
-    return GivenVectors(items[kept][order], vectors[rows[kept][order]], int((~known).sum()))
+    return ItemVectors(items[kept][order], vectors[rows[kept][order]], int((~known).sum()))
 
 
 def _ids(column: pa.ChunkedArray, uri: str) -> pa.Array:
     if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{uri}: column 'item' is {column.type}; text or whole numbers are wanted")
+        raise DataError(f"{uri}: column 'item': expected text or whole numbers, got {column.type}")
     ids = column.combine_chunks().cast(pa.string())
     if ids.null_count:
         raise DataError(f"{uri}: row {np.flatnonzero(np.asarray(ids.is_null()))[0] + 1}: no item id")
     counted = pc.value_counts(ids)
     if (twice := np.flatnonzero(np.asarray(counted.field("counts")) > 1)).size:
-        raise DataError(f"{uri}: item '{counted.field('values')[int(twice[0])]}' stands there more than once; one vector an item is wanted")
+        raise DataError(f"{uri}: item '{counted.field('values')[int(twice[0])]}': expected one vector an item, got several")
     return ids
 
 
@@ -78,7 +78,7 @@ def _matrix(column: pa.ChunkedArray, ids: pa.Array, uri: str) -> NDArray[np.floa
     kind = column.type
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not listed or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        raise DataError(f"{uri}: column 'vector' is {kind}; a list of numbers is wanted")
+        raise DataError(f"{uri}: column 'vector': expected a list of numbers, got {kind}")
     lists = column.combine_chunks()
     if not len(lists):
         raise DataError(f"{uri}: has no rows")

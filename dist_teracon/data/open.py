@@ -15,13 +15,13 @@ SYNTHETIC = "synthetic:"
 
 
 def _split_of(uri: str) -> tuple[str, SplitRule]:
-    """Take the split's parameters out of a synthetic data set's URI."""
+    """Split a synthetic data set's URI into its own part and the split's parameters."""
     name, _, query = uri.partition("?")
     parameters = parse_qsl(query, keep_blank_values=True)
     chosen = dict(parameters)
     by, seed = chosen.get("split", "users"), chosen.get("split_seed", "0")
     if by not in ("users", "rows") or not (seed.isascii() and seed.isdecimal()):
-        raise ConfigError(f"'{uri}': split is users or rows and split_seed a whole number, not '{by}' and '{seed}'")
+        raise ConfigError(f"'{uri}': expected split=users or rows and a whole number as split_seed, got '{by}' and '{seed}'")
     rest = urlencode([(key, value) for key, value in parameters if key not in ("split", "split_seed")])
     return f"{name}?{rest}" if rest else name, SplitRule(by="rows" if by == "rows" else "users", seed=int(seed))
 
@@ -29,7 +29,7 @@ def _split_of(uri: str) -> tuple[str, SplitRule]:
 def open_dataset(uri: str, *, log: Log = no_log) -> Dataset:
     """Open a data set; `synthetic:six-tasks-v1?users=2000` is prepared in the cache folder if it is not there yet.
 
-    A synthetic one takes `split=users|rows` and `split_seed=N` beside its own parameters, as in `…?users=4000&split_seed=1`.
+    A synthetic one takes `split=users|rows` and `split_seed=N` besides its own parameters, as in `…?users=4000&split_seed=1`.
 
     Raises:
         ConfigError: there is no such synthetic data set, or no such split.

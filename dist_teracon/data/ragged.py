@@ -32,11 +32,11 @@ def take(values: NDArray[Any], offsets: Int, rows: Int) -> tuple[NDArray[Any], I
 
 def keep(values: NDArray[Any], offsets: Int, kept: NDArray[np.bool_]) -> tuple[NDArray[Any], Int]:
     """Return the column without some of its values; rows may become empty."""
-    return values[kept], np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(kept, dtype=np.int64)))[offsets]
+    return values[kept], offsets_of(kept)[offsets]
 
 
 def concatenate(parts: Sequence[tuple[NDArray[Any], Int]]) -> tuple[NDArray[Any], Int]:
-    """Lay ragged columns one behind the other; `parts` has one at least."""
+    """Concatenate ragged columns; `parts` has one at least."""
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([values for values, _ in parts]), offsets_of(np.concatenate([np.diff(offsets) for _, offsets in parts]))

@@ -41,7 +41,7 @@ def parse_comparisons(text: str) -> list[tuple[Callable[[Any, Any], Any], float]
     pairs = []
     for part in text.split(","):
         if (match := _COMPARISON.fullmatch(part)) is None:
-            raise ValueError("comparisons such as '<= 3' or '> 1, < 4' are allowed (<, <=, ==, !=, >=, > and a number)")
+            raise ValueError("expected comparisons such as '<= 3' or '> 1, < 4' (<, <=, ==, !=, >=, > and a number)")
         pairs.append((_OPERATORS[match.group(1)], float(match.group(2))))
     return pairs
 
@@ -60,7 +60,7 @@ def _seconds(value: Any) -> Any:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("a date (2026-01-31), a date with a time, or seconds since 1970 are allowed") from None
+            raise ValueError("expected a date (2026-01-31), a date with a time, or seconds since 1970") from None
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime.combine(value, time())
     if isinstance(value, datetime):
@@ -82,7 +82,7 @@ class _Part(BaseModel):
 
 
 class EventFilter(_Part):
-    """Which events are meant: all that fit every line of it.
+    """A filter of events: those that fit every line of it.
 
     Attributes:
         type: One type or several.
@@ -141,7 +141,7 @@ class ItemTask(_Part):
     @model_validator(mode="after")
     def _has_date(self) -> ItemTask:
         if self.choose == "next" and self.events.since is None:
-            raise ValueError("'choose: next' wants a date in events.from after which the next ones come")
+            raise ValueError("'choose: next' requires a date in events.from, after which the next ones come")
         return self
 
 
@@ -228,13 +228,13 @@ class Recipe(_Part):
     def _fit_for_folders(cls, value: Any, info: ValidationInfo) -> Any:
         for name in value if isinstance(value, dict) else (value,):
             if not TASK_NAME.fullmatch(name) or name == "items":
-                raise ValueError(f"'{name}' cannot name a task: letters, digits, '_', '-', '.' are allowed, and 'items' is taken")
+                raise ValueError(f"'{name}' cannot name a task: expected letters, digits, '_', '-', '.'; 'items' is reserved")
             if info.field_name == "tasks" and name == info.data.get("first_task"):
                 raise ValueError(f"'{name}' is the first task's name already")
         return value
 
     def split_rule(self, by: Literal["users", "rows"] | None = None) -> SplitRule:
-        """Return the split of the recipe, by users or rows as `by` says where it is given."""
+        """Return the split of the recipe, by users or rows as `by` has it where it is given."""
         part = self.split.model_dump()
         return SplitRule(**{**part, "by": by or part["by"], "seed": self.seed if part["seed"] is None else part["seed"]})
 
@@ -247,7 +247,7 @@ def read_recipe(uri: str) -> Recipe:
     """Read a recipe's YAML file.
 
     Raises:
-        ConfigError: the file is missing, no YAML, or says something that is not allowed; names the dotted field.
+        ConfigError: the file is missing, no YAML, or has something that is not allowed; names the dotted field.
     """
     return parse_recipe(read_yaml(uri), where=uri)
 
@@ -283,9 +283,9 @@ def _explain(where: str, recipe: dict[str, Any], problem: Any) -> str:
         return f"{where}: {dotted}: unknown field{nearest(str(loc[-1]), known)} (known: {', '.join(known)})"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = problem["input"].get("kind") if isinstance(problem["input"], dict) else problem["input"]
-        return f"{where}: {dotted}.kind: 'item' or 'profile' is wanted, not {given!r}"
+        return f"{where}: {dotted}.kind: expected 'item' or 'profile', got {given!r}"
     if problem["type"] == "missing":
-        return f"{where}: {dotted}: is missing"
+        return f"{where}: {dotted}: required field missing"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict | BaseModel) else f", not {problem['input']!r}"
+    shown = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
     return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"

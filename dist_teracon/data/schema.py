@@ -1,4 +1,4 @@
-"""What a data set is: tasks, splits and the description that lies beside the shards as `dataset.json`.
+"""What a data set is: tasks, splits and the description that is stored with the shards as `dataset.json`.
 
 On disk (a folder or URI):
 
@@ -115,7 +115,7 @@ class DatasetInfo:
         tasks: The tasks in their order.
         files: Every file but `dataset.json`, by path within the data set.
         source: Where it came from: format, fingerprint, recipe.
-        notes: What a reader of a report should know, as rejected rows by kind or groups of equal sequences.
+        notes: Facts for the reader of a report, as rejected rows by kind or groups of equal sequences.
         parent: SHA-256 of the version that this one extends.
     """
 

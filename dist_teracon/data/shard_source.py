@@ -16,8 +16,8 @@ Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class TaskHead:
-    """A later task: name, kind, names of its classes (a sequence or an Arrow string array)."""
+class TaskColumns:
+    """A task's name, kind and the names of its classes (a sequence or an Arrow string array)."""
 
     name: str
     kind: TaskKind
@@ -54,7 +54,7 @@ class ShardRows:
     labels: Sequence[ShardLabels]
 
 
-class Sharded(Protocol):
+class ShardSource(Protocol):
     """A data set before it is split and written.
 
     Attributes:
@@ -65,23 +65,23 @@ class Sharded(Protocol):
 
     name: str
     items: Any
-    tasks: Sequence[TaskHead]
+    tasks: Sequence[TaskColumns]
     next_task: str
     length_limit: int
     source: dict[str, Any]
     notes: dict[str, Any]
 
-    def hashes(self) -> Hashes:
+    def user_hashes(self) -> Hashes:
         """Return every user's hash, uint64 [U], in any order."""
 
-    def groups(self, count: int) -> Sequence[Any]:
-        """Return what is made together: groups of shards, each shard of `count` in one of them."""
+    def shard_groups(self, count: int) -> Sequence[Any]:
+        """Return groups of shards that are made together, each shard of `count` in one of them."""
 
-    def made(self, group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
+    def iter_shards(self, group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
         """Yield the number and the users of each shard of a group, in any order; users of hash h lie in shard h mod `count`."""
 
 
-def grouped(group: Int, groups: int) -> list[Int]:
+def rows_by_group(group: Int, groups: int) -> list[Int]:
     """Return the positions of each group's members, in order."""
     order = np.argsort(group, kind="stable")
     ends: list[int] = np.cumsum(np.bincount(group, minlength=groups)).tolist()

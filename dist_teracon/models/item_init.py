@@ -1,7 +1,7 @@
 """Initial item vectors from which items occur together: a truncated SVD of their positive pointwise mutual information.
 
-Items that the same users take get near vectors before any training, which a network learns only slowly from few users
-(docs/experiments.md). Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014).
+Items that occur with the same users get near vectors before any training, which a network learns only slowly from few users
+(docs/log). Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014).
 
 Legend: V items, C channels, P pairs.
 """
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_teracon.data.batches import take_rows
+from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
 from dist_teracon.hashing import mix64, stable_hash
@@ -31,82 +31,82 @@ _ITERATIONS = 4
 # 646 thousand items take about two minutes of one core (docs/scale.md).
 LARGE = 100_000
 _PASSES = 5
-# Directions sought beyond those wanted, which makes the last ones of them good.
+# Directions sought beyond those returned, which makes the last ones of these accurate.
 _MORE = 10
 
 
 def cooccurrence_vectors(dataset: Dataset, task: Task, channels: int, *, seed: int) -> Tensor:
-    """Return item vectors float32 [V, C] from the sequences of a task's training users; rows of items they never took are zero.
+    """Return item vectors float32 [V, C] from the sequences of a task's training users; rows of items that do not occur in them are zero.
 
     Args:
         dataset: The data set.
         task: Whose training users are read.
-        channels: C; dimensions beyond the rank of what is known are zero.
+        channels: C; dimensions beyond the matrix's rank are zero.
         seed: Of the randomised SVD, and of the choice of users where there are too many.
     """
-    items = dataset.info.items
+    num_items = dataset.info.items
     codes, counts = _pairs(dataset, task, seed)
-    first, second = codes // items, codes % items
-    by_item = np.bincount(first, weights=counts, minlength=items)
+    first, second = codes // num_items, codes % num_items
+    by_item = np.bincount(first, weights=counts, minlength=num_items)
     information = np.log(counts * counts.sum() / (by_item[first] * by_item[second])) if codes.size else np.zeros(0)
     kept = information > 0
     matrix = first[kept], second[kept], information[kept].astype(np.float32)
-    width = min(channels, items)
-    vectors = torch.zeros(items, channels)
-    taken = torch.from_numpy(by_item > 0)
+    width = min(channels, num_items)
+    vectors = torch.zeros(num_items, channels)
+    occurs = torch.from_numpy(by_item > 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_hash(f"{seed}:item-vectors") >> 1)
-        if items < LARGE:
-            vectors[:, :width] = _directions(*matrix, items, width)
-            vectors[~taken] = 0
+        if num_items < LARGE:
+            vectors[:, :width] = _directions(*matrix, num_items, width)
+            vectors[~occurs] = 0
         else:
             number = np.cumsum(by_item > 0) - 1
-            occurring = int(taken.sum())
+            occurring = int(occurs.sum())
             width = min(width, occurring)
-            vectors[taken, :width] = _symmetric_directions(number[matrix[0]], number[matrix[1]], matrix[2], occurring, width)
-    spread = float(vectors[taken].std()) if kept.any() else 0.0
+            vectors[occurs, :width] = _symmetric_directions(number[matrix[0]], number[matrix[1]], matrix[2], occurring, width)
+    spread = float(vectors[occurs].std()) if kept.any() else 0.0
     return vectors * (SCALE / spread) if spread > 0 else vectors
 
 
-def _directions(first: NDArray[np.int64], second: NDArray[np.int64], values: NDArray[np.float32], items: int, width: int) -> Tensor:
+def _directions(first: NDArray[np.int64], second: NDArray[np.int64], values: NDArray[np.float32], num_items: int, width: int) -> Tensor:
     """Return [V, width] the matrix's leading right singular vectors, each times the root of its singular value."""
     index = torch.from_numpy(np.stack([first, second]))
-    matrix = torch.sparse_coo_tensor(index, torch.from_numpy(values), (items, items), check_invariants=False).coalesce()
-    _, strength, right = torch.svd_lowrank(matrix, q=min(items, width + _MORE), niter=_ITERATIONS)
+    matrix = torch.sparse_coo_tensor(index, torch.from_numpy(values), (num_items, num_items), check_invariants=False).coalesce()
+    _, strength, right = torch.svd_lowrank(matrix, q=min(num_items, width + _MORE), niter=_ITERATIONS)
     return right[:, :width] * strength[:width].sqrt()
 
 
 def _symmetric_directions(
-    first: NDArray[np.int64], second: NDArray[np.int64], values: NDArray[np.float32], items: int, width: int
+    first: NDArray[np.int64], second: NDArray[np.int64], values: NDArray[np.float32], num_items: int, width: int
 ) -> Tensor:
     """Return the same of a large symmetric matrix whose entries are sorted by row, by subspace iteration."""
     if not values.size:
-        return torch.zeros(items, width)
-    row_ends = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=items))])
+        return torch.zeros(num_items, width)
+    row_ends = ragged.offsets_of(np.bincount(first, minlength=num_items))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         matrix = torch.sparse_csr_tensor(
-            torch.from_numpy(row_ends), torch.from_numpy(second), torch.from_numpy(values), (items, items), check_invariants=False
+            torch.from_numpy(row_ends), torch.from_numpy(second), torch.from_numpy(values), (num_items, num_items), check_invariants=False
         )
-    image = torch.randn(items, min(items, width + _MORE))
+    image = torch.randn(num_items, min(num_items, width + _MORE))
     for _ in range(_PASSES):
         basis = torch.linalg.qr(image).Q
         image = matrix @ basis
-    strength, turn = torch.linalg.eigh(basis.T @ image)
+    strength, rotation = torch.linalg.eigh(basis.T @ image)
     leading = strength.abs().argsort(descending=True)[:width]
-    return (basis @ turn[:, leading]) * strength[leading].abs().sqrt()
+    return (basis @ rotation[:, leading]) * strength[leading].abs().sqrt()
 
 
 def _pairs(dataset: Dataset, task: Task, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Count ordered pairs of different known items within the window: codes `first · V + second` [P], counts [P]."""
-    items, found = dataset.info.items, []
+    num_items, found = dataset.info.items, []
     for values, offsets in _sequences(dataset, task, seed):
         row = np.repeat(np.arange(offsets.shape[0] - 1), np.diff(offsets))
         long = values.astype(np.int64)
         for distance in range(1, min(WINDOW, long.shape[0] - 1) + 1):
             a, b = long[:-distance], long[distance:]
             counted = (row[:-distance] == row[distance:]) & (a != b) & (a >= FIRST_ITEM) & (b >= FIRST_ITEM)
-            found += [a[counted] * items + b[counted], b[counted] * items + a[counted]]
+            found += [a[counted] * num_items + b[counted], b[counted] * num_items + a[counted]]
     codes, counts = np.unique(np.concatenate(found) if found else np.zeros(0, np.int64), return_counts=True)
     return codes, counts.astype(np.float64)
 
@@ -120,6 +120,5 @@ def _sequences(dataset: Dataset, task: Task, seed: int) -> list[tuple[NDArray[np
     for data, users in picked:
         # the hash's upper 53 bits, which a float64 holds exactly
         place = (mix64(data.user_hash[users], key=stable_hash(f"item-vectors:{seed}")) >> np.uint64(11)).astype(np.float64) / 2.0**53
-        rows = take_rows(data.values, data.offsets, users[place < share] if share < 1 else users)
-        kept.append((rows.values, rows.offsets))
+        kept.append(ragged.take(data.values, data.offsets, users[place < share] if share < 1 else users))
     return kept

@@ -12,7 +12,7 @@ from typing import Any
 from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.item_vectors_file import read_given_vectors
+from dist_teracon.data.item_vectors_file import read_item_vectors
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError, TeraconError
@@ -28,7 +28,7 @@ class AddedTask:
         name: The task's name.
         new_items: What rows of new items start as: copies of the unseen item's, so that nothing changes before training; or the mean of
             the known items beside them in the training users' sequences; or (`text`) follow from given vectors.
-        vectors: For `text`, a file of item vectors (`read_given_vectors`).
+        vectors: For `text`, a file of item vectors (`read_item_vectors`).
     """
 
     name: str
@@ -102,7 +102,7 @@ def _begun_otherwise(folder: RunFolder, entry: dict[str, Any], config: RunConfig
 
 def _unfit_vectors(uri: str, dataset: Dataset, *, known: int, channels: int) -> str:
     try:
-        linear_map(read_given_vectors(uri, dataset), known, channels=channels, uri=uri)
+        linear_map(read_item_vectors(uri, dataset), known, channels=channels, uri=uri)
     except TeraconError as error:
         return str(error)
     return ""

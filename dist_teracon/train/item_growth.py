@@ -17,7 +17,7 @@ from torch import Tensor
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.item_vectors_file import GivenVectors, read_given_vectors
+from dist_teracon.data.item_vectors_file import ItemVectors, read_item_vectors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, Split
 from dist_teracon.errors import RunError
 from dist_teracon.runtime import Runtime
@@ -62,7 +62,7 @@ def grown_tensors(
         if vectors is None:
             raise RunError(f"'{task}' was added with --new-items text: name the file of vectors again, by --item-vectors")
         channels = next(iter(old.values())).shape[1]
-        start = linear_map(read_given_vectors(vectors, dataset), known, channels=channels, uri=vectors)
+        start = linear_map(read_item_vectors(vectors, dataset), known, channels=channels, uri=vectors)
     grown = dict(tensors)
     for name, table in old.items():
         rows, done = start.rows(table, fresh)
@@ -125,7 +125,7 @@ class LinearMap:
         known: Items from here on are new.
     """
 
-    given: GivenVectors
+    given: ItemVectors
     known: int
 
     def rows(self, table: Tensor, fresh: int) -> tuple[Tensor, dict[str, Any]]:
@@ -141,7 +141,7 @@ class LinearMap:
         return rows, facts
 
 
-def linear_map(given: GivenVectors, known: int, *, channels: int, uri: str) -> LinearMap:
+def linear_map(given: ItemVectors, known: int, *, channels: int, uri: str) -> LinearMap:
     """Check that given vectors serve the items from `known` on.
 
     Raises:

@@ -5,7 +5,6 @@ docs/architecture.md, A run on disk, lists the files. Everything that a run read
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -340,11 +339,8 @@ class RunFolder:
             if others:
                 raise RunError(f"{self.path}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"{self.path}: another process is writing this run; wait for it or name another folder") from None
+        busy = RunError(f"{self.path}: another process is writing this run; wait for it or name another folder")
+        with io.exclusive_lock(self.path / ".lock", busy):
             yield
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from dist_teracon.cli import main
-from dist_teracon.data.prepare import ray_workers
 from dist_teracon.data.prepare.pipeline import prepare
+from dist_teracon.data.prepare.ray_workers import RayWorkers
+from dist_teracon.data.sources import sequence_csv
+from dist_teracon.data.streaming.staged import StagedRows
 from dist_teracon.errors import DataError
 
 
@@ -44,12 +46,18 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# the later tasks in another order than their files
+REVERSED = ["--set", "tasks={gender: {kind: profile}, bought: {kind: item}}"]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.usefixtures("ray")
-@pytest.mark.parametrize("options", [["--shards", "3"], ["--split", "rows", "--min-count", "3", "--set", "history.padding=token"]])
+@pytest.mark.parametrize(
+    "options", [["--shards", "3"], ["--split", "rows", "--min-count", "3", "--set", "history.padding=token"], REVERSED]
+)
 def test_the_bytes_are_those_of_one_machine(raw, tmp_path, options):
     options = [*options, "--max-bad-rows", "0.1"]
     assert main(["prepare", "sequence-csv", str(raw), str(tmp_path / "one"), *options]) == 0
@@ -74,26 +82,26 @@ def test_errors_are_those_of_one_machine_and_leave_nothing(raw, tmp_path):
 @pytest.mark.usefixtures("ray")
 def test_rows_that_get_lost_on_the_way_are_seen(raw, tmp_path, monkeypatch):
     """Staged files of one partition vanish: counts differ, and nothing is published."""
-    spill = ray_workers.Cluster.spill
+    spill = sequence_csv.spill_on_workers
 
-    def losing(self, *arguments):
-        fields, staged = spill(self, *arguments)
-        kept = [replace(piece, files=tuple(name for name in piece.files if "labels-2-000" not in name)) for piece in staged.pieces]
-        return fields, ray_workers._Staged(tuple(kept))
+    def losing(*arguments):
+        fields, rows = spill(*arguments)
+        kept = [replace(piece, files=tuple(name for name in piece.files if "labels-2-000" not in name)) for piece in rows.pieces]
+        return fields, StagedRows(tuple(kept))
 
-    monkeypatch.setattr(ray_workers.Cluster, "spill", losing)
+    monkeypatch.setattr(sequence_csv, "spill_on_workers", losing)
     with pytest.raises(DataError, match=r"do not add up: .*rows of 'gender' written, 700 read; nothing was published"):
         prepare("sequence-csv", str(raw), str(tmp_path / "out"), cluster=True, max_bad_rows=0.1, shards=3)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("ray")
-def test_a_worker_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_worker_that_fails_is_reported_in_one_line(tmp_path, monkeypatch):
     def broken(_piece):
         raise RuntimeError("no such device")
 
     with pytest.raises(DataError, match=r"--cluster: a worker failed \(.*no such device\)"):
-        ray_workers._on_ray(broken, [1, 2])
+        RayWorkers("").map(broken, [1, 2])
 
 
 def test_other_formats_are_refused(tmp_path, capsys):

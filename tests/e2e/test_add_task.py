@@ -19,7 +19,7 @@ from small_runs import ALONE, checked, events, results, run_worlds, settings, sm
 from dist_teracon.continual.method import MethodContext
 from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.item_vectors_file import read_given_vectors
+from dist_teracon.data.item_vectors_file import read_item_vectors
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import SplitRule
@@ -166,7 +166,7 @@ def test_given_vectors_reach_new_rows_by_the_map_that_fits_the_known_ones(versio
     """Known rows that are a linear map of their vectors, and an intercept: the new rows are that map of theirs."""
     new = Dataset(versions[1])
     uri = vectors_file(tmp_path / "v.parquet", versions[1])
-    given = read_given_vectors(uri, new)
+    given = read_item_vectors(uri, new)
     assert (given.items.tolist(), given.unknown) == (list(range(2, NEW_ITEMS)), 1)
     turn = np.random.default_rng(1).normal(size=(3, 5))
     rows = torch.from_numpy(given.vectors.astype(np.float64) @ turn + 2.0)
@@ -204,17 +204,17 @@ def test_a_run_that_grew_by_given_vectors_says_so_and_survives_a_kill(runs: Path
     [
         ({"vector": [[1.0, 2.0]] * (NEW_ITEMS - 2) + [[1.0]]}, "item 'elsewhere' has a vector of 1 numbers, the first of 2"),
         ({"vector": [[1.0]] * (NEW_ITEMS - 2) + [[float("nan")]]}, "item 'elsewhere' has a number that is not finite"),
-        ({"vector": [1.0] * (NEW_ITEMS - 1)}, "column 'vector' is double; a list of numbers is wanted"),
+        ({"vector": [1.0] * (NEW_ITEMS - 1)}, "column 'vector': expected a list of numbers, got double"),
         ({"vector": [[None]] * (NEW_ITEMS - 1)}, "column 'vector' is list<"),
-        ({"item": ["twice"] * (NEW_ITEMS - 1)}, "item 'twice' stands there more than once"),
-        ({"item": [1.5] * (NEW_ITEMS - 1)}, "column 'item' is double; text or whole numbers are wanted"),
+        ({"item": ["twice"] * (NEW_ITEMS - 1)}, "item 'twice': expected one vector an item, got several"),
+        ({"item": [1.5] * (NEW_ITEMS - 1)}, "column 'item': expected text or whole numbers, got double"),
         ({"item": [None, *map(str, range(NEW_ITEMS - 2))]}, "row 1: no item id"),
     ],
 )
 def test_damaged_vectors_are_named(versions: tuple[str, str], tmp_path: Path, columns: dict[str, Any], text: str) -> None:
     uri = vectors_file(tmp_path / "v.parquet", versions[1], **columns)
     with pytest.raises(DataError, match=rf"v\.parquet: .*{text}"):
-        read_given_vectors(uri, Dataset(versions[1]))
+        read_item_vectors(uri, Dataset(versions[1]))
 
 
 @pytest.mark.usefixtures("alone")

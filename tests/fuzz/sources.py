@@ -1,6 +1,6 @@
-"""Feed damaged inputs to every adapter: a clear error or a data set in which every row is kept or told, nothing else.
+"""Feed damaged inputs to every format of raw data: a clear error or a data set in which every row is kept or reported, nothing else.
 
-    python tests/fuzz/adapters.py --inputs 20000 [--seed 0] [--format sequence-csv]
+    python tests/fuzz/sources.py --inputs 20000 [--seed 0] [--format sequence-csv]
 
 An input that raises something else, takes long or loses a row is kept below `--keep` and named; the program then ends with 1.
 """
@@ -40,13 +40,13 @@ _PIECES = (
 )  # fmt: skip
 
 Files = dict[str, bytes]
-Told = dict[str, set[int]]
-Lost = Callable[[DatasetInfo, Files, Told], str | None]
+Reported = dict[str, set[int]]
+Lost = Callable[[DatasetInfo, Files, Reported], str | None]
 
 
 @dataclass(frozen=True)
 class Target:
-    """An adapter with well-formed files, and a check that no row was lost."""
+    """A format with well-formed files, and a check that no row was lost."""
 
     format: str
     files: Files
@@ -81,14 +81,14 @@ def sequence_target(draw: np.random.Generator, format: str = "sequence-csv") -> 
     third = "".join(f"{row},,{draw.integers(3)}\n" for row in rows)
     files = {names[0]: first.encode(), names[1]: gzip.compress(second.encode(), mtime=0), names[2]: third.encode()}
 
-    def lost(info: DatasetInfo, files: Files, told: Told) -> str | None:
+    def lost(info: DatasetInfo, files: Files, reported: Reported) -> str | None:
         # the first task takes the users of two items or more
-        rows = [text for text in texts_of(files[names[0]], without=told[names[0]]) if re.search(r"[1-9]\d*,[1-9]", text)]
+        rows = [text for text in texts_of(files[names[0]], without=reported[names[0]]) if re.search(r"[1-9]\d*,[1-9]", text)]
         if len(rows) != info.tasks[0].users:
             return f"{names[0]}: {len(rows)} rows of two items or more that are not rejected, {info.tasks[0].users} kept"
         for task, name in zip(info.tasks[1:], names[1:], strict=True):
-            if (count := rows_of(files[name], name)) != task.users + len(told[name]):
-                return f"{name}: {count} rows, {task.users} kept, {len(told[name])} rejected"
+            if (count := rows_of(files[name], name)) != task.users + len(reported[name]):
+                return f"{name}: {count} rows, {task.users} kept, {len(reported[name])} rejected"
         return None
 
     return Target(format, files, None, lost)
@@ -97,8 +97,8 @@ def sequence_target(draw: np.random.Generator, format: str = "sequence-csv") -> 
 def events_lost(name: str) -> Lost:
     """Return the check of a recipe that keeps every event."""
 
-    def lost(info: DatasetInfo, files: Files, told: Told) -> str | None:
-        rows, rejected = rows_of(files[name]) - (not name.startswith("u.")), len(told[name])
+    def lost(info: DatasetInfo, files: Files, reported: Reported) -> str | None:
+        rows, rejected = rows_of(files[name]) - (not name.startswith("u.")), len(reported[name])
         return None if rows == info.events + rejected else f"{name}: {rows} rows, {info.events} kept, {rejected} rejected"
 
     return lost
@@ -110,7 +110,7 @@ def _events(draw: np.random.Generator, separator: str, count: int = 120) -> str:
 
 
 def targets(seed: int) -> list[Target]:
-    """Return every adapter with well-formed files."""
+    """Return every format with well-formed files."""
     draw = np.random.default_rng(seed)
     every = {"length": 10**6}
     people = [(user, 10 + user % 50, "MF"[user % 2]) for user in range(1, 25)]
@@ -134,11 +134,11 @@ def targets(seed: int) -> list[Target]:
     tenrec = {"QK-video.csv": b"user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age\n" + shown.encode()}
     clicks = parse_recipe({"history": {**every, "events": {"type": "click"}}, "tasks": {"gender": {"kind": "profile"}}, **parts})
 
-    def clicks_lost(info: DatasetInfo, files: Files, told: Told) -> str | None:
+    def clicks_lost(info: DatasetInfo, files: Files, reported: Reported) -> str | None:
         # a row whose flag is no longer set is no event, and rightly so
         name, content = next(iter(files.items()))
         set_ = sum(re.match(r"[^,]*,[^,]*,\s*\+?0*1\s*,", line) is not None for line in texts_of(content)[1:])
-        rejected = len(told[name])
+        rejected = len(reported[name])
         return None if info.events + rejected >= set_ else f"{name}: {set_} clicks, {info.events} kept, {rejected} rejected"
 
     return [
@@ -211,22 +211,22 @@ def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None
         return "broken", f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
-    told: Told = defaultdict(set)
+    reported: Reported = defaultdict(set)
     rejected = folder / "out" / "rejected.jsonl"
     lines = rejected.read_text(encoding="utf-8").splitlines() if rejected.exists() else []
     for row in map(json.loads, lines):
-        told[row["file"]].add(row["line"])
-    if sum(map(len, told.values())) != sum(info.notes["malformed_rows"].values()):
+        reported[row["file"]].add(row["line"])
+    if sum(map(len, reported.values())) != sum(info.notes["malformed_rows"].values()):
         return "kept", "rejected.jsonl and the counts differ"
-    return "kept", target.lost(info, files, told)
+    return "kept", target.lost(info, files, reported)
 
 
 def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
-    """Run so many damaged inputs over all adapters; returns how they ended and what was found wrong."""
+    """Run so many damaged inputs over all formats; returns how they ended and what was found wrong."""
     chosen = [target for target in targets(seed) if formats is None or target.format in formats]
     ends: Counter[str] = Counter()
     wrong: list[str] = []
-    bad_rows._SAMPLES = sys.maxsize  # every rejected row is told, so that they can be counted
+    bad_rows._SAMPLES = sys.maxsize  # every rejected row is reported, so that they can be counted
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as name:
         for target in chosen:
             end, problem = run_one(target, target.files, Path(name) / "case")
@@ -260,7 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--format", action="append", help="this adapter alone; several times for several")
+    parser.add_argument("--format", action="append", help="this format alone; several times for several")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "dist-teracon-fuzz", help="where failing inputs go")
     options = parser.parse_args()
     began = time.monotonic()

@@ -99,7 +99,7 @@ def test_files_that_are_no_text_no_file_or_not_there(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"dataset: \xff\xfe\n")
     with pytest.raises(ConfigError, match="not UTF-8 text"):
         load_config(str(tmp_path / "run.yaml"))
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match="expected a file, got a folder"):
         load_config(str(tmp_path))
     with pytest.raises(ConfigError, match=r"dmeo.yaml: no such file; did you mean 'demo.yaml'\?"):
         load_config("configs/dmeo.yaml")

@@ -15,20 +15,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
-from dist_teracon.data.shard_source import Hashes, Sharded, ShardRows
+from dist_teracon.data.shard_source import Hashes, ShardRows, ShardSource
 from dist_teracon.errors import DataError
 
 PADDING = "<padding>"
 
 
 class PaddedSource:
-    """A source whose sequences are all `length_limit` long, the catalogue's last item standing for padding; see `Sharded`.
+    """A source whose sequences are all `length_limit` long, the catalogue's last item standing for padding; see `ShardSource`.
 
     Raises:
         DataError: the catalogue has an item of padding's name.
     """
 
-    def __init__(self, source: Sharded) -> None:
+    def __init__(self, source: ShardSource) -> None:
         names = source.items if isinstance(source.items, pa.Array) else pa.array(list(source.items), pa.string())
         if pa.compute.index(names, PADDING).as_py() >= 0:
             raise DataError(f"history.padding: the data has an item named '{PADDING}', which is padding's name; rename it")
@@ -38,17 +38,17 @@ class PaddedSource:
         self.notes: dict[str, Any] = {**source.notes, "padding": "token"}
         self.items: Any = pa.concat_arrays([names.cast(pa.string()), pa.array([PADDING], pa.string())])
 
-    def hashes(self) -> Hashes:
+    def user_hashes(self) -> Hashes:
         """Return every user's hash."""
-        return self._inner.hashes()
+        return self._inner.user_hashes()
 
-    def groups(self, count: int) -> Sequence[Any]:
+    def shard_groups(self, count: int) -> Sequence[Any]:
         """Return what is made together."""
-        return self._inner.groups(count)
+        return self._inner.shard_groups(count)
 
-    def made(self, group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
+    def iter_shards(self, group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
         """Yield each shard of a group."""
-        for shard, rows in self._inner.made(group, count):
+        for shard, rows in self._inner.iter_shards(group, count):
             values, offsets = left_padded(rows.values, rows.offsets, length=self.length_limit, padding=len(self.items) - 1)
             yield shard, replace(rows, values=values, offsets=offsets)
 

@@ -6,12 +6,11 @@ import errno
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -23,19 +22,16 @@ from dist_teracon.data.prepare.splits import effective
 from dist_teracon.data.prepare.tables import Tables, TablesSource
 from dist_teracon.data.prepare.task_builder import build_tables
 from dist_teracon.data.prepare.workspace import Workspace, workspace
-from dist_teracon.data.prepare.writer import fill
+from dist_teracon.data.prepare.writer import write_dataset_files, write_on_workers
 from dist_teracon.data.raw.bad_rows import BadRows
-from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.context import ReadContext, Workers
 from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
 from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
-from dist_teracon.data.shard_source import Sharded
-from dist_teracon.data.sources.base import Adapter, Source
-from dist_teracon.data.sources.registry import ADAPTERS
-from dist_teracon.errors import ConfigError, DataError, nearest
+from dist_teracon.data.shard_source import ShardSource
+from dist_teracon.data.sources.base import EventData, SourceFormat
+from dist_teracon.data.sources.registry import SOURCES, source_format
+from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.memory import raise_malloc_thresholds
-
-if TYPE_CHECKING:
-    from dist_teracon.data.prepare.ray_workers import Cluster
 
 REJECTED = "rejected.jsonl"
 
@@ -61,31 +57,29 @@ def prepare(
     Killed at any moment, the same call goes on from the rows it had spilled, if reading had come to its end.
 
     Args:
-        format: A name of `ADAPTERS`.
+        format: A name of `SOURCES`.
         source: Folder or URI of the raw files.
         out: Folder or URI of the data set.
-        recipe: How tasks come from events; event formats want one.
+        recipe: How tasks come from events; formats of events require one.
         split: Overrides the recipe's `split.by`.
         max_bad_rows: Largest share of malformed rows in a file.
         min_count: Overrides the recipe's `history.min_count`: items of fewer occurrences count as unseen.
         shards: Number of shards; by the size where None.
         block: Bytes of a file that are looked at together; what is written does not depend on it.
-        made_from: What the data set is said to be made from; by default the files' checksums and the options.
+        made_from: What to record as the origin; by default the files' checksums and the options.
         cluster: Do the work on a Ray cluster; what is written is the same.
-        log: Takes lines on what happens.
+        log: Receives lines on what happens.
         progress: Shows how far it is.
 
     Raises:
         ConfigError: the recipe is wrong or names what the source does not have.
         DataError: the source is missing or malformed, the disk is full, or `out` holds something else.
     """
-    shown = progress or NoProgress()
-    adapter = _checked_adapter(format, max_bad_rows=max_bad_rows, shards=shards, min_count=min_count, cluster=cluster)
+    reader = _checked_format(format, max_bad_rows=max_bad_rows, shards=shards, min_count=min_count, cluster=cluster)
     rules = recipe if isinstance(recipe, Recipe) or recipe is None else read_recipe(str(recipe))
-    if rules is None and adapter.needs_recipe:
-        raise ConfigError(f"--recipe: format '{format}' wants a recipe that says how tasks come from events (see configs/recipes/)")
+    if rules is None and reader.needs_recipe:
+        raise ConfigError(f"--recipe: format '{format}' requires a recipe, which defines how tasks come from events (see configs/recipes/)")
     rule = effective((rules or Recipe()).split_rule(split))
-    uris = adapter.files(source)
     options = {
         "recipe": None if rules is None else rules.to_json(),
         "split": split,
@@ -93,96 +87,117 @@ def prepare(
         "shards": shards,
         **({} if min_count is None else {"min_count": min_count}),
     }
-
-    def origin(checksums: dict[str, str]) -> dict[str, Any]:
-        if made_from is not None:
-            return made_from
-        files = {_relative(uri, source): checksums.get(uri) or io.sha256(uri) for uri in uris}
-        value = {"format": format, "files": files, **options}
-        return {**value, "fingerprint": fingerprint(value)}
-
-    there = existing_dataset(out, origin({}) if io.exists(io.join(out, "dataset.json")) else {})
+    raw = _RawFiles(format, source, reader.files(source), options, made_from)
+    there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
         log(f"{out}: is there already, made from the same input and options; nothing to do")
         return there
     raise_malloc_thresholds()
-    sizes = {uri: _size(uri) for uri in uris}
-    key = fingerprint({"format": format, "source": source, "sizes": sizes, "stamps": [_stamp(uri) for uri in uris], **options})
+    sizes = raw.sizes()
     with ExitStack() as stack:
-        work = stack.enter_context(workspace(out, key, log))
+        work = stack.enter_context(workspace(out, raw.key(sizes), log))
         stack.enter_context(_full_disk(out, work))
         bad = BadRows(max_bad_rows, work.root / REJECTED, source)
-        job = Job(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown)
+        shown = progress or NoProgress()
+        context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown)
         if block is not None:
-            job.block = block
+            context.block = block
         if cluster:
-            job.cluster = stack.enter_context(_on_cluster(out, work))
+            context.workers = stack.enter_context(_ray_workers(out, work))
         log(f"reading {source}")
-        data = _read(adapter, source, rules, job)
-        data.notes = {**data.notes, "malformed_rows": dict(sorted(bad.counts.items()))}
-        data.source = origin(job.sha256)
-        if rules is not None and rules.history.padding == "token":
-            data = PaddedSource(data)
-        for kind, count in data.notes["malformed_rows"].items():
-            log(f"left out malformed rows: {count} × {kind}")
-        _check_names(data)
-        log(f"writing {len(data.hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {out}")
-        advance = partial(shown.update, "writing")
-        if job.cluster is None:
-            info = fill(work.dataset, data, rule, shards, advance=advance)
-        else:
-            info = job.cluster.fill(work.dataset, out, data, rule, shards, advance=advance)
-        bad.close()
-        if (work.root / REJECTED).exists():
-            (work.root / REJECTED).replace(work.dataset / REJECTED)
-        work.publish(_upload)
+        data = _read(reader, source, rules, context, log)
+        data.source = raw.origin(context.sha256)
+        info = _write(data, rule, work, context, log)
+        work.publish()
     return info
 
 
-def _checked_adapter(format: str, *, max_bad_rows: float, shards: int | None, min_count: int | None, cluster: bool) -> Adapter:
-    if format not in ADAPTERS:
-        raise ConfigError(f"format: no format '{format}'{nearest(format, ADAPTERS)} (there are: {', '.join(ADAPTERS)})")
+@dataclass(frozen=True)
+class _RawFiles:
+    """What a data set is prepared from: raw files of a format, and the options that decide what is written."""
+
+    format: str
+    source: str
+    uris: list[str]
+    options: dict[str, Any]
+    made_from: dict[str, Any] | None
+
+    def sizes(self) -> dict[str, int]:
+        """Return the stored bytes of each file."""
+        return {uri: _size(uri) for uri in self.uris}
+
+    def key(self, sizes: dict[str, int]) -> str:
+        """Return a key of the files and options that takes no reading of the files: one of spilled rows that may be kept."""
+        stamps = [_stamp(uri) for uri in self.uris]
+        return fingerprint({"format": self.format, "source": self.source, "sizes": sizes, "stamps": stamps, **self.options})
+
+    def origin(self, checksums: dict[str, str]) -> dict[str, Any]:
+        """Return what `dataset.json` records as its source; files that have no checksum yet are read."""
+        if self.made_from is not None:
+            return self.made_from
+        files = {uri[len(self.source.rstrip("/")) + 1 :]: checksums.get(uri) or io.sha256(uri) for uri in self.uris}
+        value = {"format": self.format, "files": files, **self.options}
+        return {**value, "fingerprint": fingerprint(value)}
+
+
+def _checked_format(format: str, *, max_bad_rows: float, shards: int | None, min_count: int | None, cluster: bool) -> SourceFormat:
+    reader = source_format(format)
     if not 0 <= max_bad_rows < 1:
-        raise ConfigError(f"--max-bad-rows: a share of at least 0 and below 1 is allowed, not {max_bad_rows}")
+        raise ConfigError(f"--max-bad-rows: expected a share of at least 0 and below 1, got {max_bad_rows}")
     for option, value in (("--shards", shards), ("--min-count", min_count)):
         if value is not None and value < 1:
-            raise ConfigError(f"{option}: 1 or more are allowed, not {value}")
-    adapter = ADAPTERS[format]
-    if cluster and not adapter.on_cluster:
-        able = ", ".join(name for name, one in ADAPTERS.items() if one.on_cluster)
+            raise ConfigError(f"{option}: expected 1 or more, got {value}")
+    if cluster and not reader.on_cluster:
+        able = ", ".join(name for name in SOURCES if source_format(name).on_cluster)
         raise ConfigError(f"--cluster: '{format}' is prepared on one machine; on a cluster: {able}")
-    return adapter
+    return reader
 
 
-@contextmanager
-def _on_cluster(out: str, work: Workspace) -> Iterator[Cluster]:
-    """A cluster whose staging folder lies beside the data set."""
-    from dist_teracon.data.prepare.ray_workers import Cluster, ray_cluster
+def _ray_workers(out: str, work: Workspace) -> AbstractContextManager[Workers]:
+    """Return workers whose staging folder is next to the data set."""
+    from dist_teracon.data.prepare.ray_workers import ray_workers
 
-    staging = str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing"
-    with ray_cluster():
-        made = Cluster(staging)
-        try:
-            yield made
-        finally:
-            made.clear()
+    return ray_workers(str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing")
 
 
-def _read(adapter: Adapter, source: str, rules: Recipe | None, job: Job) -> Sharded:
-    read = adapter.read(source, rules, job)
-    if isinstance(read, Source):
-        tables = build_tables(rules or Recipe(), read, bad=job.bad, min_count=job.min_count)
+def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext, log: Log) -> ShardSource:
+    """Read raw files into what a data set is written from."""
+    read = reader.read(source, rules, context)
+    data: ShardSource
+    if isinstance(read, EventData):
+        tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count)
         _check(tables)
-        return TablesSource(tables)
-    return read
+        data = TablesSource(tables)
+    else:
+        data = read
+    data.notes = {**data.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    for kind, count in data.notes["malformed_rows"].items():
+        log(f"left out malformed rows: {count} × {kind}")
+    if rules is not None and rules.history.padding == "token":
+        data = PaddedSource(data)
+    _check_names(data)
+    return data
 
 
-def _relative(uri: str, source: str) -> str:
-    return uri[len(source.rstrip("/")) + 1 :]
+def _write(data: ShardSource, rule: SplitRule, work: Workspace, context: ReadContext, log: Log) -> DatasetInfo:
+    """Write a data set into the working folder, with the file of malformed rows where there are any."""
+    log(f"writing {len(data.user_hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {work.out}")
+    advance = partial(context.report, "writing")
+    if context.workers is None:
+        info = write_dataset_files(work.dataset, data, rule, context.shards, advance=advance)
+    else:
+        target = str(work.dataset.absolute()) if io.is_local(work.out) else work.out
+        info = write_on_workers(
+            context.workers, work.dataset, target, data, rule, context.shards, kept_rows=context.kept_rows, advance=advance
+        )
+    context.bad.close()
+    if (work.root / REJECTED).exists():
+        (work.root / REJECTED).replace(work.dataset / REJECTED)
+    return info
 
 
 class _full_disk:  # noqa: N801  (read as a function in a with statement)
-    """Tell of a full disk in a user's words."""
+    """Turn the error of a full disk into a user's."""
 
     def __init__(self, out: str, work: Workspace) -> None:
         self.out, self.work = out, work
@@ -194,7 +209,7 @@ class _full_disk:  # noqa: N801  (read as a function in a with statement)
         if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
             raise DataError(
                 f"{self.work.root.parent}: the disk is full; nothing was written to {self.out}. "
-                "Preparation wants room for about a quarter of the raw text there, and for the data set"
+                "Preparation needs room for about a quarter of the raw text there, and for the data set"
             ) from None
 
 
@@ -245,7 +260,7 @@ def _size(uri: str) -> int:
 
 
 def _stamp(uri: str) -> str:
-    """Return what a store says of a file's version: its etag, or when it was last changed."""
+    """Return a file's version on its store: its etag, or when it was last changed."""
     filesystem, path = url_to_fs(uri)
     info = filesystem.info(path)
     return str(info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created") or "")
@@ -263,31 +278,24 @@ def write_dataset(tables: Tables, out: str, split_rule: SplitRule, *, shards: in
     source = TablesSource(tables)
     if io.is_local(out):
         with io.atomic_folder(io.local_path(out)) as folder:
-            return fill(folder, source, effective(split_rule), shards)
+            return write_dataset_files(folder, source, effective(split_rule), shards)
     with tempfile.TemporaryDirectory() as name:
-        info = fill(Path(name), source, effective(split_rule), shards)
-        _upload(Path(name), out)
+        info = write_dataset_files(Path(name), source, effective(split_rule), shards)
+        io.copy_folder(Path(name), out, last="dataset.json")
     return info
 
 
-def _upload(folder: Path, out: str) -> None:
-    """Copy a data set to a store, `dataset.json` last."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in sorted(paths, key=lambda path: path.name == "dataset.json"):
-        io.put(path, io.join(out, path.relative_to(folder).as_posix()))
-
-
-def _check_names(data: Sharded) -> None:
+def _check_names(data: ShardSource) -> None:
     """Raise DataError where tasks cannot have their names, or have one class only."""
     names = [data.next_task, *(task.name for task in data.tasks)]
     for name in names:
         if not TASK_NAME.fullmatch(name) or name == "items":
-            raise DataError(f"task '{name}': letters, digits, '_', '-', '.' are allowed in a name, and 'items' is taken")
+            raise DataError(f"task '{name}': expected a name of letters, digits, '_', '-', '.'; 'items' is reserved")
     if len(set(names)) != len(names):
         raise DataError(f"data set '{data.name}': two tasks have one name ({', '.join(names)})")
     for task in data.tasks:
         if len(task.classes) < 2:
-            raise DataError(f"task '{task.name}': has one label only; two or more are wanted")
+            raise DataError(f"task '{task.name}': expected two labels or more, got {len(task.classes)}")
 
 
 def _check(tables: Tables) -> None:

@@ -4,8 +4,8 @@
     partitions  -> what each holds, added up by the driver into vocabularies
     groups      -> shards, written where the data set grows; under `split: rows` one more pass before it, for the examples' keys
 
-A piece's result is a row of Ray Data's, of some kilobytes; rows of users travel through the staging folder, which lies beside the data
-set and must be seen by all nodes: a shared disk, or the store itself. What is written equals that of one machine byte for byte, as
+A piece's result is a row of Ray Data's, of some kilobytes; rows of users travel through the staging folder, next to the data set, which
+must be seen by all nodes: a shared disk, or the store itself. What is written equals that of one machine byte for byte, as
 shards, vocabularies and order follow from the users alone. Every pass checks that each piece came back once, and the last one that
 users and examples are as many as were read.
 """
@@ -15,206 +15,93 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from dist_teracon import io
-from dist_teracon.data.prepare.writer import Splitter, Written, default_shards, finish, joined_keys, row_split_keys, write_group
-from dist_teracon.data.raw.bad_rows import BadRows
-from dist_teracon.data.raw.context import Job
-from dist_teracon.data.schema import DatasetInfo, SplitRule
-from dist_teracon.data.shard_source import Sharded
-from dist_teracon.data.streaming.source import SEQUENCES, PartitionCounts, SequenceSource, TaskFiles, labels_kind, spill_file
-from dist_teracon.data.streaming.spill import Partitioning, Spill
 from dist_teracon.errors import DataError
 
+P = TypeVar("P")
 R = TypeVar("R")
-_REJECTED = "rejected.jsonl"
 _FAILED = "--cluster: a worker failed"
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One file of a task, and what its reading left: its folder in the staging place, and its rows' place among the task's."""
-
-    number: int
-    task: int
-    uri: str
-    folder: str
-    row: int = 0
-    files: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What came of reading a piece."""
-
-    kept: int
-    fields: int
-    files: tuple[str, ...]
-    sha256: str
-    bad: dict[str, int]
-    rejected: str
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class _Staged:
-    """Spilled rows of all pieces; see `ReadSpill`."""
-
-    pieces: tuple[_Piece, ...]
-
-    def __call__(self, kind: str, partitions: list[int]) -> Any:
-        tables = []
-        for partition in partitions:
-            name = f"{kind}-{partition:03d}.arrow"
-            for piece in self.pieces:
-                if name in piece.files:
-                    table = pa.ipc.open_stream(io.read_bytes(io.join(piece.folder, name))).read_all()
-                    rows = pa.compute.add(table.column("row"), piece.row)  # told from the task's first file on
-                    tables.append(table.set_column(table.column_names.index("row"), "row", rows))
-        return pa.concat_tables(tables) if tables else None
-
-
-@dataclass
-class Cluster:
-    """A Ray cluster at work on one data set.
+class RayWorkers:
+    """A Ray cluster's workers; see `Workers`.
 
     Attributes:
         staging: URI of a folder that all nodes see.
-        kept: Rows by task, to be compared with what is written.
     """
 
     staging: str
-    kept: dict[int, int] = field(default_factory=dict)
 
-    def spill(self, tasks: Sequence[TaskFiles], job: Job, partitioning: Partitioning) -> tuple[int, _Staged]:
-        """Read every task's files, each on a worker; returns the widest row's fields, and who reads what was spilled.
-
-        Raises:
-            DataError: as `spill_rows`; of several files the first that is wrong is told.
-        """
-        listed = [(number, uri) for number, task in enumerate(tasks) for uri in task.uris]
-        pieces = [_Piece(n, task, uri, io.join(self.staging, f"piece-{n:05d}")) for n, (task, uri) in enumerate(listed)]
-        limit, root, block, here = job.bad.limit, job.bad.root, job.block, Path.cwd()
-
-        def read(piece: _Piece) -> _Read:
-            # a relative path is the driver's, and a worker may run in another folder
-            with chdir(here) if io.is_local(piece.uri) and here.is_dir() else nullcontext():
-                return _read_piece(piece, partitioning, limit=limit, root=root, block=block)
-
-        results = _on_ray(read, pieces, lambda done: job.progress.update("reading", done, len(pieces)))
-        for piece, result in zip(pieces, results, strict=True):
-            if result.error is not None:
-                raise DataError(result.error)
-            job.sha256[piece.uri] = result.sha256
-            job.bad.take(result.bad, result.rejected)
-        placed = []
-        for piece, result in zip(pieces, results, strict=True):
-            before = self.kept.get(piece.task, 0)
-            placed.append(_Piece(piece.number, piece.task, piece.uri, piece.folder, before, result.files))
-            self.kept[piece.task] = before + result.kept
-        return max(result.fields for result in results), _Staged(tuple(placed))
-
-    def counted(self, source: SequenceSource) -> list[PartitionCounts]:
-        """Count every partition on the workers."""
-        return _on_ray(source.count, range(source.partitioning.partitions))
-
-    def fill(
-        self, folder: Path, out: str, source: Sharded, rule: SplitRule, shards: int | None, *, advance: Callable[[int, int], None]
-    ) -> DatasetInfo:
-        """Write a data set as `writing.fill` does: the shards by workers, vocabularies and `dataset.json` here.
-
-        Args:
-            folder: Where the data set grows; all nodes see it if `out` is local.
-            out: Folder or URI of the data set; on a store workers write to it directly.
-            source: What is written.
-            rule: The split.
-            shards: Their number; by the number of users where None.
-            advance: Takes how many groups of how many are written.
+    def map(self, work: Callable[[P], R], pieces: Sequence[P], *, done: Callable[[int], None] = lambda _: None) -> list[R]:
+        """Return `work` of each piece in the pieces' order, done by the cluster's workers.
 
         Raises:
-            DataError: a task has no example in one of the parts, or counts differ from what was read.
+            DataError: a worker's error that is a user's, or a piece that did not come back once.
         """
-        hashes = source.hashes()
-        count = shards or default_shards(len(hashes))
-        groups = source.groups(count)
-        keys = {} if rule.by == "users" else joined_keys(_on_ray(lambda group: row_split_keys(source, rule, group, count), groups))
-        splitter = Splitter.of(rule, hashes, keys)
-        target = str(folder.absolute()) if io.is_local(out) else out
+        import ray
+        import ray.data
 
-        def write(group: Any) -> Written:
-            written = Written.nothing(source)
-            with tempfile.TemporaryDirectory() as name:
-                for part in write_group(Path(name), source, splitter, group, count):
-                    written.add(part)
-                copy_folder(Path(name), target)
-            return written
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        shared = ray.put((work, list(pieces)))  # once a cluster, not once a piece
 
-        written = Written.nothing(source)
-        for part in _on_ray(write, groups, lambda done: advance(done, len(groups))):
-            written.add(part)
-        self._check(source, written, users=len(hashes))
-        return finish(folder, source, rule, count, written)
+        def one(row: dict[str, Any]) -> dict[str, Any]:
+            work, pieces = ray.get(shared)
+            # between this program's own processes, in a form that Arrow does not look into
+            try:
+                return {"number": row["number"], "error": "", "result": pickle.dumps(work(pieces[row["number"]]))}
+            except DataError as error:
+                return {"number": row["number"], "error": str(error), "result": b""}
+            except Exception as error:  # whatever it is, the driver reports it in one line
+                text = f"{_FAILED} ({type(error).__name__}: {error}); do all nodes see the raw files and the data set's folder?"
+                return {"number": row["number"], "error": text, "result": b""}
 
-    def _check(self, source: Sharded, written: Written, *, users: int) -> None:
-        names = [source.next_task, *(task.name for task in source.tasks)]
-        found = {"users": written.users} | {f"rows of '{name}'": n for name, n in zip(names[1:], written.users_of_task[1:], strict=True)}
-        wanted = {"users": users} | {f"rows of '{name}'": self.kept[place] for place, name in enumerate(names) if place}
-        differ = [f"{found[what]} {what} written, {wanted[what]} read" for what in found if found[what] != wanted[what]]
-        if differ:
-            raise DataError(f"the cluster's parts do not add up: {'; '.join(differ)}; nothing was published, prepare the data set again")
-
-    def clear(self) -> None:
-        """Remove the staging folder."""
-        filesystem, path = url_to_fs(self.staging)
-        if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
-
-
-def _read_piece(piece: _Piece, partitioning: Partitioning, *, limit: float, root: str, block: int) -> _Read:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        job = Job(BadRows(limit, folder / _REJECTED, root), folder / "spill", block=block)
-        job.spill.mkdir()
-        sequences = Spill(job.spill, SEQUENCES, partitioning)
-        labels = Spill(job.spill, labels_kind(piece.task), partitioning) if piece.task else None
+        numbers = ray.data.from_items([{"number": number} for number in range(len(pieces))], override_num_blocks=max(1, len(pieces)))
+        found: dict[int, R] = {}
+        errors: dict[int, str] = {}
+        times = 0
         try:
-            kept, fields = spill_file(piece.uri, piece.task, job, sequences, labels)
-        except DataError as error:
-            return _Read(0, 0, (), "", {}, "", str(error))
-        for spilled in (sequences, labels):
-            if spilled is not None:
-                spilled.close()
-        job.bad.close()
-        rejected = folder / _REJECTED
-        copy_folder(job.spill, piece.folder)
-        files = tuple(sorted(path.name for path in job.spill.iterdir()))
-        text = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
-        return _Read(kept, fields, files, job.sha256[piece.uri], job.bad.counts, text)
-
-
-def copy_folder(folder: Path, target: str) -> None:
-    """Copy a local folder's files to a folder or URI; a local file appears whole or not at all."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if io.is_local(target):
-            with io.atomic_write(io.local_path(target) / name) as file, path.open("rb") as source:
-                shutil.copyfileobj(source, file)
-        else:
-            io.put(path, io.join(target, name))
+            for row in numbers.map(one).iter_rows():
+                times += 1
+                if row["error"]:
+                    errors[row["number"]] = row["error"]
+                else:
+                    found[row["number"]] = pickle.loads(row["result"])
+                done(times)
+        except ray.exceptions.RayError as error:
+            raise DataError(f"{_FAILED} ({type(error).__name__}); was it stopped, or out of memory? see the cluster's logs") from None
+        if errors:
+            raise DataError(errors[min(errors)])
+        if times != len(pieces) or len(found) != len(pieces):
+            raise DataError(f"--cluster: {times} results came back for {len(pieces)} pieces of work; prepare the data set again")
+        return [found[number] for number in range(len(pieces))]
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
+def ray_workers(staging: str) -> Iterator[RayWorkers]:
+    """Yield the workers of a cluster; the staging folder is removed afterwards.
+
+    Raises:
+        DataError: the cluster does not answer.
+    """
+    with _connected():
+        try:
+            yield RayWorkers(staging)
+        finally:
+            filesystem, path = url_to_fs(staging)
+            if filesystem.exists(path):
+                filesystem.rm(path, recursive=True)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
     """Be connected to the cluster of `RAY_ADDRESS` or of a Ray job; without one, to Ray processes of one's own on this machine.
 
     Raises:
@@ -237,48 +124,3 @@ def ray_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _on_ray(work: Callable[[Any], R], pieces: Sequence[Any], done: Callable[[int], None] = lambda _: None) -> list[R]:
-    """Return `work` of each piece in the pieces' order, done by the cluster's workers.
-
-    Raises:
-        DataError: a worker's error that is a user's, or a piece that did not come back once.
-    """
-    import ray
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    shared = ray.put((work, list(pieces)))  # once a cluster, not once a piece
-
-    def one(row: dict[str, Any]) -> dict[str, Any]:
-        work, pieces = ray.get(shared)
-        # between this program's own processes, in a form that Arrow does not look into
-        try:
-            return {"number": row["number"], "error": "", "result": pickle.dumps(work(pieces[row["number"]]))}
-        except DataError as error:
-            return {"number": row["number"], "error": str(error), "result": b""}
-        except Exception as error:  # whatever it is, the driver tells it in one line
-            told = f"{_FAILED} ({type(error).__name__}: {error}); do all nodes see the raw files and the data set's folder?"
-            return {"number": row["number"], "error": told, "result": b""}
-
-    numbers = ray.data.from_items([{"number": number} for number in range(len(pieces))], override_num_blocks=max(1, len(pieces)))
-    found: dict[int, R] = {}
-    errors: dict[int, str] = {}
-    times = 0
-    try:
-        for row in numbers.map(one).iter_rows():
-            times += 1
-            if row["error"]:
-                errors[row["number"]] = row["error"]
-            else:
-                found[row["number"]] = pickle.loads(row["result"])
-            done(times)
-    except ray.exceptions.RayError as error:
-        raise DataError(f"{_FAILED} ({type(error).__name__}); was it stopped, or out of memory? see the cluster's logs") from None
-    if errors:
-        raise DataError(errors[min(errors)])
-    if times != len(pieces) or len(found) != len(pieces):
-        raise DataError(f"--cluster: {times} results came back for {len(pieces)} pieces of work; prepare the data set again")
-    return [found[number] for number in range(len(pieces))]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
-from dist_teracon.data.shard_source import Hashes, ShardLabels, ShardRows, TaskHead, grouped
+from dist_teracon.data.shard_source import Hashes, ShardLabels, ShardRows, TaskColumns, rows_by_group
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,17 @@ class TablesSource:
         self.tables = tables
         self.name, self.items, self.next_task = tables.name, tables.items, tables.next_task
         self.length_limit, self.source, self.notes = tables.length_limit, tables.source, tables.notes
-        self.tasks: Sequence[TaskHead] = [TaskHead(table.name, table.kind, table.classes) for table in tables.labels]
+        self.tasks: Sequence[TaskColumns] = [TaskColumns(table.name, table.kind, table.classes) for table in tables.labels]
 
-    def hashes(self) -> Hashes:
+    def user_hashes(self) -> Hashes:
         """Return every user's hash."""
         return self.tables.sequences.user_hash
 
-    def groups(self, count: int) -> Sequence[Any]:
+    def shard_groups(self, count: int) -> Sequence[Any]:
         """Return one group: tables are in memory as a whole."""
         return (None,)
 
-    def made(self, _group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
+    def iter_shards(self, _group: Any, count: int) -> Iterator[tuple[int, ShardRows]]:
         """Yield each shard."""
         sequences = self.tables.sequences
         shard_of_user = (sequences.user_hash % np.uint64(count)).astype(np.int64)
@@ -106,8 +106,8 @@ class TablesSource:
         if self.tables.next_users is not None:
             members = np.zeros(len(shard_of_user), dtype=bool)
             members[self.tables.next_users] = True
-        by_shard = grouped(shard_of_user, count)
-        labels_by_shard = [grouped(shard_of_user[table.users], count) for table in self.tables.labels]
+        by_shard = rows_by_group(shard_of_user, count)
+        labels_by_shard = [rows_by_group(shard_of_user[table.users], count) for table in self.tables.labels]
         row_of_user = np.empty(len(shard_of_user), dtype=np.int64)
         for users in by_shard:
             row_of_user[users] = np.arange(len(users))

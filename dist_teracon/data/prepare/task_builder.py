@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data import ragged
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.raw.bad_rows import BadRows
-from dist_teracon.data.raw.categorical import Names
+from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe, parse_comparisons
-from dist_teracon.data.sources.base import Attributes, Events, Source
+from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.hashing import mix64, stable_hash
 
@@ -29,7 +30,7 @@ class _Users:
     row_of_code: NDArray[np.int64]
 
 
-def build_tables(recipe: Recipe, source: Source, *, bad: BadRows, min_count: int | None = None) -> Tables:
+def build_tables(recipe: Recipe, source: EventData, *, bad: BadRows, min_count: int | None = None) -> Tables:
     """Make sequences and labels from events.
 
     Users stand in the order of their names; items and labels in the order of descending count, then name.
@@ -51,7 +52,7 @@ def build_tables(recipe: Recipe, source: Source, *, bad: BadRows, min_count: int
             raise DataError(f"task '{name}': no user of {len(users.names)} has a label; check its events or attribute in the recipe")
         if len(np.unique(table.values)) == 1:
             only = table.classes[int(table.values[0])]
-            raise DataError(f"task '{name}': has one label only ('{only}'); two or more are wanted")
+            raise DataError(f"task '{name}': expected two labels or more, got '{only}' alone")
         labels.append(table)
     return Tables(
         name=recipe.name or source.name,
@@ -95,13 +96,13 @@ def _timestamps(where: str, events: Events) -> NDArray[np.float64]:
 
 
 def _period(events: Events) -> str:
-    """Say when the events were, for an error's text."""
+    """Return when the events were, for an error's text."""
     if events.timestamp is None:
         return ""
     try:
         first, last = (datetime.fromtimestamp(float(edge), UTC).date() for edge in (events.timestamp.min(), events.timestamp.max()))
     except (ValueError, OverflowError, OSError):
-        return "; their timestamps are no seconds since 1970 (columns.timestamp_unit says otherwise)"
+        return "; their timestamps are no seconds since 1970 (columns.timestamp_unit sets another unit)"
     return f"; they run from {first} to {last}"
 
 
@@ -133,7 +134,7 @@ def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_
     lengths = counts[kept]
     age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(ordered))  # 0 for a user's last event
     ordered = ordered[age < rule.length]
-    offsets = np.concatenate(([0], np.cumsum(np.minimum(lengths, rule.length)))).astype(np.int64)
+    offsets = ragged.offsets_of(np.minimum(lengths, rule.length))
 
     codes = events.item.codes[ordered]
     position, items = _catalogue(codes, events.item.names, min_count=rule.min_count)
@@ -152,7 +153,7 @@ def _catalogue(codes: NDArray[np.integer[Any]], names: Sequence[str], *, min_cou
     return position, [names[code] for code in used]
 
 
-def _item_task(name: str, task: ItemTask, recipe: Recipe, source: Source, users: _Users) -> LabelTable:
+def _item_task(name: str, task: ItemTask, recipe: Recipe, source: EventData, users: _Users) -> LabelTable:
     where, events = f"tasks.{name}", source.events
     label_of = _labels_of_items(f"{where}.label", task.label, source)
     chosen = np.flatnonzero(_matching(f"{where}.events", task.events, events))
@@ -179,7 +180,7 @@ def _item_task(name: str, task: ItemTask, recipe: Recipe, source: Source, users:
     if task.choose == "random":  # a draw has no order
         values = values[np.lexsort((values, rows))]
     present, counts = np.unique(rows, return_counts=True)
-    return LabelTable(name, "item", classes, present, values, np.concatenate(([0], np.cumsum(counts))).astype(np.int64))
+    return LabelTable(name, "item", classes, present, values, ragged.offsets_of(counts))
 
 
 def _shuffled(
@@ -192,16 +193,16 @@ def _shuffled(
     return rows[order], labels[order]
 
 
-def _labels_of_items(where: str, label: str, source: Source) -> Names:
+def _labels_of_items(where: str, label: str, source: EventData) -> Categorical:
     """Return the label of each of the events' item codes: the item itself, or an attribute of it."""
     names = source.events.item.names
     if label == "item":
-        return Names(np.arange(len(names), dtype=np.int32), names)
+        return Categorical(np.arange(len(names), dtype=np.int32), names)
     if source.items is None:
-        raise ConfigError(f"{where}: the source has no attributes of items, so only 'item' is allowed, not '{label}'")
-    column = Names.from_arrow(_attribute(where, label, source.items))
+        raise ConfigError(f"{where}: the source has no attributes of items, so expected 'item', got '{label}'")
+    column = Categorical.from_arrow(_attribute(where, label, source.items))
     rows = np.array([source.items.rows.get(name, -1) for name in names], dtype=np.int64)
-    return Names(np.where(rows >= 0, column.codes[rows], np.int32(-1)).astype(np.int32), column.names)
+    return Categorical(np.where(rows >= 0, column.codes[rows], np.int32(-1)).astype(np.int32), column.names)
 
 
 def _attribute(where: str, name: str, attributes: Attributes) -> Any:
@@ -211,7 +212,7 @@ def _attribute(where: str, name: str, attributes: Attributes) -> Any:
     return attributes.columns[name]
 
 
-def _profile_task(name: str, task: ProfileTask, source: Source, users: _Users, bad: BadRows) -> LabelTable:
+def _profile_task(name: str, task: ProfileTask, source: EventData, users: _Users, bad: BadRows) -> LabelTable:
     where = f"tasks.{name}.attribute"
     if source.users is None:
         raise ConfigError(f"{where}: the source has no attributes of users, so it cannot have a profile task")

@@ -14,23 +14,21 @@ It is worked off shard by shard. `parent` in `dataset.json` is the old version's
 from __future__ import annotations
 
 import hashlib
-import io as bytes_io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from dist_teracon import io
-from dist_teracon.data.batches import ragged_positions
+from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, FileEntry, Split, Task, task_file, users_file, vocabulary_file
+from dist_teracon.data.prepare.writer import FolderWriter
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
+from dist_teracon.data.shard_source import ShardLabels
 from dist_teracon.errors import DataError
 
 _UNKNOWN = -1
@@ -42,7 +40,7 @@ def ancestors(info: DatasetInfo) -> list[str]:
 
 
 def append(parent: str, added: str, out: str) -> DatasetInfo:
-    """Write the version of `parent` that holds what `added` has beside it, or find that it is there already.
+    """Write the version of `parent` that also holds what `added` has, or find that it is there already.
 
     Args:
         parent: Folder or URI of the old version.
@@ -74,12 +72,8 @@ def append(parent: str, added: str, out: str) -> DatasetInfo:
             return _Append(old, new, tasks, folder).write(made)
     with tempfile.TemporaryDirectory() as name:
         info = _Append(old, new, tasks, Path(name)).write(made)
-        filesystem, root = url_to_fs(out)
-        for path in (*info.files, "dataset.json"):
-            target = io.join(root, path)
-            filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            filesystem.put_file(str(Path(name) / path), target)
-        return info
+        io.copy_folder(Path(name), out, last="dataset.json")
+    return info
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class _Users:
     Attributes:
         row: int64, for each user of `added` its row in the new version.
         old: Users of the old version.
-        split: int8, for each row of the new version its split under the split by user, `_UNKNOWN` where nothing tells.
+        split: int8, for each row of the new version its split under the split by user, `_UNKNOWN` where no label has one.
     """
 
     row: NDArray[np.int64]
@@ -100,7 +94,7 @@ class _Users:
 class _Append:
     def __init__(self, old: Dataset, new: Dataset, tasks: Sequence[Task], folder: Path) -> None:
         self.old, self.new, self.tasks, self.folder = old, new, tasks, folder
-        self.files: dict[str, FileEntry] = {}
+        self.writer = FolderWriter(folder)
         self.fresh_items: list[str] = []
         self.added_users = self.added_events = 0
 
@@ -108,9 +102,9 @@ class _Append:
         old = self.old.info
         for task in old.tasks:
             if not task.predicts_next:
-                self._copy(vocabulary_file(task.name))
+                self._copy(vocabulary_file(task.name), self.old)
             for shard in range(old.shards):
-                self._copy(task_file(task.name, shard))
+                self._copy(task_file(task.name, shard), self.old)
         item_of = self._item_indices()
         users = [self._users(shard, item_of) for shard in range(old.shards)]
         added = tuple(self._task(task, users) for task in self.tasks)
@@ -127,7 +121,7 @@ class _Append:
             events=old.events + self.added_events,
             length_limit=max(old.length_limit, self.new.info.length_limit),
             tasks=(*old.tasks, *added),
-            files=self.files,
+            files=self.writer.files,
             source={"format": "append", "fingerprint": fingerprint, "ancestors": [*ancestors(old), old.fingerprint]},
             notes={**old.notes, "appended": [*old.notes.get("appended", ()), appended]},
             parent=old.fingerprint,
@@ -141,9 +135,7 @@ class _Append:
         counts = np.zeros(self.new.info.items, dtype=np.int64)
         for shard in range(self.new.info.shards):
             data, rows = self.new.shard(shard), self._fresh(shard)
-            lengths = data.offsets[rows + 1] - data.offsets[rows]
-            values = data.values[ragged_positions(data.offsets[rows], lengths)]
-            counts += np.bincount(values, minlength=self.new.info.items)
+            counts += np.bincount(ragged.take(data.values, data.offsets, rows)[0], minlength=self.new.info.items)
         known = {name: index for index, name in enumerate(table["item"].to_pylist()) if name is not None}
         total = np.concatenate([table["count"].to_numpy(), np.zeros(len(theirs), dtype=np.int64)])
         item_of = np.full(len(theirs), UNSEEN_ITEM, dtype=np.int32)
@@ -156,14 +148,7 @@ class _Append:
             item_of[index] = known[name]
         np.add.at(total, item_of, counts)
         names = [*table["item"].to_pylist(), *self.fresh_items]
-        self._write(
-            vocabulary_file("items"),
-            {
-                "item": pa.array(names, pa.string()),
-                "index": pa.array(np.arange(len(names)), pa.int32()),
-                "count": pa.array(total[: len(names)], pa.int64()),
-            },
-        )
+        self.writer.vocabulary("items", "item", pa.array(names, pa.string()), total[: len(names)])
         return item_of
 
     def _fresh(self, shard: int) -> NDArray[np.int64]:
@@ -181,72 +166,47 @@ class _Append:
         our_ids, their_ids = self._ids(self.old, shard), self._ids(self.new, shard)
         fresh = self._fresh(shard)
         row_of_id = {name: row for row, name in enumerate([*our_ids, *(their_ids[row] for row in fresh)])}
-        lengths = theirs.offsets[fresh + 1] - theirs.offsets[fresh]
-        values = item_of[theirs.values[ragged_positions(theirs.offsets[fresh], lengths)]]
-        offsets = np.concatenate([ours.offsets, ours.offsets[-1] + np.cumsum(lengths)])
+        values, offsets = ragged.take(theirs.values, theirs.offsets, fresh)
+        sequences = ragged.concatenate([(ours.values, ours.offsets), (item_of[values], offsets)])
         hashes = np.concatenate([ours.user_hash, theirs.user_hash[fresh]])
-        sequences = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(np.concatenate([ours.values, values])))
-        ids = pa.array(list(row_of_id), pa.string())
-        self._write(users_file(shard), {"user_id": ids, "user_hash": pa.array(hashes, pa.uint64()), "sequence": sequences})
+        self.writer.users(shard, pa.array(list(row_of_id), pa.string()), hashes, *sequences)
         self.added_users += len(fresh)
         self.added_events += len(values)
         row = np.array([row_of_id[name] for name in their_ids], dtype=np.int64)
         return _Users(row, len(our_ids), self._split(shard, hashes, len(our_ids)))
 
     def _split(self, shard: int, hashes: NDArray[np.uint64], old: int) -> NDArray[np.int8]:
-        """Each row's split as the old version's labels tell it, a group's being that of any of its users."""
+        """Each row's split as in the old version's labels, a group's being that of any of its users."""
         split = np.full(hashes.shape[0], _UNKNOWN, dtype=np.int8)
         for task in self.old.info.tasks:
             labels = self.old.labels(task.name, shard)
             split[labels.users] = labels.split[labels.offsets[:-1]]
-        told = np.flatnonzero(split[:old] != _UNKNOWN)
-        by_hash = dict(zip(hashes[told].tolist(), split[told].tolist(), strict=True))
+        known = np.flatnonzero(split[:old] != _UNKNOWN)
+        by_hash = dict(zip(hashes[known].tolist(), split[known].tolist(), strict=True))
         return np.array([by_hash.get(value, _UNKNOWN) for value in hashes.tolist()], dtype=np.int8)
 
     def _task(self, task: Task, users: Sequence[_Users]) -> Task:
-        self._copy(vocabulary_file(task.name), of=self.new)
+        self._copy(vocabulary_file(task.name), self.new)
         sizes, count = np.zeros(len(Split), dtype=np.int64), 0
         for shard, here in enumerate(users):
             labels = self.new.labels(task.name, shard)
             rows = here.row[labels.users]
             order = np.argsort(rows, kind="stable")
-            counts = labels.counts[order]
-            at = ragged_positions(labels.offsets[order], counts)
-            split = labels.split[at]
+            values, offsets = ragged.take(labels.values, labels.offsets, order)
+            split, _ = ragged.take(labels.split, labels.offsets, order)
             if self.old.info.split.by == "users":
-                told = np.repeat(here.split[rows[order]], counts)
-                split = np.where(told == _UNKNOWN, split, told)
-            offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-            columns = {
-                "row": pa.array(rows[order], pa.int32()),
-                "labels": pa.ListArray.from_arrays(offsets, pa.array(labels.values[at], pa.int32())),
-                "split": pa.ListArray.from_arrays(offsets, pa.array(split, pa.int8())),
-            }
-            self._write(task_file(task.name, shard), columns)
+                inherited = np.repeat(here.split[rows[order]], np.diff(offsets))
+                split = np.where(inherited == _UNKNOWN, split, inherited)
+            self.writer.labels(task.name, shard, ShardLabels(rows[order], values, offsets), split)
             sizes += np.bincount(split, minlength=len(Split))
             count += len(rows)
         train, validation, test = sizes.tolist()
         if not min(train, validation, test):
             raise DataError(
                 f"task '{task.name}': under the split of {self.old.uri} it has {train} training, {validation} validation, {test} test "
-                "examples; each part wants one, so it needs more users"
+                "examples; each part needs one: prepare it with more users"
             )
         return replace(task, users=count, examples=(train, validation, test))
 
-    def _copy(self, path: str, *, of: Dataset | None = None) -> None:
-        dataset = of or self.old
-        content = dataset.content(path)
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        self.files[path] = dataset.info.files[path]
-
-    def _write(self, path: str, columns: dict[str, Any]) -> None:
-        buffer = bytes_io.BytesIO()
-        table = pa.table(columns)
-        pq.write_table(table, buffer, compression="zstd", version="2.6")
-        content = buffer.getvalue()
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        self.files[path] = FileEntry(len(table), len(content), hashlib.sha256(content).hexdigest())
+    def _copy(self, path: str, dataset: Dataset) -> None:
+        self.writer.copy(path, dataset.content(path), dataset.info.files[path])

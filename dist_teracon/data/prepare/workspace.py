@@ -1,12 +1,11 @@
-"""Where a preparation works: a hidden folder beside its result, held by one process, kept when that process is killed."""
+"""Where a preparation works: a hidden folder next to its result, held by one process, kept when that process is killed."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +39,10 @@ class Workspace:
         """Where the result grows."""
         return self.root / "dataset"
 
-    def publish(self, upload: Callable[[Path, str], None]) -> None:
-        """Move the result to its place: by one rename on a local disk, by `upload` to a store."""
+    def publish(self) -> None:
+        """Move the result to its place: by one rename on a local disk, file by file and `dataset.json` last to a store."""
         if not io.is_local(self.out):
-            upload(self.dataset, self.out)
+            io.copy_folder(self.dataset, self.out, last="dataset.json")
             return
         target = io.local_path(self.out)
         if target.exists():
@@ -58,7 +57,7 @@ def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
     Args:
         out: Folder or URI of the result.
         key: What the work is made from; of work with another key nothing is kept.
-        log: Takes a line when work that was stopped goes on.
+        log: Receives a line when work that was stopped goes on.
 
     Raises:
         DataError: another process holds it.
@@ -69,11 +68,7 @@ def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
     else:
         root = Path(tempfile.gettempdir()) / f"dist-teracon-{hashlib.sha256(out.encode()).hexdigest()[:16]}.preparing"
     root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{out}: another process prepares it at this moment (it holds {root})") from None
+    with io.exclusive_lock(root / "lock", DataError(f"{out}: another process prepares it at this moment (it holds {root})")):
         work = Workspace(root, out)
         resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
         shutil.rmtree(work.dataset, ignore_errors=True)

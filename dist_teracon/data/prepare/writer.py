@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
+from dist_teracon.data.raw.context import Workers
 from dist_teracon.data.schema import (
     FIRST_ITEM,
     DatasetInfo,
@@ -25,7 +27,7 @@ from dist_teracon.data.schema import (
     users_file,
     vocabulary_file,
 )
-from dist_teracon.data.shard_source import Sharded, ShardLabels, ShardRows, TaskHead
+from dist_teracon.data.shard_source import ShardLabels, ShardRows, ShardSource, TaskColumns
 from dist_teracon.errors import DataError
 
 _SMALL_SHARDS = 8
@@ -38,7 +40,7 @@ def default_shards(users: int) -> int:
 
 
 @dataclass
-class Written:
+class ShardStats:
     """What was written of some shards, to be added up over all.
 
     Attributes:
@@ -59,14 +61,14 @@ class Written:
     users_of_task: list[int]
 
     @classmethod
-    def nothing(cls, source: Sharded) -> Written:
+    def zero(cls, source: ShardSource) -> ShardStats:
         """Return the sum over no shards."""
         tasks = 1 + len(source.tasks)
-        label_counts = [np.zeros(len(head.classes), dtype=np.int64) for head in source.tasks]
+        label_counts = [np.zeros(len(task.classes), dtype=np.int64) for task in source.tasks]
         items = np.zeros(len(source.items) + FIRST_ITEM, dtype=np.int64)
         return cls({}, 0, 0, items, label_counts, [np.zeros(3, dtype=np.int64) for _ in range(tasks)], [0] * tasks)
 
-    def add(self, other: Written) -> None:
+    def add(self, other: ShardStats) -> None:
         """Add other shards."""
         self.files |= other.files
         self.users, self.events = self.users + other.users, self.events + other.events
@@ -76,8 +78,13 @@ class Written:
         self.users_of_task = [own + more for own, more in zip(self.users_of_task, other.users_of_task, strict=True)]
 
 
-def fill(
-    folder: Path, source: Sharded, rule: SplitRule, shards: int | None, *, advance: Callable[[int, int], None] = lambda _done, _all: None
+def write_dataset_files(
+    folder: Path,
+    source: ShardSource,
+    rule: SplitRule,
+    shards: int | None,
+    *,
+    advance: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> DatasetInfo:
     """Write all files of a data set into a folder, `dataset.json` last; equal sources give equal bytes.
 
@@ -86,68 +93,112 @@ def fill(
         source: What is written.
         rule: The split.
         shards: Their number; by the number of users where None.
-        advance: Takes how many shards of how many are written.
+        advance: Called with how many shards of how many are written.
 
     Raises:
         DataError: a task has no example in one of the parts.
     """
-    hashes = source.hashes()
+    hashes = source.user_hashes()
     count = shards or default_shards(len(hashes))
-    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.groups(count))
+    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.shard_groups(count))
     splitter = Splitter.of(rule, hashes, keys)
-    written = Written.nothing(source)
+    written = ShardStats.zero(source)
     done = 0
-    for group in source.groups(count):
+    for group in source.shard_groups(count):
         for part in write_group(folder, source, splitter, group, count):
             written.add(part)
             advance(done := done + 1, count)
-    return finish(folder, source, rule, count, written)
+    return write_metadata(folder, source, rule, count, written)
 
 
-def write_group(folder: Path, source: Sharded, splitter: Splitter, group: Any, count: int) -> Iterator[Written]:
-    """Write the shards of a group into a folder, one after another, and tell what each held."""
-    heads = _heads(source)
-    for shard, rows in source.made(group, count):
-        writer, part = _Writer(folder), Written.nothing(source)
+def write_on_workers(
+    workers: Workers, folder: Path, target: str, source: ShardSource, rule: SplitRule, shards: int | None, *,
+    kept_rows: Mapping[str, int], advance: Callable[[int, int], None],
+) -> DatasetInfo:  # fmt: skip
+    """Write a data set as `write_dataset_files` does: the shards by workers, vocabularies and `dataset.json` here.
+
+    Args:
+        workers: Write a group of shards at a time.
+        folder: Where vocabularies and `dataset.json` go.
+        target: Folder or URI that all workers see, where the shards go.
+        source: What is written.
+        rule: The split.
+        shards: Their number; by the number of users where None.
+        kept_rows: Rows read by task, to be compared with what is written.
+        advance: Called with how many groups of how many are written.
+
+    Raises:
+        DataError: a task has no example in one of the parts, or counts differ from what was read.
+    """
+    hashes = source.user_hashes()
+    count = shards or default_shards(len(hashes))
+    groups = source.shard_groups(count)
+    keys = {} if rule.by == "users" else joined_keys(workers.map(lambda group: row_split_keys(source, rule, group, count), groups))
+    splitter = Splitter.of(rule, hashes, keys)
+
+    def write(group: Any) -> ShardStats:
+        written = ShardStats.zero(source)
+        with tempfile.TemporaryDirectory() as name:
+            for part in write_group(Path(name), source, splitter, group, count):
+                written.add(part)
+            io.copy_folder(Path(name), target)
+        return written
+
+    written = ShardStats.zero(source)
+    for part in workers.map(write, groups, done=lambda finished: advance(finished, len(groups))):
+        written.add(part)
+    _check_counts(source, written, users=len(hashes), kept_rows=kept_rows)
+    return write_metadata(folder, source, rule, count, written)
+
+
+def _check_counts(source: ShardSource, written: ShardStats, *, users: int, kept_rows: Mapping[str, int]) -> None:
+    """Raise DataError where workers wrote other numbers of users or rows than were read."""
+    found, expected = {"users": written.users}, {"users": users}
+    for task, rows in zip(source.tasks, written.users_of_task[1:], strict=True):
+        found[f"rows of '{task.name}'"], expected[f"rows of '{task.name}'"] = rows, kept_rows[task.name]
+    differ = [f"{found[what]} {what} written, {expected[what]} read" for what in found if found[what] != expected[what]]
+    if differ:
+        raise DataError(f"the cluster's parts do not add up: {'; '.join(differ)}; nothing was published, prepare the data set again")
+
+
+def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: Any, count: int) -> Iterator[ShardStats]:
+    """Write the shards of a group into a folder, one after another; yields what each held."""
+    tasks = _all_tasks(source)
+    for shard, rows in source.iter_shards(group, count):
+        writer, part = FolderWriter(folder), ShardStats.zero(source)
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
         part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
         part.users, part.events = len(rows.user_hash), len(indices)
-        hash_column = pa.array(rows.user_hash, pa.uint64())
         split_of = splitter.of_users(rows.user_hash)
-        writer.table(users_file(shard), {"user_id": rows.user_ids, "user_hash": hash_column, "sequence": _lists(indices, offsets)})
+        writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets)
         for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
-            split = split_of(heads[place].name, labels)
+            split = split_of(tasks[place].name, labels)
             part.tallies[place] += np.bincount(split, minlength=3)
             part.users_of_task[place] += len(labels.rows)
             if place:
                 part.label_counts[place - 1] += np.bincount(labels.values, minlength=len(part.label_counts[place - 1]))
-            columns = {
-                "row": pa.array(labels.rows, pa.int32()),
-                "labels": _lists(labels.values, labels.offsets),
-                "split": _lists(split, labels.offsets),
-            }
-            writer.table(task_file(heads[place].name, shard), columns)
+            writer.labels(tasks[place].name, shard, labels, split)
         part.files = writer.files
         yield part
 
 
-def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: Written) -> DatasetInfo:
+def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: int, written: ShardStats) -> DatasetInfo:
     """Write vocabularies and `dataset.json` of a data set whose shards are written.
 
     Raises:
         DataError: a task has no example in one of the parts.
     """
-    heads = _heads(source)
-    tasks = tuple(map(_task, heads, written.users_of_task, written.tallies))
-    writer = _Writer(folder)
+    tasks = _all_tasks(source)
+    described = tuple(map(_task, tasks, written.users_of_task, written.tallies))
+    writer = FolderWriter(folder)
     writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), written.item_counts)
-    for head, counts in zip(source.tasks, written.label_counts, strict=True):
-        writer.vocabulary(head.name, "label", _names([], head.classes), counts)
+    for task, counts in zip(source.tasks, written.label_counts, strict=True):
+        writer.vocabulary(task.name, "label", _names([], task.classes), counts)
     files = written.files | writer.files
-    order = [vocabulary_file("items"), *(vocabulary_file(head.name) for head in source.tasks)]
+    order = [vocabulary_file("items"), *(vocabulary_file(task.name) for task in source.tasks)]
     order += [users_file(shard) for shard in range(count)]
-    order += [task_file(head.name, shard) for head in heads for shard in range(count)]
+    order += [task_file(task.name, shard) for task in tasks for shard in range(count)]
     info = DatasetInfo(
         name=source.name,
         users=written.users,
@@ -156,7 +207,7 @@ def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: 
         length_limit=source.length_limit,
         shards=count,
         split=rule,
-        tasks=tasks,
+        tasks=described,
         files={path: files[path] for path in order},
         source=source.source,
         notes=source.notes,
@@ -165,8 +216,8 @@ def finish(folder: Path, source: Sharded, rule: SplitRule, count: int, written: 
     return info
 
 
-def _heads(source: Sharded) -> list[TaskHead]:
-    return [TaskHead(source.next_task, "next", source.items), *source.tasks]
+def _all_tasks(source: ShardSource) -> list[TaskColumns]:
+    return [TaskColumns(source.next_task, "next", source.items), *source.tasks]
 
 
 def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
@@ -185,10 +236,10 @@ def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
 Keys = dict[str, NDArray[np.uint64]]
 
 
-def row_split_keys(source: Sharded, rule: SplitRule, group: Any, count: int) -> Keys:
+def row_split_keys(source: ShardSource, rule: SplitRule, group: Any, count: int) -> Keys:
     """Return the keys by which a group's examples are cut under `rows`, by task."""
-    keys: dict[str, list[NDArray[np.uint64]]] = {head.name: [] for head in _heads(source)}
-    for _, rows in source.made(group, count):
+    keys: dict[str, list[NDArray[np.uint64]]] = {task.name: [] for task in _all_tasks(source)}
+    for _, rows in source.iter_shards(group, count):
         for name, labels in zip(keys, (next_labels(rows, source.length_limit), *rows.labels), strict=True):
             keys[name].append(_example_keys(name, rows.user_hash, labels, rule))
     return {name: np.concatenate(parts) for name, parts in keys.items()}
@@ -228,15 +279,15 @@ def _example_keys(task: str, user_hash: NDArray[np.uint64], labels: ShardLabels,
     return row_keys(task, user_hash[np.repeat(labels.rows, lengths)], position, rule)
 
 
-def _task(head: TaskHead, users: int, tally: NDArray[np.int64]) -> Task:
-    if head.kind == "next" and users == 0:
-        raise DataError(f"task '{head.name}': no user has two items or more whose last one is in the catalogue")
+def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64]) -> Task:
+    if columns.kind == "next" and users == 0:
+        raise DataError(f"task '{columns.name}': no user has two items or more whose last one is in the catalogue")
     train, validation, test = tally.tolist()
     for part, size in (("training", train), ("validation", validation), ("test", test)):
         if size == 0:
             sizes = f"{train} training, {validation} validation, {test} test examples of {users} users"
-            raise DataError(f"task '{head.name}': has no {part} example ({sizes}); give it more users or that part a larger share")
-    return Task(head.name, head.kind, len(head.classes), users, (train, validation, test))
+            raise DataError(f"task '{columns.name}': has no {part} example ({sizes}); give it more users or that part a larger share")
+    return Task(columns.name, columns.kind, len(columns.classes), users, (train, validation, test))
 
 
 def _names(reserved: list[None], names: Any) -> Any:
@@ -244,12 +295,17 @@ def _names(reserved: list[None], names: Any) -> Any:
     return pa.concat_arrays([pa.array(reserved, pa.string()), strings.cast(pa.string())]) if reserved else strings
 
 
-def _lists(values: NDArray[Any], offsets: NDArray[np.int64]) -> Any:
+def _list_column(values: NDArray[Any], offsets: NDArray[np.int64]) -> Any:
+    """Return a ragged column as an Arrow list array."""
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
 
-class _Writer:
-    """Writes Parquet files into a folder and keeps their rows, bytes and checksums."""
+class FolderWriter:
+    """Writes the files of a data set into a local folder.
+
+    Attributes:
+        files: Rows, bytes and checksums of what was written, by path.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -263,6 +319,28 @@ class _Writer:
         # without dictionaries: users and their items hardly repeat, so those cost half of the time and a seventh of the size
         pq.write_table(table, target, compression="zstd", version="2.6", use_dictionary=False)
         self.files[path] = FileEntry(len(table), target.stat().st_size, io.sha256(str(target)))
+
+    def users(self, shard: int, ids: Any, hashes: NDArray[np.uint64], indices: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        """Write a shard's users: ids (an Arrow string array), hashes and sequences of item indices."""
+        self.table(
+            users_file(shard), {"user_id": ids, "user_hash": pa.array(hashes, pa.uint64()), "sequence": _list_column(indices, offsets)}
+        )
+
+    def labels(self, task: str, shard: int, labels: ShardLabels, split: NDArray[np.int8]) -> None:
+        """Write a shard's labels of a task with their splits, int8 [E]."""
+        columns = {
+            "row": pa.array(labels.rows, pa.int32()),
+            "labels": _list_column(labels.values, labels.offsets),
+            "split": _list_column(split, labels.offsets),
+        }
+        self.table(task_file(task, shard), columns)
+
+    def copy(self, path: str, content: bytes, entry: FileEntry) -> None:
+        """Write a file of another data set as it is."""
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        self.files[path] = entry
 
     def vocabulary(self, name: str, column: str, names: Any, counts: NDArray[np.int64]) -> None:
         """Write names with their index and count."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from dist_teracon.errors import DataError
+from dist_teracon.errors import DataError, nearest
 
 _SHOWN = 80
 _SAMPLES = 100
@@ -24,7 +24,7 @@ class BadRows:
     Attributes:
         limit: Largest share of malformed rows in a file, `--max-bad-rows`.
         rejected: A JSON-lines file for the first 100 malformed rows of a kind in a file; made when there is one.
-        root: Folder or URI of the raw files; what lies in it is told by its path from there.
+        root: Folder or URI of the raw files; files in it are named by their path from there.
         counts: Rows by kind over all files, for the data set's notes.
     """
 
@@ -46,8 +46,8 @@ class BadRows:
         shown = "" if text is None else f": {text[:_SHOWN]!r}" + ("…" if len(text) > _SHOWN else "")
         self._pending.setdefault(kind, [f"{where}{shown}"])
 
-    def take(self, counts: dict[str, int], rejected: str) -> None:
-        """Take over what another process counted and sampled, file after file."""
+    def merge(self, counts: dict[str, int], rejected: str) -> None:
+        """Add what another process counted and sampled, file after file."""
         for kind, count in counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
         if rejected and self.rejected is not None:
@@ -88,6 +88,6 @@ class BadRows:
         raise DataError("\n".join((head, *lines)))
 
 
-def column_missing(where: str, column: str, known: Iterable[str], hint: str = "") -> DataError:
-    """Return the error for a file without a column it must have; `where` is the header's file:line."""
-    return DataError(f"{where}: no column '{column}'{hint} (there are: {', '.join(known)})")
+def column_missing(where: str, column: str, known: Collection[str]) -> DataError:
+    """Return the error for a file without a required column; `where` is the header's file:line."""
+    return DataError(f"{where}: no column '{column}'{nearest(column, known)} (there are: {', '.join(known)})")

@@ -1,4 +1,4 @@
-"""Columns of names as codes."""
+"""Columns of names as codes into the distinct names, as a `pandas.Categorical`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Names:
+class Categorical:
     """A column of names: int32 codes (−1 where there is none) into `names`, which has each name once."""
 
     codes: NDArray[np.int32]
@@ -21,14 +21,14 @@ class Names:
         return len(self.codes)
 
     @classmethod
-    def from_arrow(cls, column: Any) -> Names:
+    def from_arrow(cls, column: Any) -> Categorical:
         """Encode a string array; names stand in the order of their first appearance."""
-        builder = NamesBuilder()
-        return builder.names(builder.codes(column))
+        builder = CategoricalBuilder()
+        return builder.build(builder.encode(column))
 
     @classmethod
-    def joined(cls, parts: Sequence[Names]) -> Names:
-        """Join the columns of several files."""
+    def concatenate(cls, parts: Sequence[Categorical]) -> Categorical:
+        """Concatenate the columns of several files."""
         if len(parts) == 1:
             return parts[0]
         index: dict[str, int] = {}
@@ -39,19 +39,19 @@ class Names:
         return cls(np.concatenate(codes), list(index))
 
 
-class NamesBuilder:
+class CategoricalBuilder:
     """Encodes blocks of one column, names standing in the order of their first appearance."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
 
-    def codes(self, column: Any) -> NDArray[np.int32]:
+    def encode(self, column: Any) -> NDArray[np.int32]:
         """Return the codes of a string array, −1 for nulls."""
         encoded = column.dictionary_encode()
         index = self._index
         own = np.array([*(index.setdefault(name, len(index)) for name in encoded.dictionary.to_pylist()), -1], dtype=np.int32)
         return own[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
 
-    def names(self, codes: NDArray[np.int32]) -> Names:
-        """Return a whole column."""
-        return Names(codes, list(self._index))
+    def build(self, codes: NDArray[np.int32]) -> Categorical:
+        """Return the column of codes that `encode` returned, of one block or of several one behind the other."""
+        return Categorical(codes, list(self._index))

@@ -1,22 +1,38 @@
-"""One preparation as an adapter sees it: where to spill, what counts as too many bad rows, whom to tell how far it is."""
+"""What a reader of raw files is given: where to spill, how many malformed rows to allow, where to report progress."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 from dist_teracon.console import NoProgress, Progress
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.files import BLOCK
 
-if TYPE_CHECKING:
-    from dist_teracon.data.prepare.ray_workers import Cluster
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class Workers(Protocol):
+    """Processes, perhaps on other machines, that do a preparation's work piece by piece."""
+
+    @property
+    def staging(self) -> str:
+        """URI of a folder that all of them see."""
+
+    def map(self, work: Callable[[P], R], pieces: Sequence[P], *, done: Callable[[int], None] = ...) -> list[R]:
+        """Return `work` of each piece, in the pieces' order; `done` is called with how many are finished.
+
+        Raises:
+            DataError: a worker's error that is a user's, or a worker that failed.
+        """
 
 
 @dataclass
-class Job:
-    """A preparation.
+class ReadContext:
+    """The state of one reading of raw files.
 
     Attributes:
         bad: Counts malformed rows.
@@ -27,7 +43,8 @@ class Job:
         total_bytes: Stored bytes of all files.
         progress: Shows how far it is.
         sha256: By URI, of the files read so far.
-        cluster: Who does the work where it is done on a cluster.
+        workers: Processes that share the work; None to do it here.
+        kept_rows: Rows kept by task, where workers read them.
     """
 
     bad: BadRows
@@ -38,14 +55,15 @@ class Job:
     total_bytes: int = 0
     progress: Progress = field(default_factory=NoProgress)
     sha256: dict[str, str] = field(default_factory=dict)
-    cluster: Cluster | None = None
+    workers: Workers | None = None
+    kept_rows: dict[str, int] = field(default_factory=dict)
     _read: dict[str, int] = field(default_factory=dict)
 
-    def read(self, uri: str, position: int) -> None:
-        """Say that a file was read up to a stored byte."""
+    def report_position(self, uri: str, position: int) -> None:
+        """Report that a file was read up to a stored byte."""
         self._read[uri] = position
         self.progress.update("reading", sum(self._read.values()), self.total_bytes)
 
-    def advance(self, what: str, done: int, total: int) -> None:
-        """Say how far a job is."""
+    def report(self, what: str, done: int, total: int) -> None:
+        """Report progress in another step."""
         self.progress.update(what, done, total)

@@ -7,9 +7,8 @@ import gzip
 import hashlib
 import io
 import lzma
-import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.errors import DataError
-from dist_teracon.io import PAUSES_S, is_local, is_store_error, redacted, retries_exhausted
+from dist_teracon.io import PAUSES_S, redacted, with_retries
 
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
@@ -44,7 +43,7 @@ def without_compression(name: str) -> str:
 
 
 class RawInput(io.RawIOBase):
-    """A file's bytes as they are stored, with their SHA-256; a store that fails midway is asked again from where it stopped.
+    """A file's bytes as they are stored, with their SHA-256; where a store fails midway, reading resumes at the same byte.
 
     Args:
         uri: The file.
@@ -58,7 +57,7 @@ class RawInput(io.RawIOBase):
         super().__init__()
         self.uri = uri
         self.position = 0
-        self._pauses = () if is_local(uri) else pauses
+        self._pauses = pauses
         self._digest = hashlib.sha256()
         self._file: IO[bytes] | None = None
         self._attempt(lambda: b"")
@@ -88,28 +87,30 @@ class RawInput(io.RawIOBase):
             pass
         return self._digest.hexdigest()
 
-    def _attempt(self, job: Any) -> bytes:
-        began = time.monotonic()
-        for attempts, pause in enumerate((*self._pauses, None), 1):
+    def _attempt(self, read: Callable[[], bytes]) -> bytes:
+        def attempt() -> bytes:
             try:
                 if self._file is None:
                     file: IO[bytes] = fsspec.open(self.uri, "rb").open()
                     file.seek(self.position)
                     self._file = file
-                return bytes(job())
-            except FileNotFoundError:
-                raise DataError(f"{self.uri}: no such file") from None
-            except IsADirectoryError:
-                raise DataError(f"{self.uri}: is a folder, a file is wanted") from None
-            except Exception as error:
-                if not is_store_error(error):
-                    raise
+                return bytes(read())
+            except Exception:
                 self._file = None
-                if pause is None or retries_exhausted(attempts=attempts, since=began):
-                    tries = f" after {attempts} attempts" if self._pauses else ""
-                    raise DataError(f"{self.uri}: cannot be read on at byte {self.position}{tries} ({redacted(error)})") from None
-                time.sleep(pause)
-        raise AssertionError
+                raise
+
+        try:
+            return with_retries(self.uri, attempt, pauses=self._pauses, failure=self._failure)
+        except FileNotFoundError:
+            raise DataError(f"{self.uri}: no such file") from None
+        except IsADirectoryError:
+            raise DataError(f"{self.uri}: expected a file, got a folder") from None
+        except OSError as error:
+            raise DataError(self._failure(1, redacted(error))) from None
+
+    def _failure(self, attempts: int, text: str) -> str:
+        tries = f" after {attempts} attempts" if attempts > 1 else ""
+        return f"{self.uri}: cannot be read on at byte {self.position}{tries} ({text})"
 
 
 @contextmanager
@@ -124,11 +125,11 @@ def decompressed(file: io.BufferedReader[RawInput], name: str) -> IO[bytes]:
     """Return a stream of a file's content, decompressed by the name's ending.
 
     Raises:
-        DataError: the file does not begin as the name says.
+        DataError: the file does not begin as its name's ending requires.
     """
     for ending, magic in _MAGIC.items():
         if name.endswith(ending) and (begin := file.peek(len(magic))) and not begin.startswith(magic):
-            raise DataError(f"{name}: is not compressed as its name ends ({ending}); rename it, or compress it")
+            raise DataError(f"{name}: expected content compressed as the name ends ({ending}); rename the file, or compress it")
     if name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
     if name.endswith(".bz2"):
@@ -154,7 +155,7 @@ class LineBlock:
 
 
 class LineBlocks:
-    """A text file as blocks of whole lines; knows CRLF and CR, a byte-order mark and a missing final newline.
+    """A text file as blocks of whole lines; reads CRLF and CR, a byte-order mark and a missing final newline.
 
     After the last block `sha256` is that of the file as it is stored. `position` counts the stored bytes read so far.
 
@@ -179,7 +180,7 @@ class LineBlocks:
                     while len(chunk) < len(_BOM) and _BOM.startswith(chunk) and (more := self._read(stream, line, chunk)):
                         chunk += more
                     if chunk.startswith(_BOMS_16):
-                        raise DataError(f"{self.uri}: is UTF-16 text, UTF-8 is wanted; convert it (iconv -f UTF-16 -t UTF-8)")
+                        raise DataError(f"{self.uri}: expected UTF-8 text, got UTF-16; convert it (iconv -f UTF-16 -t UTF-8)")
                     chunk, start = chunk.removeprefix(_BOM), False
                 text = carry + chunk
                 if b"\r" in text:

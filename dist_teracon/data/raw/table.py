@@ -20,31 +20,31 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.raw.bad_rows import BadRows, column_missing
-from dist_teracon.data.raw.categorical import NamesBuilder
-from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.categorical import CategoricalBuilder
+from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import LineBlock, LineBlocks
-from dist_teracon.errors import DataError, nearest
+from dist_teracon.errors import DataError
 
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?)?(Z|[-+][0-9]{2}:?[0-9]{2})?$"
-_TOLD = 100  # rows of a kind that are told one by one
+_REPORTED = 100  # rows of a kind that are reported one by one
 _SEPARATOR = "\x1f"
 _LEAST_BLOCK = 1 << 12  # Arrow has some work a block
 _BATCH = 1 << 17
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A column that is to be read.
+class ColumnSpec:
+    """How a column is read.
 
     Attributes:
-        kind: `token` (a text), `name` (a text of which there are few, kept as codes), `number`, or `time` (seconds since 1970,
+        dtype: `token` (a text), `name` (a text of which there are few, kept as codes), `number`, or `time` (seconds since 1970,
             or an ISO date and time, read as UTC).
         required: Rows where it is empty are malformed.
         per_second: Of a time that is written as a number, 1000 for milliseconds.
     """
 
-    kind: Literal["token", "name", "number", "time"]
+    dtype: Literal["token", "name", "number", "time"]
     required: bool = False
     per_second: float = 1.0
 
@@ -54,7 +54,7 @@ class RawTable:
     """Columns of a raw file without its malformed rows.
 
     Attributes:
-        columns: By name: a string array for a token, `Names` for a name, float64 with NaN for nothing otherwise; all of the same length.
+        columns: By name, all of the same length: a string array for a token, `Categorical` for a name, else float64 with NaN for nothing.
         rows: Rows of the file, malformed ones included.
         where: From a position in the columns to the row's place in the file (`file:line`, or `file: row n` for Parquet).
     """
@@ -102,7 +102,7 @@ def read_header(uri: str, dialect: Dialect) -> list[str]:
     else:
         place, content = _first_line(uri) or (0, b"")
         if not content.strip():
-            raise DataError(f"{uri}: is empty; a header line and rows are wanted")
+            raise DataError(f"{uri}: is empty; expected a header line and rows")
         try:
             line = content.decode(dialect.encoding)
         except UnicodeDecodeError:
@@ -113,18 +113,18 @@ def read_header(uri: str, dialect: Dialect) -> list[str]:
     return names
 
 
-def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, job: Job) -> RawTable:
+def read_delimited(uri: str, specs: Mapping[str, ColumnSpec], *, dialect: Dialect, context: ReadContext) -> RawTable:
     """Read columns of a text file, a block of lines at a time; blank lines do not count.
 
     Raises:
         DataError: a missing or empty file, a missing column, no rows, or too many malformed rows.
     """
     header = read_header(uri, dialect)
-    for name in wanted:
+    for name in specs:
         if name not in header:
-            raise column_missing(f"{uri}:1", name, header, nearest(name, header))
-    collected = _Collected(wanted)
-    blocks = LineBlocks(uri, size=max(job.block, _LEAST_BLOCK))
+            raise column_missing(f"{uri}:1", name, header)
+    collected = _Collected(specs)
+    blocks = LineBlocks(uri, size=max(context.block, _LEAST_BLOCK))
     rows, titled = 0, dialect.header is None
     for block in blocks:
         lines = _filled(block)
@@ -134,14 +134,14 @@ def read_delimited(uri: str, wanted: Mapping[str, Wanted], *, dialect: Dialect, 
             content, titled = content.split(b"\n", cut)[cut], False
             lines = lines[1:]
         rows += len(lines)
-        content, lines = _without_unreadable(uri, content, lines, dialect, job.bad)
-        content, lines = _without_open_quotes(uri, content, lines, dialect, job.bad)
+        content, lines = _without_unreadable(uri, content, lines, dialect, context.bad)
+        content, lines = _without_open_quotes(uri, content, lines, dialect, context.bad)
         if len(lines):
-            table, lines = _parse(uri, content, lines, wanted, header, dialect, job.bad)
-            collected.add(table, lines, bad=job.bad, place=lambda line: f"{uri}:{line}")
-        job.read(uri, blocks.position)
-    job.sha256[uri] = blocks.sha256
-    job.bad.check(uri, rows)
+            table, lines = _parse(uri, content, lines, specs, header, dialect, context.bad)
+            collected.add(table, lines, bad=context.bad, place=lambda line: f"{uri}:{line}")
+        context.report_position(uri, blocks.position)
+    context.sha256[uri] = blocks.sha256
+    context.bad.check(uri, rows)
     return collected.finish(uri, rows, place=lambda line: f"{uri}:{line}")
 
 
@@ -201,17 +201,17 @@ def _without(
 class _Collected:
     """Columns that grow block by block: numbers as arrays, names as codes, other tokens as Arrow strings."""
 
-    def __init__(self, wanted: Mapping[str, Wanted]) -> None:
-        self._wanted = wanted
-        self._parts: dict[str, list[Any]] = {name: [] for name in wanted}
-        self._names = {name: NamesBuilder() for name, want in wanted.items() if want.kind == "name"}
+    def __init__(self, specs: Mapping[str, ColumnSpec]) -> None:
+        self._specs = specs
+        self._parts: dict[str, list[Any]] = {name: [] for name in specs}
+        self._names = {name: CategoricalBuilder() for name, spec in specs.items() if spec.dtype == "name"}
         self._lines: list[NDArray[np.int64]] = []
 
     def add(self, table: Any, lines: NDArray[np.int64], *, bad: BadRows, place: Callable[[int], str]) -> None:
-        """Take a block's rows that are well-formed; `place` names a line or row by its number."""
-        columns, kept = _convert(table, self._wanted, bad=bad, where=lambda row: place(int(lines[row])))
+        """Add a block's rows that are well-formed; `place` names a line or row by its number."""
+        columns, kept = _convert(table, self._specs, bad=bad, where=lambda row: place(int(lines[row])))
         for name, column in columns.items():
-            self._parts[name].append(self._names[name].codes(column) if name in self._names else column)
+            self._parts[name].append(self._names[name].encode(column) if name in self._names else column)
         if not self._names:  # places are asked for attributes alone
             self._lines.append(lines if kept is None else lines[kept])
 
@@ -224,67 +224,71 @@ class _Collected:
         if sum(map(len, next(iter(self._parts.values())))) == 0:
             raise DataError(f"{uri}: has no rows")
         columns = {}
-        for name, want in self._wanted.items():
+        for name, spec in self._specs.items():
             parts, self._parts[name] = self._parts[name], []
-            if want.kind == "token":
+            if spec.dtype == "token":
                 columns[name] = pa.concat_arrays(parts)
             else:
                 joined = np.concatenate(parts)
-                columns[name] = self._names[name].names(joined) if name in self._names else joined
+                columns[name] = self._names[name].build(joined) if name in self._names else joined
         lines = np.concatenate(self._lines) if self._lines else None
         return RawTable(columns, rows, lambda row: uri if lines is None else place(int(lines[row])))
 
 
-def read_parquet(uri: str, wanted: Mapping[str, Wanted], *, job: Job) -> RawTable:
+def read_parquet(uri: str, specs: Mapping[str, ColumnSpec], *, context: ReadContext) -> RawTable:
     """Read columns of a Parquet file, a batch of rows at a time.
 
     Raises:
         DataError: a missing file, one that is not Parquet, a missing column, no rows, or too many malformed rows.
     """
-    collected, rows = _Collected(wanted), 0
+    collected, rows = _Collected(specs), 0
     with io.open_binary(uri) as file:
         try:
             parquet = pq.ParquetFile(file)
             header = parquet.schema_arrow.names
-            for name in wanted:
+            for name in specs:
                 if name not in header:
-                    raise column_missing(uri, name, header, nearest(name, header))
-            for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(wanted)):
-                table = pa.table(
-                    {name: _as_wanted(uri, name, pa.chunked_array([batch.column(name)]), want) for name, want in wanted.items()}
-                )
-                collected.add(table, np.arange(rows, rows + len(table)), bad=job.bad, place=lambda row: f"{uri}: row {row + 1}")
+                    raise column_missing(uri, name, header)
+            for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(specs)):
+                table = pa.table({name: _cast(uri, name, pa.chunked_array([batch.column(name)]), spec) for name, spec in specs.items()})
+                collected.add(table, np.arange(rows, rows + len(table)), bad=context.bad, place=lambda row: f"{uri}: row {row + 1}")
                 rows += len(table)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
-    job.bad.check(uri, rows)
+    context.bad.check(uri, rows)
     return collected.finish(uri, rows, place=lambda row: f"{uri}: row {row + 1}")
 
 
-def _as_wanted(uri: str, name: str, column: Any, want: Wanted) -> Any:
+def _cast(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
     try:
-        if want.kind == "time" and pa.types.is_temporal(column.type):
+        if spec.dtype == "time" and pa.types.is_temporal(column.type):
             return column
-        if want.kind in ("number", "time") and not pa.types.is_string(column.type):
+        if spec.dtype in ("number", "time") and not pa.types.is_string(column.type):
             return column.cast(pa.float64(), safe=False)
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise DataError(f"{uri}: column '{name}' is {column.type}, a {want.kind} is wanted") from None
+        raise DataError(f"{uri}: column '{name}': expected a {spec.dtype}, got {column.type}") from None
 
 
 def _parse(
-    uri: str, content: bytes, lines: NDArray[np.int64], wanted: Mapping[str, Wanted], header: Sequence[str], dialect: Dialect, bad: BadRows
+    uri: str,
+    content: bytes,
+    lines: NDArray[np.int64],
+    specs: Mapping[str, ColumnSpec],
+    header: Sequence[str],
+    dialect: Dialect,
+    bad: BadRows,
 ) -> tuple[Any, NDArray[np.int64]]:
     """Return a block's table and the lines of its rows; rows with a wrong number of fields are rejected."""
     delimiter = dialect.delimiter
-    if len(delimiter) > 1:  # Arrow knows delimiters of one character only
+    if len(delimiter) > 1:  # Arrow takes delimiters of one character only
         content, delimiter = content.replace(delimiter.encode(), _SEPARATOR.encode()), _SEPARATOR
-    fast = {name: pa.float64() if want.kind in ("number", "time") else pa.string() for name, want in wanted.items()}
+    fast = {name: pa.float64() if spec.dtype in ("number", "time") else pa.string() for name, spec in specs.items()}
     try:
         table, skipped = _table(content, fast, header, delimiter, dialect)
     except pa.ArrowInvalid:
         try:
-            table, skipped = _table(content, dict.fromkeys(wanted, pa.string()), header, delimiter, dialect)
+            table, skipped = _table(content, dict.fromkeys(specs, pa.string()), header, delimiter, dialect)
         except pa.ArrowInvalid as error:
             raise DataError(f"{uri}: cannot be read as delimited text ({error})") from None
     wrong = np.array([ordinal - 1 for ordinal, _ in skipped], dtype=np.int64)
@@ -320,7 +324,7 @@ def _table(
 
 
 def _convert(
-    table: Any, wanted: Mapping[str, Wanted], *, bad: BadRows, where: Callable[[int], str]
+    table: Any, specs: Mapping[str, ColumnSpec], *, bad: BadRows, where: Callable[[int], str]
 ) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
     """Turn text into numbers, drop and count the rows where that fails; also returns which rows were kept, None for all."""
     keep = np.ones(len(table), dtype=bool)
@@ -330,21 +334,21 @@ def _convert(
         mask &= keep
         if mask.any():
             found = np.flatnonzero(mask).tolist()
-            for row in found[:_TOLD]:
+            for row in found[:_REPORTED]:
                 bad.add(kind, where(row), text=None if text is None else str(text[row]))
-            if len(found) > _TOLD:
-                bad.add(kind, where(found[_TOLD]), count=len(found) - _TOLD)
+            if len(found) > _REPORTED:
+                bad.add(kind, where(found[_REPORTED]), count=len(found) - _REPORTED)
             keep[mask] = False
 
-    for name, want in wanted.items():
+    for name, spec in specs.items():
         column = table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # of no or several chunks, by Arrow's version and size
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-        if want.required:
+        if spec.required:
             reject(f"empty {name}", np.asarray(column.is_null()))
-        if want.kind in ("number", "time"):
-            column, unreadable = _numbers(column, want)
-            reject(f"{name} is not a {want.kind}", unreadable, table.column(name))
+        if spec.dtype in ("number", "time"):
+            column, unreadable = _numbers(column, spec)
+            reject(f"{name} is not a {spec.dtype}", unreadable, table.column(name))
         columns[name] = column
     if keep.all():
         return columns, None
@@ -353,20 +357,20 @@ def _convert(
     return columns, kept
 
 
-def _numbers(column: Any, want: Wanted) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _numbers(column: Any, spec: ColumnSpec) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return float64 values (NaN for nothing) and a mask of those that are there and cannot be read."""
     if pa.types.is_temporal(column.type):
         zone = getattr(column.type, "tz", None)
         micros = column.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64()).cast(pa.float64())
         return micros.to_numpy(zero_copy_only=False) / 1e6, np.zeros(len(column), dtype=bool)
     if not pa.types.is_string(column.type):
-        values = column.to_numpy(zero_copy_only=False) / want.per_second
+        values = column.to_numpy(zero_copy_only=False) / spec.per_second
         return values, np.asarray(column.is_valid()) & ~np.isfinite(values)
     text = pc.utf8_trim_whitespace(column)
     numeric = np.asarray(pc.fill_null(pc.match_substring_regex(text, _NUMBER), False))
     values = np.full(len(column), np.nan)
-    values[numeric] = np.asarray(text.filter(pa.array(numeric)).cast(pa.float64())) / want.per_second
-    if want.kind == "time":
+    values[numeric] = np.asarray(text.filter(pa.array(numeric)).cast(pa.float64())) / spec.per_second
+    if spec.dtype == "time":
         dated = np.asarray(pc.fill_null(pc.match_substring_regex(text, _DATE), False))
         values[dated] = _dates(text.filter(pa.array(dated)))
     return values, np.asarray(column.is_valid()) & ~np.isfinite(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon import io
-from dist_teracon.data.raw.bad_rows import BadRows
-from dist_teracon.data.raw.categorical import Names
-from dist_teracon.data.raw.context import Job
-from dist_teracon.data.raw.table import RawTable, Wanted
+from dist_teracon.data.raw.bad_rows import BadRows, column_missing
+from dist_teracon.data.raw.categorical import Categorical
+from dist_teracon.data.raw.context import ReadContext
+from dist_teracon.data.raw.table import ColumnSpec, RawTable
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.shard_source import Sharded
+from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.errors import ConfigError, DataError, nearest
 
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -33,10 +34,10 @@ class Events:
         value: float64 with NaN for nothing, as a rating; or None.
     """
 
-    user: Names
-    item: Names
+    user: Categorical
+    item: Categorical
     timestamp: NDArray[np.float64] | None = None
-    type: Names | None = None
+    type: Categorical | None = None
     value: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
@@ -61,8 +62,8 @@ class Attributes:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What an event adapter returns."""
+class EventData:
+    """Events, with the attributes of users and items where a source has them."""
 
     name: str
     events: Events
@@ -85,27 +86,27 @@ def attributes_from(table: RawTable, key: str, *, file: str, bad: BadRows) -> At
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """Join names, string arrays or numpy arrays of several files."""
+    """Concatenate categorical columns, string arrays or numpy arrays of several files."""
     if len(parts) == 1:
         return parts[0]
-    if isinstance(parts[0], Names):
-        return Names.joined(parts)
+    if isinstance(parts[0], Categorical):
+        return Categorical.concatenate(parts)
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else pa.concat_arrays(parts)
 
 
 @dataclass(frozen=True)
-class Adapter:
+class SourceFormat:
     """A reader of one raw format.
 
     Attributes:
         files: From a folder to the URIs of the files that are read, in a fixed order; raises DataError where they are not there.
-        read: From a folder, the recipe and the job to events, or to shards where the format has its own tasks.
+        read: From a folder, the recipe and the context to events, or to shards where the format has its own tasks.
         needs_recipe: Whether nothing can be made without a recipe.
-        on_cluster: Whether `read` takes a job with a cluster.
+        on_cluster: Whether `read` can leave its work to `ReadContext.workers`.
     """
 
     files: Callable[[str], list[str]]
-    read: Callable[[str, Recipe | None, Job], Source | Sharded]
+    read: Callable[[str, Recipe | None, ReadContext], EventData | ShardSource]
     needs_recipe: bool = True
     on_cluster: bool = False
 
@@ -113,6 +114,12 @@ class Adapter:
 def folder_name(uri: str) -> str:
     """Return the last part of a folder's URI, a name for its data set."""
     return uri.rstrip("/").rsplit("/", 1)[-1] or "data"
+
+
+def natural_key(name: str) -> tuple[list[Any], str]:
+    """Return a key that sorts names by the numbers in them, so that `events-2` comes before `events-10`."""
+    # the odd parts are the digits
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))], name
 
 
 def one_file(folder: str, endings: Sequence[str]) -> str | None:
@@ -123,7 +130,7 @@ def one_file(folder: str, endings: Sequence[str]) -> str | None:
     """
     names = [name for name in io.list_folder(folder) if name.endswith(tuple(endings)) and not name.startswith(".")]
     if len(names) > 1:
-        raise DataError(f"{folder}: one file {' or '.join(f'*{ending}' for ending in endings)} is wanted, there are {', '.join(names)}")
+        raise DataError(f"{folder}: expected one file {' or '.join(f'*{ending}' for ending in endings)}, got {', '.join(names)}")
     return io.join(folder, names[0]) if names else None
 
 
@@ -131,7 +138,7 @@ def event_columns(columns: Columns, header: Sequence[str], own: Mapping[str, str
     """Return the file's column for each of user, item, timestamp, type, value that it has.
 
     Args:
-        columns: What the recipe says.
+        columns: The recipe's `columns`.
         header: The file's columns.
         own: The format's own names.
         where: The file, for messages.
@@ -142,26 +149,26 @@ def event_columns(columns: Columns, header: Sequence[str], own: Mapping[str, str
     """
     found = {}
     for role in ("user", "item", "timestamp", "type", "value"):
-        said: str | None = getattr(columns, role)
-        if said is not None and said not in header:
-            raise ConfigError(f"columns.{role}: {where} has no column '{said}'{nearest(said, header)} (there are: {', '.join(header)})")
-        if (name := said or own[role]) in header:
+        named: str | None = getattr(columns, role)
+        if named is not None and named not in header:
+            raise ConfigError(f"columns.{role}: {where} has no column '{named}'{nearest(named, header)} (there are: {', '.join(header)})")
+        if (name := named or own[role]) in header:
             found[role] = name
         elif role in ("user", "item"):
-            raise DataError(f"{where}:1: no column '{name}'{nearest(name, header)} (there are: {', '.join(header)})")
+            raise column_missing(f"{where}:1", name, header)
     return found
 
 
-def event_wants(found: Mapping[str, str], columns: Columns) -> dict[str, Wanted]:
+def event_column_specs(found: Mapping[str, str], columns: Columns) -> dict[str, ColumnSpec]:
     """Return how the columns of events are read."""
-    kinds = {
-        "user": Wanted("name", required=True),
-        "item": Wanted("name", required=True),
-        "timestamp": Wanted("time", required=True, per_second=_PER_SECOND[columns.timestamp_unit]),
-        "type": Wanted("name"),
-        "value": Wanted("number"),
+    specs = {
+        "user": ColumnSpec("name", required=True),
+        "item": ColumnSpec("name", required=True),
+        "timestamp": ColumnSpec("time", required=True, per_second=_PER_SECOND[columns.timestamp_unit]),
+        "type": ColumnSpec("name"),
+        "value": ColumnSpec("number"),
     }
-    return {name: kinds[role] for role, name in found.items()}
+    return {name: specs[role] for role, name in found.items()}
 
 
 def events_from(tables: Sequence[RawTable], found: Mapping[str, str]) -> Events:

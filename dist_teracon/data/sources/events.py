@@ -12,20 +12,22 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
 from dist_teracon import io
-from dist_teracon.data.raw.context import Job
-from dist_teracon.data.raw.table import Dialect, RawTable, Wanted, read_delimited, read_header, read_parquet
+from dist_teracon.data.raw.bad_rows import column_missing
+from dist_teracon.data.raw.context import ReadContext
+from dist_teracon.data.raw.table import ColumnSpec, Dialect, RawTable, read_delimited, read_header, read_parquet
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources.base import (
-    Adapter,
     Attributes,
-    Source,
+    EventData,
+    SourceFormat,
     attributes_from,
+    event_column_specs,
     event_columns,
-    event_wants,
     events_from,
     folder_name,
+    natural_key,
 )
-from dist_teracon.errors import DataError, nearest
+from dist_teracon.errors import DataError
 
 _OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
 _DIALECT = Dialect(delimiter=",", quote='"')
@@ -44,7 +46,8 @@ def files(folder: str) -> list[str]:
 def _files_of(folder: str, stem: str) -> list[str]:
     names = io.list_folder(folder)
     found = [name for name in names if name in {f"{stem}{ending}" for ending in _ENDINGS}]
-    parts = [io.join(stem, name) for name in io.list_folder(io.join(folder, stem)) if name.endswith(_ENDINGS)] if stem in names else []
+    inside = sorted(io.list_folder(io.join(folder, stem)), key=natural_key) if stem in names else []
+    parts = [io.join(stem, name) for name in inside if name.endswith(_ENDINGS)]
     if not found and not parts and stem == "events":
         raise DataError(f"{folder}: no events.parquet or events.csv there (has: {', '.join(names[:10]) or 'nothing'})")
     if len(found) > 1 or (found and parts):
@@ -52,29 +55,29 @@ def _files_of(folder: str, stem: str) -> list[str]:
     return [io.join(folder, name) for name in found or parts]
 
 
-def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
+def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     """Read a folder of events, users and items."""
     columns = recipe.columns if recipe else Columns()
     events = _files_of(folder, "events")
     found = event_columns(columns, _header(events[0]), _OWN, where=events[0])
-    tables = [_read(uri, event_wants(found, columns), job) for uri in events]
+    tables = [_read(uri, event_column_specs(found, columns), context) for uri in events]
     users, items = (
-        _attributes(folder, stem, getattr(columns, key) or _OWN[key], job) for stem, key in (("users", "user"), ("items", "item"))
+        _attributes(folder, stem, getattr(columns, key) or _OWN[key], context) for stem, key in (("users", "user"), ("items", "item"))
     )
-    return Source(folder_name(folder), events_from(tables, found), users, items)
+    return EventData(folder_name(folder), events_from(tables, found), users, items)
 
 
-def _attributes(folder: str, stem: str, key: str, job: Job) -> Attributes | None:
+def _attributes(folder: str, stem: str, key: str, context: ReadContext) -> Attributes | None:
     uris = _files_of(folder, stem)
     if not uris:
         return None
     if len(uris) > 1:
-        raise DataError(f"{folder}: one file of {stem} is wanted, there are {len(uris)}")
+        raise DataError(f"{folder}: expected one file of {stem}, got {len(uris)}")
     header = _header(uris[0])
     if key not in header:
-        raise DataError(f"{uris[0]}:1: no column '{key}'{nearest(key, header)} (there are: {', '.join(header)})")
-    table = _read(uris[0], {name: Wanted("token", required=name == key) for name in header}, job)
-    return attributes_from(table, key, file=uris[0], bad=job.bad)
+        raise column_missing(f"{uris[0]}:1", key, header)
+    table = _read(uris[0], {name: ColumnSpec("token", required=name == key) for name in header}, context)
+    return attributes_from(table, key, file=uris[0], bad=context.bad)
 
 
 def _header(uri: str) -> list[str]:
@@ -87,8 +90,12 @@ def _header(uri: str) -> list[str]:
             raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
 
 
-def _read(uri: str, wants: Mapping[str, Wanted], job: Job) -> RawTable:
-    return read_parquet(uri, wants, job=job) if uri.endswith(".parquet") else read_delimited(uri, wants, dialect=_DIALECT, job=job)
+def _read(uri: str, specs: Mapping[str, ColumnSpec], context: ReadContext) -> RawTable:
+    return (
+        read_parquet(uri, specs, context=context)
+        if uri.endswith(".parquet")
+        else read_delimited(uri, specs, dialect=_DIALECT, context=context)
+    )
 
 
-ADAPTER = Adapter(files, read)
+FORMAT = SourceFormat(files, read)

@@ -11,10 +11,18 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from dist_teracon import io
-from dist_teracon.data.raw.context import Job
-from dist_teracon.data.raw.table import Dialect, RawTable, Wanted, read_delimited
+from dist_teracon.data.raw.context import ReadContext
+from dist_teracon.data.raw.table import ColumnSpec, Dialect, RawTable, read_delimited
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.sources.base import Adapter, Attributes, Source, attributes_from, event_wants, events_from, folder_name
+from dist_teracon.data.sources.base import (
+    Attributes,
+    EventData,
+    SourceFormat,
+    attributes_from,
+    event_column_specs,
+    events_from,
+    folder_name,
+)
 from dist_teracon.errors import ConfigError, DataError
 
 _GENRES = (
@@ -34,7 +42,7 @@ class _Layout:
     events: Dialect
     movies: Dialect
     people: Dialect | None
-    ratings_wants: tuple[str, str, str, str] = ("user", "item", "timestamp", "rating")
+    rating_columns: tuple[str, str, str, str] = ("user", "item", "timestamp", "rating")
     movie_key: str = "item"
 
 
@@ -78,7 +86,7 @@ def _layout(folder: str) -> _Layout:
     raise DataError(f"{folder}: none of {known} there (has: {', '.join(names[:10]) or 'nothing'})")
 
 
-def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
+def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     """Read a MovieLens folder.
 
     Raises:
@@ -88,29 +96,31 @@ def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     if recipe is not None and recipe.columns != Columns():
         raise ConfigError("columns: format 'movielens' has its own columns, none can be named")
     layout = _layout(folder)
-    found = dict(zip(("user", "item", "timestamp", "value"), layout.ratings_wants, strict=True))
-    ratings = read_delimited(io.join(folder, layout.ratings), event_wants(found, Columns()), dialect=layout.events, job=job)
+    found = dict(zip(("user", "item", "timestamp", "value"), layout.rating_columns, strict=True))
+    ratings = read_delimited(io.join(folder, layout.ratings), event_column_specs(found, Columns()), dialect=layout.events, context=context)
     users = items = None
     there = {uri.rsplit("/", 1)[-1] for uri in files(folder)}
     if layout.users in there and layout.people:
-        users = _attributes(io.join(folder, layout.users), "user", layout.people, job)
+        users = _attributes(io.join(folder, layout.users), "user", layout.people, context)
     if layout.items in there:
-        items = _movies(io.join(folder, layout.items), layout, job)
-    return Source(folder_name(folder), events_from([ratings], found), users, items)
+        items = _movies(io.join(folder, layout.items), layout, context)
+    return EventData(folder_name(folder), events_from([ratings], found), users, items)
 
 
-def _attributes(uri: str, key: str, dialect: Dialect, job: Job) -> Attributes:
-    table = read_delimited(uri, {name: Wanted("token", required=name == key) for name in dialect.header or ()}, dialect=dialect, job=job)
-    return attributes_from(table, key, file=uri, bad=job.bad)
+def _attributes(uri: str, key: str, dialect: Dialect, context: ReadContext) -> Attributes:
+    table = read_delimited(
+        uri, {name: ColumnSpec("token", required=name == key) for name in dialect.header or ()}, dialect=dialect, context=context
+    )
+    return attributes_from(table, key, file=uri, bad=context.bad)
 
 
-def _movies(uri: str, layout: _Layout, job: Job) -> Attributes:
+def _movies(uri: str, layout: _Layout, context: ReadContext) -> Attributes:
     names = [layout.movie_key, "title", *(_GENRES if "Action" in (layout.movies.header or ()) else ("genres",))]
-    wants = {name: Wanted("token", required=name == layout.movie_key) for name in names}
-    table = read_delimited(uri, wants, dialect=layout.movies, job=job)
-    if "Action" in wants:
+    specs = {name: ColumnSpec("token", required=name == layout.movie_key) for name in names}
+    table = read_delimited(uri, specs, dialect=layout.movies, context=context)
+    if "Action" in specs:
         table = replace(table, columns=_with_genres(table))
-    return attributes_from(table, layout.movie_key, file=uri, bad=job.bad)
+    return attributes_from(table, layout.movie_key, file=uri, bad=context.bad)
 
 
 def _with_genres(table: RawTable) -> dict[str, pa.Array]:
@@ -120,4 +130,4 @@ def _with_genres(table: RawTable) -> dict[str, pa.Array]:
     return {"item": table.columns["item"], "title": table.columns["title"], "genres": pa.array(genres, pa.string())}
 
 
-ADAPTER = Adapter(files, read)
+FORMAT = SourceFormat(files, read)

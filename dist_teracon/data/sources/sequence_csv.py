@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 from dist_teracon import io
-from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import COMPRESSIONS, without_compression
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.sources.base import Adapter, folder_name
+from dist_teracon.data.sources.base import SourceFormat, folder_name, natural_key
 from dist_teracon.data.streaming.source import SequenceSource, TaskFiles, spill_rows
 from dist_teracon.data.streaming.spill import Partitioning, read_state, write_state
+from dist_teracon.data.streaming.staged import spill_on_workers
 from dist_teracon.errors import ConfigError, DataError, nearest
 
 TTL_FILES = {
@@ -39,10 +40,6 @@ def task_name(uri: str) -> str:
     return _TASK.sub("", without_compression(uri.rsplit("/", 1)[-1]).removesuffix(".csv"))
 
 
-def _natural(name: str) -> list[Any]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
-
-
 def _tasks(folder: str) -> list[TaskFiles]:
     """Return the folder's tasks in natural order.
 
@@ -53,11 +50,11 @@ def _tasks(folder: str) -> list[TaskFiles]:
     found = {name: [io.join(folder, name)] for name in names if name.endswith(_ENDINGS)}
     for name in set(names) - set(found):
         if "." not in name and io.is_folder(io.join(folder, name)):
-            parts = sorted((part for part in io.list_folder(io.join(folder, name)) if part.endswith(_ENDINGS)), key=_natural)
+            parts = sorted((part for part in io.list_folder(io.join(folder, name)) if part.endswith(_ENDINGS)), key=natural_key)
             found |= {name: [io.join(folder, name, part) for part in parts]} if parts else {}
     if not found:
-        raise DataError(f"{folder}: no *.csv file there; one a task is wanted")
-    tasks = [TaskFiles(task_name(name), found[name]) for name in sorted(found, key=_natural)]
+        raise DataError(f"{folder}: no *.csv file there; expected one a task")
+    tasks = [TaskFiles(task_name(name), found[name]) for name in sorted(found, key=natural_key)]
     return _unique(folder, tasks)
 
 
@@ -88,45 +85,44 @@ def _files(tasks: Sequence[TaskFiles]) -> list[str]:
     return [uri for task in tasks for uri in task.uris]
 
 
-def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, job: Job) -> SequenceSource:
-    """Read task files; a recipe may choose tasks, say their kind, name the first one, and split.
+def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, context: ReadContext) -> SequenceSource:
+    """Read task files; a recipe may choose tasks, set their kind, name the first one, and split.
 
     Raises:
-        ConfigError: the recipe names a task that has no file, or says what this format cannot do.
+        ConfigError: the recipe names a task that has no file, or asks for what this format cannot do.
         DataError: a missing or empty file, or too many malformed rows.
     """
     names = [task.name for task in tasks]
     kinds = _kinds(recipe, names[1:])
-    wanted = [tasks[0], *(task for task in tasks[1:] if task.name in kinds)]
-    partitioning = Partitioning.for_size(job.total_bytes, job.shards)
-    state = read_state(job.spill)
-    spilled = counted = None
-    if job.cluster is not None:
-        fields, spilled = job.cluster.spill(wanted, job, partitioning)
-        state, counted = {"fields": fields, "partitioning": asdict(partitioning)}, job.cluster.counted
+    chosen = [tasks[0], *(task for task in tasks[1:] if task.name in kinds)]
+    partitioning = Partitioning.for_size(context.total_bytes, context.shards)
+    state = read_state(context.spill)
+    spilled = None
+    if context.workers is not None:
+        fields, spilled = spill_on_workers(context.workers, chosen, context, partitioning)
+        state = {"fields": fields, "partitioning": asdict(partitioning)}
     elif state is None:
-        fields = spill_rows(wanted, job, partitioning)
-        state = {"fields": fields, "partitioning": asdict(partitioning), "bad": job.bad.counts, "sha256": job.sha256}
-        write_state(job.spill, state)
+        fields = spill_rows(chosen, context, partitioning)
+        state = {"fields": fields, "partitioning": asdict(partitioning), "bad": context.bad.counts, "sha256": context.sha256}
+        write_state(context.spill, state)
     else:
-        job.bad.counts, job.sha256 = state["bad"], state["sha256"]
-    place = {task.name: number for number, task in enumerate(wanted)}
+        context.bad.counts, context.sha256 = state["bad"], state["sha256"]
+    place = {task.name: number for number, task in enumerate(chosen)}
     length = recipe.history.length if recipe and "length" in recipe.history.model_fields_set else int(state["fields"])
     return SequenceSource(
         name=(recipe.name if recipe else None) or folder_name(folder),
         next_task=recipe.first_task if recipe and "first_task" in recipe.model_fields_set else names[0],
         tasks=[(place[name], name, kind) for name, kind in kinds.items()],
-        job=job,
+        context=context,
         partitioning=Partitioning(**state["partitioning"]),
         length_limit=length,
-        min_count=job.min_count or (recipe.history.min_count if recipe else 1),
+        min_count=context.min_count or (recipe.history.min_count if recipe else 1),
         spilled=spilled,
-        counted=counted,
     )
 
 
 def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item", "profile"] | None]:
-    """Return the tasks after the first in their order, with the kind that the recipe says."""
+    """Return the tasks after the first in their order, with the kind that the recipe sets."""
     if recipe is None:
         return dict.fromkeys(names)
     if recipe.columns != Columns():
@@ -145,15 +141,15 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
     return kinds
 
 
-ADAPTER = Adapter(
+FORMAT = SourceFormat(
     lambda folder: _files(_tasks(folder)),
-    lambda folder, recipe, job: _read(folder, _tasks(folder), recipe, job),
+    lambda folder, recipe, context: _read(folder, _tasks(folder), recipe, context),
     needs_recipe=False,
     on_cluster=True,
 )
-TTL = Adapter(
+TTL = SourceFormat(
     lambda folder: _files(_ttl_tasks(folder)),
-    lambda folder, recipe, job: _read(folder, _ttl_tasks(folder), recipe, job),
+    lambda folder, recipe, context: _read(folder, _ttl_tasks(folder), recipe, context),
     needs_recipe=False,
     on_cluster=True,
 )

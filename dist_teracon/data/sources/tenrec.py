@@ -2,12 +2,11 @@
 
 Every flag that is set is an event of that type, in the order of the rows, as the public files have no times; its value is
 `watching_times`. A user's `gender` and `age` and an item's category are those of the first row that names them. Files of articles
-have other flags and columns: those that are there are taken.
+have other flags and columns: those that are there are read.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon import io
-from dist_teracon.data.raw.categorical import Names
-from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.bad_rows import column_missing
+from dist_teracon.data.raw.categorical import Categorical
+from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import COMPRESSIONS
-from dist_teracon.data.raw.table import Dialect, Wanted, read_delimited, read_header
+from dist_teracon.data.raw.table import ColumnSpec, Dialect, read_delimited, read_header
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.sources.base import Adapter, Attributes, Events, Source, concatenated, folder_name
-from dist_teracon.errors import ConfigError, DataError, nearest
+from dist_teracon.data.sources.base import Attributes, EventData, Events, SourceFormat, concatenated, folder_name, natural_key
+from dist_teracon.errors import ConfigError, DataError
 
 _DIALECT = Dialect(delimiter=",", quote='"')
 _ENDINGS = (".csv", *(f".csv{compression}" for compression in COMPRESSIONS))
@@ -40,11 +40,10 @@ def files(folder: str) -> list[str]:
     names = [name for name in io.list_folder(folder) if name.endswith(_ENDINGS) and not name.startswith(".")]
     if not names:
         raise DataError(f"{folder}: no *.csv file there (has: {', '.join(io.list_folder(folder)[:10]) or 'nothing'})")
-    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    return [io.join(folder, name) for name in names]
+    return [io.join(folder, name) for name in sorted(names, key=natural_key)]
 
 
-def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
+def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     """Read a folder of impressions, several files one behind the other.
 
     Raises:
@@ -57,16 +56,16 @@ def read(folder: str, recipe: Recipe | None, job: Job) -> Source:
     header = read_header(uris[0], _DIALECT)
     for name in ("user_id", "item_id"):
         if name not in header:
-            raise DataError(f"{uris[0]}:1: no column '{name}'{nearest(name, header)} (there are: {', '.join(header)})")
+            raise column_missing(f"{uris[0]}:1", name, header)
     if not (types := [name for name in _TYPES if name in header]):
         raise DataError(f"{uris[0]}:1: none of the columns {', '.join(_TYPES)} (there are: {', '.join(header)})")
-    wants = {"user_id": Wanted("name", required=True), "item_id": Wanted("name", required=True)}
-    wants |= {name: Wanted("number") for name in (*types, _VALUE) if name in header}
-    wants |= {name: Wanted("name") for name in (*_USER_ATTRIBUTES, *_ITEM_ATTRIBUTES) if name in header}
-    tables = [read_delimited(uri, wants, dialect=_DIALECT, job=job) for uri in uris]
-    columns = {name: concatenated([table.columns[name] for table in tables]) for name in wants}
+    specs = {"user_id": ColumnSpec("name", required=True), "item_id": ColumnSpec("name", required=True)}
+    specs |= {name: ColumnSpec("number") for name in (*types, _VALUE) if name in header}
+    specs |= {name: ColumnSpec("name") for name in (*_USER_ATTRIBUTES, *_ITEM_ATTRIBUTES) if name in header}
+    tables = [read_delimited(uri, specs, dialect=_DIALECT, context=context) for uri in uris]
+    columns = {name: concatenated([table.columns[name] for table in tables]) for name in specs}
     user, item = columns["user_id"], columns["item_id"]
-    return Source(
+    return EventData(
         folder_name(folder),
         _events(columns, types),
         _attributes(user, {name: columns[name] for name in _USER_ATTRIBUTES if name in columns}, uris),
@@ -83,10 +82,12 @@ def _events(columns: dict[str, Any], types: list[str]) -> Events:
     rows = rows[order]
     value: NDArray[np.float64] | None = columns[_VALUE][rows] if _VALUE in columns else None
     user, item = columns["user_id"], columns["item_id"]
-    return Events(Names(user.codes[rows], user.names), Names(item.codes[rows], item.names), None, Names(codes[order], types), value)
+    return Events(
+        Categorical(user.codes[rows], user.names), Categorical(item.codes[rows], item.names), None, Categorical(codes[order], types), value
+    )
 
 
-def _attributes(key: Names, columns: dict[str, Names], uris: list[str]) -> Attributes | None:
+def _attributes(key: Categorical, columns: dict[str, Categorical], uris: list[str]) -> Attributes | None:
     """Return the attributes of each name's first row."""
     if not columns:
         return None
@@ -99,4 +100,4 @@ def _attributes(key: Names, columns: dict[str, Names], uris: list[str]) -> Attri
     return Attributes(file, {key.names[code]: row for row, code in enumerate(codes.tolist())}, found, lambda _row: file)
 
 
-ADAPTER = Adapter(files, read)
+FORMAT = SourceFormat(files, read)

@@ -1,7 +1,7 @@
 """Rows of the public TERACON format, parsed a block of bytes at a time without a Python step a row or a number.
 
 A row is left padding `0,0,…`, the sequence's numbers, and in all files but the first `,,` and targets. Numbers are read eight bytes
-at a time. A row that is not plainly well-formed goes through the regular expressions, which have the last word and say what is wrong.
+at a time. A row that is not plainly well-formed goes through the regular expressions, which decide and name what is wrong.
 
 Legend: N bytes, R rows, T numbers.
 """
@@ -47,7 +47,7 @@ class Rows:
         targets, target_offsets: int32, ragged; each target once a row. Of no targets in the first task's file.
         fields: The largest number of fields before `,,`, padding included.
         user_hash: uint64 [R], the stable hash of the unpadded sequence's text.
-        fresh: int64, positions of the rows whose sequences are read too: all, or those that `known` did not know.
+        fresh: int64, positions of the rows whose sequences are read too: all, or those that were not seen before.
         items, item_offsets: int32, ragged, of the rows in `fresh`.
     """
 
@@ -62,17 +62,18 @@ class Rows:
     item_offsets: Int
 
 
-Known = Callable[[Hashes], tuple[NDArray[np.bool_], Hashes, NDArray[np.int32]]]
+# From quick hashes to whether the sequence was seen before, its stable hash and how many items it has.
+FindSeen = Callable[[Hashes], tuple[NDArray[np.bool_], Hashes, NDArray[np.int32]]]
 
 
-def parse_rows(block: LineBlock, *, targets: bool, known: Known | None, reject: Callable[[str, int, str], None]) -> tuple[Rows, int]:
+def parse_rows(block: LineBlock, *, targets: bool, seen: FindSeen | None, reject: Callable[[str, int, str], None]) -> tuple[Rows, int]:
     """Parse a block's rows; blank lines do not count.
 
     Args:
         block: Whole lines.
         targets: Whether rows have `,,` and targets.
-        known: From quick hashes to whether the sequence was seen before, its stable hash and how many items it has.
-        reject: Takes kind, line and text of each malformed row.
+        seen: Finds the sequences that were seen before, which are not read again.
+        reject: Called with kind, line and text of each malformed row.
 
     Returns:
         The well-formed rows, and how many rows there are in all.
@@ -83,11 +84,11 @@ def parse_rows(block: LineBlock, *, targets: bool, known: Known | None, reject: 
     filled = ends > starts
     lines = np.flatnonzero(filled) + block.first
     starts, ends = starts[filled], ends[filled]
-    rows, faulty = _parse(text_N, starts, ends, lines, targets=targets, known=known)
+    rows, faulty = _parse(text_N, starts, ends, lines, targets=targets, seen=seen)
     if len(faulty):
         mended = _look_closely(text_N, starts[faulty], ends[faulty], lines[faulty], targets=targets, reject=reject)
         if mended:
-            rows = _merged(rows, _reparse(mended, targets=targets, known=known))
+            rows = _merged(rows, _reparse(mended, targets=targets, seen=seen))
     return rows, len(lines)
 
 
@@ -96,14 +97,14 @@ def _framed(content: bytes) -> Bytes:
     return np.frombuffer(b"".join((b"\0" * _FRONT, content, _BEHIND, b"\0" * (-len(content) % 8))), dtype=np.uint8)
 
 
-def _parse(text_N: Bytes, starts: Int, ends: Int, lines: Int, *, targets: bool, known: Known | None) -> tuple[Rows, Int]:
+def _parse(text_N: Bytes, starts: Int, ends: Int, lines: Int, *, targets: bool, seen: FindSeen | None) -> tuple[Rows, Int]:
     """Parse rows; returns the good ones and the positions of those that need a closer look."""
     begins, padding = _after_padding(text_N, starts)
     middles, gaps = _gaps(text_N, starts, ends)
     good = (gaps == int(targets)) & (begins < middles)
     text_hash = _text_hashes(text_N, begins, np.where(good, middles, begins))
-    if known is not None:
-        old, stable, lengths = known(text_hash)
+    if seen is not None:
+        old, stable, lengths = seen(text_hash)
     else:
         old, stable, lengths = np.zeros(len(starts), dtype=bool), np.zeros(len(starts), dtype=np.uint64), np.zeros(len(starts), np.int32)
     old &= good
@@ -154,11 +155,11 @@ def _after_padding(text_N: Bytes, starts: Int) -> tuple[Int, Int]:
     """Return where the text after the leading `0,` begins, and how many of them there are."""
     words, begins = _words(text_N), starts.copy()
     for pattern, size in ((b"0,0,0,0,", 8), (b"0,", 2)):
-        wanted = np.frombuffer(pattern.ljust(8, b"\0"), dtype="<u8")[0]
+        expected = np.frombuffer(pattern.ljust(8, b"\0"), dtype="<u8")[0]
         mask = np.uint64((1 << 8 * size) - 1)
         active = np.arange(len(begins))
         while len(active):
-            active = active[(words[begins[active]] & mask) == wanted]
+            active = active[(words[begins[active]] & mask) == expected]
             begins[active] += size
     return begins, (begins - starts) // 2
 
@@ -326,7 +327,7 @@ def _look_closely(
 
 
 def _fault(line: str, match: re.Match[str] | None, *, targets: bool) -> str | None:
-    """Say what is wrong with a row, or None."""
+    """Return what is wrong with a row, or None."""
     if match is None:
         if _PADDING.fullmatch(line):
             return "a user without history (nothing but padding)"
@@ -345,12 +346,12 @@ def _above(digits: str) -> bool:
     return len(digits) > 10 or (len(digits) == 10 and int(digits) > _LARGEST)
 
 
-def _reparse(mended: list[tuple[int, bytes]], *, targets: bool, known: Known | None) -> Rows:
+def _reparse(mended: list[tuple[int, bytes]], *, targets: bool, seen: FindSeen | None) -> Rows:
     """Parse rows in their plainer way of writing, which cannot fail."""
     text_N = _framed(b"".join(text for _, text in mended))
     ends = np.flatnonzero(text_N == _NEWLINE)
     starts = np.concatenate(([_FRONT], ends[:-1] + 1))
-    rows, faulty = _parse(text_N, starts, ends, np.array([line for line, _ in mended]), targets=targets, known=known)
+    rows, faulty = _parse(text_N, starts, ends, np.array([line for line, _ in mended]), targets=targets, seen=seen)
     assert len(faulty) == 0
     return rows
 

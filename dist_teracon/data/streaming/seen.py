@@ -43,20 +43,20 @@ class _Level:
         return np.minimum(at, len(self.quick) - 1, out=at)
 
 
-class KnownTexts:
-    """Texts by quick hash: their stable hash and how many items they have."""
+class SeenSequences:
+    """Sequences by the quick hash of their text: their stable hash and how many items they have."""
 
     def __init__(self) -> None:
         self._levels: list[_Level] = []  # large before small
         self._pending: list[tuple[Hashes, Hashes, NDArray[np.int32]]] = []
 
     def add(self, quick: Hashes, stable: Hashes, lengths: NDArray[np.int32]) -> None:
-        """Take texts; those that are there already do no harm."""
+        """Add sequences; those that are there already do no harm."""
         if len(quick):
             self._pending.append((quick, stable, lengths))
 
     def find(self, quick: Hashes) -> tuple[NDArray[np.bool_], Hashes, NDArray[np.int32]]:
-        """Return which quick hashes are known, their stable hashes and numbers of items (0 for the others)."""
+        """Return which quick hashes are there, their stable hashes and numbers of items (0 for the others)."""
         found, lengths = np.zeros(len(quick), dtype=bool), np.zeros(len(quick), dtype=np.int32)
         hashes = np.zeros(len(quick), dtype=np.uint64)
         for level in self._sorted():

@@ -1,12 +1,12 @@
 """From files of rows to shards in bounded memory: rows are spilled by user once, then counted and made into shards.
 
 A user is an unpadded sequence, and where it comes again within a task's file its k-th occurrence. What stays in memory while the
-files are read is a few bytes a user (`KnownTexts`), and the vocabularies afterwards.
+files are read is a few bytes a user (`SeenSequences`), and the vocabularies afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
-from dist_teracon.data.raw.context import Job
+from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import LineBlocks
 from dist_teracon.data.schema import TaskKind
-from dist_teracon.data.shard_source import ShardLabels, ShardRows, TaskHead
-from dist_teracon.data.streaming.rows import Rows, parse_rows
-from dist_teracon.data.streaming.seen import KnownTexts
+from dist_teracon.data.shard_source import ShardLabels, ShardRows, TaskColumns
+from dist_teracon.data.streaming.rows import FindSeen, Rows, parse_rows
+from dist_teracon.data.streaming.seen import SeenSequences
 from dist_teracon.data.streaming.spill import Partitioning, Spill, lists, numbers, read_spill
 from dist_teracon.data.streaming.vocabulary import NumberCounts, NumberPlaces, by_count
 from dist_teracon.errors import ConfigError, DataError
@@ -41,19 +41,19 @@ class TaskFiles:
     uris: list[str]
 
 
-def spill_rows(tasks: Sequence[TaskFiles], job: Job, partitioning: Partitioning) -> int:
+def spill_rows(tasks: Sequence[TaskFiles], context: ReadContext, partitioning: Partitioning) -> int:
     """Read every task's files, the first task's first, and spill their rows by user; returns the widest row's fields.
 
     Raises:
         DataError: a missing, empty or damaged file, or too many malformed rows.
     """
-    known, fields = KnownTexts(), 0
-    sequences = Spill(job.spill, SEQUENCES, partitioning)
+    seen, fields = SeenSequences(), 0
+    sequences = Spill(context.spill, SEQUENCES, partitioning)
     for number, task in enumerate(tasks):
-        labels = Spill(job.spill, labels_kind(number), partitioning) if number else None
+        labels = Spill(context.spill, labels_kind(number), partitioning) if number else None
         row = 0
         for uri in task.uris:
-            kept, widest = spill_file(uri, number, job, sequences, labels, row=row, known=known)
+            kept, widest = spill_file(uri, number, context, sequences, labels, row=row, seen=seen)
             row, fields = row + kept, max(fields, widest)
         if labels is not None:
             labels.close()
@@ -62,29 +62,29 @@ def spill_rows(tasks: Sequence[TaskFiles], job: Job, partitioning: Partitioning)
 
 
 def spill_file(
-    uri: str, task: int, job: Job, sequences: Spill, labels: Spill | None, *, row: int = 0, known: KnownTexts | None = None
+    uri: str, task: int, context: ReadContext, sequences: Spill, labels: Spill | None, *, row: int = 0, seen: SeenSequences | None = None
 ) -> tuple[int, int]:
     """Read one file of a task and spill its rows.
 
     Args:
         uri: The file.
         task: The task's number.
-        job: The preparation.
-        sequences: Takes sequences; with `known` of texts that were not seen before alone.
-        labels: Takes a later task's targets; None for the first task.
+        context: The preparation.
+        sequences: Collects sequences; where `seen` is given, those that were not seen before alone.
+        labels: Collects a later task's targets; None for the first task.
         row: The task's rows before this file.
-        known: The texts seen so far.
+        seen: The sequences seen so far.
 
     Returns:
         How many rows were kept, and the fields of the widest.
     """
     total = kept = fields = 0
-    for rows, count in _parsed(uri, job, targets=labels is not None, known=known.find if known is not None and task else None):
+    for rows, count in _parsed(uri, context, targets=labels is not None, seen=seen.find if seen is not None and task else None):
         total += count
         fields = max(fields, rows.fields)
         fresh_hashes = rows.user_hash[rows.fresh]
-        if known is not None:
-            known.add(rows.text_hash[rows.fresh], fresh_hashes, np.diff(rows.item_offsets).astype(np.int32))
+        if seen is not None:
+            seen.add(rows.text_hash[rows.fresh], fresh_hashes, np.diff(rows.item_offsets).astype(np.int32))
         first = row + kept
         columns: dict[str, NDArray[Any]] = {
             "hash": fresh_hashes,
@@ -97,23 +97,23 @@ def spill_file(
             labels.add(columns, (rows.targets, rows.target_offsets))
         kept += len(rows.lines)
     if total == 0:
-        raise DataError(f"{uri}: is empty; rows of items are wanted")
-    job.bad.check(uri, total)
+        raise DataError(f"{uri}: is empty; expected rows of items")
+    context.bad.check(uri, total)
     if kept == 0:
         raise DataError(f"{uri}: has no rows")
     return kept, fields
 
 
-def _parsed(uri: str, job: Job, *, targets: bool, known: Any) -> Iterator[tuple[Rows, int]]:
-    blocks = LineBlocks(uri, size=job.block)
+def _parsed(uri: str, context: ReadContext, *, targets: bool, seen: FindSeen | None) -> Iterator[tuple[Rows, int]]:
+    blocks = LineBlocks(uri, size=context.block)
 
     def reject(kind: str, line: int, text: str) -> None:
-        job.bad.add(kind, f"{uri}:{line}", text=text)
+        context.bad.add(kind, f"{uri}:{line}", text=text)
 
     for block in blocks:
-        yield parse_rows(block, targets=targets, known=known, reject=reject)
-        job.read(uri, blocks.position)
-    job.sha256[uri] = blocks.sha256
+        yield parse_rows(block, targets=targets, seen=seen, reject=reject)
+        context.report_position(uri, blocks.position)
+    context.sha256[uri] = blocks.sha256
 
 
 def labels_kind(number: int) -> str:
@@ -151,7 +151,7 @@ class _Users:
 
 
 class ReadSpill(Protocol):
-    """Gives the rows of one kind and some partitions, in order, as an Arrow table; None where there are none."""
+    """Returns the rows of one kind and some partitions, in order, as an Arrow table; None where there are none."""
 
     def __call__(self, kind: str, partitions: list[int]) -> Any: ...
 
@@ -177,20 +177,19 @@ class PartitionCounts:
 
 
 class SequenceSource:
-    """Spilled rows as a data set that can be written; see `Sharded`.
+    """Spilled rows as a data set that can be written; see `ShardSource`.
 
     Args:
         name, next_task: As in `Tables`.
-        tasks: The later tasks' names in the order of their files, with the kinds that a recipe says.
-        job: Where the rows were spilled.
+        tasks: The later tasks' names in the order of their files, with the kinds that a recipe sets.
+        context: Where the rows were spilled.
         partitioning: How.
         length_limit: Longest sequence kept.
         min_count: Items of fewer occurrences count as unseen.
-        spilled: Reads the rows of a kind and some partitions; from the job's folder where None.
-        counted: What each partition holds, where others have counted it; counted here where None.
+        spilled: Reads the rows of a kind and some partitions; from the context's folder where None.
 
     Raises:
-        ConfigError: a task is said to be a profile, but users have several targets.
+        ConfigError: a recipe makes a task a profile whose users have several targets.
         DataError: a task has one label only, or no item is common enough.
     """
 
@@ -200,20 +199,22 @@ class SequenceSource:
         name: str,
         next_task: str,
         tasks: Sequence[tuple[int, str, Literal["item", "profile"] | None]],
-        job: Job,
+        context: ReadContext,
         partitioning: Partitioning,
         length_limit: int,
         min_count: int,
         spilled: ReadSpill | None = None,
-        counted: Callable[[SequenceSource], Iterable[PartitionCounts]] | None = None,
     ) -> None:
         self.name, self.next_task, self.length_limit = name, next_task, length_limit
         self.source: dict[str, Any] = {}
         self.partitioning, self._files = partitioning, [number for number, _, _ in tasks]
-        self._spilled: ReadSpill = spilled or partial(read_spill, job.spill)
+        self._spilled: ReadSpill = spilled or partial(read_spill, context.spill)
         item_counts, label_counts, several = NumberCounts(), [NumberCounts() for _ in tasks], [False] * len(tasks)
         hashes, groups, grouped_users = [], 0, 0
-        every = map(self.count, range(partitioning.partitions)) if counted is None else counted(self)
+        partitions = range(partitioning.partitions)
+        every: Iterable[PartitionCounts] = (
+            map(self.count, partitions) if context.workers is None else context.workers.map(self.count, partitions)
+        )
         for done, part in enumerate(every, 1):
             item_counts.add_counted(*part.items)
             hashes.append(part.hashes)
@@ -221,7 +222,7 @@ class SequenceSource:
                 label_counts[place].add_counted(*labels)
                 several[place] |= part.several[place]
             groups, grouped_users = groups + part.groups, grouped_users + part.grouped_users
-            job.advance("counting", done, partitioning.partitions)
+            context.report("counting", done, partitioning.partitions)
         self._hashes = np.concatenate(hashes)
         self.notes: dict[str, Any] = {"groups_of_equal_sequences": groups, "users_in_groups_of_equal_sequences": grouped_users}
         catalogue = by_count(*item_counts.found(), min_count=min_count)
@@ -229,22 +230,22 @@ class SequenceSource:
             raise DataError(f"--min-count: no item occurs {min_count} times or more")
         self._items, self.items = NumberPlaces(catalogue), _texts(catalogue)
         self._labels: list[NumberPlaces] = []
-        heads: list[TaskHead] = []
+        columns: list[TaskColumns] = []
         for (_, task, kind), counts, many in zip(tasks, label_counts, several, strict=True):
             classes, found = _classes(task, kind, counts, several=many)
             self._labels.append(NumberPlaces(classes))
-            heads.append(TaskHead(task, found, _texts(classes)))
-        self.tasks: Sequence[TaskHead] = heads
+            columns.append(TaskColumns(task, found, _texts(classes)))
+        self.tasks: Sequence[TaskColumns] = columns
 
-    def hashes(self) -> Hashes:
+    def user_hashes(self) -> Hashes:
         """Return every user's hash."""
         return self._hashes
 
-    def groups(self, count: int) -> Sequence[tuple[list[int], list[int]]]:
+    def shard_groups(self, count: int) -> Sequence[tuple[list[int], list[int]]]:
         """Return partitions and the shards that are made of them."""
         return list(self.partitioning.groups(count))
 
-    def made(self, group: tuple[list[int], list[int]], count: int) -> Iterator[tuple[int, ShardRows]]:
+    def iter_shards(self, group: tuple[list[int], list[int]], count: int) -> Iterator[tuple[int, ShardRows]]:
         """Yield each shard of a group."""
         partitions, shards = group
         users = self._users(partitions)
@@ -295,7 +296,7 @@ class SequenceSource:
         return ShardLabels(users.rows[place][order], self._labels[place].of(values), offsets)
 
     def _users(self, partitions: list[int]) -> _Users:
-        """Find out who the users of some partitions are."""
+        """Return the users of some partitions."""
         spilled = self._spilled(SEQUENCES, partitions)
         hashes, files, rows, items = _columns(spilled)
         order = np.lexsort((rows, files))  # of one partition they are in this order already
@@ -330,7 +331,7 @@ def _columns(table: Any) -> tuple[Hashes, NDArray[np.int16], Int, tuple[NDArray[
 
 
 def _identify(records: list[Hashes]) -> tuple[Int, Int, Int]:
-    """Tell users apart by hash and occurrence within a file.
+    """Identify users by hash and occurrence within a file.
 
     Args:
         records: A file: the hashes of its rows in order.
@@ -372,14 +373,14 @@ def _of_users(labels: ShardLabels, users: Int) -> ShardLabels:
 
 
 def _classes(name: str, kind: Literal["item", "profile"] | None, counts: NumberCounts, *, several: bool) -> tuple[Int, TaskKind]:
-    """Return a task's labels; an item task where a user has several targets or there are more than 100 labels, unless `kind` says."""
+    """Return a task's labels; an item task where a user has several targets or there are more than 100 labels, unless `kind` is given."""
     found, occurrences = counts.found()
     if len(found) == 1:
-        raise DataError(f"task '{name}': has one label only ('{found[0]}'); two or more are wanted")
+        raise DataError(f"task '{name}': expected two labels or more, got '{found[0]}' alone")
     if kind is None:
         kind = "item" if several or len(found) > _MOST_CLASSES else "profile"
     elif kind == "profile" and several:
-        raise ConfigError(f"tasks.{name}.kind: users have several targets, so 'item' is allowed, not 'profile'")
+        raise ConfigError(f"tasks.{name}.kind: expected 'item', as users have several targets, got 'profile'")
     return (by_count(found, occurrences) if kind == "item" else found), kind
 
 

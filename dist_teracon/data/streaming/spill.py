@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ class Partitioning:
     @classmethod
     def for_size(cls, stored_bytes: int, shards: int | None) -> Partitioning:
         """Return partitions of about 32 MiB of raw text."""
-        wanted = 1 << (stored_bytes // _PARTITION_BYTES).bit_length()
+        count = 1 << (stored_bytes // _PARTITION_BYTES).bit_length()
         if shards is not None and shards & (shards - 1):
             return cls(min(shards, _MOST_PARTITIONS), shards)
-        return cls(min(wanted, _MOST_PARTITIONS))
+        return cls(min(count, _MOST_PARTITIONS))
 
     def of(self, hashes: Hashes) -> NDArray[np.uint16]:
         """Return each hash's partition."""
@@ -83,7 +84,7 @@ class Spill:
         self._files: dict[int, tuple[Any, Any]] = {}
 
     def add(self, columns: dict[str, NDArray[Any]], items: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None) -> None:
-        """Take rows; `hash` among the columns says where they go."""
+        """Add rows; the column `hash` decides their partition."""
         rows = len(columns["hash"])
         if rows == 0:
             return
@@ -111,12 +112,10 @@ class Spill:
         columns = {name: values[order] for name, values in columns.items()}
         ragged_parts = [items for _, items in parts if items is not None]
         items = ragged.take(*ragged.concatenate(ragged_parts), order) if ragged_parts else None
-        ends = np.cumsum(np.bincount(partition, minlength=self.partitioning.partitions))
-        start = 0
-        for number, end in enumerate(ends.tolist()):
+        bounds = ragged.offsets_of(np.bincount(partition, minlength=self.partitioning.partitions))
+        for number, (start, end) in enumerate(pairwise(bounds.tolist())):
             if end > start:
                 self._write(number, columns, items, start, end)
-            start = end
 
     def _write(self, number: int, columns: dict[str, NDArray[Any]], items: Any, start: int, end: int) -> None:
         arrays = {name: pa.array(values[start:end]) for name, values in columns.items()}
@@ -126,20 +125,21 @@ class Spill:
             arrays[_LIST] = pa.ListArray.from_arrays(pa.array(own), pa.array(values[offsets[start] : offsets[end]]))
         batch = pa.record_batch(arrays)
         if number not in self._files:
-            sink = pa.OSFile(str(_file(self.folder, self.kind, number)), "wb")
+            sink = pa.OSFile(str(self.folder / spill_name(self.kind, number)), "wb")
             self._files[number] = (sink, pa.ipc.new_stream(sink, batch.schema))
         self._files[number][1].write_batch(batch)
 
 
-def _file(folder: Path, kind: str, partition: int) -> Path:
-    return folder / f"{kind}-{partition:03d}.arrow"
+def spill_name(kind: str, partition: int) -> str:
+    """Return the name of the file of a partition's rows of one kind."""
+    return f"{kind}-{partition:03d}.arrow"
 
 
 def read_spill(folder: Path, kind: str, partitions: list[int]) -> Any:
     """Return the rows of some partitions as an Arrow table, one partition behind the other; None where there are none."""
     tables = []
     for partition in partitions:
-        path = _file(folder, kind, partition)
+        path = folder / spill_name(kind, partition)
         if path.exists():
             with pa.OSFile(str(path), "rb") as source:
                 tables.append(pa.ipc.open_stream(source).read_all())
@@ -161,7 +161,7 @@ def lists(table: Any) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
 
 
 def write_state(folder: Path, value: dict[str, Any]) -> None:
-    """Say that the spilled rows are whole, and what else is known of them."""
+    """Mark the spilled rows as whole, with what else is known of them."""
     (folder / "state.json").write_text(json.dumps(value))
 
 

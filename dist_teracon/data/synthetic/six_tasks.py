@@ -1,4 +1,4 @@
-"""The synthetic data set `six-tasks-v1`, whose true probabilities are known (SPEC.md section 9).
+"""The synthetic data set `six-tasks-v1`, whose true probabilities are known (docs/method.md, Synthetic data).
 
 Its output for a given number of users never changes: a test pins the hash, so that nobody tunes the data to a method.
 
@@ -8,7 +8,7 @@ How the specification is read where it leaves room; each reading is the one that
 
 - Vectors are `standard_normal` draws of the stream (rows in order); a rank permutation is `permutation(size) + 1`.
 - An item or label is the first position whose cumulative weight, summed in catalogue order, exceeds `random() · total`.
-- A user outside a task takes one draw of the task's stream (the one that says so) and no more.
+- A user outside a task takes one draw of the task's stream (the one that decides it) and no more.
 - Users of a profile task have one label and take no draw for the number of labels.
 - Scores of the oracle and of popularity are realised scores over the labels drawn, one example a label. Popularity ranks by
   the logits b, b', b'' themselves and not by counts; item-a then scores 0.05445, which the specification, rounding twice,
@@ -28,6 +28,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data import ragged
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.hashing import stable_hash
@@ -50,7 +51,7 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _LabelTask:
-    """One row of the table in SPEC.md section 9; `stream` is the spawn key of its random stream."""
+    """One row of the table in docs/method.md, Synthetic data; `stream` is the spawn key of its random stream."""
 
     name: str
     kind: Literal["item", "profile"]
@@ -120,13 +121,14 @@ def parse_synthetic(uri: str) -> Tables:
     return six_tasks_v1(users)
 
 
-def oracle_scores(tables: Tables, *, rows: Int | None = None, knows: Literal["user", "popularity"] = "user") -> dict[str, float]:
+def oracle_scores(tables: Tables, *, rows: Int | None = None, given: Literal["user", "popularity"] = "user") -> dict[str, float]:
     """Return by task the score of ranking labels by their true probabilities: the best any model can expect, but for luck.
 
     Args:
         tables: What `six_tasks_v1` returned.
         rows: int64, rows of the users to score, such as those of the test split; None for all.
-        knows: `user`: the user's latent vector, and for `next` the item before the last; `popularity`: the logits b alone.
+        given: What the ranking uses. `user`: the user's latent vector, and for `next` the item before the last; `popularity`: the
+            logits b alone.
 
     Returns:
         MRR@5 of the next and item tasks, accuracy of the profile tasks (none for `popularity`, as profiles have no such
@@ -138,20 +140,20 @@ def oracle_scores(tables: Tables, *, rows: Int | None = None, knows: Literal["us
     if tables.source.get("name") != NAME:
         raise ValueError(f"true probabilities are known for '{NAME}' only, not for '{tables.name}'")
     latent_UD = _user_vectors(len(tables.sequences.user_ids))
-    wanted_U = np.ones(len(latent_UD), dtype=bool) if rows is None else np.isin(np.arange(len(latent_UD)), rows)
-    plain = knows == "popularity"
-    found = {tables.next_task: _next_hits(tables.sequences, latent_UD, wanted_U, plain=plain)}
+    chosen_U = np.ones(len(latent_UD), dtype=bool) if rows is None else np.isin(np.arange(len(latent_UD)), rows)
+    plain = given == "popularity"
+    found = {tables.next_task: _next_hits(tables.sequences, latent_UD, chosen_U, plain=plain)}
     for task, table in zip(_TASKS, tables.labels, strict=True):
         if task.kind == "item" or not plain:
-            found[task.name] = _label_hits(task, table, latent_UD, wanted_U, plain=plain)
+            found[task.name] = _label_hits(task, table, latent_UD, chosen_U, plain=plain)
     return {name: float(hits_E.mean()) for name, hits_E in found.items() if len(hits_E)}
 
 
-def _next_hits(sequences: SequenceTable, latent_UD: Float, wanted_U: NDArray[np.bool_], *, plain: bool) -> Float:
-    """Return the reciprocal ranks [E] of the last items of the users wanted."""
+def _next_hits(sequences: SequenceTable, latent_UD: Float, chosen_U: NDArray[np.bool_], *, plain: bool) -> Float:
+    """Return the reciprocal ranks [E] of the last items of the chosen users."""
     items_VD, popularity_V = _item_vectors()
-    ends = sequences.offsets[1:][wanted_U]
-    last, query_ED = sequences.values[ends - 1], 1.5 * latent_UD[wanted_U] + 0.75 * items_VD[sequences.values[ends - 2]]
+    ends = sequences.offsets[1:][chosen_U]
+    last, query_ED = sequences.values[ends - 1], 1.5 * latent_UD[chosen_U] + 0.75 * items_VD[sequences.values[ends - 2]]
     hits = np.empty(len(ends))
     for block in _blocks(len(ends)):
         logits = popularity_V if plain else popularity_V + query_ED[block] @ items_VD.T / np.sqrt(_LATENT)
@@ -159,11 +161,11 @@ def _next_hits(sequences: SequenceTable, latent_UD: Float, wanted_U: NDArray[np.
     return hits
 
 
-def _label_hits(task: _LabelTask, table: LabelTable, latent_UD: Float, wanted_U: NDArray[np.bool_], *, plain: bool) -> Float:
-    """Return the reciprocal ranks, or for a profile the hits, [E] of the labels of the users wanted."""
+def _label_hits(task: _LabelTask, table: LabelTable, latent_UD: Float, chosen_U: NDArray[np.bool_], *, plain: bool) -> Float:
+    """Return the reciprocal ranks, or for a profile the hits, [E] of the labels of the chosen users."""
     vectors_YD, popularity_Y, _ = _label_vectors(task)
     users = np.repeat(table.users, np.diff(table.offsets))
-    labels, users = table.values[wanted_U[users]], users[wanted_U[users]]
+    labels, users = table.values[chosen_U[users]], users[chosen_U[users]]
     hits = np.empty(len(users))
     for block in _blocks(len(users)):
         logits = popularity_Y if plain else _label_logits(task, latent_UD[users[block]], vectors_YD, popularity_Y)
@@ -233,7 +235,7 @@ def _draw_sequences(latent_UD: Float) -> tuple[NDArray[np.int32], Int]:
         lengths[user] = _SHORTEST + int((LENGTH_LIMIT - _SHORTEST + 1) * uniforms[position])
         starts[user] = position + 1
         position += 1 + int(lengths[user])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = ragged.offsets_of(lengths)
     values = np.empty(offsets[-1], dtype=np.int32)
     items_VD, popularity_V = _item_vectors()
     transposed_DV = np.ascontiguousarray(items_VD.T) / np.sqrt(_LATENT)
@@ -270,7 +272,7 @@ def _draw_labels(task: _LabelTask, latent_UD: Float) -> LabelTable:
         starts.append(position)
         position += count
     users_R, counts_R, starts_R = (np.array(column, dtype=np.int64) for column in (members, counts, starts))
-    offsets = np.concatenate([[0], np.cumsum(counts_R)]).astype(np.int64)
+    offsets = ragged.offsets_of(counts_R)
     values = np.empty(offsets[-1], dtype=np.int32)
     for block in _blocks(len(users_R)):
         weights_BY = np.exp(_label_logits(task, latent_UD[users_R[block]], vectors_YD, popularity_Y))
@@ -278,6 +280,6 @@ def _draw_labels(task: _LabelTask, latent_UD: Float) -> LabelTable:
             on = np.flatnonzero(counts_R[block] > step)
             drawn = _draw(weights_BY[on], uniforms[starts_R[block][on] + step])
             values[offsets[:-1][block][on] + step] = drawn
-            # A label taken leaves the distribution; the others' weights are renormalised by the next draw.
+            # A drawn label leaves the distribution; the others' weights are renormalised by the next draw.
             weights_BY[on, drawn] = 0.0
     return LabelTable(task.name, task.kind, [str(label) for label in range(task.labels)], users_R, values, offsets)

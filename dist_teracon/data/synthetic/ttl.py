@@ -59,7 +59,7 @@ class _LabelTask:
     sure: float = 0.0
 
 
-# Those of SPEC.md section 8; life-status shares its clusters' order with age, gender has its own.
+# Those of docs/method.md, Published figures; life-status shares its clusters' order with age, gender has its own.
 TASKS = (
     _LabelTask("click", "item", 0.95, 17_880, most=5),
     _LabelTask("like", "item", 0.17, 7_540, most=5),
@@ -125,8 +125,8 @@ class TtlUsers:
     def _items_of(self, draw: np.random.Generator, task: _LabelTask, first_B: Int, second_B: Int, lean_B: Float) -> Int:
         """Return [B, W] a user's labels: one to `most` draws, a label that comes again left out (−1)."""
         values_BW = _by_cluster(draw, self._label_zipf[task.name], self._label_shuffles[task.name], first_B, second_B, lean_B, task.most)
-        wanted_B = draw.integers(1, task.most + 1, size=BLOCK)
-        values_BW[np.arange(task.most) >= wanted_B[:, None]] = -1
+        count_B = draw.integers(1, task.most + 1, size=BLOCK)
+        values_BW[np.arange(task.most) >= count_B[:, None]] = -1
         for place in range(1, task.most):
             again_B = (values_BW[:, :place] == values_BW[:, place, None]).any(axis=1)
             values_BW[again_B, place] = -1
@@ -232,7 +232,7 @@ def prepare_ttl(
     log: Log = no_log,
     progress: Progress | None = None,
 ) -> DatasetInfo:
-    """Prepare a data set of `users` users by way of its raw files, which lie beside `out` meanwhile; raises as `prepare`."""
+    """Prepare a data set of `users` users by way of its raw files, which are kept next to `out` meanwhile; raises as `prepare`."""
     from dist_teracon.data.prepare.pipeline import existing_dataset, fingerprint, prepare
 
     count = DEFAULT_USERS if users is None else users
@@ -242,10 +242,10 @@ def prepare_ttl(
     if (there := existing_dataset(out, made_from)) is not None:
         log(f"{out}: is there already, made from the same options; nothing to do")
         return there
-    beside = io.local_path(out).absolute().parent if io.is_local(out) else None
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ttl-raw-", dir=beside) as name:
+    folder = io.local_path(out).absolute().parent if io.is_local(out) else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ttl-raw-", dir=folder) as name:
         raw_files(f"{name}/{NAME}", users=count, progress=progress)
         return prepare(
             "ttl", f"{name}/{NAME}", out, split=split, min_count=min_count, shards=shards, made_from=made_from, log=log, progress=progress

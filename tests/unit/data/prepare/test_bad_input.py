@@ -99,13 +99,13 @@ def test_missing_folders_files_and_columns(atomic, tmp_path):
     (atomic / "ml.user").write_text(users.replace("user_id:token", "user:token"))
     refused(atomic, r"ml\.user:1: no column 'user_id'; did you mean 'user'\?")
     (atomic / "ml.user").write_text(users.replace("age:token", "age"))
-    refused(atomic, r"ml\.user:1: column 'age': `name:type` is wanted")
+    refused(atomic, r"ml\.user:1: column 'age': expected `name:type`")
     (atomic / "ml.user").write_text(users.replace("age:token", "gender:token"))
     refused(atomic, r"ml\.user:1: column 'gender:token' stands there more than once")
     (atomic / "ml.user").unlink()
     refused(atomic, r"tasks\.age\.attribute: the source has no attributes of users", error=ConfigError)
     (atomic / "other.inter").write_text("")
-    refused(atomic, r"one file \*\.inter or \*\.inter\.gz is wanted, there are ml\.inter, other\.inter")
+    refused(atomic, r"expected one file \*\.inter or \*\.inter\.gz, got ml\.inter, other\.inter")
     (atomic / "other.inter").unlink()
     (atomic / "ml.inter").unlink()
     refused(atomic, r"no \*\.inter file there")
@@ -130,10 +130,10 @@ def test_a_file_in_another_encoding_or_form_than_its_name_says(atomic):
     path = atomic / "ml.inter"
     text = path.read_text()
     path.write_text(text, encoding="utf-16")
-    refused(atomic, r"ml\.inter: is UTF-16 text, UTF-8 is wanted")
+    refused(atomic, r"ml\.inter: expected UTF-8 text, got UTF-16")
     path.unlink()
     (atomic / "ml.inter.gz").write_text(text)
-    refused(atomic, r"ml\.inter\.gz: is not compressed as its name ends \(\.gz\)")
+    refused(atomic, r"ml\.inter\.gz: expected content compressed as the name ends \(\.gz\)")
 
 
 def test_a_file_that_was_cut_off(atomic):
@@ -159,10 +159,10 @@ def test_parquet_that_is_none(tmp_path):
         ({"history": {"events": {"from": "2020-01-01"}}}, "they run from 1997-11-20 to 1997-11-20", DataError),
         ({"history": {"min_count": 10_000}}, r"history\.min_count: no item occurs 10000 times", DataError),
         ({"tasks": {"t": {"kind": "item", "label": "clas"}}}, r"tasks\.t\.label: .* no column 'clas'; did you mean 'class'", ConfigError),
-        ({"tasks": {"t": {"kind": "item", "label": "class"}}}, "task 't': has one label only", DataError),
+        ({"tasks": {"t": {"kind": "item", "label": "class"}}}, "task 't': expected two labels or more", DataError),
         ({"tasks": {"t": {"kind": "item", "events": {"value": "> 9"}}}}, "task 't': no user of 80 has a label", DataError),
         ({"tasks": {"agee": {"kind": "profile"}}}, r"tasks\.agee\.attribute: .* no column 'agee'; did you mean 'age'", ConfigError),
-        ({"tasks": {"age": {"kind": "profile", "bins": [90]}}}, "task 'age': has one label only", DataError),
+        ({"tasks": {"age": {"kind": "profile", "bins": [90]}}}, "task 'age': expected two labels or more", DataError),
         ({"split": {"train": 0.998, "validation": 0.001, "test": 0.001}}, "task 'next': has no validation example", DataError),
     ],
 )
@@ -171,8 +171,8 @@ def test_recipes_that_do_not_fit_the_data(atomic, recipe, said, error):
 
 
 def test_options_that_cannot_be(atomic):
-    refused(atomic, "--recipe: format 'recbole' wants a recipe", error=ConfigError, recipe=None)
-    refused(atomic, "--max-bad-rows: a share", error=ConfigError, max_bad_rows=1.5)
+    refused(atomic, "--recipe: format 'recbole' requires a recipe", error=ConfigError, recipe=None)
+    refused(atomic, "--max-bad-rows: expected a share", error=ConfigError, max_bad_rows=1.5)
     with pytest.raises(ConfigError, match=r"format: no format 'recbol'; did you mean 'recbole'\?"):
         prepare("recbol", str(atomic), str(atomic.parent / "out"), recipe=ML_100K)
 
@@ -196,10 +196,10 @@ def tables(**changes: Any) -> Tables:
     ("changes", "said"),
     [
         ({"user_ids": ["u0"] * 60}, "a user id stands there more than once"),
-        ({"classes": ["a"]}, "task 't': has one label only"),
+        ({"classes": ["a"]}, "task 't': expected two labels or more"),
         ({"classes": ["a", "b"], "name": "next"}, "two tasks have one name"),
-        ({"name": "../t"}, "task '../t': letters, digits"),
-        ({"name": "items"}, "'items' is taken"),
+        ({"name": "../t"}, "task '../t': expected a name of letters, digits"),
+        ({"name": "items"}, "'items' is reserved"),
     ],
 )
 def test_tables_that_cannot_be_written(tmp_path, changes, said):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.splits import cut, split_users
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
+from dist_teracon.data.ragged import offsets_of
 from dist_teracon.data.schema import Split, SplitRule
 from dist_teracon.errors import DataError
 from dist_teracon.hashing import stable_hash
@@ -24,7 +25,7 @@ ITEMS = [f"item {item}" for item in range(9)]
 def ragged(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Return rows laid end to end, and their offsets."""
     flat = np.array([value for row in rows for value in row], dtype=np.int32)
-    return flat, np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
+    return flat, offsets_of([len(row) for row in rows])
 
 
 @st.composite

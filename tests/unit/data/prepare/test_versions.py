@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dist_teracon.cli import main
+from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
@@ -32,7 +33,7 @@ def tables(users, *, items, tasks, group=1, seed=0):
     return Tables(
         name="living",
         items=[f"i{item}" for item in range(items)],
-        sequences=SequenceTable([f"u{user}" for user in users], hashes, flat, np.concatenate([[0], np.cumsum(lengths)])),
+        sequences=SequenceTable([f"u{user}" for user in users], hashes, flat, ragged.offsets_of(lengths)),
         labels=labels,
         length_limit=6,
     )

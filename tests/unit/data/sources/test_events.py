@@ -229,3 +229,13 @@ def test_users_of_one_item_each_have_nothing_to_predict(events_folder, tmp_path)
     folder = events_folder({"user": [str(user) for user in range(60)], "item": ["a", "b"] * 30})
     with pytest.raises(DataError, match="task 'next': no user has two items or more"):
         prepare("events", str(folder), str(tmp_path / "out"), recipe=parse_recipe({}))
+
+
+def test_parts_are_read_in_natural_order(tmp_path, read):
+    """`10` comes after `2`; without timestamps that is the order of a user's events."""
+    folder = tmp_path / "raw" / "events"
+    folder.mkdir(parents=True)
+    for part in range(1, 13):
+        pq.write_table(pa.table({"user": [f"u{user}" for user in range(60)], "item": [f"i{part}"] * 60}), folder / f"events-{part}.parquet")
+    prepare("events", str(tmp_path / "raw"), str(tmp_path / "out"), recipe=parse_recipe({}))
+    assert read(tmp_path / "out").sequences["u7"] == [f"i{part}" for part in range(1, 13)]

@@ -18,19 +18,19 @@ PROGRAM = Path(__file__).parents[3] / "fuzz" / "sources.py"
 
 
 @pytest.fixture
-def adapters(monkeypatch) -> Iterator[ModuleType]:
+def fuzzer(monkeypatch) -> Iterator[ModuleType]:
     monkeypatch.setattr(bad_rows, "_SAMPLES", bad_rows._SAMPLES)  # the program changes it
-    spec = importlib.util.spec_from_file_location("fuzz_adapters", PROGRAM)
+    spec = importlib.util.spec_from_file_location("fuzz_sources", PROGRAM)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "fuzz_adapters", module)
+    monkeypatch.setitem(sys.modules, "fuzz_sources", module)
     spec.loader.exec_module(module)
     yield module
 
 
-def test_damaged_inputs_are_refused_or_counted(adapters):
-    ends, wrong = adapters.fuzz(350, seed=7)
+def test_damaged_inputs_are_refused_or_counted(fuzzer):
+    ends, wrong = fuzzer.fuzz(350, seed=7)
     assert wrong == []
     assert sum(ends.values()) == 350
     for format in ("sequence-csv", "ttl", "tenrec", "recbole", "movielens", "events"):
@@ -38,10 +38,10 @@ def test_damaged_inputs_are_refused_or_counted(adapters):
     assert sum(count for end, count in ends.items() if end.endswith("refused")) > 0
 
 
-def test_the_program_finds_a_row_that_is_lost(adapters, monkeypatch):
-    """An adapter that drops rows without a word is caught, so the program can fail."""
+def test_the_program_finds_a_row_that_is_lost(fuzzer, monkeypatch):
+    """A reader that drops rows without a word is caught, so the program can fail."""
     monkeypatch.setattr(bad_rows.BadRows, "add", lambda self, kind, where, text=None, count=1: None)
-    _, wrong = adapters.fuzz(60, seed=7, formats={"sequence-csv"})
+    _, wrong = fuzzer.fuzz(60, seed=7, formats={"sequence-csv"})
     assert wrong
 
 

@@ -132,7 +132,7 @@ def test_a_recipe_chooses_tasks_kinds_and_split(folder, tmp_path):
     [
         ({"tasks": {"gendre": {"kind": "item"}}}, r"tasks\.gendre: no file holds that task; did you mean 'gender'\?"),
         ({"tasks": {"gender": {"kind": "profile", "bins": [1]}}}, r"tasks\.gender\.bins: this format has its targets in the file"),
-        ({"tasks": {"bought": {"kind": "profile"}}}, r"tasks\.bought\.kind: users have several targets"),
+        ({"tasks": {"bought": {"kind": "profile"}}}, r"tasks\.bought\.kind: expected 'item', as users have several targets"),
         ({"history": {"minimum": 3}}, r"history\.minimum: this format has its sequences in the file"),
         ({"columns": {"user": "u"}}, "columns: this format has no columns"),
     ],
@@ -193,12 +193,12 @@ def test_empty_and_missing_files(folder, tmp_path):
 def test_one_label_only(folder, tmp_path):
     path = folder / "task10_gender.csv"
     path.write_text(path.read_text().replace(",,1\n", ",,0\n"))
-    with pytest.raises(DataError, match=r"task 'gender': has one label only \('0'\)"):
+    with pytest.raises(DataError, match=r"task 'gender': expected two labels or more, got '0' alone"):
         prepare("sequence-csv", str(folder), str(tmp_path / "out"))
 
 
 def test_names_that_cannot_be_folders(folder, tmp_path):
     (folder / "task3_city.csv").rename(folder / "task3_home town.csv")
-    with pytest.raises(DataError, match=r"task 'home town': letters, digits"):
+    with pytest.raises(DataError, match=r"task 'home town': expected a name of letters, digits"):
         prepare("sequence-csv", str(folder), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dist_teracon.data import ragged
 from dist_teracon.data.raw.files import LineBlock
 from dist_teracon.data.streaming.rows import parse_rows
-from dist_teracon.data.streaming.seen import KnownTexts
+from dist_teracon.data.streaming.seen import SeenSequences
 from dist_teracon.hashing import stable_hash
 
 PLAIN = re.compile(r"(?:0,)*([1-9][0-9]*(?:,[1-9][0-9]*)*)(?:,,([0-9]+(?:,[0-9]+)*))?")
@@ -49,18 +49,18 @@ damaged = st.tuples(row, st.integers(0, 60), st.sampled_from(["", "x", "-", ".",
 def test_rows_are_those_of_a_plain_reading(texts, targets, seen):
     """Some sequences are known before, whose items then are not read again."""
     texts = [text.replace("\n", "").replace("\r", "") for text in texts]
-    known = KnownTexts()
+    known = SeenSequences()
     first = [found for place in seen if place < len(texts) and (found := plain(texts[place].partition(",,")[0], targets=False))]
     if first:
         content = "".join(",".join(map(str, items)) + "\n" for _, items, _ in first).encode()
-        rows, _ = parse_rows(LineBlock(content, 1), targets=False, known=None, reject=lambda *_: None)
+        rows, _ = parse_rows(LineBlock(content, 1), targets=False, seen=None, reject=lambda *_: None)
         known.add(rows.text_hash, rows.user_hash, (rows.item_offsets[1:] - rows.item_offsets[:-1]).astype("int32"))
     rejected: list[int] = []
     content = "".join(text + "\n" for text in texts).encode()
     rows, count = parse_rows(
         LineBlock(content, 5),
         targets=targets,
-        known=known.find if targets else None,
+        seen=known.find if targets else None,
         reject=lambda _kind, line, _text: rejected.append(line),
     )
     want = {line: plain(text, targets=targets) for line, text in enumerate(texts, 5) if text}
@@ -86,8 +86,8 @@ quick = st.integers(0, 2**64 - 1) | st.integers(0, 9) | st.integers(2**64 - 9, 2
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.dictionaries(quick, st.integers(1, 99), max_size=40), max_size=4), st.lists(quick, max_size=40))
-def test_known_texts_are_those_that_were_added(parts, asked):
-    known, want = KnownTexts(), {}
+def test_known_sequences_are_those_that_were_added(parts, asked):
+    known, want = SeenSequences(), {}
     for part in parts:
         keys = np.array(list(part), dtype=np.uint64)
         known.add(keys, keys ^ np.uint64(5), np.array(list(part.values()), dtype=np.int32))

@@ -1,4 +1,4 @@
-"""The synthetic set: the check values of SPEC.md section 9, its prefix property, and the pinned hash."""
+"""The synthetic set: the check values of docs/method.md, Synthetic data, its prefix property, and the pinned hash."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_oracle_scores_are_those_of_the_specification(tables: Tables) -> None:
 
 
 def test_popularity_scores_are_those_of_the_specification(tables: Tables) -> None:
-    scores = oracle_scores(tables, knows="popularity")
+    scores = oracle_scores(tables, given="popularity")
     assert list(scores) == ["next", "item-a", "item-b"]
     assert list(scores.values()) == pytest.approx([0.131, 0.055, 0.117], abs=5.5e-4)
 
