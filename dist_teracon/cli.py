@@ -34,6 +34,7 @@ _COMMANDS = {
 
 def _formats() -> tuple[str, ...]:
     """Return the formats of raw data that `prepare` reads; their readers are heavy to import."""
+    from dist_teracon.data.sources.registry import SOURCES
 
     return (*SOURCES, "synthetic")
 

@@ -57,7 +57,7 @@ class HeadsConfig(ConfigModel):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def is_sampled(self, task: str, *, labels: int, output_dim: int) -> bool:
-        """Tell whether a task's head is trained with sampled labels; a representation has `output_dim` numbers."""
+        """Return whether a task's head is trained with sampled labels; a representation has `output_dim` numbers."""
         chosen = self.by_task.get(task, self.default)
         return chosen == "sampled" or (chosen == "auto" and labels * output_dim * 16 > _FULL_HEAD_BYTES)
 
@@ -129,7 +129,7 @@ class CheckpointEvery(ConfigModel):
     steps: Positive | None = None
 
 
-# `sparse_updates: auto` has tables of at least so many rows advanced in touched rows alone.
+# `sparse_updates: auto` updates only the rows that a step reads in tables of at least so many rows.
 _LAZY_FROM = 100_000
 
 
@@ -158,7 +158,7 @@ class TrainConfig(ConfigModel):
         gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
         accumulation: Micro-batches a step.
         sparse_updates: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
-            that a step reads alone (`engine/sparse_adamw.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
+            that a step reads (`engine/sparse_adamw.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
             0 and clipping is off.
         checkpoint_every: How often a stage is saved within an epoch.
         log_every: Optimiser steps between two `step` events.
@@ -210,7 +210,7 @@ class TrainConfig(ConfigModel):
         return self
 
     def uses_sparse_updates(self, rows: int) -> bool:
-        """Tell whether a table of so many rows is advanced in touched rows alone."""
+        """Return whether only the rows that a step reads are updated in a table of so many rows."""
         if self.sparse_updates == "auto":
             return rows >= _LAZY_FROM and not self.zero and not self.gradient_clipping
         return self.sparse_updates == "on"

@@ -42,7 +42,7 @@ class Runtime:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what every rank has put in, in the order of ranks; all ranks call it."""
+        """Return every rank's value, in the order of ranks; all ranks call it."""
         gathered: list[Any] = [value]
         if self.world_size > 1:
             gathered = [None] * self.world_size
@@ -82,8 +82,9 @@ class Runtime:
 def process_group(device: torch.device | None = None) -> Iterator[Runtime]:
     """Join the process group and leave it at the end; one that exists already is adopted, and stays.
 
-    Without a launcher's `RANK` the group is this process alone and opens no port. A process that gives up says why to the others,
-    whose collectives break then. Working memory is kept from here on (`raise_malloc_thresholds`): a step's arrays are the last one's.
+    Without a launcher's `RANK` the group is this process alone and opens no port. A process that gives up leaves its reason to the
+    others, whose collectives break then. From here on the C library keeps freed memory (`raise_malloc_thresholds`): a step's arrays have
+    the sizes of the last one's.
 
     Args:
         device: Where this process computes, as its launcher assigned it; by default the GPU of its `LOCAL_RANK`, or the CPU.

@@ -150,7 +150,7 @@ class Method(ABC):
     def role(self, name: str) -> Role:
         """Return what a parameter of the present task's module is for."""
         network = self.module()
-        assert isinstance(network, Network), "a method whose module is no Network says itself what its parameters are for"
+        assert isinstance(network, Network), "a method whose module is no Network overrides `role`"
         return network.role(name)
 
     def is_pretrained(self, role: Role) -> bool:
@@ -160,7 +160,7 @@ class Method(ABC):
     def decay_parameters(self) -> set[str]:
         """Return the module's parameters that weight decay acts on: the backbone's matrices and the present task's head's."""
         network = self.module()
-        assert isinstance(network, Network), "a method whose module is no Network says itself what is decayed"
+        assert isinstance(network, Network), "a method whose module is no Network overrides `decay_parameters`"
         return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {f"heads.{self.learned[-1]}.weight"}
 
     def gradient_hooks(self, phase: Phase) -> None:
@@ -184,7 +184,7 @@ class Method(ABC):
         """Correct the weights after a step, on the engine's masters."""
 
     def logs(self) -> dict[str, Any]:
-        """Return what a step's event should say beside the loss."""
+        """Return the fields of a step's event beside the loss."""
         return {}
 
     def end_task(self) -> None:

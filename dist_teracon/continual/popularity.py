@@ -1,6 +1,6 @@
 """Popularity: every user gets the same ranking, by how often training saw a label; for profile tasks that is the majority class.
 
-As a method it is scored user by user like the others, so that comparisons can say with an interval whether they beat it.
+As a method it is scored user by user like the others, so that comparisons have an interval for the difference.
 """
 
 from __future__ import annotations

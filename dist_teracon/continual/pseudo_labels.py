@@ -88,11 +88,11 @@ def write_pseudo_labels(
             kept = 0  # made for another pool
         data = dataset.shard(shard)
         parts = [] if targets is None or not kept else [targets[:kept]]
-        wanted = pool[shard][kept:]
-        for first in range(0, len(wanted), batch):
-            packed = take_rows(data.values, data.offsets, wanted[first : first + batch])
+        missing = pool[shard][kept:]
+        for first in range(0, len(missing), batch):
+            packed = take_rows(data.values, data.offsets, missing[first : first + batch])
             parts.append(teach(plain_batch(packed, mask_index)).float().cpu().numpy())
-        if wanted.size or targets is None:
+        if missing.size or targets is None:
             _write_shard(path, pool[shard], np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32))
         yield path
 

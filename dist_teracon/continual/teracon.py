@@ -185,8 +185,8 @@ class Teracon(Method):
         self._refresh_rates()
         parts, terms = [], []
         for past, rate in zip(self.learned, apply_strategy(self.rates, self.retention.sampling), strict=False):
-            wanted = sample_size(rate, self.batch, minimum=self.retention.minimum)
-            rows, targets, total = self.streams[past].draw(wanted)
+            size = sample_size(rate, self.batch, minimum=self.retention.minimum)
+            rows, targets, total = self.streams[past].draw(size)
             if targets is None:
                 scale = self._scale(batch)
                 targets = self._teach(plain_batch(rows, self.mask_index(past)), past, self._teacher_masks(scale), logits=True)
@@ -279,7 +279,7 @@ class Teracon(Method):
             max_steps=context.max_steps,
         )
         pool = pool_of_users(dataset, task, past, seed=self.context.seed, share=share, shards=shards)
-        sizes = [sum(told) for told in zip(*runtime.gather([len(rows) for rows in pool]), strict=True)]
+        sizes = [sum(of_shard) for of_shard in zip(*runtime.gather([len(rows) for rows in pool]), strict=True)]
         if not sum(sizes):
             raise ConfigError(
                 f"method.retention.pool: a share of {share:g} of the {info.users} users of task '{task}' holds nobody, and "
@@ -298,22 +298,22 @@ class Teracon(Method):
                 pass
             width = self.network.head(past).labels if logits else self.network.backbone.output_dim
             targets = open_store(folder, pool, shards, width)
-            told = {"rows": sum(sizes), "share": share, "seconds": time.monotonic() - began}
+            facts = {"rows": sum(sizes), "share": share, "seconds": time.monotonic() - began}
             if self.retention.normalise:
-                told["variance"] = self.variances[past] = self._variance(context, targets, past)
-            context.event("pseudo_labels", past=past, **told)
+                facts["variance"] = self.variances[past] = self._variance(context, targets, past)
+            context.event("pseudo_labels", past=past, **facts)
         return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.context.seed, shards=shards, sizes=sizes)
 
     def _variance(self, context: StageContext, targets: Store, past: str) -> float:
         """Mean square of a past task's pseudo-logits about their row's mean, of some rows a shard, the same at any world size."""
-        head, told = self._stored_head(past), []
+        head, parts = self._stored_head(past), []
         for shard, made in targets.shards.items():
             logits = torch.from_numpy(made[:_VARIANCE_ROWS].astype("float32"))
             if head is not None:
                 logits = head(logits.to(head.weight.device, head.weight.dtype)).detach()
             centred = logits.double() - logits.double().mean(1, keepdim=True)
-            told.append((shard, float(centred.square().sum()), centred.numel()))
-        sums = sorted(entry for of_rank in context.runtime.gather(told) for entry in of_rank)
+            parts.append((shard, float(centred.square().sum()), centred.numel()))
+        sums = sorted(entry for of_rank in context.runtime.gather(parts) for entry in of_rank)
         return max(sum(entry[1] for entry in sums) / max(1, sum(entry[2] for entry in sums)), torch.finfo(torch.float32).tiny)
 
     # -- inference and state

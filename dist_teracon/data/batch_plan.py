@@ -1,7 +1,7 @@
 """Which rows stand in which batch.
 
 The sequence of global batches depends on (seed, epoch) alone: each batch takes from every shard its share, so that all shards end
-at the same step. A rank builds the rows of its own shards, may hold none of a batch, and knows every global count. For that it
+at the same step. A rank builds the rows of its own shards, may hold none of a batch, and counts over all ranks. For that it
 needs one small number a row of all shards (how many examples it stands for), and keeps the order of its own shards alone.
 
 Legend: S shards, R rows of a shard, T steps of an epoch.
@@ -51,7 +51,7 @@ class BatchPlan:
 
     Args:
         weights: A shard: integers [R], examples a row counts for.
-        batch: Examples wanted a global batch.
+        batch: Examples a global batch, at least.
         seed, epoch: What the order depends on.
         own: Shards whose rows will be asked for; the others' order is made again where it is needed. None for all.
     """
@@ -90,7 +90,7 @@ class BatchPlan:
         reached = np.cumsum(weight[order])
         examples = int(reached[-1]) if reached.size else 0
         # whole numbers all the way: floor(E·b/T + s/S) = (E·b·S + s·T) // (T·S)
-        wanted = np.minimum((examples * share * shards + shard * self.steps) // (self.steps * shards), examples)
-        cuts = np.where(wanted > 0, np.searchsorted(reached, wanted, side="left") + 1, 0)
+        reach = np.minimum((examples * share * shards + shard * self.steps) // (self.steps * shards), examples)
+        cuts = np.where(reach > 0, np.searchsorted(reached, reach, side="left") + 1, 0)
         cuts[-1] = weight.shape[0]
         return order, np.minimum(cuts, weight.shape[0]).astype(np.int32)

@@ -76,7 +76,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Retention:
-    """Rows of a past task with what the frozen teacher said of them.
+    """Rows of a past task with the frozen teacher's outputs.
 
     Attributes:
         task: The past task's name.
@@ -194,7 +194,7 @@ class PackedBatch:
             row_offsets=offsets,
             task_of_row=tasks,
             retention=tuple(retention),
-            # what a teacher said of a whole sequence is held against what the student says of it whole
+            # the teacher saw whole sequences, so the student sees them whole
             dropout_key=self._dropout_key_with(rows.rows - self.rows),
         )
 

@@ -1,7 +1,7 @@
 """Batches of training rows and of rows to score, built from a rank's own shards.
 
-A rank opens its own shards alone. What it must know of the others (how many examples each row stands for, four bytes a row) the
-ranks tell one another through a `Gather`; without one a rank reads the others' labels itself.
+A rank opens only its own shards. How many examples each row of the others stands for, four bytes a row, the ranks exchange through a
+`Gather`; without one a rank reads the others' labels itself.
 
 Legend: S shards, R rows of a shard, T steps of an epoch, E examples.
 """
@@ -26,7 +26,7 @@ from dist_teracon.hashing import mix64, stable_hash
 # Rows built together; a call of numpy a shard costs as much for one row as for a hundred.
 _ROWS_AT_ONCE = 4096
 
-# Returns what every rank has put in, in the order of ranks.
+# Returns every rank's value, in the order of ranks.
 Gather = Callable[[Any], list[Any]]
 
 
@@ -51,7 +51,7 @@ class TrainingLoader:
         seed: Seed of the order.
         rank, world_size: Whose rows are built.
         dropout_keys: Give every row a key for its dropout.
-        gather: How ranks tell one another their rows' counts; None to read the other ranks' labels here.
+        gather: How ranks exchange their rows' counts; None to read the other ranks' labels here.
 
     Raises:
         ValueError: a next-item task together with others.

@@ -1,4 +1,4 @@
-"""What the trainer asks of an engine: data parallelism over one module and one optimiser."""
+"""The contract of an engine: data parallelism over one module and one optimiser."""
 
 from __future__ import annotations
 

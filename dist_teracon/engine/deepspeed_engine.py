@@ -1,7 +1,7 @@
 """The engine of real runs: DeepSpeed, ZeRO 0 to 2, fp32 or bf16 with fp32 masters.
 
 DeepSpeed's own checkpoints are pickles bound to a world size, so state goes in and out as whole fp32 tensors instead. A parameter
-under ZeRO 1 and 2 is stepped as a fragment of a flat fp32 partition, one partition a rank; `_hp_mapping` tells which fragment.
+under ZeRO 1 and 2 is stepped as a fragment of a flat fp32 partition, one partition a rank; `_hp_mapping` has which fragment.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DeepSpeedEngine:
         # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast
         whole = _copies(self._module) if config.precision == "bf16" else {}
         if sparse_updates:
-            torch.sparse.check_sparse_tensor_invariants.disable()  # said explicitly: DeepSpeed's own sparse tensors warn otherwise
+            torch.sparse.check_sparse_tensor_invariants.disable()  # set explicitly: DeepSpeed's own sparse tensors warn otherwise
         kind = SparseAdamW if sparse_updates else torch.optim.AdamW
         # with a decay of 0 this is Adam; fused, it takes one pass over each parameter instead of some ten small operations
         optimizer = kind(list(groups), lr=1e-3, weight_decay=0.0, fused=True)

@@ -1,13 +1,13 @@
-"""AdamW that leaves alone what a step did not touch: for tables of hundreds of thousands of rows, of which a batch reads some thousand.
+"""AdamW with row-sparse updates, as `torch.optim.SparseAdam`, with decoupled decay: for tables of which a batch reads few rows.
 
-Plain Adam advances every row's moments and moves every row at each step, read or not; with such tables that is nearly all of a step
-(docs/scale.md). Here a parameter whose gradient is sparse is advanced in the rows that the gradient names:
+Dense Adam updates every row's moments and moves every row at each step, read or not; with tables of hundreds of thousands of rows that
+is nearly all of a step (docs/scale.md). Here a parameter with a sparse gradient is updated only in the rows that the gradient holds:
 
 - their moments, bias-corrected by the number of steps of the whole parameter, as torch's SparseAdam does;
-- their weight decay: a row decays when it is used, so the decay of a rare row is as rare as its gradients.
+- their weight decay: a row decays when it is read, so the decay of a rare row is as rare as its gradients.
 
-Rows that a step does not name keep value and moments. A parameter with a dense gradient gets torch's own AdamW. The state has the form
-of torch's, so it is checkpointed as any other.
+Other rows keep value and moments. A parameter with a dense gradient gets torch's own AdamW. The state has the form of torch's, so it is
+checkpointed like any other.
 
 Legend: V rows, C columns, n rows of a gradient.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class SparseAdamW(torch.optim.AdamW):
-    """AdamW for dense gradients, and for sparse ones in their rows alone."""
+    """AdamW for dense gradients; for sparse ones, only in their rows."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -94,13 +94,13 @@ def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_he
     """
 
     def part(logits_BY: Tensor, start: int, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        wanted = teacher[start : start + logits_BY.shape[0]]
+        target = teacher[start : start + logits_BY.shape[0]]
         if teacher_head is not None:
-            wanted = F.linear(wanted.to(teacher_head.weight.dtype), teacher_head.weight.detach(), teacher_head.bias.detach())
-        low, high = torch.aminmax(wanted, dim=1, keepdim=True)
-        # what two orders of summation differ by says nothing, but Adam would turn even that gradient into whole steps of a past head
+            target = F.linear(target.to(teacher_head.weight.dtype), teacher_head.weight.detach(), teacher_head.bias.detach())
+        low, high = torch.aminmax(target, dim=1, keepdim=True)
+        # two orders of summation differ by this much; Adam would turn even that gradient into whole steps of a past head
         rounding = _ROUNDING * torch.finfo(logits_BY.dtype).eps * torch.maximum(high, -low)
-        difference = logits_BY.sub_(wanted)
+        difference = logits_BY.sub_(target)
         difference.masked_fill_(difference.abs() <= rounding, 0)
         flat = difference.view(-1)
         return flat.dot(flat), difference.mul_(2) if gradient else None
@@ -108,13 +108,13 @@ def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_he
     return _sum_over_chunks(head, hidden_EC, part)
 
 
-# From a chunk's logits, fp32 at least, and the place of its first example to its part of a sum, and the logits' gradient if wanted.
+# From a chunk's logits, fp32 at least, and the place of its first example to its part of a sum, and the logits' gradient if asked for.
 _Part = Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
 class _Gradients:
-    """Where a sum's gradients are added up; None where one is not wanted. The weight's and the bias's are fp32 at least."""
+    """Where a sum's gradients are added up; None where one is not needed. The weight's and the bias's are fp32 at least."""
 
     hidden: Tensor | None
     weight: Tensor | None

@@ -15,7 +15,7 @@ def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps:
     """Mean of a row's inputs up to each position, normalised over channels: [N, C], or [B, C] over whole rows.
 
     The order-free summary that an SVD with logistic regression works on. The residual stream alone keeps little of it, as its last
-    position is dominated by the last items (docs/experiments.md). An empty row gives zeros.
+    position is dominated by the last items (docs/log/2026-11-25-pooling-and-averages.md). An empty row gives zeros.
 
     Args:
         x_NC: The packed positions' inputs.

@@ -1,4 +1,4 @@
-"""A new head's start: steps of its own on what the network tells of users before the stage changes it.
+"""A linear probe before a stage: the new head alone is trained on the representations that the network gives before the stage changes it.
 
 A head that starts at random draws the backbone along while it learns, and on few users early stopping ends before it has learned (Kumar et
 al., Fine-Tuning can Distort Pretrained Features, 2022: first the head, then all). Representations are computed once, without dropout, so
@@ -28,7 +28,7 @@ from dist_teracon.runtime import Runtime
 # More change little in a linear layer's start; the users' representations lie in memory.
 _USERS = 16_384
 _VALIDATION_EXAMPLES = 16_384
-# Examples a step, and Adam's learning rate; docs/experiments.md has others.
+# Examples a step, and Adam's learning rate; docs/log/2026-11-26-linear-probe-and-slow-rate.md has others.
 _BATCH = 256
 _LEARNING_RATE = 3e-3
 # Candidates are the heads after so many steps, twice as many, four times …, up to all.
@@ -71,7 +71,7 @@ def fit_linear_probe(
         for split in (Split.TRAIN, Split.VALIDATION)
     )
     head = method.head(task.name)
-    # by one process and told to the others, which may be other machines that round otherwise
+    # by one process, which sends it to the others: they may be other machines that round otherwise
     generator = torch.Generator().manual_seed(stable_hash(f"{seed}:head start:{task.name}") >> 1)
     fitted = _fit(head, train, validation, steps, dropout, smoothing, generator) if runtime.is_main else None
     weight, bias, kept, loss = runtime.gather(fitted)[0]
@@ -109,9 +109,10 @@ def _examples(
         user.append(examples.index.numpy() + users)
         labels.append(examples.labels.numpy())
         users += packed.rows
-    told = runtime.gather(tuple(np.concatenate(parts) for parts in (hidden, user, labels)))
-    first = np.cumsum([0] + [rows.shape[0] for rows, _, _ in told])
-    columns = zip(*((rows, of_rank + start, classes) for (rows, of_rank, classes), start in zip(told, first, strict=False)), strict=True)
+    gathered = runtime.gather(tuple(np.concatenate(parts) for parts in (hidden, user, labels)))
+    first = np.cumsum([0] + [rows.shape[0] for rows, _, _ in gathered])
+    shifted = ((rows, of_rank + start, classes) for (rows, of_rank, classes), start in zip(gathered, first, strict=False))
+    columns = zip(*shifted, strict=True)
     return _Examples(*(torch.from_numpy(np.concatenate(column)).to(runtime.device) for column in columns))
 
 
@@ -119,7 +120,7 @@ def _fit(
     head: Head, train: _Examples, validation: _Examples, steps: int, dropout: float, smoothing: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, int, float]:  # fmt: skip
     """Return the kept head's weight and bias, the steps it took, and its validation cross-entropy."""
-    trained, mean = (copy.deepcopy(head).requires_grad_(wanted) for wanted in (True, False))
+    trained, mean = (copy.deepcopy(head).requires_grad_(trains) for trains in (True, False))
     trained.sparse = mean.sparse = False
     optimiser = torch.optim.Adam(trained.parameters(), lr=_LEARNING_RATE)
     candidates = [steps >> halvings for halvings in range(steps.bit_length()) if not halvings or steps >> halvings >= _FIRST_CANDIDATE]

@@ -1,4 +1,4 @@
-"""One optimiser step, and the losses of the steps since they were last told."""
+"""One optimiser step, and the losses of the steps since they were last fetched."""
 
 from __future__ import annotations
 

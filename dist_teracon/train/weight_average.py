@@ -1,4 +1,4 @@
-"""The running average of the weights at the ends of a phase's epochs, and a module that wears it for a while.
+"""The running average of the weights at the ends of a phase's epochs, and a module that takes it for a while.
 
 Weights at an epoch's end are one draw of what Adam wanders among; their average lies nearer to the middle, and moves less from stage to
 stage (Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, 2018; here an exponential average).
