@@ -54,7 +54,7 @@ class Compiled:
 
     Attributes:
         registers: A thread's.
-        spills: Bytes that a thread keeps in memory for want of registers (on AMD: registers so kept).
+        spills: Bytes of registers that a thread keeps in memory (on AMD: registers so kept).
         shared: Bytes of shared memory a program.
         tensor_cores: Whether wgmma (sm_90), mma (other NVIDIA GPUs) or mfma (AMD) is used.
     """
@@ -94,7 +94,7 @@ def compile_variant(variant: Variant) -> Compiled:
 
 
 def _assemble(ptx: str, capability: int) -> tuple[int, int]:
-    """Let ptxas tell registers and the larger of the spilled bytes stored and loaded."""
+    """Return from ptxas the registers, and the larger of the spilled bytes stored and loaded."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     ptxas = get_ptxas(capability).path
@@ -112,7 +112,7 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int]:
 
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
-    assert found, f"no {pattern} in what the assembler says"
+    assert found, f"no {pattern} in the assembler's output"
     return int(found[1])
 
 

@@ -1,4 +1,4 @@
-"""`dist-teracon bench ceiling`: what can be known of `six-tasks-v1`'s users from their sequences alone.
+"""`dist-teracon bench ceiling`: what can be inferred of `six-tasks-v1`'s users from their sequences alone.
 
 The oracle knows a user's latent vector; a model sees the sequence. Here the true items' vectors are known and the user's is not: its
 posterior given the sequence is taken as normal about its mode (Laplace's method), and labels are ranked by their probability averaged
@@ -20,13 +20,13 @@ from dist_teracon.data.synthetic import six_tasks
 from dist_teracon.data.synthetic.six_tasks import Float, Int
 from dist_teracon.errors import ConfigError
 
-# Weights of the generator's logits, as SPEC section 9 has them: the user's and the previous item's part.
+# Weights of the generator's logits, as in docs/method.md, Synthetic data: the user's and the previous item's part.
 _OF_USER, _OF_PREVIOUS = 1.5 / 4, 0.75 / 4
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="dist-teracon bench ceiling", description="What sequences of six-tasks-v1 tell of their users.")
+    parser = argparse.ArgumentParser(prog="dist-teracon bench ceiling", description="The best scores that sequences of six-tasks-v1 allow.")
     parser.add_argument("--users", type=int, default=3000, help="the set's first users (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=64, help="of each user's vector (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
                 with PeakMemory() as peak:
                     run()
                 ratio = median_ratio(timings[first], timings[which])
-                told = [f"{timings[which].median * 1e3:.1f}", f"{ratio:.2f}", f"{peak.most / 2**20:.0f}"]
-                rows.append([name, f"{examples:,} × {channels} × {labels:,}", which, *told])
+                measured = [f"{timings[which].median * 1e3:.1f}", f"{ratio:.2f}", f"{peak.most / 2**20:.0f}"]
+                rows.append([name, f"{examples:,} × {channels} × {labels:,}", which, *measured])
     print(circumstances("dist-teracon", "torch"))
     print(markdown_table(["what", "E × C × Y", "way", "CPU ms", "times less", "peak MB"], rows))
 
@@ -51,7 +51,7 @@ def _problems(examples: int, channels: int, labels: int) -> dict[str, Candidates
     head, teacher = (Head(channels, labels, generator=generator) for _ in range(2))
     teacher.requires_grad_(False)
     hidden = torch.randn(examples, channels, generator=generator).requires_grad_()
-    wanted = torch.randn(examples, channels, generator=generator)
+    expected = torch.randn(examples, channels, generator=generator)
     target = torch.randint(0, labels, (examples,), generator=generator)
 
     def differentiated(loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -69,7 +69,7 @@ def _problems(examples: int, channels: int, labels: int) -> dict[str, Candidates
         return head(hidden).topk(min(labels, 5), dim=1).indices
 
     with torch.no_grad():
-        answers = teacher(wanted)
+        answers = teacher(expected)
     return {
         "cross-entropy, forward and backward": {
             "F.cross_entropy": differentiated(lambda: F.cross_entropy(head(hidden), target, reduction="sum")),
@@ -81,7 +81,7 @@ def _problems(examples: int, channels: int, labels: int) -> dict[str, Candidates
         "squared error to a teacher, forward and backward": {
             "F.mse_loss": differentiated(lambda: F.mse_loss(head(hidden), answers, reduction="sum")),
             "ours, logits stored": differentiated(lambda: squared_error_sum(head, hidden, answers, None)),
-            "ours, representations stored": differentiated(lambda: squared_error_sum(head, hidden, wanted, teacher)),
+            "ours, representations stored": differentiated(lambda: squared_error_sum(head, hidden, expected, teacher)),
         },
         "rank of the target": {
             "argsort": torch.no_grad()(ranked),

@@ -161,11 +161,11 @@ def report(sizes: Sequence[Cost], pairs: Sequence[Cost]) -> str:
     lines = [line("public way", cost) for cost in public] + [line("prepare", cost) for cost in [*own, *sizes]]
     largest = max([*own, *sizes], key=lambda cost: cost.rows)
     memory = float(np.median([cost.memory_a_row for cost in public])) / largest.memory_a_row
-    said = [
+    summary = [
         f"CPU-seconds a row, {own[0].users:,} users each: {cpu:.1f} times fewer than the public way (median of {len(own)} rounds).",
         f"Memory a row: {memory:.1f} times less ({largest.users:,} users against {public[0].users:,}).",
     ]
-    return "\n".join((markdown_table(header, lines), "", *said))
+    return "\n".join((markdown_table(header, lines), "", *summary))
 
 
 def main(arguments: Sequence[str]) -> None:

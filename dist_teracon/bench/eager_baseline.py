@@ -127,8 +127,8 @@ class EagerStage:
             for past in range(present):
                 chosen = rows[torch.randperm(rows.shape[0])[: self.replayed]]
                 with torch.no_grad():
-                    wanted = self.teacher(chosen, past, scale)
-                loss = loss + 0.7 / present * F.mse_loss(self.network(chosen, past, scale), wanted)
+                    expected = self.teacher(chosen, past, scale)
+                loss = loss + 0.7 / present * F.mse_loss(self.network(chosen, past, scale), expected)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -148,7 +148,7 @@ def _bias(options: argparse.Namespace, items: int) -> list[list[str]]:
     labels = torch.multinomial(counts.double(), 200, replacement=True, generator=generator)
     hidden = torch.randn(200, 64, generator=generator)
 
-    def taken(loss: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, torch.Tensor]:
+    def probe(loss: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, torch.Tensor]:
         head.zero_grad()
         given = hidden.clone().requires_grad_()
         value = loss(given)
@@ -156,12 +156,12 @@ def _bias(options: argparse.Namespace, items: int) -> list[list[str]]:
         assert given.grad is not None
         return float(value.detach()) / 200, given.grad.flatten()
 
-    exact, exact_gradient = taken(lambda given: cross_entropy_sum(head, given, labels))
+    exact, exact_gradient = probe(lambda given: cross_entropy_sum(head, given, labels))
     rows = []
     for distribution in ("log_uniform", "in_batch"):
         for count in (64, 256, 1024) if distribution == "log_uniform" else (64, 200):
             of_draws = Negatives(count, distribution, counts, 0)
-            found = [taken(lambda given, s=step, n=of_draws: n.loss(head, given, labels, epoch=1, step=s)) for step in range(options.draws)]  # type: ignore[misc]
+            found = [probe(lambda given, s=step, n=of_draws: n.loss(head, given, labels, epoch=1, step=s)) for step in range(options.draws)]  # type: ignore[misc]
             gradients = torch.stack([gradient for _, gradient in found])
             mean = sum(value for value, _ in found) / len(found)
             bias = float((gradients.mean(0) - exact_gradient).norm() / exact_gradient.norm())

@@ -54,7 +54,7 @@ def run_cuda(out: Path | None) -> None:
     """Measure and print a table, and write it to `out` where that is given.
 
     Raises:
-        RunError: there is no GPU.
+        RunError: no GPU is visible.
     """
     require_gpu()
     generator = torch.Generator().manual_seed(0)

@@ -56,7 +56,7 @@ def run_profile(out: Path | None, *, repeats: int = 50, cases: Sequence[Case] = 
     """Measure and print a table, and write it to `out` where that is given.
 
     Raises:
-        RunError: there is no GPU.
+        RunError: no GPU is visible.
     """
     require_gpu()
     header = ["rows", "median ms", "p20", "p80", "host ms", *(f"{kernel}, ms" for kernel in KERNELS), "other GPU work, ms"]

@@ -120,9 +120,9 @@ def anonymous_memory() -> float:
 
 
 def _table(cold: dict[str, float], warm: dict[str, float]) -> str:
-    def told(name: str, value: float) -> str:
+    def cell(name: str, value: float) -> str:
         return f"{value:,.2f}" if name.endswith((" s", "MB")) else f"{value:,.0f} users/s"
 
     rows = [["first batch while the cache is filled, s", f"{cold['first batch, s']:,.2f}"]]
-    rows += [[name, told(name, value)] for name, value in warm.items()]
+    rows += [[name, cell(name, value)] for name, value in warm.items()]
     return markdown_table(["", "measured"], rows)

@@ -214,12 +214,12 @@ def _taps_of_all(
 
 def seen_offsets(stage_dilations: Sequence[int], kernel_size: int, longest: int) -> list[Tensor]:
     """For each stage, and ahead of them the input, the distances from the last position that the result depends on, ascending."""
-    wanted = [torch.zeros(1, dtype=torch.int64)]
+    levels = [torch.zeros(1, dtype=torch.int64)]
     for dilation in reversed(stage_dilations):
         reach = torch.arange(kernel_size) * dilation
-        seen = torch.unique(wanted[0][:, None] + reach)
-        wanted.insert(0, seen[seen < longest])
-    return wanted
+        seen = torch.unique(levels[0][:, None] + reach)
+        levels.insert(0, seen[seen < longest])
+    return levels
 
 
 def _taps_of_last(

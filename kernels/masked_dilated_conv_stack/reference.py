@@ -53,7 +53,7 @@ def finish(x_NC: Tensor, layout: Layout) -> Tensor:
 
 
 def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
-    """Run the residual blocks `y = x + m₂ ⊙ ReLU(LN(conv₂d(m₁ ⊙ ReLU(LN(conv_d(x))))))` (SPEC section 2)."""
+    """Run the residual blocks `y = x + m₂ ⊙ ReLU(LN(conv₂d(m₁ ⊙ ReLU(LN(conv_d(x))))))` (docs/method.md, Backbones)."""
     for block, kept in enumerate(layout.residual):
         h = x_NC
         for stage in (2 * block, 2 * block + 1):

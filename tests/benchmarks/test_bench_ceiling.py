@@ -1,4 +1,4 @@
-"""What sequences tell of the synthetic users: more than popularity, less than the oracle knows."""
+"""The scores that sequences of the synthetic users allow lie between those of popularity and of the oracle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_ceiling_lies_between_popularity_and_the_oracle():
     assert scores["profile-8"] > 0.4
 
 
-def test_a_long_sequence_tells_the_user():
+def test_a_long_sequence_determines_the_user():
     items, popularity = _item_vectors()
     user = np.linspace(-1.5, 1.5, items.shape[1])
     generator, sequence = _stream(99), [0]
@@ -36,7 +36,7 @@ def test_a_long_sequence_tells_the_user():
 
 def test_the_table_has_every_task(capsys):
     assert main(["bench", "ceiling", "--users", "40", "--draws", "2"]) == 0
-    told = capsys.readouterr().out
-    assert [line.split(" | ")[0] for line in told.splitlines()[4:]] == [
+    output = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in output.splitlines()[4:]] == [
         "| next", "| item-a", "| item-b", "| profile-8", "| profile-2", "| profile-6",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The companions' benchmark runs, and what it compares computes the same; its times are nobody's business here."""
+"""The companions' benchmark runs, and what it compares computes the same; its times are not asserted."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_what_is_compared_computes_the_same():
     for name in ("cross-entropy, forward and backward", "squared error to a teacher, forward and backward"):
         first, *others = (run() for run in ways[name].values())
         for other in others[: 2 if name.startswith("cross") else 1]:
-            for got, want in zip(other, first, strict=True):
-                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+            for got, right in zip(other, first, strict=True):
+                torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
     ranks = ways["rank of the target"]
     ((greater, _),) = ranks["ours"]()
     assert torch.equal(ranks["argsort"]()[:, 1], greater)

@@ -1,4 +1,4 @@
-"""The benchmark of preparation runs and tells what it should; its times are not asserted."""
+"""The benchmark of preparation runs and prints what it should; its times are not asserted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dist_teracon.data.synthetic.ttl import raw_files
 
 def test_the_benchmark_prints_its_table(capsys, tmp_path):
     assert main(["bench", "data", "--users", "900", "--public-users", "800", "--rounds", "1", "--folder", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "public way | 800 |" in told
-    assert "prepare | 900 |" in told
-    assert "times fewer than the public way" in told
+    output = capsys.readouterr().out
+    assert "public way | 800 |" in output
+    assert "prepare | 900 |" in output
+    assert "times fewer than the public way" in output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -28,7 +28,7 @@ def test_the_public_way_reads_the_rows(tmp_path):
     assert history[0].tolist() == [index[token] for token in first]
 
 
-def test_wrong_arguments_are_told(capsys):
+def test_wrong_arguments_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "data", "--users", "many"])
     assert "--users" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The heads' benchmark runs and tells all that it promises; no figure is asserted, machines differ."""
+"""The heads' benchmark runs and prints all that it promises; no figure is asserted, machines differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SMALL = ["--channels", "8", "--users", "2", "--length", "7", "--scored", "600", 
 def test_it_runs_on_few_labels(capsys):
     main(["--sizes", "400", "--skip", "scores", *SMALL])
     main(["--sizes", "200", "400", "--skip", "step", "adam", "bias", *SMALL])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "| 400 | full |",
         "| 400 | sampled |",
@@ -21,4 +21,4 @@ def test_it_runs_on_few_labels(capsys):
         "| 400 | log_uniform, 1024 |",
         "one thread",
     ):
-        assert part in told
+        assert part in output

@@ -37,8 +37,8 @@ def test_plain_path_computes_the_same_stack(monkeypatch):
     x, masks = draw(2, 8, 20), draw(1, stages, 8)
     layout = build_layout(torch.tensor([0, 20, 40]), torch.zeros(2, dtype=torch.int32), dilations=kernels_cuda.DILATIONS)
     packed = x.transpose(1, 2).reshape(40, 8)
-    wanted = masked_dilated_conv_stack(packed, layout, parameters, masks).view(2, 20, 8).transpose(1, 2)
-    torch.testing.assert_close(kernels_cuda._eager(x, parameters, masks), wanted, rtol=1e-9, atol=1e-9)
+    expected = masked_dilated_conv_stack(packed, layout, parameters, masks).view(2, 20, 8).transpose(1, 2)
+    torch.testing.assert_close(kernels_cuda._eager(x, parameters, masks), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", kernels_profile.CASES, ids=lambda case: case.label)

@@ -1,4 +1,4 @@
-"""The loader's benchmark runs and tells all that it promises; no figure is asserted, machines differ."""
+"""The loader's benchmark runs and prints all that it promises; no figure is asserted, machines differ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dist_teracon.bench.loader import main
 
 def test_it_runs_on_a_small_set(tmp_path, capsys):
     main([str(tmp_path), "--users", "1500", "--items", "300", "--repeats", "1"])
-    told = capsys.readouterr().out
-    assert told.count("users/s |") == 4
+    output = capsys.readouterr().out
+    assert output.count("users/s |") == 4
     for part in ("first batch", "memory beyond the page cache", "1500 users, rank 0 of 1"):
-        assert part in told
+        assert part in output

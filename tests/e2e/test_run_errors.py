@@ -67,7 +67,7 @@ def test_a_backend_that_is_not_there(small: str, tmp_path: Path, fails: Fails, m
     assert fails(values, tmp_path / "run").startswith("DIST_TERACON_KERNELS=tritn: no such backend; did you mean 'triton'?")
     monkeypatch.setenv("DIST_TERACON_KERNELS", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert "want a GPU, not 'cpu'" in fails(values, tmp_path / "run")
+    assert "expected a GPU for Triton's kernels, got 'cpu'" in fails(values, tmp_path / "run")
 
 
 def test_a_run_folder_of_another_configuration_names_the_field(finished: tuple[dict[str, Any], Path], fails: Fails) -> None:

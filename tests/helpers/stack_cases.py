@@ -1,7 +1,7 @@
 """The fused stack against fp64 autograd of the reference, on cases that are a few numbers each; run as a script it serves them.
 
 `TRITON_INTERPRET=1 python stack_cases.py` reads a case a line (JSON) and answers each with a line: Triton's interpreter must be on
-before Triton is imported, and the compiler's tests want it off, so it has a process of its own.
+before Triton is imported, and the compiler's tests need it off, so it has a process of its own.
 """
 
 from __future__ import annotations

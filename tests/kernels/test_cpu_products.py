@@ -23,18 +23,18 @@ def _numbers(*shape: int) -> torch.Tensor:
 
 @pytest.mark.usefixtures("some_by_convolution")
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("with_out", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_times(rows, turned, with_out, with_bias):
+def test_times(rows, transposed, with_out, with_bias):
     matrices = _numbers(2, 24, 40)
-    x, bias = _numbers(rows, 40 if turned else 24), _numbers(24 if turned else 40) if with_bias else None
-    factor = ConvolutionProducts().factors(matrices)[turned][1]
-    out = torch.full((rows, 24 if turned else 40), float("nan")) if with_out else None
+    x, bias = _numbers(rows, 40 if transposed else 24), _numbers(24 if transposed else 40) if with_bias else None
+    factor = ConvolutionProducts().factors(matrices)[transposed][1]
+    out = torch.full((rows, 24 if transposed else 40), float("nan")) if with_out else None
     made = ConvolutionProducts().times(x, factor, bias, out)
     assert out is None or made.data_ptr() == out.data_ptr()
-    wanted = x.double() @ (matrices[1].t() if turned else matrices[1]).double() + (0 if bias is None else bias)
-    torch.testing.assert_close(made.double(), wanted, rtol=1e-5, atol=1e-5)
+    expected = x.double() @ (matrices[1].t() if transposed else matrices[1]).double() + (0 if bias is None else bias)
+    torch.testing.assert_close(made.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("some_by_convolution")
@@ -85,12 +85,12 @@ def test_what_was_chosen_is_logged_once_and_the_same_each_time(monkeypatch, capl
 
 def test_an_unknown_library_is_refused(monkeypatch):
     monkeypatch.setenv("DIST_TERACON_CPU_PRODUCTS", "blas")
-    with pytest.raises(ValueError, match=r"DIST_TERACON_CPU_PRODUCTS=blas: no such library \(there are: mkl, onednn\)"):
+    with pytest.raises(ValueError, match=r"DIST_TERACON_CPU_PRODUCTS=blas: no such library \(known: mkl, onednn\)"):
         cpu_products.products_of(torch.float32, LEAST_CHANNELS)
 
 
 @pytest.mark.parametrize(
-    ("told", "processor"),
+    ("text", "processor"),
     [
         (
             "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t: 2\n\nprocessor\t: 1\ncpu family\t: 3\n",
@@ -100,11 +100,11 @@ def test_an_unknown_library_is_refused(monkeypatch):
         (None, ("", 0)),
     ],
 )
-def test_the_processor_is_read_where_it_is_told(told, processor, monkeypatch):
+def test_the_processor_is_read_where_it_is_given(text, processor, monkeypatch):
     def read(*_, **__):
-        if told is None:
+        if text is None:
             raise FileNotFoundError("/proc/cpuinfo")
-        return told
+        return text
 
     monkeypatch.setattr(cpu_products.Path, "read_text", read)
     assert cpu_products._processor() == processor

@@ -21,7 +21,13 @@ from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import convolut
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import plan as cpu_plan
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import products as cpu_products
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu import stack as cpu
-from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.convolutions import FILTERED_FROM, Direct, Filtered, Joined, way_of
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.convolutions import (
+    FILTERED_FROM,
+    Direct,
+    Filtered,
+    Joined,
+    select_algorithm,
+)
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.filters import OF_FOUR, OF_TWO
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.plan import common_size, plan
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.products import ConvolutionProducts, Products, common_size_within
@@ -43,7 +49,7 @@ def group_bytes(request, monkeypatch):
 
 @pytest.fixture(params=[Direct, Filtered, Joined])
 def way(request, monkeypatch):
-    monkeypatch.setattr(cpu, "way_of", lambda *_: request.param)
+    monkeypatch.setattr(cpu, "select_algorithm", lambda *_: request.param)
     monkeypatch.setattr(cpu_plan, "LEAST_SAVED", 1)
 
 
@@ -62,11 +68,11 @@ def test_equals_reference_in_output_and_every_gradient(lengths, dilations, posit
     x, row_offsets, tasks, parameters, masks = problem(lengths, one_task=one_task, blocks=len(dilations))
     layout = build_layout(row_offsets, tasks, dilations=dilations, positions=positions)
     out, gradients = with_gradients(cpu.stack, x, layout, parameters, masks)
-    wanted, wanted_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
+    expected, expected_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
     assert out.shape == (len(lengths) if positions == "last" else sum(lengths), x.shape[1])
-    torch.testing.assert_close(out, wanted, rtol=1e-11, atol=1e-11)
-    for got, want in zip(gradients, wanted_gradients, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
+    for got, right in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("group_bytes")
@@ -76,10 +82,10 @@ def test_other_numbers_of_taps(positions, kernel_size):
     x, row_offsets, tasks, parameters, masks = problem([5, 9, 0, 3, 30, 1, 7, 4], kernel_size=kernel_size)
     layout = build_layout(row_offsets, tasks, dilations=(1, 4), kernel_size=kernel_size, positions=positions)
     out, gradients = with_gradients(cpu.stack, x, layout, parameters, masks)
-    wanted, wanted_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
-    torch.testing.assert_close(out, wanted, rtol=1e-11, atol=1e-11)
-    for got, want in zip(gradients, wanted_gradients, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    expected, expected_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
+    for got, right in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("change", ["zeros", "all zeros", "negative"])
@@ -89,22 +95,22 @@ def test_masks_at_and_below_zero_have_the_references_output_and_gradients(one_ta
     masks = {"zeros": torch.where(masks < 0.5, 0, masks), "all zeros": 0 * masks, "negative": masks - 0.5}[change]
     layout = build_layout(row_offsets, tasks, dilations=(1, 4))
     out, gradients = with_gradients(cpu.stack, x, layout, parameters, masks)
-    wanted, wanted_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
-    torch.testing.assert_close(out, wanted, rtol=1e-11, atol=1e-11)
-    for got, want in zip(gradients, wanted_gradients, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    expected, expected_gradients = with_gradients(reference.stack, x, layout, parameters, masks)
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
+    for got, right in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
 
 
 def test_masks_may_lie_in_any_order():
     x, row_offsets, tasks, parameters, masks = problem([5, 9, 3])
     layout = build_layout(row_offsets, tasks, dilations=(1, 4))
-    turned = masks.transpose(0, 1).contiguous().transpose(0, 1)
-    assert turned.shape[0] > 1
-    assert not turned.is_contiguous()
-    _, gradients = with_gradients(cpu.stack, x, layout, parameters, turned)
-    _, wanted = with_gradients(reference.stack, x, layout, parameters, masks)
-    for got, want in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    transposed = masks.transpose(0, 1).contiguous().transpose(0, 1)
+    assert transposed.shape[0] > 1
+    assert not transposed.is_contiguous()
+    _, gradients = with_gradients(cpu.stack, x, layout, parameters, transposed)
+    _, expected = with_gradients(reference.stack, x, layout, parameters, masks)
+    for got, right in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("way", "products")
@@ -138,8 +144,8 @@ def test_a_block_in_fp32_is_the_reference_in_fp64_to_a_hundred_thousandth(channe
     layout = build_layout(row_offsets, tasks, dilations=(dilation,), positions=positions)
     parameters = parameters._replace(weight=parameters.weight / np.sqrt(3 * channels))
     out = cpu.stack(x.float(), layout, StackParameters(*(p.float() for p in parameters)), masks.float(), eps=1e-8)
-    wanted = reference.stack(x, layout, parameters, masks, eps=1e-8)
-    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
+    expected = reference.stack(x, layout, parameters, masks, eps=1e-8)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("products")
@@ -161,8 +167,8 @@ def test_filtered_gradients_in_fp32_are_those_in_fp64_to_a_hundred_thousandth(le
         out = stack(leaves[0], layout, StackParameters(*leaves[1:5]), leaves[5], eps=1e-8)
         return [out.detach().double(), *(grad.double() for grad in torch.autograd.grad(out, leaves, weights.to(dtype)))]
 
-    for got, want in zip(run(cpu.stack, torch.float32), run(reference.stack, torch.float64), strict=True):
-        assert (got - want).norm() <= 1e-5 * want.norm()
+    for got, right in zip(run(cpu.stack, torch.float32), run(reference.stack, torch.float64), strict=True):
+        assert (got - right).norm() <= 1e-5 * right.norm()
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
@@ -198,7 +204,7 @@ def test_bf16_is_nearer_to_fp64_than_the_reference_in_bf16(positions):
     ],
 )
 def test_ways_follow_number_type_width_and_taps(dtype, channels, taps, way):
-    assert way_of(dtype, channels, taps) is way
+    assert select_algorithm(dtype, channels, taps) is way
 
 
 def test_groups_hold_every_row_once_and_one_task_each():
@@ -347,14 +353,14 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen):
 
     some, every = gradients(frozen), gradients(None)
     for name in every:
-        for got, want in zip(some[name], every[name], strict=True):
-            assert got is None if name == frozen else torch.equal(got, want)
+        for got, right in zip(some[name], every[name], strict=True):
+            assert got is None if name == frozen else torch.equal(got, right)
 
 
 def test_tensors_elsewhere_are_refused():
     x, row_offsets, tasks, parameters, masks = problem([5])
     layout = build_layout(row_offsets, tasks, dilations=(1, 4))
-    with pytest.raises(ValueError, match="on a CPU, not on meta"):
+    with pytest.raises(ValueError, match="expected tensors on a CPU, got meta"):
         cpu.stack(x.to("meta"), layout, parameters, masks, eps=1e-8)
 
 

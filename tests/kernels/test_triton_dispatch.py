@@ -1,15 +1,25 @@
-"""Which backend runs where, and what is said of what cannot run."""
+"""Which backend runs where, and the errors of what cannot run."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters, backend_of, build_layout, masked_dilated_conv_stack
+from dist_teracon.kernels.masked_dilated_conv_stack import (
+    BACKENDS,
+    StackParameters,
+    backend_of,
+    build_layout,
+    masked_dilated_conv_stack,
+)
+from dist_teracon.kernels.masked_dilated_conv_stack.backends import DEFAULTS, load_backend
+
+ROOT = Path(__file__).parents[2]
 
 
 def given(**changes):
@@ -27,27 +37,44 @@ def given(**changes):
     return values["x"], layout, StackParameters(*list(values.values())[1:5]), values["masks"]
 
 
-def test_a_gpu_runs_the_fused_kernels_unless_told_otherwise():
+def test_a_gpu_runs_the_fused_kernels_by_default():
     assert backend_of("cuda", "") == ("triton", "default on a GPU")
     assert backend_of("cuda", "reference") == ("reference", "set by DIST_TERACON_KERNELS")
 
 
-def test_fused_kernels_want_a_gpu_or_the_interpreter(monkeypatch):
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_registered_backend_can_be_loaded_and_is_documented(name):
+    assert callable(load_backend(name))
+    assert f"\n| `{name}` |" in (ROOT / "kernels/masked_dilated_conv_stack/README.md").read_text(encoding="utf-8")
+    environment = (ROOT / "docs/training.md").read_text(encoding="utf-8").partition("| `DIST_TERACON_KERNELS` |")[2].partition("\n")[0]
+    assert f"`{name}`" in environment
+
+
+def test_defaults_are_registered():
+    assert set(DEFAULTS.values()) <= set(BACKENDS)
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"DIST_TERACON_KERNELS=blas: no such backend \(known: cpu, gathered, reference, triton\)"):
+        backend_of("cpu", "blas")
+
+
+def test_fused_kernels_need_a_gpu_or_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("DIST_TERACON_KERNELS", "triton")
-    with pytest.raises(ValueError, match=r"DIST_TERACON_KERNELS=triton: .* want a GPU, not 'cpu'; unset it"):
+    with pytest.raises(ValueError, match=r"DIST_TERACON_KERNELS=triton: expected a GPU .* got 'cpu'; unset it"):
         masked_dilated_conv_stack(*given())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": lambda t: t.double()}, r"x: float32, bfloat16 or float16 is wanted .* not torch.float64"),
-        ({"x": lambda t: t.bfloat16()}, r"x: float32 is wanted on a CPU, not torch.bfloat16"),
-        ({"x": lambda t: t.t().contiguous().t()}, r"x: a contiguous tensor is wanted, not strides \(1, 5\) of shape \(5, 16\)"),
-        ({"weight": lambda t: t.bfloat16()}, r"weight: torch.float32 as x has is wanted, not torch.bfloat16"),
-        ({"masks": lambda t: t.half()}, r"masks: torch.float32 as x has is wanted, not torch.float16"),
-        ({"bias": lambda t: t.to("meta")}, r"bias: cpu where x lies is wanted, not meta"),
+        ({"x": lambda t: t.double()}, r"x: expected float32, bfloat16 or float16 .* got torch.float64"),
+        ({"x": lambda t: t.bfloat16()}, r"x: expected float32 on a CPU, got torch.bfloat16"),
+        ({"x": lambda t: t.t().contiguous().t()}, r"x: expected a contiguous tensor, got strides \(1, 5\) of shape \(5, 16\)"),
+        ({"weight": lambda t: t.bfloat16()}, r"weight: expected torch.float32 as of x, got torch.bfloat16"),
+        ({"masks": lambda t: t.half()}, r"masks: expected torch.float32 as of x, got torch.float16"),
+        ({"bias": lambda t: t.to("meta")}, r"bias: expected cpu as of x, got meta"),
     ],
 )
 def test_fused_kernels_refuse_what_they_would_read_wrongly(changes, message):
@@ -60,7 +87,7 @@ def test_fused_kernels_refuse_what_they_would_read_wrongly(changes, message):
 def test_too_many_channels_are_refused():
     from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.tile_table import choose_tile
 
-    with pytest.raises(ValueError, match=r"channels: .* 512 at most, not 513"):
+    with pytest.raises(ValueError, match=r"channels: expected at most 512, .* got 513"):
         choose_tile("forward", "sm_90", bits=16, channels=513, gather=False)
 
 
@@ -80,14 +107,14 @@ def test_a_layout_that_no_batch_has_is_refused(offsets, tasks, message):
 def test_a_task_without_masks_is_refused():
     x, _, parameters, masks = given()
     layout = build_layout(torch.tensor([0, 3, 5]), torch.tensor([0, 2]), dilations=(1,))
-    with pytest.raises(ValueError, match=r"masks \(2, 2, 16\) do not fit .* \[3 or more, 2, 16\] is wanted"):
+    with pytest.raises(ValueError, match=r"masks: expected \[3 or more, 2, 16\] .* got \(2, 2, 16\)"):
         masked_dilated_conv_stack(x, layout, parameters, masks)
 
 
 def test_offsets_that_do_not_end_at_the_last_position_are_refused():
     x, _, parameters, masks = given()
     layout = build_layout(torch.tensor([0, 3, 6]), torch.tensor([0, 1]), dilations=(1,))
-    with pytest.raises(ValueError, match=r"x \(5, 16\) has other positions than the layout, 6"):
+    with pytest.raises(ValueError, match=r"x: expected the layout's 6 positions, got \(5, 16\)"):
         masked_dilated_conv_stack(x, layout, parameters, masks)
 
 

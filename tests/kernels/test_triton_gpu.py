@@ -54,7 +54,7 @@ def test_long_rows():
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_eight_blocks_stage_by_stage(dtype):
-    """Each block of a deep stack is given what fp64 says of the blocks below it, rounded, so that errors do not add up."""
+    """Each block of a deep stack is given the fp64 result of the blocks below it, rounded, so that errors do not add up."""
     deep = Case(RAGGED[:60], 256, 3, (1, 4) * 4, clear=True, dtype=dtype, device="cuda")
     leaves, _ = problem(deep)
     x = leaves[0]

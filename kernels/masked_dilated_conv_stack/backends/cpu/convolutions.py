@@ -2,7 +2,7 @@
 
 Legend: N positions, C channels, k taps, R rows of a group.
 
-Which way is fastest depends on what a product costs beside moving its result (docs/kernels-cpu.md):
+Which algorithm is fastest depends on what a product costs beside moving its result (docs/kernels-cpu.md):
 
 - `Direct`: a product a tap. What a tap reads is a stretch of memory, so nothing is gathered ahead of a product; where rows are of one
   length it is added up where it belongs, else row by row.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.filters import Filter
-from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.plan import Places, Stage, Tap, common_size, taken
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.plan import Places, Stage, Tap, common_size, gather_rows
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.products import Factor, products_of
 
 # From so many channels on minimal filtering saves more in products than its additions take.
@@ -38,10 +38,10 @@ class Direct:
         # [k, C_in, C_out], the present position's first
         self.stacked = weight.permute(2, 1, 0).flip(0).contiguous()
         self.products = products_of(weight.dtype, weight.shape[0])
-        self.factors, self.turned = self.products.factors(self.stacked)
+        self.factors, self.transposed = self.products.factors(self.stacked)
 
     def begin(self) -> None:
-        """Set the weight's gradient to zero; `gradient` tells it once."""
+        """Set the weight's gradient to zero; `gradient` returns it, once."""
         self.summed = torch.zeros_like(self.stacked, dtype=torch.promote_types(self.stacked.dtype, torch.float32))
         self.sums = self.summed.unbind(0)
 
@@ -52,40 +52,40 @@ class Direct:
         return total.flip(0).permute(2, 1, 0)
 
     def operand(self, h: Tensor, stage: Stage) -> Tensor:
-        """Return a convolution's input [N_in, C] as this way takes it."""
+        """Return a convolution's input [N_in, C] as this algorithm reads it."""
         return h
 
     def run(self, x: Tensor, bias: Tensor, stage: Stage) -> Tensor:
-        """Convolve: [N_in, C] -> [N_out, C], in this way's order."""
+        """Convolve: [N_in, C] -> [N_out, C], in this algorithm's order."""
         return self._run_taps(x, bias, stage.taps)
 
     def _run_taps(self, x: Tensor, bias: Tensor, taps: Sequence[Tap], out: Tensor | None = None) -> Tensor:
         first, *others = taps
-        u = self.products.times(taken(x, first.read), self.factors[0], bias, out)
+        u = self.products.times(gather_rows(x, first.read), self.factors[0], bias, out)
         for tap, factor in zip(others, self.factors[1:], strict=False):
-            self._add(u, tap.dest, taken(x, tap.read), factor)
+            self._add(u, tap.dest, gather_rows(x, tap.read), factor)
         return u
 
     def differentiate(self, du: Tensor, x: Tensor, stage: Stage, *, dx: bool, dw: bool) -> Tensor | None:
-        """Add the weight's gradient to the sums, and return the input's [N_in, C] if wanted."""
+        """Add the weight's gradient to the sums, and return the input's [N_in, C] if `dx`."""
         if not dx or stage.taps[0].size < stage.inputs:
             grad = du.new_zeros(stage.inputs, du.shape[1]) if dx else None
             self._differentiate_taps(du, x, stage.taps, grad, dw=dw)
             return grad
-        grad = self.products.times(du, self.turned[0])
+        grad = self.products.times(du, self.transposed[0])
         if dw:
-            self.products.add_outer(self.sums[0], taken(x, stage.taps[0].read), du)
+            self.products.add_outer(self.sums[0], gather_rows(x, stage.taps[0].read), du)
         self._differentiate_taps(du, x, stage.taps, grad, dw=dw, first=1)
         return grad
 
     def _differentiate_taps(self, du: Tensor, x: Tensor, taps: Sequence[Tap], grad: Tensor | None, *, dw: bool, first: int = 0) -> None:
-        """Add the gradients of the taps from the first one on to the sums, and to the input's if that is wanted."""
+        """Add the gradients of the taps from the first one on to the sums, and to the input's where `grad` is given."""
         for number, tap in enumerate(taps[first:], first):
-            part = taken(du, tap.dest) if number else du
+            part = gather_rows(du, tap.dest) if number else du
             if dw:
-                self.products.add_outer(self.sums[number], taken(x, tap.read), part)
+                self.products.add_outer(self.sums[number], gather_rows(x, tap.read), part)
             if grad is not None:
-                self._add(grad, tap.read, part, self.turned[number])
+                self._add(grad, tap.read, part, self.transposed[number])
 
     def _add(self, into: Tensor, places: Places, x: Tensor, factor: Factor) -> None:
         if isinstance(places, slice):
@@ -94,16 +94,16 @@ class Direct:
             into.index_add_(0, places, self.products.times(x, factor))
 
     def activate(self, n: Tensor, stage: Stage) -> Tensor:
-        """Return ReLU(n) by distance; n is in this way's order, and may be written over."""
+        """Return ReLU(n) by distance; n is in this algorithm's order, and may be written over."""
         return n.relu_()
 
-    def through_relu(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
+    def relu_backward(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
         """Return n's gradient from that of ReLU(n), which lies by distance; n may be written over."""
         grad: Tensor = torch.ops.aten.threshold_backward(dh, n, 0)
         return grad
 
-    def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
-        """The same from the next convolution's operand, which begins with ReLU(n); None where that is too coarse to tell."""
+    def relu_backward_from_output(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
+        """Return the same from the next convolution's operand, which begins with ReLU(n); None where that is too coarse for it."""
         grad: Tensor = torch.ops.aten.threshold_backward(dh, operand[: dh.shape[0]], 0)
         return grad
 
@@ -161,7 +161,7 @@ class Filtered(Direct):
                 self.products.add_outer(into, operand.view(-1, channels), dproduct)
         grad: Tensor | None = None
         if dx:
-            doperands = [self.products.times(dproduct, factor) for dproduct, factor in zip(made, bank.turned, strict=True)]
+            doperands = [self.products.times(dproduct, factor) for dproduct, factor in zip(made, bank.transposed, strict=True)]
             grad = du.new_empty(max(stage.inputs, cut.read), channels)
             grad[cut.read :].zero_()
             cut.filter.input_gradients([d.view(cut.uses, -1) for d in doperands], cut.input_gradients(grad))
@@ -176,17 +176,17 @@ class Filtered(Direct):
             torch.clamp_min(made, 0, out=by_distance)
         return h
 
-    def through_relu(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
+    def relu_backward(self, dh: Tensor, n: Tensor, stage: Stage) -> Tensor:
         if (cut := stage.cut) is None:
-            return super().through_relu(dh, n, stage)
+            return super().relu_backward(dh, n, stage)
         for by_distance, made in zip(cut.by_distance(dh), cut.as_made(n), strict=True):
             torch.ops.aten.threshold_backward.grad_input(by_distance, made, 0, grad_input=made)
         return n
 
-    def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
+    def relu_backward_from_output(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
         h = operand[: dh.shape[0]]
         if (cut := stage.cut) is None:
-            return super().through_known_relu(dh, h, stage)
+            return super().relu_backward_from_output(dh, h, stage)
         grad = torch.empty_like(dh)
         for of_dh, of_h, made in zip(cut.by_distance(dh), cut.by_distance(h), cut.as_made(grad), strict=True):
             torch.ops.aten.threshold_backward.grad_input(of_dh, of_h, 0, grad_input=made)
@@ -203,7 +203,7 @@ class _Bank:
     """An algorithm's matrices as factors, their transposes', and the sums of their gradients."""
 
     factors: list[Factor]
-    turned: list[Factor]
+    transposed: list[Factor]
     sums: list[Tensor] = field(default_factory=list)
 
 
@@ -229,15 +229,15 @@ class Joined(Direct):
             self.summed += (operand.t() @ narrow[: operand.shape[0]]).view_as(self.summed)
         return (self._gathered(narrow, stage.gathers[1]) @ self.backward)[: stage.inputs] if dx else None
 
-    def through_known_relu(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
+    def relu_backward_from_output(self, dh: Tensor, operand: Tensor, stage: Stage) -> Tensor | None:
         return None
 
     def _gathered(self, x: Tensor, index: Tensor) -> Tensor:
         return x.index_select(0, index).view(-1, self.forward.shape[0])
 
 
-def way_of(dtype: torch.dtype, channels: int, kernel_size: int) -> type[Direct]:
-    """Return the fastest way for a number type, width and number of taps."""
+def select_algorithm(dtype: torch.dtype, channels: int, kernel_size: int) -> type[Direct]:
+    """Return the fastest algorithm for a number type, width and number of taps."""
     if dtype not in (torch.float32, torch.float64):
         return Joined
     return Filtered if kernel_size == 3 and channels >= FILTERED_FROM else Direct

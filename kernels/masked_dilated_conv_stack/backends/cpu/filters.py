@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Filter(ABC):
-    """One algorithm; `outputs` is m. Tensors of a sequence are alike in shape and not written to unless it is said."""
+    """One algorithm; `outputs` is m. Tensors of a sequence are alike in shape, and not written to unless documented."""
 
     outputs: int
 

@@ -204,14 +204,14 @@ def _group(layout: Layout, rows: Indices) -> Group:
     longest = int(lengths[0])
     longer = len(rows) - np.searchsorted(lengths[::-1], np.arange(longest + 1), side="right")  # rows longer than a distance
     distances = _distances(layout.positions, layout.stage_dilations, layout.kernel_size, longest)
-    known: dict[tuple[int, int, int], Stage] = {}
+    planned: dict[tuple[int, int, int], Stage] = {}
     stages = []
     for dilation, before, after in zip(layout.stage_dilations, distances, distances[1:], strict=False):
         key = (dilation, id(before), id(after))
-        if key not in known:
-            known[key] = _stage(longer, dilation, before, after, layout.kernel_size)
-        stages.append(known[key])
-    residual = tuple(_taken(longer, before, after) for before, after in zip(distances[:-1:2], distances[2::2], strict=True))
+        if key not in planned:
+            planned[key] = _stage(longer, dilation, before, after, layout.kernel_size)
+        stages.append(planned[key])
+    residual = tuple(_residual_places(longer, before, after) for before, after in zip(distances[:-1:2], distances[2::2], strict=True))
     last = layout.row_offsets.numpy()[rows + 1] - 1
     count = longer[distances[0]]
     inputs = torch.from_numpy(last[_ranges(np.zeros_like(count), count)] - np.repeat(distances[0], count))
@@ -226,9 +226,9 @@ def _distances(positions: Positions, dilations: tuple[int, ...], kernel_size: in
     """Return the distances of the input and of each stage's output, ascending; stages with the same ones share the array."""
     if positions == "all":
         return (np.arange(longest),) * (len(dilations) + 1)
-    known: dict[bytes, Indices] = {}
+    distinct: dict[bytes, Indices] = {}
     seen = (part.numpy() for part in seen_offsets(dilations, kernel_size, longest))
-    return tuple(known.setdefault(part.tobytes(), part) for part in seen)
+    return tuple(distinct.setdefault(part.tobytes(), part) for part in seen)
 
 
 def _stage(longer: Indices, dilation: int, before: Indices, after: Indices, kernel_size: int) -> Stage:
@@ -260,7 +260,7 @@ def _from(tap: Tap, first: int) -> Tap:
     return Tap(read, dest, tap.size - skipped)
 
 
-def _taken(longer: Indices, before: Indices, after: Indices) -> Places:
+def _residual_places(longer: Indices, before: Indices, after: Indices) -> Places:
     starts = np.cumsum(longer[before]) - longer[before]
     return _places(starts[np.searchsorted(before, after)], longer[after])
 
@@ -291,6 +291,6 @@ def common_size(size: int) -> int:
     return -(-size // step) * step
 
 
-def taken(x: Tensor, places: Places) -> Tensor:
-    """Return these rows of x."""
+def gather_rows(x: Tensor, places: Places) -> Tensor:
+    """Return the rows of x at these places."""
     return x[places] if isinstance(places, slice) else x.index_select(0, places)

@@ -32,10 +32,10 @@ _SLOW_MKL_FROM = 26
 
 
 class Factor(NamedTuple):
-    """A matrix to multiply rows with: `matrix` [I, O], and `turned` [O, I] its transpose."""
+    """A matrix to multiply rows with: `matrix` [I, O], and `transposed` [O, I] its transpose."""
 
     matrix: Tensor
-    turned: Tensor
+    transposed: Tensor
 
 
 class Products:
@@ -43,11 +43,11 @@ class Products:
 
     def factors(self, matrices: Tensor) -> tuple[list[Factor], list[Factor]]:
         """Return a factor for each of these matrices [n, I, O], and one for each one's transpose."""
-        turned = self._turned(matrices)
-        pairs = [Factor(*pair) for pair in zip(matrices.unbind(0), turned.unbind(0), strict=True)]
-        return pairs, [Factor(pair.turned, pair.matrix) for pair in pairs]
+        transposed = self._transposed(matrices)
+        pairs = [Factor(*pair) for pair in zip(matrices.unbind(0), transposed.unbind(0), strict=True)]
+        return pairs, [Factor(pair.transposed, pair.matrix) for pair in pairs]
 
-    def _turned(self, matrices: Tensor) -> Tensor:
+    def _transposed(self, matrices: Tensor) -> Tensor:
         return matrices.transpose(1, 2)
 
     def times(self, x: Tensor, factor: Factor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -66,7 +66,7 @@ class Products:
 class ConvolutionProducts(Products):
     """The same by oneDNN where there are rows enough; the last few rows, which would be one more size to compile for, as above."""
 
-    def _turned(self, matrices: Tensor) -> Tensor:
+    def _transposed(self, matrices: Tensor) -> Tensor:
         return matrices.transpose(1, 2).contiguous()
 
     def times(self, x: Tensor, factor: Factor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -118,16 +118,16 @@ def library_of(vendor: str, family: int, override: str) -> tuple[str, str]:
     Args:
         vendor: As in Linux's /proc/cpuinfo; empty if unknown.
         family: As there.
-        override: What DIST_TERACON_CPU_PRODUCTS says; empty for the default.
+        override: The value of DIST_TERACON_CPU_PRODUCTS; empty for the default.
 
     Raises:
-        ValueError: there is no such library.
+        ValueError: no such library.
     """
     if not override:
         slow = vendor == "AuthenticAMD" and family >= _SLOW_MKL_FROM
         return ("onednn", f"MKL is slow on AMD's family {family}") if slow else ("mkl", "default")
     if override not in _LIBRARIES:
-        raise ValueError(f"DIST_TERACON_CPU_PRODUCTS={override}: no such library (there are: {', '.join(_LIBRARIES)})")
+        raise ValueError(f"DIST_TERACON_CPU_PRODUCTS={override}: no such library (known: {', '.join(_LIBRARIES)})")
     return override, "set by DIST_TERACON_CPU_PRODUCTS"
 
 
@@ -139,12 +139,12 @@ def _chosen(override: str) -> Products:
 
 
 def _processor() -> tuple[str, int]:
-    """Return this processor's vendor and family; what is not told is empty and 0."""
+    """Return this processor's vendor and family; empty and 0 where unknown."""
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
     except OSError:
         return "", 0
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in told.splitlines())}
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
     family = fields.get("cpu family", "")
     return fields.get("vendor_id", ""), int(family) if family.isdigit() else 0
 
@@ -170,5 +170,5 @@ def _as_images(x: Tensor) -> Tensor:
 
 
 def _convolved(x: Tensor, factor: Factor, bias: Tensor | None) -> Tensor:
-    made = F.conv2d(_as_images(x), factor.turned[:, :, None, None], bias)
+    made = F.conv2d(_as_images(x), factor.transposed[:, :, None, None], bias)
     return made.permute(0, 2, 3, 1).reshape(x.shape[0], factor.matrix.shape[1])

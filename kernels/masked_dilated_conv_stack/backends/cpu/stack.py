@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dist_teracon.kernels.masked_dilated_conv_stack.backends import gathered
-from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.convolutions import FILTERED_FROM, way_of
-from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.plan import Group, plan, taken
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.convolutions import FILTERED_FROM, select_algorithm
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.plan import Group, gather_rows, plan
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
@@ -42,9 +42,9 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
         ValueError: the tensors are not on a CPU.
     """
     if x_NC.device.type != "cpu":
-        raise ValueError(f"the backend 'cpu' takes tensors on a CPU, not on {x_NC.device}; unset DIST_TERACON_KERNELS or name another")
+        raise ValueError(f"the backend 'cpu': expected tensors on a CPU, got {x_NC.device}; unset DIST_TERACON_KERNELS or choose another")
     if reason := _better_gathered(x_NC, masks_TKC):
-        _tell(reason)
+        _log_once(reason)
         return gathered.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
     weights = [p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_NC, masks_TKC, *weights)):
@@ -64,7 +64,7 @@ def _better_gathered(x_NC: Tensor, masks_TKC: Tensor | None) -> str:
 
 
 @functools.cache
-def _tell(reason: str) -> None:
+def _log_once(reason: str) -> None:
     _logger.info("masked_dilated_conv_stack on cpu: %s run by 'gathered'", reason)
 
 
@@ -83,11 +83,11 @@ class _Stack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, _, _, _, _, _, *saved = ctx.saved_tensors
-        run, wanted = ctx.run, ctx.needs_input_grad
-        dx = run.backward(grads[0], saved, dx=wanted[0], dw=wanted[2])
+        run, needed = ctx.run, ctx.needs_input_grad
+        dx = run.backward(grads[0], saved, dx=needed[0], dw=needed[2])
         dmasks, dnorm_weight, dnorm_bias = run.norm_gradients()
-        made = (dx, dmasks, run.weight_gradient() if wanted[2] else None, run.dbias, dnorm_weight, dnorm_bias)
-        return *(None if grad is None or not want else grad.to(x.dtype) for grad, want in zip(made, wanted[:6], strict=True)), None, None
+        made = (dx, dmasks, run.weight_gradient() if needed[2] else None, run.dbias, dnorm_weight, dnorm_bias)
+        return *(grad.to(x.dtype) if grad is not None and need else None for grad, need in zip(made, needed[:6], strict=True)), None, None
 
 
 # saved a convolution: its input and output, LayerNorm's mean and 1/deviation [N, 1]
@@ -111,8 +111,8 @@ class _Run:
         self.scales, self.shifts = _each(self.scale), _each(self.shift)
         at_once = GROUP_BYTES * torch.get_num_threads() // (self.channels * x_NC.element_size())
         self.groups = plan(layout, positions_at_once=max(1, at_once))
-        way = way_of(self.dtype, self.channels, layout.kernel_size)
-        self.convs = [way(weight[stage]) for stage in range(self.stages)]
+        algorithm = select_algorithm(self.dtype, self.channels, layout.kernel_size)
+        self.convs = [algorithm(weight[stage]) for stage in range(self.stages)]
 
     def forward(self, x_NC: Tensor, saved: list[Tensor] | None) -> Tensor:
         """Run all groups; what the backward pass needs is appended to `saved`."""
@@ -134,7 +134,7 @@ class _Run:
                 h = conv.activate(n, stage)
                 if saved is not None:
                     saved += [operand, u, mean, rstd]
-            x = h.add_(taken(x, kept))
+            x = h.add_(gather_rows(x, kept))
         return x
 
     def _normalise(self, u: Tensor, number: int, group: Group) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +146,7 @@ class _Run:
         return 0 if self.masks is None else group.task
 
     def backward(self, dout: Tensor, saved: Sequence[Tensor], *, dx: bool, dw: bool) -> Tensor | None:
-        """Add up all gradients over the groups, and return the input's if wanted."""
+        """Add up all gradients over the groups, and return the input's if `dx`."""
         self.dbias = torch.zeros(self.bias.shape, dtype=self.wide)
         self.dscale, self.dshift = torch.zeros_like(self.scale), torch.zeros_like(self.shift)
         self.dbiases, self.dscales, self.dshifts = self.dbias.unbind(0), _each(self.dscale), _each(self.dshift)
@@ -190,10 +190,10 @@ class _Run:
         """
         of, (u, mean, rstd) = self._task(group) * self.stages + number, norm
         conv, stage = self.convs[number], group.stages[number]
-        dn = None if after is None else conv.through_known_relu(dh, after, stage)
+        dn = None if after is None else conv.relu_backward_from_output(dh, after, stage)
         if dn is None:
             n, _, _ = self._normalise(u, number, group)  # again: cheaper than to keep
-            dn = conv.through_relu(dh, n, stage)
+            dn = conv.relu_backward(dh, n, stage)
         du, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
             dn, u, [self.channels], mean, rstd, self.scales[of], self.shifts[of], [True, True, True]
         )

@@ -86,7 +86,7 @@ def backward_stage(
         for part in tl.static_range(PARTS):
             columns = part * PART + tl.arange(0, PART)
             n = load_tile(normed, rows, live, columns, C, EVEN).to(tl.float32)
-            dn, _ = _through_relu(parts[part], n, columns, norm_weight, norm_bias, masks + task * mask_stride, C, EVEN, MASKED)
+            dn, _ = _relu_backward(parts[part], n, columns, norm_weight, norm_bias, masks + task * mask_stride, C, EVEN, MASKED)
             mean += tl.sum(dn, 1)
             slope += tl.sum(dn * n, 1)
         mean, slope = mean / C, slope / C
@@ -94,7 +94,7 @@ def backward_stage(
         for part in tl.static_range(PARTS):
             columns = part * PART + tl.arange(0, PART)
             n = load_tile(normed, rows, live, columns, C, EVEN).to(tl.float32)
-            dn, passed = _through_relu(parts[part], n, columns, norm_weight, norm_bias, masks + task * mask_stride, C, EVEN, MASKED)
+            dn, passed = _relu_backward(parts[part], n, columns, norm_weight, norm_bias, masks + task * mask_stride, C, EVEN, MASKED)
             below = scale[:, None] * (dn - mean[:, None] - n * slope[:, None])
             store_tile(du_below, rows, live, columns, below, C, EVEN)
             at = sums + tl.program_id(0).to(tl.int64) * 3 * C + columns
@@ -104,7 +104,7 @@ def backward_stage(
 
 
 @triton.jit
-def _through_relu(dh, n, columns, norm_weight, norm_bias, mask, C: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr):
+def _relu_backward(dh, n, columns, norm_weight, norm_bias, mask, C: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr):
     """Return the gradient at the normalised values, and dh where the ReLU let it pass."""
     gamma = load_row(norm_weight, columns, C, EVEN)[None, :]
     passed = tl.where(n * gamma + load_row(norm_bias, columns, C, EVEN)[None, :] > 0, dh, 0.0)

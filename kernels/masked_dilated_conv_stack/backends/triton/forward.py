@@ -38,7 +38,7 @@ def forward_stage(
         masks: [T, …, C], tasks `mask_stride` apart (MASKED).
         residual: [N_res, C], its row `kept[n]` (KEPT) or n is added to output n (RESIDUAL).
         out: [N_out, C].
-        normed, rstd: [N_out, C] and fp32 [N_out], what the backward pass wants of LayerNorm (SAVE).
+        normed, rstd: [N_out, C] and fp32 [N_out], what the backward pass reads of LayerNorm (SAVE).
         index: int32 [N_out, k], rows that the taps read (GATHER).
         before: int32 [N_out], positions ahead of each in its sequence (without GATHER).
         order: int32 [N_out], outputs sorted by task (ORDERED).

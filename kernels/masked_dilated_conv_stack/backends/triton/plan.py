@@ -82,7 +82,7 @@ def make_plan(layout: Layout, *, tasks: int | None) -> Plan:
 
 
 def _plan_all(layout: Layout, task_of_row: Tensor | None, tasks: int) -> Plan:
-    """Every position at every stage: a tap is one offset for all, and where a sequence starts and ends says all the rest."""
+    """Every position at every stage: a tap is one offset for all, and the rest follows from where sequences start and end."""
     device, total, stages = layout.row_offsets.device, layout.packed, len(layout.stage_dilations)
     lengths = layout.row_offsets.diff()
     rows = torch.repeat_interleave(torch.arange(layout.rows, device=device), lengths, output_size=total)

@@ -78,7 +78,7 @@ class _Stack(torch.autograd.Function):
         work: _Work = ctx.work
         vectors = _Vectors(bias, norm_weight, norm_bias, masks_TKC)
         with _current(weight):
-            dx, du, sums = _backward_data(work, grads[0].contiguous(), weight, vectors, normed, rstd, wanted=ctx.needs_input_grad[0])
+            dx, du, sums = _backward_data(work, grads[0].contiguous(), weight, vectors, normed, rstd, needed=ctx.needs_input_grad[0])
             dweight = _backward_weight(work, inputs, du, weight.dtype) if ctx.needs_input_grad[1] else None
         p, q, d = sums.unbind(2)  # [K, T, C] each
         dmasks = None
@@ -184,9 +184,9 @@ def _forward(
 
 
 def _backward_data(
-    work: _Work, dy: Tensor, weight: Tensor, vectors: _Vectors, normed: Tensor, rstd: Tensor, *, wanted: bool
+    work: _Work, dy: Tensor, weight: Tensor, vectors: _Vectors, normed: Tensor, rstd: Tensor, *, needed: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return dx where it is wanted, du of all stages [ΣN_out, C], and the sums P, Q and D fp32 [K, T, 3, C] (see triton_backward)."""
+    """Return dx where it is needed, du of all stages [ΣN_out, C], and the sums P, Q and D fp32 [K, T, 3, C] (see backward.py)."""
     plan, channels, stages = work.plan, work.channels, len(work.plan.inputs)
     tile = work.tile("backward")
     by_tap = weight.permute(0, 3, 1, 2).contiguous()  # [K, k, C_out, C_in]
@@ -199,7 +199,7 @@ def _backward_data(
     mask, mask_stride = vectors.mask_buffer()
     index, after, beside = _buffer(plan.backward, spare), _buffer(plan.after, spare), Buffer(dy)
     # `stage` is the convolution that is transposed; above the last there is none, and dy alone reaches its LayerNorm
-    for stage in range(stages, -1 if wanted else 0, -1):
+    for stage in range(stages, -1 if needed else 0, -1):
         top, opens, below = stage == stages, stage % 2 == 0, max(0, stage - 1)
         own = plan.first_output[below]
         positions = plan.outputs[-1] if top else plan.inputs[stage]
@@ -234,7 +234,7 @@ def _backward_data(
         {"C": channels, "TASKS_P": max(2, 1 << (plan.tasks - 1).bit_length()), "ROWS": tile.rows, "GROUP": 16, "BLOCK": block},
         stream,
     )
-    return beside.tensor if wanted else None, du, summed
+    return beside.tensor if needed else None, du, summed
 
 
 def _backward_weight(work: _Work, inputs: Tensor, du: Tensor, dtype: torch.dtype) -> Tensor:
@@ -295,15 +295,15 @@ def _check(given: dict[str, Tensor | None], layout: Layout) -> None:
     x_NC = given["x"]
     assert x_NC is not None
     if x_NC.dtype not in _DTYPES:
-        raise ValueError(f"x: float32, bfloat16 or float16 is wanted by the Triton kernels, not {x_NC.dtype}")
+        raise ValueError(f"x: expected float32, bfloat16 or float16 for the Triton kernels, got {x_NC.dtype}")
     if x_NC.dtype == torch.bfloat16 and not x_NC.is_cuda:
-        raise ValueError("x: float32 is wanted on a CPU, not torch.bfloat16, whose products Triton's interpreter gets wrong")
+        raise ValueError("x: expected float32 on a CPU, got torch.bfloat16, whose products Triton's interpreter gets wrong")
     if not x_NC.is_contiguous():
-        raise ValueError(f"x: a contiguous tensor is wanted, not strides {x_NC.stride()} of shape {tuple(x_NC.shape)}")
+        raise ValueError(f"x: expected a contiguous tensor, got strides {x_NC.stride()} of shape {tuple(x_NC.shape)}")
     for name, value in given.items():
         if value is not None and value.dtype != x_NC.dtype:
-            raise ValueError(f"{name}: {x_NC.dtype} as x has is wanted, not {value.dtype}")
+            raise ValueError(f"{name}: expected {x_NC.dtype} as of x, got {value.dtype}")
         if value is not None and value.device != x_NC.device:
-            raise ValueError(f"{name}: {x_NC.device} where x lies is wanted, not {value.device}")
+            raise ValueError(f"{name}: expected {x_NC.device} as of x, got {value.device}")
     if layout.row_offsets.device != x_NC.device:
-        raise ValueError(f"layout: {x_NC.device} where x lies is wanted, not {layout.row_offsets.device}")
+        raise ValueError(f"layout: expected {x_NC.device} as of x, got {layout.row_offsets.device}")

@@ -39,7 +39,7 @@ def locate(tile, bounds, tasks, TASKS_P: tl.constexpr, BLOCK: tl.constexpr):
 def tap_rows(index, reachable, rows, live, tap, sources, dilation, TAPS: tl.constexpr, GATHER: tl.constexpr, BACKWARD: tl.constexpr):
     """Return the rows that a tap reads and whether they are there.
 
-    Without GATHER positions lie as in their sequence, so a tap is one offset for all rows, and `reachable` (int32 [N]) tells how
+    Without GATHER positions lie as in their sequence, so a tap is one offset for all rows, and `reachable` (int32 [N]) is how
     many positions of the sequence lie before (BACKWARD: after) each. With it, `index` (int32 [N, k]) names the rows.
     """
     if GATHER:

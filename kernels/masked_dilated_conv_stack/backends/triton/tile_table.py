@@ -68,7 +68,7 @@ def choose_tile(kernel: Kernel, device: Device, *, bits: int, channels: int, gat
         ValueError: more channels than the table has.
     """
     if channels > MAX_CHANNELS:
-        raise ValueError(f"channels: the Triton kernels hold a position's channels in one program, {MAX_CHANNELS} at most, not {channels}")
+        raise ValueError(f"channels: expected at most {MAX_CHANNELS}, all of which one program of the Triton kernels holds, got {channels}")
     columns = padded_channels(channels)
     if device == "interpreter":
         return Tile(rows=16, columns=16 if kernel == "weights" else columns, inner=16, parts=2, warps=4, stages=2)
