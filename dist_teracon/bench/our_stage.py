@@ -14,14 +14,17 @@ from torch import nn
 from dist_teracon.bench.eager_baseline import EagerNetwork, EagerStage, PlainBlockStack, padded_examples
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import make_config
-from dist_teracon.console import NoProgress
-from dist_teracon.continual.method import Method, MethodContext, StageContext
-from dist_teracon.continual.registry import resolve_method
+from dist_teracon.console import Console, NoProgress
+from dist_teracon.continual.method import Method, StageContext
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.open import open_dataset
-from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
+from dist_teracon.engine.contract import Engine
 from dist_teracon.runtime import Runtime
-from dist_teracon.train.step import LossModule, train_step
+from dist_teracon.train.phase import Carried, PhaseTrainer
+from dist_teracon.train.restore import take_up
+from dist_teracon.train.run_folder import EventLog, RunFolder
+from dist_teracon.train.run_setup import Run, chosen_tasks, method_context, open_on_all_ranks, resolve
+from dist_teracon.train.step import train_step
 
 DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3
 
@@ -39,7 +42,7 @@ class Size:
 class OurStage:
     """Epochs of one stage of TERACON as `dist-teracon train` takes them, without validation and checkpoints."""
 
-    def __init__(self, method: Method, engine: DeepSpeedEngine, loader: TrainingLoader, runtime: Runtime) -> None:
+    def __init__(self, method: Method, engine: Engine, loader: TrainingLoader, runtime: Runtime) -> None:
         self.method, self.engine, self.loader, self.runtime = method, engine, loader, runtime
         self.epochs = self.steps = 0
 
@@ -54,16 +57,13 @@ class OurStage:
 
 def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Runtime, folder: Path) -> OurStage:
     """Set up stage `stage` (from 1) with fresh weights; its pseudo-labels go below `folder`."""
-    config = _config(size, channels, precision)
-    dataset = open_dataset(config.dataset)
-    tasks = dataset.info.tasks
-    kind, settings = resolve_method(config, where="bench")
-    training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
-    method = kind(MethodContext(model=config.model, seed=0, num_items=dataset.info.items, tasks=tasks, training=training), settings)
-    for earlier in tasks[: stage - 1]:
-        method.begin_task(earlier)
-        method.end_task()
-    task = tasks[stage - 1]
+    config, kind, settings = resolve(_config(size, channels, precision), where="bench")
+    console = Console(active=False)
+    dataset = open_on_all_ranks(config, runtime, console)
+    run = Run(config, dataset, chosen_tasks(config, dataset, where="bench"), runtime, RunFolder(folder), console)
+    method = kind(method_context(run), settings)
+    take_up(method, run.tasks[: stage - 1], None)
+    task = run.tasks[stage - 1]
     method.begin_task(task)
     folder.mkdir(parents=True)
     method.prepare(
@@ -73,13 +73,11 @@ def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Ru
         )
     )  # fmt: skip
     (phase,) = method.phases(task)
-    method.begin_phase(phase)
-    engine = DeepSpeedEngine(LossModule(method), method.parameter_groups(phase), config=config.train, runtime=runtime)
-    loader = TrainingLoader(
-        dataset, (task,), mask_index=method.mask_index(task.name), batch=phase.training.batch, seed=0, rank=0, world_size=1,
-        dropout_keys=config.model.dropout > 0,
-    )  # fmt: skip
-    return OurStage(method, engine, loader, runtime)
+    events = EventLog(folder / "events.jsonl", writes=False, position=0)
+    trainer = PhaseTrainer(
+        run, method, phase, 0, folder=run.stage_folder(stage - 1), events=events, label="bench", carried=Carried(0.0, 0, 0.0)
+    )
+    return OurStage(method, trainer.engine, trainer.loader, runtime)
 
 
 def _config(size: Size, channels: int, precision: str) -> RunConfig:

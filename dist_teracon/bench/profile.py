@@ -1,113 +1,82 @@
-"""Where a training step's CPU time goes: the product's own functions, timed from outside while a benchmark runs."""
+"""Where a training step's time goes: the ranges that the product's own code marks, as torch's profiler records them."""
 
 from __future__ import annotations
 
-import functools
-import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
-import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from dist_teracon.bench.our_stage import OurStage
-from dist_teracon.continual import method as method_module
-from dist_teracon.continual import teracon as teracon_module
-from dist_teracon.data import loader as loader_module
-from dist_teracon.models import nextitnet
-from dist_teracon.models.network import Network
-
-_ARITHMETIC = ("embedding and pooling", "blocks", "masks", "heads and losses", "backward", "optimiser")
-
-
-class Clock:
-    """CPU seconds by part; a part's time excludes that of the parts called within it."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._open: list[list[Any]] = []
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count what runs inside for a part."""
-        now = time.process_time()
-        if self._open:
-            self._open[-1][1] += now - self._open[-1][2]
-        self._open.append([name, 0.0, now])
-        try:
-            yield
-        finally:
-            now = time.process_time()
-            name, seconds, since = self._open.pop()
-            self.seconds[name] += seconds + now - since
-            if self._open:
-                self._open[-1][2] = now
-
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, its calls counted."""
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            with self.part(name):
-                return function(*arguments, **named)
-
-        return timed
-
-    def table(self, steps: int) -> list[list[str]]:
-        """Return rows: part, milliseconds a step, share."""
-        total = sum(self.seconds.values())
-        ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
-        return [[name, f"{seconds / steps * 1e3:.2f}", f"{seconds / total:.1%}"] for name, seconds in ordered]
-
-    def overhead(self) -> float:
-        """Return the share of what is not arithmetic: data, engine, Python between the parts."""
-        return sum(seconds for name, seconds in self.seconds.items() if name not in _ARITHMETIC) / sum(self.seconds.values())
+# range -> part of the table. A range is a `record_function` of that name in train/step.py, data/loader.py, models/ or continual/; torch
+# marks every optimiser's step itself.
+PARTS = {
+    "data": "waiting for data",
+    "replay": "replayed rows",
+    "forward": "engine around forward",
+    "masks": "masks",
+    "encode": "embedding and pooling",
+    "layout": "layout",
+    "blocks": "blocks",
+    "heads": "heads and losses",
+    "backward": "backward",
+    "step": "engine around the optimiser",
+    "optimiser": "optimiser",
+    "project": "clamp",
+    "epoch": "loop",
+}
+_ARITHMETIC = ("masks", "encode", "blocks", "heads", "backward", "optimiser")
+_OPTIMISER = "Optimizer.step#"
 
 
-@contextmanager
-def profiled(clock: Clock, stage: OurStage) -> Iterator[None]:
-    """Time the parts of a stage's epochs while inside."""
-    inner = stage.engine._engine.optimizer
-    torch_optimizer = getattr(inner, "optimizer", inner)
-    patches: list[tuple[Any, str, str]] = [
-        (nextitnet, "masked_dilated_conv_stack", "blocks"),
-        (nextitnet, "build_layout", "layout"),
-        (nextitnet.NextItNet, "forward", "embedding and pooling"),
-        (Network, "mask_table", "masks"),
-        (method_module, "cross_entropy_sum", "heads and losses"),
-        (teracon_module, "squared_error_sum", "heads and losses"),
-        (stage.method, "add_replay", "replayed rows"),
-        (stage.method, "project", "clamp"),
-        (stage.engine, "backward", "engine around backward"),
-        (stage.engine, "step", "engine around the optimiser"),
-        (stage.engine, "loss", "engine around forward"),
-        (torch_optimizer, "step", "optimiser"),
-        (torch.Tensor, "backward", "backward"),
-        (stage, "epoch", "loop"),
-    ]
-    before = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in patches]
-    # batches are made here instead of by a thread, whose time would fall on whatever runs beside it
-    ahead = vars(loader_module)["ahead"]
-    try:
-        for owner, name, part in patches:
-            setattr(owner, name, clock.wrap(part, getattr(owner, name)))
-        vars(loader_module)["ahead"] = functools.partial(_counted, clock)
-        yield
-    finally:
-        vars(loader_module)["ahead"] = ahead
-        for owner, name, value in before:
-            if value is _MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
+class Span(NamedTuple):
+    """A range as recorded: name, start and end in seconds."""
+
+    name: str
+    start: float
+    end: float
 
 
-_MISSING = object()
-_END = object()
+def profile_epochs(epoch: Callable[[], object], *, repeats: int) -> dict[str, float]:
+    """Run epochs under the profiler; returns seconds of wall time by range, without those of the ranges within."""
+    seconds: dict[str, float] = defaultdict(float)
+    for _ in range(repeats):
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as trace, record_function("epoch"):
+            epoch()
+        for name, own in own_seconds(_spans(trace)).items():
+            seconds[name] += own
+    return dict(seconds)
 
 
-def _counted(clock: Clock, items: Iterator[Any], **_: int) -> Generator[Any]:
-    """Pass items on, the time of making them counted as data; what `ahead` takes besides is its thread's."""
-    make = clock.wrap("data", next)
-    while (item := make(items, _END)) is not _END:
-        yield item
+def _spans(trace: profile) -> list[Span]:
+    """Return the product's ranges of the thread that trains."""
+    events = [event for event in trace.events() or () if event.device_type.name == "CPU"]
+    thread = next(event.thread for event in events if event.name == "epoch")
+    named = (("optimiser" if event.name.startswith(_OPTIMISER) else event.name, event) for event in events if event.thread == thread)
+    return [Span(name, event.time_range.start / 1e6, event.time_range.end / 1e6) for name, event in named if name in PARTS]
+
+
+def own_seconds(spans: Iterable[Span]) -> dict[str, float]:
+    """Return each name's time without that of the spans within; spans lie side by side or one within the other."""
+    seconds: dict[str, float] = defaultdict(float)
+    within: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        while within and within[-1].end <= span.start:
+            within.pop()
+        seconds[span.name] += span.end - span.start
+        if within:
+            seconds[within[-1].name] -= span.end - span.start
+        within.append(span)
+    return dict(seconds)
+
+
+def table(seconds: Mapping[str, float], *, steps: int) -> list[list[str]]:
+    """Return rows: part, milliseconds a step, share."""
+    total = sum(seconds.values())
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return [[PARTS[name], f"{own / steps * 1e3:.2f}", f"{own / total:.1%}"] for name, own in ordered]
+
+
+def overhead(seconds: Mapping[str, float]) -> float:
+    """Return the share of what is not arithmetic: data, engine, Python between the parts."""
+    return sum(own for name, own in seconds.items() if name not in _ARITHMETIC) / sum(seconds.values())

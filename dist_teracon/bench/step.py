@@ -78,7 +78,7 @@ def _cells(timings: dict[str, Timing], precisions: Sequence[str]) -> Iterator[st
 
 def _profile(options: argparse.Namespace, size: object, runtime: object, folder: Path) -> None:
     from dist_teracon.bench.our_stage import Size, our_stage
-    from dist_teracon.bench.profile import Clock, profiled
+    from dist_teracon.bench.profile import overhead, profile_epochs, table
     from dist_teracon.runtime import Runtime
 
     assert isinstance(size, Size)
@@ -87,11 +87,9 @@ def _profile(options: argparse.Namespace, size: object, runtime: object, folder:
         for stage in options.stages:
             trained = our_stage(size, channels, stage, "fp32", runtime, folder / f"{channels}-{stage}")
             trained.epoch()
-            before, clock = trained.steps, Clock()
-            with profiled(clock, trained):
-                for _ in range(options.repeats):
-                    trained.epoch()
+            before = trained.steps
+            seconds = profile_epochs(trained.epoch, repeats=options.repeats)
             steps = trained.steps - before
-            print(f"\nstage {stage}, width {channels}, {steps} steps: milliseconds of CPU a step")
-            print(markdown_table(["part", "ms", "share"], clock.table(steps)))
-            print(f"engine and Python together: {clock.overhead():.1%}")
+            print(f"\nstage {stage}, width {channels}, {steps} steps: milliseconds of wall time a step, under the profiler")
+            print(markdown_table(["part", "ms", "share"], table(seconds, steps=steps)))
+            print(f"engine and Python together: {overhead(seconds):.1%}")

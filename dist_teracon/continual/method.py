@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dist_teracon.config import ConfigModel, ModelConfig, StageTraining
 from dist_teracon.console import Progress
@@ -248,7 +249,8 @@ class Method(ABC):
         for part in batch.examples:
             head, chosen = self.head(part.task), hidden.index_select(0, part.index)
             if (negatives := self.negatives.get(part.task)) is not None:
-                loss = negatives.loss(head, chosen, part.labels, epoch=batch.epoch, step=batch.step)
+                with record_function("heads"):
+                    loss = negatives.loss(head, chosen, part.labels, epoch=batch.epoch, step=batch.step)
             else:
                 loss = cross_entropy_sum(head, chosen, part.labels, smoothing=self.context.model.heads.label_smoothing)
             terms[f"class/{part.task}"] = loss / max(1, part.total)

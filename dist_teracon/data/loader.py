@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.profiler import record_function
 
 from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
@@ -199,7 +200,11 @@ class Epoch:
     def __iter__(self) -> Generator[PackedBatch]:
         batches = prefetch(self._build(self.step))
         try:
-            for batch in batches:
+            while True:
+                with record_function("data"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
                 self.step = batch.step + 1
                 yield batch
         finally:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dist_teracon.config import ConfigModel, ModelConfig, Pooling
 from dist_teracon.config_io import validate
@@ -128,7 +129,8 @@ class Backbone(nn.Module, ABC):
         if noise is not None:
             x_NC = noise.on_items(x_NC)
         masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
-        hidden = self.transform(x_NC, sequences, masks, positions=positions)
+        with record_function("blocks"):
+            hidden = self.transform(x_NC, sequences, masks, positions=positions)
         if self.pooling != "last":
             mean = mean_so_far(x_NC, sequences.row_offsets, positions=positions)
             hidden = hidden + mean if self.pooling == "mean" else torch.cat([hidden, mean], dim=1)

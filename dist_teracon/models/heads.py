@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 # Logits held at a time, as numbers; 2^25 of them in fp32 are 128 MiB.
@@ -122,11 +123,12 @@ class _Gradients:
 
 
 def _sum_over_chunks(head: Head, hidden_EC: Tensor, part: _Part) -> Tensor:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_EC, head.weight, head.bias)):
-        total: Tensor = _HeadSum.apply(hidden_EC, head.weight, head.bias, part)
-        return total
-    with torch.no_grad():
-        return _add_chunks(hidden_EC, head.weight, head.bias, part, None)
+    with record_function("heads"):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_EC, head.weight, head.bias)):
+            total: Tensor = _HeadSum.apply(hidden_EC, head.weight, head.bias, part)
+            return total
+        with torch.no_grad():
+            return _add_chunks(hidden_EC, head.weight, head.bias, part, None)
 
 
 def _add_chunks(hidden: Tensor, weight: Tensor, bias: Tensor, part: _Part, into: _Gradients | None) -> Tensor:

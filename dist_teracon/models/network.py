@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.models.backbone import Backbone
@@ -64,7 +65,8 @@ class Network(nn.Module):
 
     def mask_table(self, scales: Sequence[float]) -> Tensor | None:
         """Return the masks [T, K, C], task t at `scales[t]`; None for a network without masks."""
-        return None if self.masks is None else self.masks(scales)
+        with record_function("masks"):
+            return None if self.masks is None else self.masks(scales)
 
     def encode(self, batch: PackedBatch, masks_TKC: Tensor | None, *, positions: Positions | None = None) -> Tensor:
         """Encode a batch, each row under its own task's mask: [N, W] or [B, W].
@@ -75,7 +77,8 @@ class Network(nn.Module):
             positions: Which outputs are needed, by default those that the batch's examples read.
         """
         chosen = batch.positions if positions is None else positions
-        return self.backbone.encode(batch.sequences, masks_TKC, positions=chosen, dropout_key=batch.dropout_key)
+        with record_function("encode"):
+            return self.backbone.encode(batch.sequences, masks_TKC, positions=chosen, dropout_key=batch.dropout_key)
 
     def role(self, name: str) -> Role:
         """Return what a parameter is for.

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dist_teracon.config import ConfigModel
 from dist_teracon.data.batches import PackedSequences, Positions
@@ -51,10 +52,11 @@ class NextItNet(Backbone):
         self.norm_bias = nn.Parameter(torch.zeros(K, C))
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
-        layout = build_layout(
-            sequences.row_offsets, sequences.task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions,
-            host_row_offsets=sequences.host_row_offsets, host_task_of_row=sequences.host_task_of_row,
-        )  # fmt: skip
+        with record_function("layout"):
+            layout = build_layout(
+                sequences.row_offsets, sequences.task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions,
+                host_row_offsets=sequences.host_row_offsets, host_task_of_row=sequences.host_task_of_row,
+            )  # fmt: skip
         parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
         return masked_dilated_conv_stack(x_NC, layout, parameters, masks_TKC)
 

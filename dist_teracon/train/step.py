@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch
@@ -36,13 +37,19 @@ def train_step(engine: Engine, method: Method, batch: PackedBatch, *, runtime: R
         This rank's part of each term, detached, on the device.
     """
     parts: dict[str, Tensor] = {}
-    for micro in method.add_replay(batch).split(accumulation):
-        total, terms = engine.loss(micro.to(runtime.device))
-        engine.backward(total * (runtime.world_size * accumulation))
+    with record_function("replay"):
+        batch = method.add_replay(batch)
+    for micro in batch.split(accumulation):
+        with record_function("forward"):
+            total, terms = engine.loss(micro.to(runtime.device))
+        with record_function("backward"):
+            engine.backward(total * (runtime.world_size * accumulation))
         for name, term in terms.items():
             parts[name] = parts[name] + term.detach() if name in parts else term.detach()
-        engine.step()
-    method.project(engine)
+        with record_function("step"):
+            engine.step()
+    with record_function("project"):
+        method.project(engine)
     return parts
 
 
