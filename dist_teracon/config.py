@@ -62,7 +62,7 @@ class HeadsConfig(ConfigModel):
 
 
 class ModelConfig(ConfigModel):
-    """The shared backbone (SPEC section 2).
+    """The shared backbone (docs/method.md, Backbones).
 
     Attributes:
         backbone: Its name.
@@ -142,7 +142,7 @@ _DEEPSPEED_TAKEN = {
 
 
 class TrainConfig(ConfigModel):
-    """Training (SPEC section 5).
+    """Training (docs/method.md, Training).
 
     Attributes:
         first, second, later: The stages of T1, of T2 and of the tasks after them.
@@ -219,10 +219,13 @@ class EvaluateConfig(ConfigModel):
     """Evaluation.
 
     Attributes:
+        metrics: Names of metrics (`evaluate/metrics.py`); each task has those for its kind, and the first of them selects: it stops
+            early, and R, FWT and BWT hold it.
         max_users: Score at most so many users a task and split, drawn by the run's seed; for trials.
         batch: Users encoded at a time.
     """
 
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("mrr@5", "accuracy")
     max_users: Positive | None = None
     batch: Positive = 512
 

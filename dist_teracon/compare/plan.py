@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from dist_teracon.config import ConfigModel, RunConfig
 from dist_teracon.config_io import apply_overrides, make_config, read_yaml, validate
+from dist_teracon.evaluate.metrics import check_metrics
 
 
 class Plan(ConfigModel):
@@ -83,6 +84,7 @@ def _cells(plan: Plan, base: dict[str, Any], uri: str) -> Iterator[Cell]:
             where = f"{uri}: variant '{variant}'"
             config = make_config(apply_overrides({**base, "seed": seed}, settings), where=where)
             resolve_method(config, where=where)
+            check_metrics(config.evaluate.metrics, where=where)
             yield Cell(variant, seed, config)
 
 

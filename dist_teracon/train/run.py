@@ -27,12 +27,13 @@ from dist_teracon.data.open import open_dataset
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
+from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, additions, claim_addition, grown_tensors, growth_lines, with_added_task
-from dist_teracon.train.results import write_results
+from dist_teracon.train.results import by_metric, write_results
 from dist_teracon.train.run_folder import EventLog, StageFolder, writing
 from dist_teracon.train.stage import Stage
 
@@ -88,10 +89,12 @@ def train(
     config = config.model_copy(update={"method": {"name": kind.name, **settings.model_dump(mode="json")}})
     if added is not None:
         config = with_added_task(config, added, folder)
+    check_metrics(config.evaluate.metrics, where=where)
     dataset = _open(config, runtime, console)
     tasks = dataset.info.tasks
     if config.tasks is not None:
         tasks = tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
+    check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
     for name in config.train.by_task:
         _task(dataset, name, f"{where}: train.by_task")
     for name in config.model.heads.by_task:
@@ -161,8 +164,8 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
     ).run()
     began = time.monotonic()
     method_to(method, run.runtime.device)
-    scores = [_score(run, method, past.name, Split.TEST) for past in run.tasks[: number + 1]]
-    validation = [_score(run, method, past.name, Split.VALIDATION) for past in run.tasks[: number + 1]]
+    scores = [_score(run, method, past, Split.TEST) for past in run.tasks[: number + 1]]
+    validation = [_score(run, method, past, Split.VALIDATION) for past in run.tasks[: number + 1]]
     _write_user_scores(run, folder, {"test": scores, "validation": validation})
     evaluation_seconds = time.monotonic() - began
     _tell_scores(run, method, scores, events, evaluation_seconds, label)
@@ -183,6 +186,8 @@ def _learn_task(run: _Run, method: Method, number: int, events: EventLog) -> Non
             "learned": list(method.learned),
             "scores": [score.value for score in scores],
             "validation_scores": [score.value for score in validation],
+            "scores_by_metric": by_metric(run.config, scores),
+            "validation_scores_by_metric": by_metric(run.config, validation),
             "test_examples": [score.examples for score in scores],
             "unseen_targets": [score.unseen for score in scores],
             "epochs": summary.epochs,
@@ -202,11 +207,11 @@ def method_to(method: Method, device: torch.device) -> None:
     method.module().to(device)
 
 
-def _score(run: _Run, method: Method, task: str, split: Split) -> Score:
+def _score(run: _Run, method: Method, task: Task, split: Split) -> Score:
     evaluate = run.config.evaluate
     return score_task(
-        method, run.dataset, task, split, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
-        seed=run.config.seed, progress=run.console,
+        method, run.dataset, task.name, split, metrics=metrics_of(task, evaluate.metrics), runtime=run.runtime, batch=evaluate.batch,
+        max_users=evaluate.max_users, seed=run.config.seed, progress=run.console,
     )  # fmt: skip
 
 
@@ -220,7 +225,11 @@ def _write_user_scores(run: _Run, folder: StageFolder, scores: dict[str, list[Sc
 
 def _tell_run(run: _Run, events: EventLog, method: Method) -> None:
     names = [task.name for task in run.tasks]
-    events.write("run", method=method.name, seed=run.config.seed, tasks=names, world_size=run.runtime.world_size, versions=_versions())
+    metrics = [[metric.name for metric in metrics_of(task, run.config.evaluate.metrics)] for task in run.tasks]
+    events.write(
+        "run", method=method.name, seed=run.config.seed, tasks=names, metrics=metrics, world_size=run.runtime.world_size,
+        versions=_versions(),
+    )  # fmt: skip
     info = run.dataset.info
     run.console.log(
         f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events in {info.shards} shards; "
@@ -231,7 +240,11 @@ def _tell_run(run: _Run, events: EventLog, method: Method) -> None:
 
 
 def _tell_scores(run: _Run, method: Method, scores: Sequence[Score], events: EventLog, seconds: float, label: str) -> None:
-    events.write("scores", scores={task.name: s.value for task, s in zip(run.tasks, scores, strict=False)}, seconds=seconds)
+    learned = [task.name for task in run.tasks[: len(scores)]]
+    events.write(
+        "scores", scores={task: score.value for task, score in zip(learned, scores, strict=True)},
+        scores_by_metric={task: score.values for task, score in zip(learned, scores, strict=True)}, seconds=seconds,
+    )  # fmt: skip
     with torch.no_grad():
         masks = method.masks()
     if masks is not None:
@@ -299,7 +312,9 @@ def _item_vectors(run: _Run) -> Callable[[Task], Tensor] | None:
 def _write_baselines(run: _Run) -> None:
     path = run.folder / "baselines.json"
     if not path.exists() or len(io.read_json(str(path))["popularity"]) < len(run.tasks):
-        io.write_json(path, baseline_table(run.dataset, run.tasks, seed=run.config.seed, log=run.console.log))
+        config = run.config
+        table = baseline_table(run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log)
+        io.write_json(path, table)
 
 
 def _finished_stages(run: _Run) -> int:

@@ -21,6 +21,7 @@ from dist_teracon.data.schema import Split, Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
+from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.heads import Head
@@ -283,8 +284,9 @@ class Stage:
         """Mean validation score of the phase's tasks; None where no task has validation examples."""
         scores = [
             score_task(
-                self.method, self.dataset, task.name, Split.VALIDATION, runtime=self.runtime, batch=self.config.evaluate.batch,
-                max_users=self.config.evaluate.max_users, seed=self.config.seed, progress=self._progress,
+                self.method, self.dataset, task.name, Split.VALIDATION, metrics=metrics_of(task, self.config.evaluate.metrics)[:1],
+                runtime=self.runtime, batch=self.config.evaluate.batch, max_users=self.config.evaluate.max_users,
+                seed=self.config.seed, progress=self._progress,
             ).value
             for task in phase.tasks
         ]  # fmt: skip
@@ -294,7 +296,7 @@ class Stage:
     def _tell_epoch(
         self, phase: Phase, state: _PhaseState, means: dict[str, float], score: float | None, *, better: bool, seconds: float = 0.0
     ) -> None:
-        metric = phase.tasks[0].metric
+        metric = metrics_of(phase.tasks[0], self.config.evaluate.metrics)[0].name
         self.events.write(
             "epoch", phase=phase.name, epoch=state.epoch, loss=means, validation=score, metric=metric, best=better, seconds=seconds
         )

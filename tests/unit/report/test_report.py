@@ -73,6 +73,7 @@ def make_run(
     return folder
 
 
+_METRICS = [["accuracy" if kind == "profile" else "mrr@5"] for _, kind, _ in TASKS]
 _CONFIG = """
 dataset: data/ml-100k
 seed: {seed}
@@ -125,7 +126,9 @@ def _timing(tasks: tuple[str, ...], stages: int, rng: random.Random) -> dict[str
 
 
 def _events(tasks: tuple[str, ...], stages: int, rng: random.Random) -> list[dict[str, Any]]:
-    log: list[dict[str, Any]] = [{"event": "run", "method": "teracon", "seed": 0, "tasks": list(tasks), "world_size": 1, "versions": {}}]
+    log: list[dict[str, Any]] = [
+        {"event": "run", "method": "teracon", "seed": 0, "tasks": list(tasks), "metrics": _METRICS, "world_size": 1}
+    ]
     for stage in range(1, stages + 1):
         task, past = tasks[stage - 1], tasks[: stage - 1]
         log.append({"event": "stage", "stage": stage, "task": task})
