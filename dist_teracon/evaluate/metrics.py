@@ -263,6 +263,15 @@ def parse_metric(name: str) -> Metric:
     return replace(entry, name=name, function=partial(entry.function, k=int(cutoff)))
 
 
+def is_metric(name: str) -> bool:
+    """Whether there is a metric of that name."""
+    try:
+        parse_metric(name)
+    except ValueError:
+        return False
+    return True
+
+
 def metrics_of(task: Task, names: Iterable[str]) -> tuple[Metric, ...]:
     """Return those of the named metrics that a task has; the first selects, and is what R, FWT and BWT hold."""
     return tuple(metric for metric in map(parse_metric, names) if metric.applies_to(task))
