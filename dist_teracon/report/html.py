@@ -133,7 +133,7 @@ def _caution(runs: Sequence[RunData]) -> str:
     seeds = {run.seed for run in runs}
     if len(seeds) > 1:
         return "Few runs: differences below the standard errors in the protocol are no evidence of a better method."
-    return "One seed: nothing here says how much another seed would differ. Differences below the standard errors are no evidence."
+    return "One seed: how much another would differ is unknown. Differences below the standard errors are no evidence."
 
 
 def _protocol(run: RunData) -> list[tuple[str, str]]:
@@ -153,8 +153,7 @@ def _protocol(run: RunData) -> list[tuple[str, str]]:
         ("Unseen targets", "a test target that training never saw is a miss, and is counted below"),
     ]
     names = dict.fromkeys(name for task in range(len(run.tasks)) for name in run.metrics_of(task))
-    if described := [f"{name}: {parse_metric(name).description}" for name in names if is_metric(name)]:
-        entries.append(("Metrics", "; ".join(described)))
+    entries += [(name, parse_metric(name).description) for name in names if is_metric(name)]
     if run.baselines and any(run.baselines.svd_logistic_regression):
         entries.append(("SVD + LR", "; ".join(_svd_texts(run.tasks, run.baselines))))
     if run.max_users is not None:

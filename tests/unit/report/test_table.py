@@ -55,8 +55,8 @@ def test_headline_counts_what_the_numbers_say(tmp_path: Path) -> None:
     results |= {"fwt": [None, 10.0, -2.0, 0.0, 4.0, 6.0], "bwt": [-1.0, 2.0, -7.5, 0.0, 0.0, None]}
     results["scores"][-1] = [0.03, 0.03, 0.05, 0.4255, 0.8, 0.3]
     path.write_text(json.dumps(results))
-    said = headline(read_run(folder))
-    assert said == (
+    sentence = headline(read_run(folder))
+    assert sentence == (
         "teracon learned 6 tasks on ml-100k: 3 of 5 later tasks scored above the same task learned alone (median FWT +4.0\u00a0%), "
         "2 of 5 earlier tasks lost score by the end (most: star5, BWT −7.5\u00a0%), and 5 of 6 tasks end above every baseline (not age)."
     )
