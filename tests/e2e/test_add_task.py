@@ -205,7 +205,7 @@ def test_a_run_that_grew_by_given_vectors_says_so_and_survives_a_kill(runs: Path
         ({"vector": [[1.0, 2.0]] * (NEW_ITEMS - 2) + [[1.0]]}, "item 'elsewhere' has a vector of 1 numbers, the first of 2"),
         ({"vector": [[1.0]] * (NEW_ITEMS - 2) + [[float("nan")]]}, "item 'elsewhere' has a number that is not finite"),
         ({"vector": [1.0] * (NEW_ITEMS - 1)}, "column 'vector': expected a list of numbers, got double"),
-        ({"vector": [[None]] * (NEW_ITEMS - 1)}, "column 'vector' is list<"),
+        ({"vector": [[None]] * (NEW_ITEMS - 1)}, "column 'vector': expected a list of numbers, got list<"),
         ({"item": ["twice"] * (NEW_ITEMS - 1)}, "item 'twice': expected one vector an item, got several"),
         ({"item": [1.5] * (NEW_ITEMS - 1)}, "column 'item': expected text or whole numbers, got double"),
         ({"item": [None, *map(str, range(NEW_ITEMS - 2))]}, "row 1: no item id"),
