@@ -1,4 +1,4 @@
-"""A method, a backbone and a source that are added by one file and one registry line each, with nothing else touched.
+"""A method, a backbone, a source and a kernels' backend: one file and one registry line each, with nothing else touched.
 
 Their files are those of `tests/helpers`; docs/extending.md shows them.
 """
@@ -6,6 +6,7 @@ Their files are those of `tests/helpers`; docs/extending.md shows them.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,15 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+import toy_kernels
+from kernel_problems import LENGTHS, problem
 from small_runs import HELPERS, events, results, settings, small_tables, train_here, weights
 
 from dist_teracon import cli, continual, models
 from dist_teracon.continual import registry as methods
 from dist_teracon.data import sources
+from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.data.sources.registry import SOURCES
+from dist_teracon.kernels import masked_dilated_conv_stack as kernels
 from dist_teracon.models import backbone as backbones
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.restore import restore_method
@@ -43,6 +48,7 @@ def registry_lines() -> Iterator[None]:
         patch.setitem(methods.METHODS, "anchored", "toy_anchored")
         patch.setitem(backbones.BACKBONES, "bag", "toy_backbone")
         patch.setitem(SOURCES, "jsonl", "toy_source:FORMAT")
+        patch.setitem(kernels._BACKENDS, "exact", toy_kernels.stack)
         yield
     for name in [name for name in sys.modules if name.startswith("dist_teracon.") and ".toy_" in name]:
         del sys.modules[name]
@@ -53,6 +59,14 @@ def on_bag(dataset: str, **options: Any) -> dict[str, Any]:
     values = settings(dataset, **options)
     values["model"] = {**values["model"], "backbone": {"name": "bag", "layers": 3}, "pooling": "last"}
     return values
+
+
+def test_the_documents_examples_are_the_files_that_are_tested_here() -> None:
+    page = (HELPERS.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    files = [path.read_text(encoding="utf-8").rstrip() for path in sorted(HELPERS.glob("toy_*.py"))]
+    assert len(shown) >= 4
+    assert [code.splitlines()[0] for code in shown if not any(file.endswith(f"\n{code}") for file in files)] == []
 
 
 # -- a backbone
@@ -67,8 +81,10 @@ def test_every_method_learns_on_a_new_backbone(alone: None, small: str, tmp_path
     losses = [event["loss"]["class/next"] for event in events(run, "epoch") if event["stage"] == 1 and event["epoch"]]
     assert losses[1] < losses[0]
     assert "layers: 3" in (run / "config.yaml").read_text()
-    restored = restore_method(run).state_dict()
-    assert all(torch.equal(value, weights(run, "02-likes")[name]) for name, value in restored.items())
+    restored = restore_method(run)
+    assert all(torch.equal(value, weights(run, "02-likes")[name]) for name, value in restored.state_dict().items())
+    batch = PackedBatch.from_sequences([[5, 9, 3], [4]], mask_index=restored.mask_index("likes"))
+    assert restored.head("likes")(restored.encode(batch, "likes")).shape == (2, 12)
 
 
 def first_stage(small: str, folder: Path, *, decay: float, sparse: str) -> dict[str, torch.Tensor]:
@@ -175,3 +191,17 @@ def test_a_new_source_stands_in_the_commands_help(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="0"):
         cli.main(["prepare", "--help"])
     assert "jsonl" in capsys.readouterr().out
+
+
+# -- a kernels' backend
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_a_new_backend_is_chosen_by_name(positions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, row_offsets, tasks, parameters, masks = problem(LENGTHS["many"])
+    layout = kernels.build_layout(row_offsets, tasks, dilations=(1, 4), kernel_size=3, positions=positions)
+    monkeypatch.setenv("DIST_TERACON_KERNELS", "exact")
+    single = kernels.StackParameters(*(part.float() for part in parameters))
+    found = kernels.masked_dilated_conv_stack(x.float(), layout, single, masks.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), kernels.reference.stack(x, layout, parameters, masks, eps=1e-8), rtol=1e-4, atol=1e-4)
