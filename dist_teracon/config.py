@@ -236,10 +236,13 @@ class EvaluateConfig(ConfigModel):
     """Evaluation.
 
     Attributes:
+        metrics: Names of metrics (`evaluate/metrics.py`); each task has those for its kind, and the first of them selects: it stops
+            early, and R, FWT and BWT hold it.
         max_users: Score at most so many users a task and split, drawn by the run's seed; for trials.
         batch: Users encoded at a time.
     """
 
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("mrr@5", "accuracy")
     max_users: Positive | None = None
     batch: Positive = 512
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
@@ -153,16 +154,25 @@ class StageFolder:
         io.write_json(self.path / "timing.json", timing)
 
     def save_user_scores(self, parts: Sequence[tuple[str, str, UserScores]]) -> None:
-        """Write `scores.parquet`: split, task, user_hash, score (the sum over a user's examples), examples; in one order always."""
+        """Write `scores.parquet` in one order always: split, task, user_hash, examples, and `UserScores.score` and each of `others`.
+
+        A score is null where it is not kept by user, and another metric's for tasks that do not have it.
+        """
+        others = list(dict.fromkeys(name for _, _, part in parts for name in part.others))
+
+        def column(values: list[NDArray[np.float64]]) -> pa.Array:
+            return pa.array(np.concatenate(values), from_pandas=True)  # NaN is null
+
         table = pa.table(
             {
                 "split": np.concatenate([np.full(part.score.shape[0], split, dtype=object) for split, _, part in parts]),
                 "task": np.concatenate([np.full(part.score.shape[0], task, dtype=object) for _, task, part in parts]),
                 "user_hash": np.concatenate([part.user_hash for _, _, part in parts]),
-                "score": np.concatenate([part.score for _, _, part in parts]),
+                "score": column([part.score for _, _, part in parts]),
                 "examples": np.concatenate([part.examples for _, _, part in parts]),
+                **{name: column([part.others.get(name, np.full(part.score.shape, np.nan)) for _, _, part in parts]) for name in others},
             },
-            schema=_USER_SCORES,
+            schema=pa.schema([*_USER_SCORES, *(pa.field(name, pa.float64()) for name in others)]),
         ).sort_by([(name, "ascending") for name in ("split", "task", "user_hash", "score", "examples")])
         with io.atomic_write(self.path / "scores.parquet") as file:
             pq.write_table(table, file)
