@@ -1,4 +1,4 @@
-"""A method, a backbone, a source and a kernels' backend: one file and one registry line each, with nothing else touched.
+"""A method, a backbone, a source, a metric and a kernels' backend: one file and one registry line each, with nothing else touched.
 
 Their files are those of `tests/helpers`; docs/extending.md shows them.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import toy_kernels
+import toy_metric
 from kernel_problems import LENGTHS, problem
 from small_runs import HELPERS, events, results, settings, small_tables, train_here, weights
 
@@ -27,6 +28,7 @@ from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.data.sources.registry import SOURCES
+from dist_teracon.evaluate.metrics import METRICS, by_rank
 from dist_teracon.kernels import masked_dilated_conv_stack as kernels
 from dist_teracon.models import backbone as backbones
 from dist_teracon.train.add_task import AddedTask
@@ -48,6 +50,7 @@ def registry_lines() -> Iterator[None]:
         patch.setitem(methods.METHODS, "anchored", "toy_anchored")
         patch.setitem(backbones.BACKBONES, "bag", "toy_backbone")
         patch.setitem(SOURCES, "jsonl", "toy_source:FORMAT")
+        patch.setitem(METRICS, "sure-hit", by_rank(toy_metric.sure_hit, over="examples"))
         patch.setitem(kernels._BACKENDS, "exact", toy_kernels.stack)
         yield
     for name in [name for name in sys.modules if name.startswith("dist_teracon.") and ".toy_" in name]:
@@ -191,6 +194,24 @@ def test_a_new_source_stands_in_the_commands_help(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="0"):
         cli.main(["prepare", "--help"])
     assert "jsonl" in capsys.readouterr().out
+
+
+# -- a metric
+
+
+def test_a_new_metric_stands_beside_the_others_and_can_select(alone: None, small: str, tmp_path: Path) -> None:
+    values = settings(small, tasks=("next", "likes", "age"))
+    names = ["sure-hit@3", "hr@3", "accuracy"]
+    run = train_here({**values, "evaluate": {"metrics": names}}, tmp_path / "run")
+    found = results(run)
+    assert found["metrics"] == ["sure-hit@3", "sure-hit@3", "accuracy"]
+    for sure, expected in zip(found["scores_by_metric"]["sure-hit@3"], found["scores_by_metric"]["hr@3"], strict=True):
+        assert all(0 < low <= high for low, high in zip(sure[:2], expected[:2], strict=False))
+    assert found["scores_by_metric"]["sure-hit@3"][2][2] is None  # a profile task does not have it
+    assert {event["metric"] for event in events(run, "epoch") if event["stage"] == 2} == {"sure-hit@3"}
+    report = cli.main(["report", str(run), "--out", str(tmp_path / "page.html")])
+    assert report == 0
+    assert "sure-hit@3" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 # -- a kernels' backend
