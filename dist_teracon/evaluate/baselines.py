@@ -104,7 +104,7 @@ class SvdFeatures:
         matrix_UV = _tf_idf(values, offsets, items=items, train_users=train_users)
         size = min(dimension, len(train_users), items)
         with _one_thread():
-            svd = TruncatedSVD(n_components=size, algorithm="randomized", n_iter=7, random_state=seed)
+            svd = TruncatedSVD(n_components=size, algorithm="randomized", n_iter=7, random_state=seed % (1 << 32))
             svd.fit(matrix_UV[train_users])
             values_UD = np.empty((matrix_UV.shape[0], size), dtype=np.float32)
             for start in range(0, len(values_UD), _CHUNK):

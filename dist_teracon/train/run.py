@@ -14,7 +14,7 @@ from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.runtime import Runtime
-from dist_teracon.train.add_task import AddedTask, claim_addition, with_added_task
+from dist_teracon.train.add_task import AddedTask, claim_addition, is_finished_with_additions, with_added_task
 from dist_teracon.train.item_growth import grown_tensors, growth_lines
 from dist_teracon.train.restore import take_up
 from dist_teracon.train.results import by_metric, write_results
@@ -57,6 +57,9 @@ def train(
     config, kind, settings = resolve(config, where=where)
     if added is not None:
         config = with_added_task(config, added, own)
+    elif is_finished_with_additions(config, own):
+        console.log(f"{own}: finished, with the tasks that were added; nothing to do")
+        return
     check_metrics(config.evaluate.metrics, where=where)
     dataset = open_on_all_ranks(config, runtime, console)
     tasks = chosen_tasks(config, dataset, where=where)
@@ -79,7 +82,10 @@ def _create_or_verify(run: Run, added: AddedTask | None) -> None:
         try:
             if added is not None:
                 problem = claim_addition(run.folder, run.config, run.dataset, added)
-            problem = problem or run.folder.create_or_verify(run.config, run.dataset.info)
+            if not problem:
+                problem, notes = run.folder.create_or_verify(run.config, run.dataset.info, [task.name for task in run.tasks])
+                for note in notes:
+                    run.console.log(note)
         except TeraconError as error:
             problem = str(error)
     run.runtime.raise_on_all_ranks(problem)
