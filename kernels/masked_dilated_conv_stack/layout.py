@@ -41,12 +41,10 @@ class Reads:
     Attributes:
         taps: Two a block: dilation d, then 2d.
         residual: For each block int64 [N_out], the block's input position behind each output; None where they are the same.
-        output_row: For `last`: int64 [N_out], the row that each output belongs to; None where every row has one.
     """
 
     taps: tuple[Taps, ...]
     residual: tuple[Tensor | None, ...]
-    output_row: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,13 @@ class Layout:
         return self.row_offsets.cpu().diff()
 
     @cached_property
+    def host_task_of_row(self) -> Tensor:
+        """int32 or int64 [B], the rows' tasks, on the CPU."""
+        if self.task_of_row is None:
+            return torch.full((self.rows,), self.single_task or 0, dtype=torch.int32)
+        return self.task_of_row.cpu()
+
+    @cached_property
     def packed(self) -> int:
         """Number of packed positions N."""
         return int(self.lengths.sum())
@@ -104,10 +109,12 @@ class Layout:
         """Each block's input positions behind its outputs."""
         return self.reads.residual
 
-    @property
+    @cached_property
     def output_row(self) -> Tensor | None:
-        """The row that each output belongs to, in `last` mode where some row has none."""
-        return self.reads.output_row
+        """For `last`: int64 [N_out], the row that each output belongs to; None where every row has one."""
+        if self.positions == "all" or bool(self.lengths.all()):
+            return None
+        return self.lengths.nonzero().view(-1).to(self.row_offsets.device, non_blocking=True)
 
 
 def build_layout(
@@ -146,7 +153,8 @@ def build_layout(
     stage_dilations = tuple(step * d for d in dilations for step in (1, 2))
     several = task_of_row.long() if low != high else None
     layout = Layout(positions, row_offsets, stage_dilations, kernel_size, several, low if low == high else None, high + 1)
-    vars(layout)["lengths"] = lengths  # known already: copying them from a GPU would wait for it
+    # on the host already: copying them from a GPU would wait for it
+    vars(layout).update(lengths=lengths, host_task_of_row=on_host[1])
     return layout
 
 
@@ -190,7 +198,7 @@ def _invert(forward: Tensor, inputs: int) -> Tensor:
 
 def _taps_of_all(
     row_offsets: Tensor, lengths: Tensor, stage_dilations: Sequence[int], kernel_size: int
-) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...], Tensor | None]:
+) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...]]:
     total = int(lengths.sum())
     rows = torch.repeat_interleave(torch.arange(len(lengths), device=row_offsets.device), row_offsets.diff(), output_size=total)
     packed = torch.arange(total, device=row_offsets.device)
@@ -201,7 +209,7 @@ def _taps_of_all(
         reach = back * dilation
         forward = torch.where(within[:, None] >= reach, packed[:, None] - reach, total)
         made[dilation] = Taps(forward, _invert(forward, total), rows)
-    return tuple(made[dilation] for dilation in stage_dilations), (None,) * (len(stage_dilations) // 2), None
+    return tuple(made[dilation] for dilation in stage_dilations), (None,) * (len(stage_dilations) // 2)
 
 
 def seen_offsets(stage_dilations: Sequence[int], kernel_size: int, longest: int) -> list[Tensor]:
@@ -216,13 +224,12 @@ def seen_offsets(stage_dilations: Sequence[int], kernel_size: int, longest: int)
 
 def _taps_of_last(
     row_offsets: Tensor, lengths: Tensor, stage_dilations: Sequence[int], kernel_size: int
-) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...], Tensor | None]:
+) -> tuple[tuple[Taps, ...], tuple[Tensor | None, ...]]:
     device, count = row_offsets.device, len(lengths)
     offsets = seen_offsets(stage_dilations, kernel_size, max(1, int(lengths.max())) if count else 1)
     # Offsets contain those of the stage above, so as many of them are the same ones: most stages of a deep stack see whole rows and share
     # their index tables. The input is apart, since it is packed in another order than what stages compute.
     ids = [-1, *(len(seen) for seen in offsets[1:])]
-    some_empty = count > 0 and int(lengths.min()) == 0
     distinct = {len(seen): seen for seen in offsets[1:]}
     made_of = {key: _Computed.of(seen, lengths, device) for key, seen in distinct.items()}
     total, first = int(lengths.sum()), offsets[0].to(device, non_blocking=True)
@@ -245,8 +252,7 @@ def _taps_of_last(
         if block not in kept:
             read, made = read_of[block[0]], made_of[block[1]]
             kept[block] = read.table[made.rows, torch.searchsorted(read.offsets, made.offsets)[made.place]]
-    all_taps = tuple(taps[key] for key in stages)
-    return all_taps, tuple(kept[block] for block in blocks), all_taps[-1].rows if some_empty else None
+    return tuple(taps[key] for key in stages), tuple(kept[block] for block in blocks)
 
 
 @dataclass(frozen=True)

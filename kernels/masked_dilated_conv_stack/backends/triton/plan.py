@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.last_tables import make_last_tables
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
 
 
@@ -99,21 +100,12 @@ def _plan_all(layout: Layout, task_of_row: Tensor | None, tasks: int) -> Plan:
 
 def _plan_last(layout: Layout, task_of_row: Tensor | None, tasks: int) -> Plan:
     """What the last positions see: each stage has positions of its own, and reads by index."""
-    inputs = tuple(taps.backward.shape[0] for taps in layout.taps)
-    outputs = tuple(taps.forward.shape[0] for taps in layout.taps)
-    # stages that compute the same positions share their tables
-    grouped = {id(taps.rows): taps.rows for taps in layout.taps}
-    group = {key: _grouping(task_of_row, rows, tasks) for key, rows in grouped.items()}
-    groups = tuple(group[id(taps.rows)] for taps in layout.taps)
-    sources = {id(kept): (kept, inputs[2 * block]) for block, kept in enumerate(layout.residual) if kept is not None}
-    short = {key: (kept.int(), _reverse(kept, size)) for key, (kept, size) in sources.items()}
+    made = make_last_tables(layout, tasks=None if task_of_row is None else tasks)
+    groups = tuple(Grouping(order, bounds) for order, bounds in zip(made.orders, made.bounds, strict=True))
     return Plan(
-        inputs, outputs, _starts(inputs), _starts(outputs), layout.stage_dilations, tasks, groups,
-        _all_as_one(inputs[0], layout.row_offsets.device), torch.stack([group.bounds for group in groups]),
-        _table(layout, inputs, outputs), None, None,
-        torch.cat([taps.forward for taps in layout.taps]).int(), torch.cat([taps.backward for taps in layout.taps]).int(),
-        tuple(short[id(kept)][0] if kept is not None else None for kept in layout.residual),
-        tuple(short[id(kept)][1] if kept is not None else None for kept in layout.residual),
+        made.inputs, made.outputs, _starts(made.inputs), _starts(made.outputs), layout.stage_dilations, tasks, groups,
+        Grouping(None, made.input_bounds), made.all_bounds, _table(layout, made.inputs, made.outputs),
+        None, None, made.forward, made.backward, made.kept, made.reader,
     )  # fmt: skip
 
 
@@ -127,12 +119,6 @@ def _starts(counts: tuple[int, ...]) -> tuple[int, ...]:
     for count in counts:
         starts.append(starts[-1] + count)
     return tuple(starts)
-
-
-def _reverse(kept: Tensor, inputs: int) -> Tensor:
-    outputs = kept.shape[0]
-    reader = torch.full((inputs,), outputs, dtype=torch.int32, device=kept.device)
-    return reader.scatter_(0, kept, torch.arange(outputs, dtype=torch.int32, device=kept.device))
 
 
 def _all_as_one(count: int, device: torch.device) -> Grouping:
