@@ -130,7 +130,7 @@ def test_auroc_is_scikit_learns_with_ties_and_without(ties, data):
     logits, labels = data.draw(classified(ties=ties))
     classes = logits.shape[1]
     if classes == 2:
-        scores, positives = (logits[:, 1] - logits[:, 0])[:, None], (labels == 1)[:, None]
+        scores, positives = (logits[:, 1].astype(np.float64) - logits[:, 0])[:, None], (labels == 1)[:, None]
     else:
         scores = torch.from_numpy(logits).double().log_softmax(1).numpy()
         positives = label_binarize(labels, classes=range(classes)).astype(bool)
