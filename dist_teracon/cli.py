@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
+    compare.add_argument(
+        "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
+    )
     _add_bench(commands)
     return parser
 
@@ -295,7 +298,7 @@ def _train(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
 
-    page = compare(options.plan, options.out, parallel=options.parallel, console=Console())
+    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(), metrics=options.metric)
     print(page.read_text(encoding="utf-8"))
     print(f"tables: {page}")
 

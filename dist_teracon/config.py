@@ -8,13 +8,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 
 class ConfigModel(BaseModel):
-    """Base of every part of a configuration: immutable, and an unknown field is an error."""
+    """Base of every part of a configuration: immutable, and an unknown field is an error.
+
+    A group that is given in part keeps its other fields as the default of *that* group has them, which need not be the defaults of its
+    class: `train: {later: {epochs: 6}}` changes the epochs of later stages and nothing else.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_over_their_defaults(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {name: _over(defaults.get(name), given) for name, given in value.items()}
+
+
+def _over(default: Any, given: Any) -> Any:
+    """Return a group's fields merged over those of its default object, at every depth; anything else as it is given."""
+    if not isinstance(default, ConfigModel) or not isinstance(given, Mapping):
+        return given
+    fields = {part: getattr(default, part) for part in type(default).model_fields}
+    return {**fields, **{part: _over(fields.get(part), value) for part, value in given.items()}}
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -179,12 +199,6 @@ class TrainConfig(ConfigModel):
     log_every: Positive = 10
     deepspeed: dict[str, Any] = {}
 
-    @field_validator("first", "second", "later", mode="before")
-    @classmethod
-    def _merge_over_defaults(cls, value: Any, info: ValidationInfo) -> Any:
-        default = cls.model_fields[str(info.field_name)].default.model_dump()
-        return {**default, **value} if isinstance(value, Mapping) else value
-
     @field_serializer("by_task")
     def _only_given_fields(self, value: dict[str, StageTraining]) -> dict[str, dict[str, Any]]:
         return {task: training.model_dump(exclude_unset=True) for task, training in value.items()}
@@ -236,10 +250,13 @@ class EvaluateConfig(ConfigModel):
     """Evaluation.
 
     Attributes:
+        metrics: Names of metrics (`evaluate/metrics.py`); each task has those for its kind, and the first of them selects: it stops
+            early, and R, FWT and BWT hold it.
         max_users: Score at most so many users a task and split, drawn by the run's seed; for trials.
         batch: Users encoded at a time.
     """
 
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("mrr@5", "accuracy")
     max_users: Positive | None = None
     batch: Positive = 512
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table, median_ratio
-from dist_teracon.evaluate.metrics import count_candidates
+from dist_teracon.evaluate.candidates import count_candidates
 from dist_teracon.models.heads import Head, cross_entropy_sum, rows_at_once, squared_error_sum
 
 Candidates = dict[str, Callable[[], object]]

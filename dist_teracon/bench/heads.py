@@ -14,6 +14,7 @@ import torch
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.engine.sparse_adamw import SparseAdamW
+from dist_teracon.evaluate.candidates import score_rows
 from dist_teracon.evaluate.metrics import reciprocal_rank
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.network import Network
@@ -98,8 +99,6 @@ def _step(options: argparse.Namespace, items: int, kind: str) -> tuple[Callable[
 
 def _scores(options: argparse.Namespace, items: int) -> list[list[str]]:
     """Ranks of one label a user among all."""
-    from dist_teracon.evaluate.scorer import _score_rows
-
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     head = Head(options.channels, items, generator=generator).requires_grad_(False)
@@ -110,8 +109,8 @@ def _scores(options: argparse.Namespace, items: int) -> list[list[str]]:
         for first in range(0, options.scored, 512):
             part = slice(first, first + 512)
             index = torch.arange(hidden[part].shape[0])
-            found = _score_rows(head, hidden[part], index, labels[part], cutoff=5)
-    assert found.shape == reciprocal_rank(labels[part], labels[part], cutoff=5).shape
+            found = reciprocal_rank(score_rows(head, hidden[part], index, labels[part]), k=5)
+    assert found.shape == labels[part].shape
     return [[f"{options.scored:,}", f"{time.process_time() - began:.1f}", f"{time.perf_counter() - wall:.1f}", f"{peak.most / 1e9:.2f}"]]
 
 

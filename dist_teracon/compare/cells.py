@@ -18,7 +18,7 @@ from dist_teracon.errors import RunError
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
-    """Tell whether a cell's run has scored its last stage."""
+    """Whether a cell's run has scored its last stage."""
     results = cell.folder(out) / "results.json"
     if not results.exists():
         return False
@@ -49,8 +49,8 @@ def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, console: Conso
             for done, future in enumerate(as_completed(futures), start=1):
                 cell = futures[future]
                 problem = future.result()
-                told = "finished" if problem is None else f"failed: {problem}"
-                console.log(f"[{done}/{len(waiting)}] {cell.variant}, seed {cell.seed}: {told}")
+                outcome = "finished" if problem is None else f"failed: {problem}"
+                console.log(f"[{done}/{len(waiting)}] {cell.variant}, seed {cell.seed}: {outcome}")
                 if problem is not None:
                     failures.append(f"{cell.variant}, seed {cell.seed}: {problem} (log: {_log(cell, out)})")
         except BaseException:

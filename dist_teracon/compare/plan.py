@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from dist_teracon.config import ConfigModel, RunConfig
 from dist_teracon.config_io import apply_overrides, make_config, read_yaml, validate
+from dist_teracon.errors import ConfigError
+from dist_teracon.evaluate.metrics import check_metrics, parse_metric
 
 
 class Plan(ConfigModel):
@@ -26,6 +28,7 @@ class Plan(ConfigModel):
         baseline: The variant that the others are held against.
         single_task: The variant (of method `sinmo`) that gives forward transfer its denominator.
         cross_fitting: The seeds are folds over the users: each user is tested in one of them, and scores are pooled over all.
+        metrics: By which metrics the tables are: each task takes the first that it has, else the first of its own that is a mean.
         notes: What a reader of the tables should know.
     """
 
@@ -36,6 +39,7 @@ class Plan(ConfigModel):
     baseline: str
     single_task: str | None = None
     cross_fitting: bool = False
+    metrics: tuple[str, ...] = ()
     notes: str = ""
 
     @model_validator(mode="after")
@@ -43,10 +47,10 @@ class Plan(ConfigModel):
         for field in ("baseline", "single_task"):
             name = getattr(self, field)
             if name is not None and name not in self.variants:
-                raise ValueError(f"{field} names no variant: {name!r} (there are: {', '.join(self.variants)})")
+                raise ValueError(f"{field}: expected a variant ({', '.join(self.variants)}), got {name!r}")
         bad = [name for name in self.variants if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name)]
         if bad:
-            raise ValueError(f"a variant's name becomes a folder: letters, digits and . _ = + - only, not {bad[0]!r}")
+            raise ValueError(f"a variant's name becomes a folder: expected letters, digits and . _ = + -, got {bad[0]!r}")
         return self
 
 
@@ -63,15 +67,37 @@ class Cell:
         return out / "cells" / self.variant / f"seed-{self.seed}"
 
 
-def read_plan(uri: str) -> tuple[Plan, list[Cell]]:
+def read_plan(uri: str, metrics: Sequence[str] = ()) -> tuple[Plan, list[Cell]]:
     """Read a comparison and every cell's configuration, all validated before any is run.
+
+    Args:
+        uri: The comparison (YAML).
+        metrics: Names that take the place of the comparison's own.
 
     Raises:
         ConfigError: names file, variant and field.
     """
     plan = validate(Plan, read_yaml(uri), where=uri)
-    base = read_yaml(plan.config)
-    return plan, list(_cells(plan, base, uri))
+    if metrics:
+        plan = plan.model_copy(update={"metrics": tuple(metrics)})
+    cells = list(_cells(plan, read_yaml(plan.config), uri))
+    for name in plan.metrics:
+        _check_metric(name, cells, uri)
+    return plan, cells
+
+
+def _check_metric(name: str, cells: Sequence[Cell], uri: str) -> None:
+    """Check that tables can be made by a metric: it is a mean, and every cell computes it."""
+    try:
+        metric = parse_metric(name)
+    except ValueError as error:
+        raise ConfigError(f"{uri}: metrics: {error}") from None
+    if not metric.is_mean:
+        raise ConfigError(f"{uri}: metrics: expected a mean over examples or users, of which intervals are drawn, got '{name}'")
+    for cell in cells:
+        if name not in cell.config.evaluate.metrics:
+            has = ", ".join(cell.config.evaluate.metrics)
+            raise ConfigError(f"{uri}: metrics: variant '{cell.variant}' does not compute '{name}' (its evaluate.metrics: {has})")
 
 
 def _cells(plan: Plan, base: dict[str, Any], uri: str) -> Iterator[Cell]:
@@ -83,6 +109,7 @@ def _cells(plan: Plan, base: dict[str, Any], uri: str) -> Iterator[Cell]:
             where = f"{uri}: variant '{variant}'"
             config = make_config(apply_overrides({**base, "seed": seed}, settings), where=where)
             resolve_method(config, where=where)
+            check_metrics(config.evaluate.metrics, where=where)
             yield Cell(variant, seed, config)
 
 

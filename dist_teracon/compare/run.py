@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dist_teracon import io
@@ -13,7 +14,7 @@ from dist_teracon.console import Console
 from dist_teracon.errors import RunError
 
 
-def compare(uri: str, out: Path, *, parallel: int | None, console: Console) -> Path:
+def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = ()) -> Path:
     """Run a comparison's unfinished cells and write `tables.md` of the seeds that all variants have finished.
 
     Args:
@@ -21,6 +22,7 @@ def compare(uri: str, out: Path, *, parallel: int | None, console: Console) -> P
         out: Its folder; `cells/<variant>/seed-<n>` are ordinary runs.
         parallel: Processes at a time; one a core where None.
         console: What a person sees.
+        metrics: By which metrics the tables are, in place of the comparison's own.
 
     Returns:
         The tables' file.
@@ -29,7 +31,7 @@ def compare(uri: str, out: Path, *, parallel: int | None, console: Console) -> P
         ConfigError: the comparison or a cell's configuration is wrong.
         RunError: cells failed; the tables of what is there are written all the same.
     """
-    plan, cells = read_plan(uri)
+    plan, cells = read_plan(uri, metrics)
     failed: RunError | None = None
     try:
         run_cells(cells, out, parallel=parallel or os.cpu_count() or 1, console=console)

@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.evaluate.metrics import Metric, parse_metric
 
 Float = NDArray[np.float64]
 
@@ -26,28 +28,34 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class RunScores:
-    """One run's test scores by user.
+    """One run's scores by user.
 
     Attributes:
         users: uint64 [U], hashes in ascending order, each once.
-        sums, counts: (stage, task) -> [U], a user's sum of scores and number of examples; zeros where the task has none.
+        sums, counts: (stage, task) -> [U], a user's share of the sum and of the count whose quotient is the score; zeros for a user
+            without examples, and sums are NaN of a task whose metrics are all of a whole split.
         tasks: Names.
+        metrics: By which metric each task's scores are.
     """
 
     users: NDArray[np.uint64]
     sums: dict[tuple[int, int], Float]
     counts: dict[tuple[int, int], Float]
     tasks: tuple[str, ...]
+    metrics: tuple[str | None, ...]
 
 
-def read_run_scores(run: Path, *, split: str = "test") -> RunScores:
+def read_run_scores(run: Path, *, split: str = "test", metrics: Sequence[str] = ()) -> RunScores:
     """Read a finished run's scores by user.
 
     Args:
         run: The run's folder.
         split: `test` or `validation`.
+        metrics: Names; of each task the first that it has is read, else the first of its own that is a mean.
     """
-    tasks = tuple(io.read_json(str(run / "results.json"))["tasks"])
+    results = io.read_json(str(run / "results.json"))
+    tasks = tuple(results["tasks"])
+    chosen = [_metric(results, task, metrics) for task in range(len(tasks))]
     tables = [pq.read_table(run / "stages" / f"{i + 1:02d}-{task}" / "scores.parquet") for i, task in enumerate(tasks)]
     tables = [table.filter(np.asarray(table["split"].to_pylist()) == split) for table in tables]
     users = np.unique(np.concatenate([table["user_hash"].to_numpy() for table in tables]))
@@ -56,19 +64,28 @@ def read_run_scores(run: Path, *, split: str = "test") -> RunScores:
     for stage, table in enumerate(tables):
         names = np.asarray(table["task"].to_pylist())
         place = np.searchsorted(users, table["user_hash"].to_numpy())
-        score, examples = table["score"].to_numpy(), table["examples"].to_numpy()
         for task, name in enumerate(tasks[: stage + 1]):
-            mine = names == name
-            sums[stage, task] = np.bincount(place[mine], weights=score[mine], minlength=users.size).astype(np.float64)
-            counts[stage, task] = np.bincount(place[mine], weights=examples[mine], minlength=users.size).astype(np.float64)
-    return RunScores(users, sums, counts, tasks)
+            mine, metric = names == name, chosen[task]
+            column = "score" if metric is None or metric.name == results["metrics"][task] else metric.name
+            score, examples = (table[label].to_numpy()[mine] for label in (column, "examples"))
+            if metric is not None and metric.over == "users":
+                examples = examples > 0
+            sums[stage, task] = np.bincount(place[mine], weights=score, minlength=users.size).astype(np.float64)
+            counts[stage, task] = np.bincount(place[mine], weights=examples, minlength=users.size).astype(np.float64)
+    return RunScores(users, sums, counts, tasks, tuple(None if metric is None else metric.name for metric in chosen))
+
+
+def _metric(results: dict[str, Any], task: int, asked: Sequence[str]) -> Metric | None:
+    has = [name for name, rows in results["scores_by_metric"].items() if name == results["metrics"][task] or rows[-1][task] is not None]
+    names = [*(name for name in asked if name in has), *has]
+    return next((metric for metric in map(parse_metric, names) if metric.is_mean), None)
 
 
 def pooled(folds: Sequence[RunScores]) -> RunScores:
     """Lay the users of a cross-fitted variant's folds behind one another, as one run's; each was tested once."""
     sums = {key: np.concatenate([fold.sums[key] for fold in folds]) for key in folds[0].sums}
     counts = {key: np.concatenate([fold.counts[key] for fold in folds]) for key in folds[0].counts}
-    return RunScores(np.concatenate([fold.users for fold in folds]), sums, counts, folds[0].tasks)
+    return RunScores(np.concatenate([fold.users for fold in folds]), sums, counts, folds[0].tasks, folds[0].metrics)
 
 
 class Bootstrap:

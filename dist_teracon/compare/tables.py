@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from dist_teracon import io
 from dist_teracon.compare.plan import Cell, Plan
 from dist_teracon.compare.statistics import (
     Bootstrap,
@@ -20,6 +22,8 @@ from dist_teracon.compare.statistics import (
     pooled,
     read_run_scores,
 )
+from dist_teracon.errors import RunError
+from dist_teracon.evaluate.metrics import parse_metric
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,10 @@ class Comparison:
         variants: Names, in the plan's order.
         seeds: The seeds that every variant has finished.
         bootstrap: Draws over those seeds and their users.
-        tasks: Names of the tasks; the order in which they were learned is that of the first variant.
+        tasks: Names of the tasks, in the order in which they were learned.
+        metrics: By which metric each task's scores are; None where it has none that is a mean.
         split: `test` or `validation`.
+        further: Final scores by the other metrics: metric -> variant -> seeds -> tasks.
     """
 
     plan: Plan
@@ -40,7 +46,14 @@ class Comparison:
     seeds: tuple[int, ...]
     bootstrap: Bootstrap
     tasks: tuple[str, ...]
+    metrics: tuple[str | None, ...]
     split: str
+    further: dict[str, dict[str, list[list[float | None]]]]
+
+    @property
+    def columns(self) -> list[str]:
+        """Each task with its metric."""
+        return [f"{task} ({metric or 'no mean'}{_direction(metric)})" for task, metric in zip(self.tasks, self.metrics, strict=True)]
 
     def final(self, variant: str, task: int) -> Callable[[int], Float]:
         """Return the statistic `score of a task after the last stage`, by seed."""
@@ -75,18 +88,40 @@ class Comparison:
 
 
 def gather(plan: Plan, cells: Sequence[Cell], out: Path, *, finished: Callable[[Cell], bool], split: str) -> Comparison | None:
-    """Read the scores of all seeds that every variant has finished; None without any."""
+    """Read the scores of all seeds that every variant has finished; None without any.
+
+    Raises:
+        RunError: the variants differ in tasks, their order, or metrics, so their scores do not compare.
+    """
     variants = tuple(plan.variants)
     by_place = {(cell.variant, cell.seed): cell for cell in cells}
     seeds = tuple(seed for seed in plan.seeds if all(finished(by_place[variant, seed]) for variant in variants))
     if not seeds:
         return None
     runs: list[list[RunScores]] = [
-        [read_run_scores(by_place[variant, seed].folder(out), split=split) for variant in variants] for seed in seeds
+        [read_run_scores(by_place[variant, seed].folder(out), split=split, metrics=plan.metrics) for variant in variants] for seed in seeds
     ]
+    first = runs[0][0]
+    if any((run.tasks, run.metrics) != (first.tasks, first.metrics) for of_seed in runs for run in of_seed):
+        raise RunError(f"{out}: the variants differ in tasks, their order, or metrics; expected the same in all")
+    folders = {variant: [by_place[variant, seed].folder(out) for seed in seeds] for variant in variants}
+    further = _further(folders, first, split)
     if plan.cross_fitting:
         runs = [[pooled(folds) for folds in zip(*runs, strict=True)]]
-    return Comparison(plan, variants, seeds, Bootstrap(runs), runs[0][0].tasks, split)
+    return Comparison(plan, variants, seeds, Bootstrap(runs), first.tasks, first.metrics, split, further)
+
+
+def _further(folders: dict[str, list[Path]], scores: RunScores, split: str) -> dict[str, dict[str, list[list[float | None]]]]:
+    """Read the final scores by the metrics that the tables are not by."""
+    key = "scores_by_metric" if split == "test" else "validation_scores_by_metric"
+    last = f"{len(scores.tasks):02d}-{scores.tasks[-1]}"
+    found: dict[str, dict[str, list[list[float | None]]]] = {}
+    for variant, runs in folders.items():
+        for run in runs:
+            for name, row in io.read_json(str(run / "stages" / last / "state.json"))[key].items():
+                if name not in scores.metrics and any(score is not None for score in row):
+                    found.setdefault(name, {}).setdefault(variant, []).append(row)
+    return found
 
 
 def markdown(comparison: Comparison) -> str:
@@ -106,6 +141,7 @@ def markdown(comparison: Comparison) -> str:
         "Final scores, R(M, i):\n\n" + _score_table(comparison, comparison.final),
         *of_several,
         f"Final scores less those of `{comparison.plan.baseline}`:\n\n" + _difference_table(comparison),
+        _further_tables(comparison),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -122,7 +158,7 @@ def _score_table(comparison: Comparison, statistic: Callable[[str, int], Callabl
         [variant, *(_score(comparison.summary(statistic(variant, task))) for task in range(len(comparison.tasks)))]
         for variant in comparison.variants
     ]
-    return _table(["variant", *comparison.tasks], rows)
+    return _table(["variant", *comparison.columns], rows)
 
 
 def _transfer_table(comparison: Comparison) -> str:
@@ -157,16 +193,43 @@ def _difference_table(comparison: Comparison) -> str:
         if len(comparison.tasks) > 1:
             cells.append(_percent(comparison.difference(comparison.bwt(variant), comparison.bwt(baseline))))
         rows.append([variant, *cells])
-    return _table(["variant", *comparison.tasks, *(["mean BWT, %"] if len(comparison.tasks) > 1 else [])], rows)
+    return _table(["variant", *comparison.columns, *(["mean BWT, %"] if len(comparison.tasks) > 1 else [])], rows)
+
+
+def _further_tables(comparison: Comparison) -> str:
+    """Return a table of final scores by each further metric, of the tasks that have it; without intervals."""
+    parts = []
+    for name, by_variant in comparison.further.items():
+        of = "folds" if comparison.plan.cross_fitting else "seeds"
+        tasks = [
+            task for task in range(len(comparison.tasks)) if any(row[task] is not None for rows in by_variant.values() for row in rows)
+        ]
+        rows = [[variant, *(_mean([row[task] for row in of_variant]) for task in tasks)] for variant, of_variant in by_variant.items()]
+        title = f"Further metrics, final scores, {name}{_direction(name)}, mean ± standard deviation over {of}:"
+        parts.append(f"{title}\n\n" + _table(["variant", *(comparison.tasks[task] for task in tasks)], rows))
+    return "\n\n".join(parts)
+
+
+def _direction(metric: str | None) -> str:
+    return "" if metric is None or parse_metric(metric).higher_is_better else ", lower is better"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
 
 
 def _score(value: Estimate) -> str:
+    if math.isnan(value.value):
+        return "–"
     deviation = "" if value.deviation is None else f" ± {value.deviation:.4f}"
     return f"{value.value:.4f}{deviation} [{value.low:.4f}, {value.high:.4f}]"
 
 
 def _signed(value: Estimate) -> str:
-    return f"{value.value:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
+    return "–" if math.isnan(value.value) else f"{value.value:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
 def _percent(value: Estimate) -> str:

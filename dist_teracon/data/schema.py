@@ -67,11 +67,6 @@ class Task:
         """Whether labels are ranked (items) or one class is chosen (a profile)."""
         return self.kind != "profile"
 
-    @property
-    def metric(self) -> str:
-        """The task's own metric: MRR@5 where items are ranked, accuracy for a profile."""
-        return "mrr@5" if self.ranks_labels else "accuracy"
-
 
 @dataclass(frozen=True)
 class SplitRule:
@@ -146,11 +141,8 @@ class DatasetInfo:
         raise DataError(f"data set '{self.name}' has no task '{name}'{nearest(name, known)} (it has: {', '.join(known)})")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the description as JSON values, without the checksum-free properties."""
-        value = asdict(self)
-        for entry, task in zip(value["tasks"], self.tasks, strict=True):
-            entry["metric"] = task.metric
-        return value
+        """Return the description as JSON values."""
+        return asdict(self)
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     width = max(len(task.name) for task in info.tasks)
     lines = [
         f"  {task.name:<{width}}  {task.kind:<7} {task.labels:>8} labels {task.users:>9} users   "
-        f"examples train {task.examples[0]}, validation {task.examples[1]}, test {task.examples[2]}   {task.metric}"
+        f"examples train {task.examples[0]}, validation {task.examples[1]}, test {task.examples[2]}"
         for task in info.tasks
     ]
     return [head, *lines]

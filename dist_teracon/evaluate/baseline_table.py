@@ -13,7 +13,8 @@ from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.errors import TeraconError
-from dist_teracon.evaluate.baselines import SvdFeatures, majority_score, popularity_score, svd_logistic_regression
+from dist_teracon.evaluate.baselines import SvdFeatures, popularity_score, svd_logistic_regression
+from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.hashing import mix64, stable_hash
 
 Int = NDArray[np.int64]
@@ -22,10 +23,17 @@ Int = NDArray[np.int64]
 SVD_USERS = 100_000
 
 
-def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, seed: int, log: Log) -> dict[str, Any]:
+def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, metrics: Sequence[str], seed: int, log: Log) -> dict[str, Any]:
     """Score popularity on item tasks, majority and SVD with logistic regression on profile tasks, on the whole test split.
 
-    Of more than `SVD_USERS` users the SVD takes a sample, training and test users alike, and its entries tell of how many (`users`).
+    Of more than `SVD_USERS` users the SVD takes a sample, training and test users alike, and its entries say of how many (`users`).
+
+    Args:
+        dataset: The data set.
+        tasks: Its tasks that a run has.
+        metrics: Names; the first that a task has is that of its baselines.
+        seed: Of the SVD and its sample of users.
+        log: Takes messages.
 
     Returns:
         `popularity`, `majority`, `svd_logistic_regression`: lists over `tasks`, None where a baseline does not apply.
@@ -33,15 +41,16 @@ def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, seed: int, log: L
     popularity: list[float | None] = []
     majority: list[float | None] = []
     for task in tasks:
-        targets = np.concatenate([dataset.labels(task.name, shard).of(Split.TEST).values for shard in range(dataset.info.shards)])
-        counts = dataset.train_counts(task.name)
-        ranks_items = task.ranks_labels
-        popularity.append(popularity_score(counts, targets) if ranks_items and targets.size else None)
-        majority.append(majority_score(counts, targets) if not ranks_items and targets.size else None)
-    return {"popularity": popularity, "majority": majority, "svd_logistic_regression": _svd(dataset, tasks, seed, log)}
+        parts = [dataset.labels(task.name, shard).of(Split.TEST) for shard in range(dataset.info.shards)]
+        targets, users = np.concatenate([part.values for part in parts]), np.concatenate([part.counts for part in parts])
+        metric, counts = metrics_of(task, metrics)[0], dataset.train_counts(task.name)
+        score = popularity_score(metric, counts, targets, np.repeat(np.arange(users.size), users)) if targets.size else None
+        popularity.append(score if task.ranks_labels else None)
+        majority.append(None if task.ranks_labels else score)
+    return {"popularity": popularity, "majority": majority, "svd_logistic_regression": _svd(dataset, tasks, metrics, seed, log)}
 
 
-def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, log: Log) -> list[dict[str, Any] | None]:
+def _svd(dataset: Dataset, tasks: Sequence[Task], metrics: Sequence[str], seed: int, log: Log) -> list[dict[str, Any] | None]:
     profiles = [task for task in tasks if not task.ranks_labels]
     if not profiles:
         return [None] * len(tasks)
@@ -69,7 +78,8 @@ def _svd(dataset: Dataset, tasks: Sequence[Task], seed: int, log: Log) -> list[d
         if not (split == Split.TEST).any() or not (split == Split.TRAIN).any():
             table.append(None)
             continue
-        found = svd_logistic_regression(features, rows=rows, labels=labels, split=split)
+        metric = metrics_of(task, metrics)[0]
+        found = svd_logistic_regression(metric, features, classes=task.labels, rows=rows, labels=labels, split=split)
         table.append({"score": found.score, "dimensions": found.dimensions, "validation_score": found.validation_score, **sampled})
     return table
 

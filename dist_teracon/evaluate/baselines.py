@@ -1,4 +1,4 @@
-"""Baselines without a network, reported beside every score: popularity, majority, and SVD with logistic regression.
+"""Baselines without a network, reported beside every score: popularity or majority, and SVD with logistic regression.
 
 A model that does not beat them has learned nothing from the sequences that could not be had for free.
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import TeraconError
+from dist_teracon.evaluate.metrics import BEYOND_EVERY_CUTOFF, Metric, Outcomes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -27,14 +28,19 @@ DIMENSIONS = (16, 32, 64, 128)
 _CHUNK = 65_536
 
 
-def popularity_score(train_counts: NDArray[np.int64], targets: NDArray[np.int64], *, cut: int = 5) -> float:
-    """Return the MRR@`cut` of ranking all classes by how often training saw them (SPEC.md section 5).
+def popularity_score(
+    metric: Metric, train_counts: NDArray[np.int64], targets: NDArray[np.int64], users: NDArray[np.int64] | None = None
+) -> float | None:
+    """Return the score of ranking all classes by how often training saw them; None where the metric is not defined.
 
-    Equal counts stand in random order and score their expected reciprocal rank; a class that training never saw is a miss.
+    Equal counts stand in random order, in expectation; a class that training never saw is a miss. For a profile task this is the
+    majority class, and class scores are the logarithms of the counts.
 
     Args:
+        metric: One that applies to the task.
         train_counts: int64 [Y], training examples by class.
         targets: integers [E], classes of the examples to score.
+        users: int64 [E], number of each example's user, which means over users read.
 
     Raises:
         ValueError: there is no target.
@@ -42,26 +48,13 @@ def popularity_score(train_counts: NDArray[np.int64], targets: NDArray[np.int64]
     _need_targets(targets)
     ascending = np.sort(train_counts)
     greater_Y = len(ascending) - np.searchsorted(ascending, train_counts, side="right")
-    equal_Y = len(ascending) - np.searchsorted(ascending, train_counts, side="left") - greater_Y
-    # harmonic[r] = sum of 1/k over ranks k ≤ min(r, cut); a class's rank is uniform over greater + 1 … greater + equal.
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, cut + 1))])
-    score_Y = (harmonic[np.minimum(greater_Y + equal_Y, cut)] - harmonic[np.minimum(greater_Y, cut)]) / equal_Y
-    return float(np.where(train_counts > 0, score_Y, 0.0)[targets].mean())
-
-
-def majority_score(train_counts: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
-    """Return the accuracy of always answering the most frequent training class; of several, one at random, in expectation.
-
-    Args:
-        train_counts: int64 [Y], training examples by class; without any, every target is a miss.
-        targets: integers [E], classes of the examples to score.
-
-    Raises:
-        ValueError: there is no target.
-    """
-    _need_targets(targets)
-    best_Y = (train_counts == train_counts.max()) & (train_counts > 0)
-    return float(best_Y[targets].mean() / max(1, int(best_Y.sum())))
+    equal_Y = len(ascending) - np.searchsorted(ascending, train_counts, side="left") - greater_Y - 1
+    greater_Y = np.where(train_counts > 0, greater_Y, BEYOND_EVERY_CUTOFF)
+    logits_EY = None
+    if not metric.ranks_labels:
+        with np.errstate(divide="ignore"):
+            logits_EY = np.broadcast_to(np.log(train_counts.astype(np.float64)), (len(targets), len(train_counts)))
+    return metric.score(Outcomes(targets.astype(np.int64), greater_Y[targets], equal_Y[targets], logits_EY), users)
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class SvdFeatures:
             offsets: int64 [U + 1].
             items: Size of the vocabulary V.
             train_users: int64, rows of the users of the training split (all users where each task splits its own rows).
-            dimension: Largest number of directions wanted.
+            dimension: Largest number of directions.
             seed: Seed of the randomised SVD.
 
         Raises:
@@ -111,7 +104,7 @@ class SvdFeatures:
         matrix_UV = _tf_idf(values, offsets, items=items, train_users=train_users)
         size = min(dimension, len(train_users), items)
         with _one_thread():
-            svd = TruncatedSVD(n_components=size, algorithm="randomized", n_iter=7, random_state=seed)
+            svd = TruncatedSVD(n_components=size, algorithm="randomized", n_iter=7, random_state=seed % (1 << 32))
             svd.fit(matrix_UV[train_users])
             values_UD = np.empty((matrix_UV.shape[0], size), dtype=np.float32)
             for start in range(0, len(values_UD), _CHUNK):
@@ -121,22 +114,24 @@ class SvdFeatures:
 
 @dataclass(frozen=True)
 class SvdScore:
-    """What SVD with logistic regression reached on a profile task.
+    """Scores of SVD with logistic regression on a profile task.
 
     Attributes:
-        score: Accuracy on all test examples.
+        score: On all test examples; None where the metric is not defined.
         dimensions: Number of singular directions, chosen on validation.
-        validation_score: Accuracy on validation at that choice; None without validation examples.
+        validation_score: On validation at that choice; None without validation examples.
     """
 
-    score: float
+    score: float | None
     dimensions: int
     validation_score: float | None
 
 
 def svd_logistic_regression(
+    metric: Metric,
     features: SvdFeatures,
     *,
+    classes: int,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
     split: NDArray[np.int8],
@@ -145,10 +140,12 @@ def svd_logistic_regression(
     """Fit a multinomial logistic regression on SVD features and score it on the test examples.
 
     Features are standardised on the training examples; the penalty is L2 with C = 1. The number of directions is the one with the
-    best validation accuracy, the smallest of equals; without validation examples the largest is taken.
+    best validation score, the smallest of equals; without validation examples the largest is taken.
 
     Args:
+        metric: One of profile tasks.
         features: Of all users of the data set.
+        classes: Number of classes Y; one without a training example has probability 0, and as a target is a miss.
         rows: int64 [E], each example's user.
         labels: integers [E], each example's class.
         split: int8 [E], each example's `Split`.
@@ -165,13 +162,13 @@ def svd_logistic_regression(
         raise ValueError("logistic regression needs at least one training example")
     tried = sorted({min(size, features.projected.shape[1]) for size in dimensions})
     if not tried or tried[0] < 1:
-        raise ValueError(f"dimensions is {tuple(dimensions)}; it must hold positive numbers")
+        raise ValueError(f"dimensions: expected positive numbers, got {tuple(dimensions)}")
     best: SvdScore | None = None
     for size in tried if len(validation[1]) else tried[-1:]:
         model = _fit_classifier(features.projected[:, :size], *train)
-        reached = _accuracy(model, features.projected[:, :size], *validation) if len(validation[1]) else None
+        reached = _score(metric, model, features.projected[:, :size], *validation, classes) if len(validation[1]) else None
         if best is None or (reached is not None and best.validation_score is not None and reached > best.validation_score):
-            best = SvdScore(_accuracy(model, features.projected[:, :size], *test), size, reached)
+            best = SvdScore(_score(metric, model, features.projected[:, :size], *test, classes), size, reached)
     assert best is not None
     return best
 
@@ -189,10 +186,15 @@ def _fit_classifier(values_UD: NDArray[np.float32], rows: NDArray[np.int64], lab
         return make_pipeline(StandardScaler(), classifier).fit(values_UD[rows].astype(np.float64), labels)
 
 
-def _accuracy(model: Any, values_UD: NDArray[np.float32], rows: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-
+def _score(
+    metric: Metric, model: Any, values_UD: NDArray[np.float32], rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int
+) -> float | None:
+    logits_EY = np.full((len(rows), classes), -np.inf)
     with _one_thread():
-        return float((model.predict(values_UD[rows].astype(np.float64)) == labels).mean())
+        logits_EY[:, model.classes_] = model.predict_log_proba(values_UD[rows].astype(np.float64))
+    target_E1 = np.take_along_axis(logits_EY, labels[:, None].astype(np.int64), axis=1)
+    greater = np.where(np.isin(labels, model.classes_), (logits_EY > target_E1).sum(axis=1), BEYOND_EVERY_CUTOFF)
+    return metric.score(Outcomes(labels.astype(np.int64), greater, (logits_EY == target_E1).sum(axis=1) - 1, logits_EY))
 
 
 def _tf_idf(values: NDArray[np.int32], offsets: NDArray[np.int64], *, items: int, train_users: NDArray[np.int64]) -> csr_matrix:

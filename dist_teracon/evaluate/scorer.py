@@ -1,13 +1,13 @@
-"""Scores of a method on a task: full ranking over the task's labels by counting, in chunks (SPEC section 5)."""
+"""Scores of a method on a task: full ranking over the task's labels, in chunks, by the task's metrics (docs/method.md, Evaluation)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,8 +17,9 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
 from dist_teracon.data.schema import Split
-from dist_teracon.evaluate.metrics import METRIC_CUTOFF, count_candidates, reciprocal_rank
-from dist_teracon.models.heads import Head, rows_at_once
+from dist_teracon.evaluate.candidates import no_outcomes, score_rows
+from dist_teracon.evaluate.metrics import Metric, Outcomes, finite, joined, user_means
+from dist_teracon.models.heads import Head
 from dist_teracon.runtime import Runtime
 
 
@@ -34,84 +35,127 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class UserScores:
-    """Scores by user: `user_hash` uint64 [B], `score` float64 [B] the sum over the user's examples, `examples` int64 [B]."""
+    """Scores by user, from which intervals over users are drawn.
+
+    Attributes:
+        user_hash: uint64 [B].
+        score: float64 [B], by the metric that selects: the sum over the user's examples, or the user's own value of a mean over users.
+        examples: int64 [B].
+        others: The same as `score` by each further metric that is a mean.
+    """
 
     user_hash: NDArray[np.uint64]
     score: NDArray[np.float64]
     examples: NDArray[np.int64]
+    others: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A task's score.
+    """A task's score by each of its metrics.
 
     Attributes:
-        value: Mean over examples; None without any.
+        values: By metric, the one that selects first; None where there is no example, or a metric is not defined or not finite.
         examples: How many there were.
         unseen: Targets that training never saw; each is a miss.
         by_user: This rank's users, for intervals over users.
     """
 
-    value: float | None
+    values: dict[str, float | None]
     examples: int
     unseen: int
     by_user: UserScores
+
+    @property
+    def value(self) -> float | None:
+        """The score by the metric that selects."""
+        return next(iter(self.values.values()))
 
 
 @torch.no_grad()
 def score_task(
     encoder: Encoder, dataset: Dataset, task: str, split: Split, *,
-    runtime: Runtime, batch: int, max_users: int | None, seed: int, progress: Progress | None = None,
+    metrics: Sequence[Metric], runtime: Runtime, batch: int, max_users: int | None, seed: int, progress: Progress | None = None,
 ) -> Score:  # fmt: skip
-    """Score a task on a split by its own metric; every rank scores its shards and all get the sum."""
+    """Score a task on a split by its metrics, the first of which selects; every rank scores its shards and all get the whole.
+
+    Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32.
+    """
     info = dataset.info.task(task)
     seen = train_counts(dataset, task, runtime) > 0
-    # sum of scores, examples, unseen targets
-    sums = np.zeros(3)
-    users: list[UserScores] = []
+    tally = _Tally(metrics, None if info.ranks_labels else info.labels)
     batches = evaluation_batches(
         dataset, info, split, mask_index=encoder.mask_index(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
         max_users=max_users, seed=seed, gather=runtime.gather,
     )  # fmt: skip
     for packed in (progress or NoProgress()).track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
         (examples,) = packed.examples
-        known = seen[examples.labels]
         hidden = encoder.encode(packed.to(runtime.device), task)
-        values = _score_rows(encoder.head(task), hidden, examples.index, examples.labels, cutoff=METRIC_CUTOFF[info.metric])
-        values = torch.where(known, values, 0.0)
-        sums += [float(values.sum()), examples.labels.shape[0], int((~known).sum())]
+        found = score_rows(
+            encoder.head(task), hidden, examples.index, examples.labels, seen_Y=seen, keep_logits=not info.ranks_labels
+        )  # fmt: skip
         assert packed.user_hash is not None
-        counts = np.bincount(examples.index.numpy(), minlength=packed.rows)
-        summed = np.bincount(examples.index.numpy(), weights=values.numpy(), minlength=packed.rows)
-        users.append(UserScores(packed.user_hash, summed.astype(np.float64), counts))
-    value, count, unseen = runtime.all_reduce_sum(torch.from_numpy(sums)).tolist()
-    return Score(value / count if count else None, int(count), int(unseen), _joined(users))
+        tally.add(found, examples.index.numpy(), packed.user_hash, unseen=int((~seen[examples.labels]).sum()))
+    return tally.score(runtime)
+
+
+class _Tally:
+    """What is summed and kept over the batches of a split.
+
+    Args:
+        metrics: Of the task.
+        classes: Of a profile task, whose class scores are kept where a metric reads all of a split's; None for an item task.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], classes: int | None) -> None:
+        self._means = [metric for metric in metrics if metric.is_mean]
+        self._metrics, self._classes = metrics, classes
+        self._examples, self._users, self._unseen = 0, 0, 0
+        self._sums = np.zeros(len(self._means))
+        self._by_user: list[tuple[NDArray[np.uint64], NDArray[np.int64], list[NDArray[np.float64]]]] = []
+        self._kept: list[Outcomes] = []
+
+    def add(self, found: Outcomes, users_E: NDArray[np.int64], user_hash_B: NDArray[np.uint64], *, unseen: int) -> None:
+        """Add a batch's examples; `users_E` is the row of each among the batch's users."""
+        counts = np.bincount(users_E, minlength=len(user_hash_B)).astype(np.int64)
+        self._examples += len(found.labels)
+        self._users += int((counts > 0).sum())
+        self._unseen += unseen
+        columns: list[NDArray[np.float64]] = []
+        for place, metric in enumerate(self._means):
+            values = metric.function(found)
+            if metric.over == "users":
+                columns.append(np.nan_to_num(user_means(values, users_E, len(counts))).astype(np.float64))
+                values = columns[-1]
+            else:
+                columns.append(np.bincount(users_E, weights=values, minlength=len(counts)).astype(np.float64))
+            self._sums[place] += float(torch.from_numpy(values).sum())
+        self._by_user.append((user_hash_B, counts, columns))
+        if len(self._means) < len(self._metrics):
+            self._kept.append(found)
+
+    def score(self, runtime: Runtime) -> Score:
+        """Return the score over all ranks; all call it."""
+        own = torch.tensor([*self._sums, self._examples, self._users, self._unseen], dtype=torch.float64)
+        *sums, examples, users, unseen = runtime.all_reduce_sum(own).tolist()
+        values: dict[str, float | None] = dict.fromkeys(metric.name for metric in self._metrics)
+        if examples:
+            for metric, total in zip(self._means, sums, strict=True):
+                values[metric.name] = finite(total / (users if metric.over == "users" else examples))
+        if len(self._means) < len(self._metrics):
+            whole = joined([part for of_rank in runtime.gather(self._kept) for part in of_rank] or [no_outcomes(self._classes)])
+            values.update({metric.name: metric.score(whole) for metric in self._metrics if not metric.is_mean})
+        return Score(values, int(examples), int(unseen), self._user_scores())
+
+    def _user_scores(self) -> UserScores:
+        parts = self._by_user or [(np.zeros(0, np.uint64), np.zeros(0, np.int64), [np.zeros(0)] * len(self._means))]
+        hashes, counts = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
+        columns = {metric.name: np.concatenate([part[2][place] for part in parts]) for place, metric in enumerate(self._means)}
+        first = columns.pop(self._metrics[0].name, np.full(len(hashes), np.nan))
+        return UserScores(hashes, first, counts, columns)
 
 
 def train_counts(dataset: Dataset, task: str, runtime: Runtime) -> Tensor:
     """How often each label is a training target, int64 [Y] on the CPU; every rank counts in its own shards, all get the sum."""
     own = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
     return runtime.all_reduce_sum(torch.from_numpy(dataset.train_counts(task, own)))
-
-
-def _joined(parts: list[UserScores]) -> UserScores:
-    if not parts:
-        return UserScores(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0, np.int64))
-    return UserScores(
-        np.concatenate([part.user_hash for part in parts]),
-        np.concatenate([part.score for part in parts]),
-        np.concatenate([part.examples for part in parts]),
-    )
-
-
-def _score_rows(head: Head, hidden_BC: Tensor, index_E: Tensor, labels_E: Tensor, *, cutoff: int) -> Tensor:
-    """Expected reciprocal rank of each example, float64 [E] on the CPU. Logits are fp32 at least: in bf16 half of them would tie."""
-    dtype = torch.promote_types(hidden_BC.dtype, torch.float32)
-    weight, bias, hidden_BC = head.weight.to(dtype), head.bias.to(dtype), hidden_BC.to(dtype)
-    values = []
-    for chunk in torch.arange(index_E.shape[0]).split(rows_at_once(head.labels)):
-        rows, example_row = torch.unique(index_E[chunk], return_inverse=True)
-        logits = F.linear(hidden_BC[rows.to(hidden_BC.device)], weight, bias)
-        greater, equal = count_candidates(logits, labels_E[chunk].to(logits.device), rows_E=example_row.to(logits.device))
-        values.append(reciprocal_rank(greater, equal, cutoff=cutoff).cpu())
-    return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)

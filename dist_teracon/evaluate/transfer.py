@@ -1,4 +1,4 @@
-"""What each stage did to every earlier task: the matrix R, forward and backward transfer (SPEC section 5)."""
+"""What each stage did to every earlier task: the matrix R, forward and backward transfer (docs/method.md, Evaluation)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a run, `events.jsonl`: one JSON object a line, sorted here by what it tells."""
+"""The log of a run, `events.jsonl`: one JSON object a line, sorted here by kind."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class Events:
     """The log, sorted.
 
     Attributes:
-        method, seed, tasks, world_size, versions: What the run said of itself at its last start.
+        method, seed, tasks, world_size, versions: Of the last `run` event.
+        metrics: Of that event too: each task's metrics, the one that selects first.
         stages: Task of each stage that was started.
         steps, epochs, masks, pseudo_labels: In the order of the run; of several with one place in it the last counts.
         first_time, last_time: Unix seconds of the first and the last event.
@@ -69,6 +70,7 @@ class Events:
     method: str | None = None
     seed: int | None = None
     tasks: tuple[str, ...] = ()
+    metrics: tuple[tuple[str, ...], ...] = ()
     world_size: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     stages: dict[int, str] = field(default_factory=dict)
@@ -94,7 +96,7 @@ def read_events(path: Path) -> Events:
     if not path.is_file():
         return Events()
     entries, unreadable = _parse(path)
-    said: dict[str, Any] = {}
+    start: dict[str, Any] = {}
     stages: dict[int, str] = {}
     # A run that went on after a kill may have logged a place twice; the later one belongs to the tensors that were kept.
     steps: dict[tuple[int, str, int, int], Step] = {}
@@ -105,7 +107,7 @@ def read_events(path: Path) -> Events:
         stage, phase, epoch = as_whole(entry.get("stage")) or 0, str(entry.get("phase", "")), as_whole(entry.get("epoch")) or 0
         match entry["event"]:
             case "run":
-                said = entry
+                start = entry
             case "stage":
                 stages[stage] = str(entry.get("task", ""))
             case "step":
@@ -120,11 +122,12 @@ def read_events(path: Path) -> Events:
                 passes[stage, past] = PseudoLabels(stage, past, as_whole(entry.get("rows")), as_number(entry.get("seconds")))
     times = [time for time in (as_number(entry.get("time")) for entry in entries) if time is not None]
     return Events(
-        method=str(said["method"]) if said.get("method") else None,
-        seed=as_whole(said.get("seed")),
-        tasks=tuple(map(str, as_list(said.get("tasks")))),
-        world_size=as_whole(said.get("world_size")),
-        versions={str(name): str(version) for name, version in as_mapping(said.get("versions")).items()},
+        method=str(start["method"]) if start.get("method") else None,
+        seed=as_whole(start.get("seed")),
+        tasks=tuple(map(str, as_list(start.get("tasks")))),
+        metrics=tuple(tuple(map(str, as_list(names))) for names in as_list(start.get("metrics"))),
+        world_size=as_whole(start.get("world_size")),
+        versions={str(name): str(version) for name, version in as_mapping(start.get("versions")).items()},
         stages=stages,
         steps=tuple(steps.values()),
         epochs=tuple(epochs.values()),

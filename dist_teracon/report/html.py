@@ -13,11 +13,12 @@ from typing import Any
 from dist_teracon import io
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.evaluate.metrics import is_metric, parse_metric
 from dist_teracon.report.figures import make_figures, stage_title
 from dist_teracon.report.plot import SERIES
 from dist_teracon.report.run_data import Baselines, RunData, read_run
 from dist_teracon.report.summary import above_baselines, headline, standard_error
-from dist_teracon.report.table import score_rows
+from dist_teracon.report.table import metric_title, score_rows
 from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
 
 
@@ -72,6 +73,7 @@ def render(runs: Sequence[RunData]) -> str:
         tiles=_tiles(run),
         caution=_caution(runs),
         rows=score_rows(run),
+        further=_further(run),
         figures=make_figures(run),
         protocol=_protocol(run),
         protocol_tasks=_protocol_tasks(run),
@@ -81,6 +83,21 @@ def render(runs: Sequence[RunData]) -> str:
         passes=_passes(run) if run.events.pseudo_labels else None,
         comparison=_comparison(runs) if len(runs) > 1 else None,
     )
+
+
+def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Return R by each metric that selects for no task: its title, and for each stage the name and the cells."""
+    return [
+        (
+            metric_title(metric),
+            [
+                (f"after {name}", ["" if value is None else score_text(value) for value in row])
+                for name, row in zip(run.stage_names, rows, strict=False)
+                if any(value is not None for value in row)
+            ],
+        )
+        for metric, rows in run.further_metrics.items()
+    ]
 
 
 def _facts(run: RunData) -> list[str]:
@@ -116,7 +133,7 @@ def _caution(runs: Sequence[RunData]) -> str:
     seeds = {run.seed for run in runs}
     if len(seeds) > 1:
         return "Few runs: differences below the standard errors in the protocol are no evidence of a better method."
-    return "One seed: nothing here says how much another seed would differ. Differences below the standard errors are no evidence."
+    return "One seed: how much another would differ is unknown. Differences below the standard errors are no evidence."
 
 
 def _protocol(run: RunData) -> list[tuple[str, str]]:
@@ -132,9 +149,11 @@ def _protocol(run: RunData) -> list[tuple[str, str]]:
         entries.append(("Shares", shares if split.folds == 1 else f"{shares}; fold {split.fold + 1} of {split.folds}"))
     entries += [
         ("Candidates", "all labels of the task, none sampled; the reserved items (none, unseen) are never candidates"),
-        ("Ranking", "full: rank = 1 + number of labels with a greater score; ties count by the expected reciprocal rank over their order"),
+        ("Ranking", "full: rank = 1 + number of labels with a greater score; ties count by the mean over their order"),
         ("Unseen targets", "a test target that training never saw is a miss, and is counted below"),
     ]
+    names = dict.fromkeys(name for task in range(len(run.tasks)) for name in run.metrics_of(task))
+    entries += [(name, parse_metric(name).description) for name in names if is_metric(name)]
     if run.baselines and any(run.baselines.svd_logistic_regression):
         entries.append(("SVD + LR", "; ".join(_svd_texts(run.tasks, run.baselines))))
     if run.max_users is not None:
@@ -158,12 +177,12 @@ def _protocol_tasks(run: RunData) -> list[tuple[str, ...]]:
         examples = run.test_examples[i]
         unseen = run.unseen_targets[i]
         share = f" ({100 * unseen / examples:.1f} %)" if unseen and examples else ""
-        error = standard_error(run.final[i], examples)
+        error = standard_error(run.metrics[i], run.final[i], examples)
         rows.append(
             (
                 task,
                 known.kind if known else "",
-                run.metrics[i] or "",
+                ", ".join(run.metrics_of(i)),
                 count_text(known.labels if known else None),
                 count_text(known.users if known else None),
                 count_text(known.examples[0] if known else None),
@@ -211,6 +230,8 @@ def _comparison(runs: Sequence[RunData]) -> dict[str, Any]:
     """Return tasks and rows of the table that sets runs side by side, and whether their scores compare."""
     comparable = len({run.dataset.fingerprint if run.dataset else run.dataset_name for run in runs}) == 1
     comparable = comparable and len({run.max_users for run in runs}) == 1
+    used = {(task, metric) for run in runs for task, metric in zip(run.tasks, run.metrics, strict=True)}
+    comparable = comparable and len(used) == len({task for task, _ in used})
     metrics: dict[str, str] = {}
     finals: list[dict[str, float | None]] = []
     for run in runs:

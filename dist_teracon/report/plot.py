@@ -136,7 +136,7 @@ class Plot:
 
     Args:
         width, height: Natural size in CSS pixels; the page scales a drawing down, never up.
-        description: What a screen reader says.
+        description: For screen readers.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""What a run folder says, read into frozen dataclasses for tables, figures and the page.
+"""A run folder, read into frozen dataclasses for tables, figures and the page.
 
 A run may be under way or cut off: every file but one may be missing, the last line of `events.jsonl` may be half written, and
 entries may be null. What is not there is `None` or empty here; nothing is made up for it.
@@ -73,7 +73,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class RunData:
-    """All that a run folder says.
+    """The contents of a run folder.
 
     Attributes:
         folder: The run's folder.
@@ -81,8 +81,9 @@ class RunData:
         config: The resolved configuration.
         dataset: The data set's description, if the run holds its copy.
         tasks: Names of all tasks in the run's order, not yet learned ones included.
-        metrics: A metric's name a task, `None` where it is not known yet.
-        scores: R: a row a finished stage, a column a task; `None` where a task was not evaluated.
+        metrics: The metric that selects, a name a task; `None` where it is not known.
+        scores: R by those metrics: a row a finished stage, a column a task; `None` where a task was not evaluated.
+        scores_by_metric: R by every metric, `None` too where a task does not have it.
         single_task: Score of each task learned alone.
         fwt, bwt: Transfer in percent, one entry a task.
         fwt_absolute, bwt_absolute: The same as differences of scores.
@@ -101,6 +102,7 @@ class RunData:
     tasks: tuple[str, ...]
     metrics: tuple[str | None, ...]
     scores: tuple[Column, ...]
+    scores_by_metric: dict[str, tuple[Column, ...]]
     single_task: Column
     fwt: Column
     bwt: Column
@@ -116,12 +118,26 @@ class RunData:
     @property
     def final(self) -> Column:
         """The last score of each task; methods that train a model a task evaluate each task only once."""
-        return tuple(next((row[i] for row in reversed(self.scores) if row[i] is not None), None) for i in range(len(self.tasks)))
+        return _last(self.scores, len(self.tasks))
 
     @property
     def learned(self) -> Column:
         """The first score of each task, R(i,i)."""
         return tuple(next((row[i] for row in self.scores if row[i] is not None), None) for i in range(len(self.tasks)))
+
+    @property
+    def further_metrics(self) -> dict[str, tuple[Column, ...]]:
+        """R by each metric that selects for no task."""
+        return {name: rows for name, rows in self.scores_by_metric.items() if name not in self.metrics}
+
+    def final_by(self, metric: str) -> Column:
+        """Return the last score of each task by a metric, `None` for tasks that do not have it."""
+        return _last(self.scores_by_metric.get(metric, ()), len(self.tasks))
+
+    def metrics_of(self, task: int) -> list[str]:
+        """Return the names of a task's metrics, the one that selects first."""
+        first, further = self.metrics[task], [name for name in self.further_metrics if self.final_by(name)[task] is not None]
+        return [*([first] if first else []), *further]
 
     @property
     def finished(self) -> bool:
@@ -182,8 +198,9 @@ def read_run(folder: Path | str) -> RunData:
         config=config,
         dataset=dataset,
         tasks=tasks,
-        metrics=_metrics(results, tasks, dataset),
-        scores=tuple(_column(row, len(tasks)) for row in as_list(results.get("scores"))),
+        metrics=_metrics(results, tasks, events),
+        scores=_matrix(results.get("scores"), len(tasks)),
+        scores_by_metric={str(name): _matrix(rows, len(tasks)) for name, rows in as_mapping(results.get("scores_by_metric")).items()},
         single_task=_column(results.get("single_task"), len(tasks)),
         fwt=_column(results.get("fwt"), len(tasks)),
         bwt=_column(results.get("bwt"), len(tasks)),
@@ -220,10 +237,18 @@ def _task_names(results: Mapping[str, Any], events: Events, config: Mapping[str,
     return known or events.tasks or planned or (tuple(task.name for task in dataset.tasks) if dataset else ())
 
 
-def _metrics(results: Mapping[str, Any], tasks: Sequence[str], dataset: DatasetInfo | None) -> tuple[str | None, ...]:
-    described = {task.name: task.metric for task in dataset.tasks} if dataset else {}
+def _metrics(results: Mapping[str, Any], tasks: Sequence[str], events: Events) -> tuple[str | None, ...]:
+    planned = {task: names[0] for task, names in zip(events.tasks, events.metrics, strict=False) if names}
     given = _padded(results.get("metrics"), len(tasks))
-    return tuple(str(metric) if metric is not None else described.get(task) for task, metric in zip(tasks, given, strict=True))
+    return tuple(str(metric) if metric is not None else planned.get(task) for task, metric in zip(tasks, given, strict=True))
+
+
+def _last(rows: Sequence[Column], tasks: int) -> Column:
+    return tuple(next((row[i] for row in reversed(rows) if row[i] is not None), None) for i in range(tasks))
+
+
+def _matrix(value: object, tasks: int) -> tuple[Column, ...]:
+    return tuple(_column(row, tasks) for row in as_list(value))
 
 
 def _padded(value: object, length: int) -> list[Any]:

@@ -1,10 +1,11 @@
-"""What a run says in one sentence, made from its numbers alone."""
+"""A run in one sentence, made from its numbers alone."""
 
 from __future__ import annotations
 
 import math
 from statistics import median
 
+from dist_teracon.evaluate.metrics import is_metric, parse_metric
 from dist_teracon.report.run_data import RunData
 from dist_teracon.report.values import percent_text, score_text
 
@@ -26,7 +27,7 @@ def headline(run: RunData) -> str:
 
 
 def above_baselines(run: RunData) -> dict[str, bool]:
-    """Tell for each task with a score and a baseline whether its final score is above all of its baselines."""
+    """Return for each task with a score and a baseline whether its final score is above all of its baselines."""
     if run.baselines is None:
         return {}
     above = {}
@@ -37,12 +38,14 @@ def above_baselines(run: RunData) -> dict[str, bool]:
     return above
 
 
-def standard_error(score: float | None, examples: int | None) -> float | None:
-    """Return √(p(1 − p)/n), the standard error of an accuracy and, as MRR lies in [0, 1], an upper bound of an MRR's.
+def standard_error(metric: str | None, score: float | None, examples: int | None) -> float | None:
+    """Return √(p(1 − p)/n), the standard error of a mean of n zeros and ones, and an upper bound for other numbers in [0, 1].
 
-    Examples are taken as independent, which several targets of one user are not.
+    Examples are taken as independent, which several targets of one user are not. None for a metric that is no mean over examples.
     """
     if score is None or not examples or not 0 <= score <= 1:
+        return None
+    if metric is None or not is_metric(metric) or parse_metric(metric).over != "examples":
         return None
     return math.sqrt(score * (1 - score) / examples)
 

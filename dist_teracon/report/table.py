@@ -1,11 +1,12 @@
-"""The table at the end of a run: R, single-task scores, transfer and baselines."""
+"""The table at the end of a run: R, further metrics, single-task scores, transfer and baselines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dist_teracon.report.run_data import RunData
+from dist_teracon.evaluate.metrics import is_metric, parse_metric
+from dist_teracon.report.run_data import Column, RunData
 from dist_teracon.report.summary import headline
 from dist_teracon.report.values import NO_BREAK, difference_text, percent_text, score_text, seconds_text
 
@@ -24,16 +25,20 @@ class Row:
 
 
 def score_rows(run: RunData) -> list[Row]:
-    """Return the rows that the terminal and the page show, in their order; groups are `stages`, `transfer` and `baselines`.
+    """Return the rows that the terminal and the page show, in their order; groups are `stages`, `metrics`, `transfer`, `baselines`.
 
     Tasks that a stage did not evaluate have a blank cell in R, a dash elsewhere.
     """
     last = len(run.scores) - 1
     rows = [
-        Row(f"after {name}", tuple("" if value is None else score_text(value) for value in row), "stages", j == last)
+        Row(f"after {name}", _blank_where_none(row), "stages", j == last)
         for j, (name, row) in enumerate(zip(run.stage_names, run.scores, strict=True))
     ]
-    optional = [
+    optional: list[tuple[str, tuple[str, ...], str, Column]] = [
+        (f"final {metric_title(name)}", _blank_where_none(run.final_by(name)), "metrics", run.final_by(name))
+        for name in run.further_metrics
+    ]
+    optional += [
         ("learned alone", tuple(map(score_text, run.single_task)), "transfer", run.single_task),
         ("FWT", tuple(map(percent_text, run.fwt)), "transfer", run.fwt),
         ("FWT, absolute", tuple(map(difference_text, run.fwt_absolute)), "transfer", run.fwt_absolute),
@@ -45,6 +50,16 @@ def score_rows(run: RunData) -> list[Row]:
         for name, column in (("popularity", run.baselines.popularity), ("majority", run.baselines.majority), ("SVD + LR", svd)):
             optional.append((name, tuple(map(score_text, column)), "baselines", column))
     return rows + [Row(name, cells, group) for name, cells, group, values in optional if any(value is not None for value in values)]
+
+
+def metric_title(name: str) -> str:
+    """Return a metric's name, with its direction where lower is better."""
+    lower = is_metric(name) and not parse_metric(name).higher_is_better
+    return f"{name} (lower is better)" if lower else name
+
+
+def _blank_where_none(column: Column) -> tuple[str, ...]:
+    return tuple("" if value is None else score_text(value) for value in column)
 
 
 def print_scores(run: RunData, console: Console | None = None) -> None:

@@ -20,6 +20,7 @@ from dist_teracon.data.schema import Split, Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
+from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.heads import Head
@@ -184,8 +185,9 @@ class PhaseTrainer:
         """Mean validation score of the phase's tasks; None where no task has validation examples."""
         scores = [
             score_task(
-                self.method, self.shared.dataset, task.name, Split.VALIDATION, runtime=self.runtime, batch=self.config.evaluate.batch,
-                max_users=self.config.evaluate.max_users, seed=self.config.seed, progress=self._progress,
+                self.method, self.shared.dataset, task.name, Split.VALIDATION, metrics=metrics_of(task, self.config.evaluate.metrics)[:1],
+                runtime=self.runtime, batch=self.config.evaluate.batch, max_users=self.config.evaluate.max_users, seed=self.config.seed,
+                progress=self._progress,
             ).value
             for task in self.phase.tasks
         ]  # fmt: skip
@@ -246,7 +248,10 @@ class PhaseTrainer:
                 )
 
     def _log_epoch(self, state: PhaseState, means: dict[str, float], score: float | None, *, better: bool, seconds: float = 0.0) -> None:
-        metric, where = self.phase.tasks[0].metric, {"phase": self.phase.name, "epoch": state.epoch}
+        metric, where = (
+            metrics_of(self.phase.tasks[0], self.config.evaluate.metrics)[0].name,
+            {"phase": self.phase.name, "epoch": state.epoch},
+        )
         self.events.write("epoch", **where, loss=means, validation=score, metric=metric, best=better, seconds=seconds)
         shown = "–" if score is None else f"{score:.4f}"
         if better and not state.epoch:

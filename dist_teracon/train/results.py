@@ -9,6 +9,8 @@ from typing import Any
 from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.data.schema import Task
+from dist_teracon.evaluate.metrics import metrics_of
+from dist_teracon.evaluate.scorer import Score
 from dist_teracon.evaluate.transfer import backward_transfer, forward_transfer
 from dist_teracon.train.run_folder import StageFolder
 
@@ -22,13 +24,16 @@ def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> Non
     single = _single_task(folder, config, tasks, scores)
     forward = forward_transfer(scores, single) if single is not None else None
     backward = backward_transfer(scores)
+    by_task = [metrics_of(task, config.evaluate.metrics) for task in tasks]
+    names = [name for name in config.evaluate.metrics if any(metric.name == name for metrics in by_task for metric in metrics)]
     results = {
         "format_version": 1,
         "method": config.method["name"],
         "seed": config.seed,
         "tasks": [task.name for task in tasks],
-        "metrics": [task.metric for task in tasks],
+        "metrics": [metrics[0].name for metrics in by_task],
         "scores": scores,
+        "scores_by_metric": {name: [state["scores_by_metric"][name] for state in states] for name in names},
         "single_task": single,
         "fwt": forward.percent if forward else None,
         "bwt": backward.percent,
@@ -38,6 +43,11 @@ def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> Non
         "unseen_targets": states[-1]["unseen_targets"],
     }
     io.write_json(folder / "results.json", results)
+
+
+def by_metric(config: RunConfig, scores: Sequence[Score]) -> dict[str, list[float | None]]:
+    """Return the tasks' scores by each metric of the configuration, None for a task that does not have it."""
+    return {name: [score.values.get(name) for score in scores] for name in config.evaluate.metrics}
 
 
 def _finished(folder: Path, tasks: Sequence[Task]) -> list[dict[str, Any]]:

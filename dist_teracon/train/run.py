@@ -12,11 +12,12 @@ from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
+from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.runtime import Runtime
-from dist_teracon.train.add_task import AddedTask, claim_addition, with_added_task
+from dist_teracon.train.add_task import AddedTask, claim_addition, is_finished_with_additions, with_added_task
 from dist_teracon.train.item_growth import grown_tensors, growth_lines
 from dist_teracon.train.restore import take_up
-from dist_teracon.train.results import write_results
+from dist_teracon.train.results import by_metric, write_results
 from dist_teracon.train.run_folder import FORMAT_VERSION, EventLog, RunFolder
 from dist_teracon.train.run_setup import (
     Run,
@@ -56,8 +57,13 @@ def train(
     config, kind, settings = resolve(config, where=where)
     if added is not None:
         config = with_added_task(config, added, own)
+    elif is_finished_with_additions(config, own):
+        console.log(f"{own}: finished, with the tasks that were added; nothing to do")
+        return
+    check_metrics(config.evaluate.metrics, where=where)
     dataset = open_on_all_ranks(config, runtime, console)
     tasks = chosen_tasks(config, dataset, where=where)
+    check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors)
     with run_lock(run):
         _create_or_verify(run, added)
@@ -76,7 +82,10 @@ def _create_or_verify(run: Run, added: AddedTask | None) -> None:
         try:
             if added is not None:
                 problem = claim_addition(run.folder, run.config, run.dataset, added)
-            problem = problem or run.folder.create_or_verify(run.config, run.dataset.info)
+            if not problem:
+                problem, notes = run.folder.create_or_verify(run.config, run.dataset.info, [task.name for task in run.tasks])
+                for note in notes:
+                    run.console.log(note)
         except TeraconError as error:
             problem = str(error)
     run.runtime.raise_on_all_ranks(problem)
@@ -158,6 +167,8 @@ def _stage_state(
         "learned": list(method.learned),
         "scores": [score.value for score in scores.test],
         "validation_scores": [score.value for score in scores.validation],
+        "scores_by_metric": by_metric(run.config, scores.test),
+        "validation_scores_by_metric": by_metric(run.config, scores.validation),
         "test_examples": [score.examples for score in scores.test],
         "unseen_targets": [score.unseen for score in scores.test],
         "epochs": summary.epochs,
@@ -169,7 +180,10 @@ def _stage_state(
 
 def _log_run(run: Run, events: EventLog, method: Method) -> None:
     names, info, world = [task.name for task in run.tasks], run.dataset.info, run.runtime.world_size
-    events.write("run", method=method.name, seed=run.config.seed, tasks=names, world_size=world, versions=package_versions())
+    metrics = [[metric.name for metric in metrics_of(task, run.config.evaluate.metrics)] for task in run.tasks]
+    events.write(
+        "run", method=method.name, seed=run.config.seed, tasks=names, metrics=metrics, world_size=world, versions=package_versions()
+    )  # fmt: skip
     run.console.log(
         f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events in {info.shards} shards; "
         f"{method.name}, seed {run.config.seed}, {world} process(es) on {run.runtime.device.type}"
@@ -193,4 +207,6 @@ def _learn_single_tasks(run: Run, where: str, added: AddedTask | None) -> None:
 def _write_baselines(run: Run) -> None:
     path = run.folder.path / "baselines.json"
     if not path.exists() or len(run.folder.read_json(path.name)["popularity"]) < len(run.tasks):
-        run.folder.write_json(path.name, baseline_table(run.dataset, run.tasks, seed=run.config.seed, log=run.console.log))
+        config = run.config
+        table = baseline_table(run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log)
+        run.folder.write_json(path.name, table)

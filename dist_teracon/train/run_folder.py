@@ -20,14 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import dump_config, validate
-from dist_teracon.data.schema import DatasetInfo
+from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.evaluate.scorer import UserScores
+from dist_teracon.train.config_changes import compare_configs
 
 _USER_SCORES = pa.schema(
     {"split": pa.string(), "task": pa.string(), "user_hash": pa.uint64(), "score": pa.float64(), "examples": pa.int64()}
@@ -153,16 +155,25 @@ class StageFolder:
         io.write_json(self.path / "timing.json", timing)
 
     def save_user_scores(self, parts: Sequence[tuple[str, str, UserScores]]) -> None:
-        """Write `scores.parquet`: split, task, user_hash, score (the sum over a user's examples), examples; in one order always."""
+        """Write `scores.parquet` in one order always: split, task, user_hash, examples, and `UserScores.score` and each of `others`.
+
+        A score is null where it is not kept by user, and another metric's for tasks that do not have it.
+        """
+        others = list(dict.fromkeys(name for _, _, part in parts for name in part.others))
+
+        def column(values: list[NDArray[np.float64]]) -> pa.Array:
+            return pa.array(np.concatenate(values), from_pandas=True)  # NaN is null
+
         table = pa.table(
             {
                 "split": np.concatenate([np.full(part.score.shape[0], split, dtype=object) for split, _, part in parts]),
                 "task": np.concatenate([np.full(part.score.shape[0], task, dtype=object) for _, task, part in parts]),
                 "user_hash": np.concatenate([part.user_hash for _, _, part in parts]),
-                "score": np.concatenate([part.score for _, _, part in parts]),
+                "score": column([part.score for _, _, part in parts]),
                 "examples": np.concatenate([part.examples for _, _, part in parts]),
+                **{name: column([part.others.get(name, np.full(part.score.shape, np.nan)) for _, _, part in parts]) for name in others},
             },
-            schema=_USER_SCORES,
+            schema=pa.schema([*_USER_SCORES, *(pa.field(name, pa.float64()) for name in others)]),
         ).sort_by([(name, "ascending") for name in ("split", "task", "user_hash", "score", "examples")])
         with io.atomic_write(self.path / "scores.parquet") as file:
             pq.write_table(table, file)
@@ -291,33 +302,44 @@ class RunFolder:
         """Write a JSON file, atomically."""
         io.write_json(self.path / name, value)
 
-    def create_or_verify(self, config: RunConfig, info: DatasetInfo) -> str:
-        """Make the folder a run of this configuration and data set, or check that it is one; returns what is wrong, or nothing."""
-        if self.exists:
-            return self.first_difference(config, info)
-        self.write_json("dataset.json", info.to_json())
-        self.write_config(config)
-        return ""
+    def create_or_verify(self, config: RunConfig, info: DatasetInfo, tasks: Sequence[str]) -> tuple[str, list[str]]:
+        """Make the folder a run of this configuration and data set, or check that it is one and take over what may change.
 
-    def first_difference(self, config: RunConfig, info: DatasetInfo) -> str:
-        """Return how the run differs from a configuration and a data set, for a person; empty where it does not.
+        Args:
+            config: Resolved.
+            info: The data set's description.
+            tasks: Names of the tasks in their order.
+
+        Returns:
+            What is wrong, or nothing; and what changes, for a person.
 
         Raises:
             RunError: another version of this program has written the run.
         """
-        before, now = _flat(self.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                return (
-                    f"{self.path}: was started with another configuration: {name} was {before.get(name)!r} and is now "
-                    f"{now.get(name)!r}; use the old value or name a new folder with --run"
-                )
-        if self.dataset_json() != json.loads(json.dumps(info.to_json())):
+        if not self.exists:
+            self.write_json("dataset.json", info.to_json())
+            self.write_config(config)
+            return "", []
+        before = self.config()
+        change = compare_configs(before, config, tasks=tasks, finished=self.finished_stages(tasks))
+        if change.problem:
+            problem = f"{self.path}: was started with another configuration: {change.problem}"
+            return f"{problem}; use the old value or name a new folder with --run", []
+        if info_from_json(self.dataset_json()).fingerprint != info.fingerprint:
             return (
                 f"{self.path}: the data set {config.dataset} has changed since this run began (dataset.json differs); "
                 "bring the old one back or name a new folder with --run"
-            )
-        return ""
+            ), []
+        if before != config:
+            self.write_config(config)
+        return "", change.notes
+
+    def finished_stages(self, tasks: Sequence[str]) -> int:
+        """Return how many stages are there, from the first on."""
+        done = 0
+        while done < len(tasks) and self.stage(done, tasks[done]).finished:
+            done += 1
+        return done
 
     def write_timing(self, machine: dict[str, Any]) -> None:
         """Gather the stages' times into `timing.json`, with what they were taken on."""
@@ -342,10 +364,3 @@ class RunFolder:
         busy = RunError(f"{self.path}: another process is writing this run; wait for it or name another folder")
         with io.exclusive_lock(self.path / ".lock", busy):
             yield
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by dotted name."""
-    if isinstance(value, dict) and value:
-        return {name: leaf for key, entry in value.items() for name, leaf in _flat(entry, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}

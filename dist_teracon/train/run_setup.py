@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_teracon import io
 from dist_teracon.config import ConfigModel, RunConfig
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.open import open_dataset
+from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
@@ -59,10 +60,7 @@ class Run:
 
     def finished_stages(self) -> int:
         """Return how many stages are there, from the first on."""
-        done = 0
-        while done < len(self.tasks) and self.stage_folder(done).finished:
-            done += 1
-        return done
+        return self.folder.finished_stages([task.name for task in self.tasks])
 
 
 def resolve(config: RunConfig, *, where: str) -> tuple[RunConfig, type[Method], ConfigModel]:
@@ -77,7 +75,13 @@ def resolve(config: RunConfig, *, where: str) -> tuple[RunConfig, type[Method], 
     backbone, own = resolve_backbone(config.model, where=where)
     model = config.model.model_copy(update={"backbone": {"name": backbone.name, **own.model_dump(mode="json")}})
     method = {"name": kind.name, **settings.model_dump(mode="json")}
-    return config.model_copy(update={"method": method, "model": model}), kind, settings
+    # another working directory must not make another data set of it
+    dataset = str(io.local_path(config.dataset).expanduser().absolute()) if _is_path(config.dataset) else config.dataset
+    return config.model_copy(update={"dataset": dataset, "method": method, "model": model}), kind, settings
+
+
+def _is_path(dataset: str) -> bool:
+    return io.is_local(dataset) and not dataset.startswith(SYNTHETIC)
 
 
 def check_kernels(runtime: Runtime) -> None:

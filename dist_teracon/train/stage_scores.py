@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from dist_teracon.continual.method import Method
-from dist_teracon.data.schema import Split
+from dist_teracon.data.schema import Split, Task
+from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.train.run_folder import EventLog, StageFolder
 from dist_teracon.train.run_setup import Run
@@ -27,19 +28,19 @@ def score_stage(run: Run, method: Method, number: int, folder: StageFolder, even
     """Score all tasks up to stage `number` (from 0), and write and log what came out."""
     began = time.monotonic()
     method.module().to(run.runtime.device)  # the engine gives its module back where it trained; a stage may have had none
-    test = [_score(run, method, task.name, Split.TEST) for task in run.tasks[: number + 1]]
-    validation = [_score(run, method, task.name, Split.VALIDATION) for task in run.tasks[: number + 1]]
+    test = [_score(run, method, task, Split.TEST) for task in run.tasks[: number + 1]]
+    validation = [_score(run, method, task, Split.VALIDATION) for task in run.tasks[: number + 1]]
     _write_user_scores(run, folder, {"test": test, "validation": validation})
     scores = StageScores(test, validation, time.monotonic() - began)
     _log_scores(run, method, scores, events, label)
     return scores
 
 
-def _score(run: Run, method: Method, task: str, split: Split) -> Score:
+def _score(run: Run, method: Method, task: Task, split: Split) -> Score:
     evaluate = run.config.evaluate
     return score_task(
-        method, run.dataset, task, split, runtime=run.runtime, batch=evaluate.batch, max_users=evaluate.max_users,
-        seed=run.config.seed, progress=run.console,
+        method, run.dataset, task.name, split, metrics=metrics_of(task, evaluate.metrics), runtime=run.runtime, batch=evaluate.batch,
+        max_users=evaluate.max_users, seed=run.config.seed, progress=run.console,
     )  # fmt: skip
 
 
@@ -53,7 +54,8 @@ def _write_user_scores(run: Run, folder: StageFolder, scores: dict[str, list[Sco
 
 def _log_scores(run: Run, method: Method, scores: StageScores, events: EventLog, label: str) -> None:
     values = {task.name: score.value for task, score in zip(run.tasks, scores.test, strict=False)}
-    events.write("scores", scores=values, seconds=scores.seconds)
+    by_metric = {task.name: score.values for task, score in zip(run.tasks, scores.test, strict=False)}
+    events.write("scores", scores=values, scores_by_metric=by_metric, seconds=scores.seconds)
     with torch.no_grad():
         masks = method.masks()
     if masks is not None:

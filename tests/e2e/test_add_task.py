@@ -284,3 +284,15 @@ def test_a_task_that_the_data_set_has_already_is_added_without_a_new_version(sma
     ours, theirs = weights(run, "03-age"), weights(whole, "03-age")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert np.isfinite(results(run)["scores"][2]).all()
+
+
+def test_the_plain_command_finds_a_run_with_an_addition_finished(runs: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+    run, config = tmp_path / "run", config_of(versions[0])
+    shutil.copytree(runs / "whole", run)
+    before = what_lasts(run)
+    run_worlds([{"config": config, "run": str(run)}], tmp_path)
+    assert what_lasts(run) == before
+    other = {**config, "train": {**config["train"], "first": {**config["train"]["first"], "learning_rate": 0.5}}}
+    shutil.rmtree(run / "stages" / "03-gender")
+    jobs = [{"config": other, "run": str(run), "fails": True}, {"config": config, "run": str(run), "fails": True}]
+    assert [code[-1] for code in run_worlds(jobs, tmp_path)] == [2, 2]

@@ -13,8 +13,8 @@ import yaml
 from small_runs import TASKS, events, results, settings, train_here, what_lasts
 
 KEYS = [
-    "format_version", "method", "seed", "tasks", "metrics", "scores", "single_task", "fwt", "bwt", "fwt_absolute", "bwt_absolute",
-    "test_examples", "unseen_targets",
+    "format_version", "method", "seed", "tasks", "metrics", "scores", "scores_by_metric", "single_task", "fwt", "bwt", "fwt_absolute",
+    "bwt_absolute", "test_examples", "unseen_targets",
 ]  # fmt: skip
 
 
@@ -30,6 +30,10 @@ def test_results_hold_the_lower_triangle_of_scores(run: Path) -> None:
     assert list(found) == KEYS
     assert found["metrics"] == ["mrr@5", "mrr@5", "accuracy"]
     assert [len(row) for row in found["scores"]] == [1, 2, 3]
+    assert found["scores_by_metric"] == {
+        "mrr@5": [row[:2] + [None] * len(row[2:]) for row in found["scores"]],
+        "accuracy": [[None], [None, None], [None, None, found["scores"][2][2]]],
+    }
     assert all(0 <= score <= 1 for row in found["scores"] for score in row)
     assert found["seed"] == 0
     assert found["test_examples"][0] == found["test_examples"][2] == 32

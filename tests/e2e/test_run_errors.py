@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_runs import results, run_worlds, settings, train_here, what_lasts, write_small
+from small_runs import events, results, run_worlds, settings, train_here, what_lasts, write_small
 
 from dist_teracon.cli import main
 from dist_teracon.continual.teracon import RetentionSettings
@@ -185,3 +185,56 @@ def test_a_loss_that_is_no_number_stops_with_step_task_and_advice_and_the_run_ca
     train_here(values, tmp_path / "run")
     train_here(values, tmp_path / "whole")
     assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "whole")
+
+
+# -- what may change while a run goes on
+
+
+def test_what_no_result_depends_on_may_change(finished: tuple[dict[str, Any], Path], tmp_path: Path, capsys: Any) -> None:
+    values, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    overrides = ("train.log_every=7", "evaluate.batch=33", "train.checkpoint_every.steps=4")
+    options = [part for override in overrides for part in ("--set", override)]
+    assert main(["train", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run"), *options]) == 0
+    assert "train.log_every is now 7 (was 1); results do not depend on it" in capsys.readouterr().err
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["log_every"] == 7
+    assert what_lasts(tmp_path / "run") == what_lasts(run)
+
+
+def test_a_data_set_that_moved_is_the_same_data_set(small: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(small, tmp_path / "A")
+    values = settings("A", method="sinmo", tasks=("age",), **SHORT)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "config.yaml", "--run", "run"]) == 0
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["dataset"] == str(tmp_path / "A")
+    before = what_lasts(tmp_path / "run")
+    Path("A").rename("B")
+    for place in ("B", "B/", str(tmp_path / "B")):
+        assert main(["train", "config.yaml", "--run", "run", "--set", f"dataset={place}"]) == 0
+    assert what_lasts(tmp_path / "run") == before
+
+
+def test_a_stage_that_is_not_finished_may_be_given_more_epochs(
+    finished: tuple[dict[str, Any], Path], small: str, tmp_path: Path, fails: Fails, capsys: Any
+) -> None:
+    values = settings(small, method="sinmo", tasks=("age", "gender"), **SHORT)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "config.yaml"), "--run", str(run)]) == 0
+    shutil.rmtree(run / "stages" / "02-gender")
+    assert "train.first.epochs was 1 and is now 3 (stage 1, task 'age')" in fails(values, run, "train.first.epochs=3")
+    assert "train.second.epochs was 1 and is now 0" in fails(values, run, "train.second.epochs=0")
+    capsys.readouterr()
+    options = ["--set", "train.second.epochs=3", "--set", "train.later.batch=7"]  # no task is learned in a third stage
+    assert main(["train", str(tmp_path / "config.yaml"), "--run", str(run), *options]) == 0
+    assert "stage 2 (gender) trains at most 3 epochs instead of 1" in capsys.readouterr().err
+    assert [line.get("epoch") for line in events(run, "epoch") if line["stage"] == 2] == [0, 1, 2, 3]
+
+
+def test_a_seed_of_any_size_trains_and_reports(small: str, tmp_path: Path) -> None:
+    values = settings(small, method="sinmo", tasks=("age",), **SHORT)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**values, "seed": 1 << 32}))
+    assert main(["train", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run/report.html").exists()

@@ -34,6 +34,11 @@ def document(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
+def section(name: str, heading: str) -> str:
+    """Return what a page has under a heading of the second level."""
+    return document(name).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
 @pytest.mark.parametrize("arguments", [(), ("prepare",), ("train",), ("report",), ("compare",), ("bench",)])
 def test_help_fits_eighty_columns(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -70,6 +75,7 @@ def test_a_format_that_is_not_there_is_refused_with_those_that_are(capsys: pytes
 def test_every_method_is_accepted_and_stands_in_the_docs(name: str) -> None:
     assert resolve_method(make_config({"dataset": "d", "method": {"name": name}}, where="x"), where="x")[0].name == name
     assert re.search(rf"^  name: .*\b{name}\b", document("training.md"), re.MULTILINE)
+    assert f"\n| `{name}` |" in section("method.md", "Systems")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -77,6 +83,7 @@ def test_every_backbone_is_accepted_and_stands_in_the_docs(name: str) -> None:
     config = make_config({"dataset": "d", "model": {"backbone": name}}, where="x")
     assert resolve_backbone(config.model, where="x")[0].name == name
     assert f"backbone: {{name: {name}" in document("training.md")
+    assert f"`models/{BACKBONES[name]}.py`" in section("method.md", "Backbones")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_teracon.config import ModelConfig, RunConfig, StageTraining
+from dist_teracon.config import ConfigModel, ModelConfig, RunConfig, StageTraining
 from dist_teracon.config_io import apply_overrides, dump_config, load_config, make_config, read_yaml, validate
 from dist_teracon.continual.registry import resolve_method
 from dist_teracon.errors import ConfigError, DataError
@@ -277,3 +278,55 @@ def test_the_documents_have_the_settings_of_every_backbone_with_their_defaults()
     documented = [block["model"]["backbone"] for block in _documented()]
     resolved = [resolve_backbone(ModelConfig(backbone=name), where="x") for name in BACKBONES]
     assert documented == [_with_settings(kind.name, settings) for kind, settings in resolved]
+
+
+def groups(model, path=()):
+    """Every group of a configuration with its dotted path and its default object."""
+    yield path, model
+    for name in type(model).model_fields:
+        if isinstance(inner := getattr(model, name), ConfigModel):
+            yield from groups(inner, (*path, name))
+
+
+def others(value):
+    """Values that some field may take beside the one that it has."""
+    tried = (not value, 7, 0.25, 1, 2, "mean", "uniform", "sampled", "in_batch", "on", "bf16", {}, None)
+    return [candidate for candidate in tried if candidate != value]
+
+
+@pytest.mark.parametrize("path", [".".join(path) for path, _ in groups(RunConfig(dataset="d")) if path])
+def test_a_group_that_is_given_in_part_keeps_its_own_defaults(path):
+    default = RunConfig(dataset="d")
+    group = default
+    for part in path.split("."):
+        group = getattr(group, part)
+    tried = 0
+    for name in type(group).model_fields:
+        # the value that the field has anyway changes nothing
+        same = apply_overrides({"dataset": "d"}, [f"{path}.{name}={json.dumps(group.model_dump(mode='json')[name])}"])
+        assert validate(RunConfig, same, where="x") == default, name
+        # another one changes this field alone
+        for value in others(getattr(group, name)):
+            try:
+                changed = validate(RunConfig, apply_overrides({"dataset": "d"}, [f"{path}.{name}={json.dumps(value)}"]), where="x")
+            except ConfigError:
+                continue
+            before, after = flat(default.model_dump(mode="json")), flat(changed.model_dump(mode="json"))
+            differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+            assert {key for key in differing if key != f"{path}.{name}" and not key.startswith(f"{path}.{name}.")} == set()
+            tried += 1
+            break
+    assert tried >= len(type(group).model_fields) // 2
+
+
+def flat(value, prefix=""):
+    if isinstance(value, dict) and value:
+        return {name: leaf for key, entry in value.items() for name, leaf in flat(entry, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def test_a_preset_is_merged_field_by_field_too():
+    paper = make_config({"dataset": "d", "preset": "paper"}, where="x")
+    changed = make_config({"dataset": "d", "preset": "paper", "train": {"later": {"epochs": 6}}}, where="x")
+    assert changed.train.later == paper.train.later.model_copy(update={"epochs": 6})
+    assert changed.model_copy(update={"train": paper.train}) == paper

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -21,11 +23,18 @@ def write_run(folder, scores):
     """A run of two tasks; `scores[stage, task]` are the users' scores, one example each."""
     tasks = ("next", "age")
     folder.mkdir(parents=True)
-    io.write_json(folder / "results.json", {"tasks": list(tasks)})
+    io.write_json(folder / "results.json", RESULTS)
     for stage, name in enumerate(tasks):
         parts = [("test", tasks[task], UserScores(USERS, scores[stage, task], np.ones(len(USERS), np.int64))) for task in range(stage + 1)]
         StageFolder(folder, stage, name).save_user_scores(parts)
     return read_run_scores(folder)
+
+
+RESULTS = {
+    "tasks": ["next", "age"],
+    "metrics": ["mrr@5", "accuracy"],
+    "scores_by_metric": {"mrr@5": [[0.5], [0.5, None]], "accuracy": [[None], [None, 0.5]]},
+}
 
 
 def made_up(generator, lift=0.0):
@@ -64,19 +73,22 @@ def test_of_one_task_nothing_is_said_of_transfer(tmp_path):
     for cell in cells:
         folder = cell.folder(tmp_path)
         folder.mkdir(parents=True)
-        io.write_json(folder / "results.json", {"tasks": ["next"]})
+        io.write_json(folder / "results.json", {"tasks": ["next"], "metrics": ["mrr@5"], "scores_by_metric": {"mrr@5": [[0.5]]}})
+        io.write_json(folder / "stages/01-next/state.json", {"scores_by_metric": {"mrr@5": [0.5]}})
         scores = UserScores(USERS, np.random.default_rng(cell.seed).random(40) + (cell.variant == "b"), np.ones(len(USERS), np.int64))
         StageFolder(folder, 0, "next").save_user_scores([("test", "next", scores)])
     comparison = gather(plan, cells, tmp_path, finished=lambda _: True, split="test")
     assert comparison is not None
-    told = markdown(comparison)
-    assert "| b | +1.0000 [+1.0000, +1.0000] |" in told
-    assert "BWT" not in told
+    tables = markdown(comparison)
+    assert "| variant | next (mrr@5) |" in tables
+    assert "| b | +1.0000 [+1.0000, +1.0000] |" in tables
+    assert "BWT" not in tables
+    assert "Further metrics" not in tables
 
 
 def test_runs_on_other_users_are_not_compared(tmp_path):
     run = write_run(tmp_path / "run", made_up(np.random.default_rng(0)))
-    other = type(run)(run.users + np.uint64(1), run.sums, run.counts, run.tasks)
+    other = replace(run, users=run.users + np.uint64(1))
     with pytest.raises(ValueError, match="other test users"):
         Bootstrap([[run, other]])
 
@@ -98,11 +110,15 @@ def test_cells_are_variants_by_seeds_with_the_seed_filled_in(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "parts"),
     [
-        ({"baseline": "c"}, ("baseline names no variant: 'c'", "a, b")),
+        ({"baseline": "c"}, ("baseline: expected a variant (a, b), got 'c'",)),
         ({"variants": {"a": {"model.chanels": 8}}}, ("variant 'a'", "model.chanels: unknown field; did you mean 'channels'?")),
         ({"variants": {"a": {"method.retention.alfa": 8}}}, ("variant 'a'", "retention.alfa: unknown field; did you mean 'alpha'?")),
-        ({"variants": {"a": {}, "x/y": {}}}, ("not 'x/y'",)),
+        ({"variants": {"a": {}, "x/y": {}}}, ("got 'x/y'",)),
         ({"seeds": []}, ("seeds",)),
+        ({"metrics": ["mmr@5"]}, ("metrics: no metric 'mmr@5'; did you mean 'mrr'?",)),
+        ({"metrics": ["auroc"], "set": {"evaluate.metrics": ["mrr@5", "auroc"]}}, ("metrics: expected a mean", "got 'auroc'")),
+        ({"metrics": ["hr@10"]}, ("variant 'a' does not compute 'hr@10' (its evaluate.metrics: mrr@5, accuracy)",)),
+        ({"variants": {"a": {"evaluate.metrics": ["mrr"]}}}, ("variant 'a': evaluate.metrics: expected a cutoff",)),
     ],
 )
 def test_a_bad_plan_is_told_before_anything_runs(tmp_path, fields, parts):
@@ -125,8 +141,59 @@ def test_folds_are_pooled_each_users_score_once(tmp_path):
         scores = {place: np.full(40, float(fold)) for place in ((0, 0), (1, 0), (1, 1))}
         run = write_run(tmp_path / str(fold), scores)
         sums, counts = ({key: values[:size] for key, values in part.items()} for part in (run.sums, run.counts))
-        folds.append(RunScores(run.users[:size] + np.uint64(fold), sums, counts, run.tasks))
+        folds.append(RunScores(run.users[:size] + np.uint64(fold), sums, counts, run.tasks, run.metrics))
     bootstrap = Bootstrap([[pooled(folds)]], draws=300, seed=int(generator.integers(9)))
     drawn = bootstrap.score(0, 0, 1, 1)
     assert drawn[0] == pytest.approx(10 / 40)
     assert 0 < drawn[1:].min() < drawn[1:].max() < 1
+
+
+def write_further(folder, seed=0):
+    """A run of `next` and `likes` by MRR, recall (over users) and a hit rate, and of `age` by AUROC alone; one to three examples a user."""
+    generator = np.random.default_rng(seed)
+    tasks, counts = ("next", "likes", "age"), generator.integers(1, 4, 40)
+    columns = {name: generator.random(40) for name in ("mrr@5", "hr@10", "recall@10")}
+    io.write_json(
+        folder / "results.json",
+        {
+            "tasks": list(tasks),
+            "metrics": ["mrr@5", "mrr@5", "auroc"],
+            "scores_by_metric": {
+                **{name: [[0.5], [0.5] * 2, [0.5, 0.5, None]] for name in columns},
+                "auroc": [[None], [None] * 2, [None] * 2 + [0.7]],
+            },
+        },
+    )
+    items = UserScores(USERS, columns["mrr@5"], counts, {name: columns[name] for name in ("hr@10", "recall@10")})
+    age = UserScores(USERS, np.full(40, np.nan), np.ones(40, np.int64))
+    for stage, name in enumerate(tasks):
+        parts = [("test", task, age if task == "age" else items) for task in tasks[: stage + 1]]
+        StageFolder(folder, stage, name).save_user_scores(parts)
+    last = {name: [0.5 + seed, 0.25, None] for name in columns} | {"auroc": [None, None, 0.7 + seed / 10]}
+    io.write_json(folder / "stages/03-age/state.json", {"scores_by_metric": last})
+    return columns, counts
+
+
+def test_tables_are_by_the_metric_that_is_asked_for(tmp_path):
+    columns, counts = write_further(tmp_path / "run")
+    expected = {"mrr@5": columns["mrr@5"].sum() / counts.sum(), "hr@10": columns["hr@10"].sum() / counts.sum()}
+    expected["recall@10"] = columns["recall@10"].mean()  # each user counts once
+    for name, value in expected.items():
+        run = read_run_scores(tmp_path / "run", metrics=["log-loss", name])
+        assert run.metrics == (name, name, None)
+        assert Bootstrap([[run]], draws=9).score(0, 0, 2, 1)[0] == pytest.approx(value)
+    assert read_run_scores(tmp_path / "run").metrics == ("mrr@5", "mrr@5", None)
+    assert np.isnan(Bootstrap([[run]], draws=9).score(0, 0, 2, 2)).all()
+
+
+def test_metrics_that_the_tables_are_not_by_stand_below_without_intervals(tmp_path):
+    plan, cells = read_plan(plan_file(tmp_path, set={"evaluate.metrics": ["mrr@5", "hr@10", "recall@10", "auroc"]}), ["hr@10"])
+    for cell in cells:
+        write_further(cell.folder(tmp_path), cell.seed)
+    comparison = gather(plan, cells, tmp_path, finished=lambda _: True, split="test")
+    assert comparison is not None
+    tables = markdown(comparison)
+    assert "| variant | next (hr@10) | likes (hr@10) | age (no mean) |" in tables
+    assert "final scores, auroc, mean ± standard deviation over seeds:\n\n| variant | age |\n|---|---|\n| a | 0.7500 ± 0.0707 |" in tables
+    assert "final scores, mrr@5," in tables and "final scores, hr@10," not in tables
+    assert "nan" not in tables

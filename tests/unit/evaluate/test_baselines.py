@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dist_teracon.errors import TeraconError
-from dist_teracon.evaluate.baselines import SvdFeatures, majority_score, popularity_score, svd_logistic_regression
+from dist_teracon.evaluate.baselines import SvdFeatures, popularity_score, svd_logistic_regression
+from dist_teracon.evaluate.metrics import parse_metric
 
 ITEMS = 60
+MRR, ACCURACY = parse_metric("mrr@5"), parse_metric("accuracy")
 USERS = 600
 
 
@@ -40,18 +42,18 @@ def fit(values: NDArray[np.int32], offsets: NDArray[np.int64], split: NDArray[np
 
 def test_popularity_scores_reciprocal_ranks_cut_at_five() -> None:
     counts = integers(9, 8, 7, 6, 5, 4, 3)
-    assert popularity_score(counts, integers(0, 1, 4)) == pytest.approx((1 + 1 / 2 + 1 / 5) / 3)
-    assert popularity_score(counts, integers(5, 6)) == 0.0
+    assert popularity_score(MRR, counts, integers(0, 1, 4)) == pytest.approx((1 + 1 / 2 + 1 / 5) / 3)
+    assert popularity_score(MRR, counts, integers(5, 6)) == 0.0
 
 
 def test_popularity_of_equal_counts_is_chance() -> None:
     chance = (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 100
-    assert popularity_score(np.full(100, 7), np.arange(100)) == pytest.approx(chance)
+    assert popularity_score(MRR, np.full(100, 7), np.arange(100)) == pytest.approx(chance)
 
 
 def test_popularity_counts_classes_that_training_never_saw_as_misses() -> None:
-    assert popularity_score(integers(2, 0, 0), integers(0, 1, 2)) == pytest.approx(1 / 3)
-    assert popularity_score(integers(0, 0), integers(0, 1)) == 0.0
+    assert popularity_score(MRR, integers(2, 0, 0), integers(0, 1, 2)) == pytest.approx(1 / 3)
+    assert popularity_score(MRR, integers(0, 0), integers(0, 1)) == 0.0
 
 
 @settings(max_examples=30, deadline=None)
@@ -62,28 +64,30 @@ def test_popularity_is_the_mean_over_all_orders_of_equal_counts(counts: list[int
         ranked = sorted(range(len(counts)), key=lambda label: (-counts[label], order[label]))
         rank = 1 + ranked.index(target)
         found.append(1 / rank if rank <= 5 else 0.0)
-    assert popularity_score(integers(*counts), integers(target)) == pytest.approx(np.mean(found))
+    assert popularity_score(MRR, integers(*counts), integers(target)) == pytest.approx(np.mean(found))
 
 
 def test_majority_is_the_share_of_the_most_frequent_training_class() -> None:
-    assert majority_score(integers(1, 5, 2), integers(0, 1, 1, 2)) == 0.5
+    assert popularity_score(ACCURACY, integers(1, 5, 2), integers(0, 1, 1, 2)) == 0.5
 
 
 def test_majority_of_equal_classes_is_in_expectation() -> None:
-    assert majority_score(integers(4, 4, 1), integers(0, 0, 1, 2)) == pytest.approx((2 + 1) / 4 / 2)
-    assert majority_score(integers(0, 0), integers(0, 1)) == 0.0
+    assert popularity_score(ACCURACY, integers(4, 4, 1), integers(0, 0, 1, 2)) == pytest.approx((2 + 1) / 4 / 2)
+    assert popularity_score(ACCURACY, integers(0, 0), integers(0, 1)) == 0.0
 
 
 def test_nothing_to_score_is_an_error() -> None:
-    for score in (popularity_score, majority_score):
+    for metric in (MRR, ACCURACY):
         with pytest.raises(ValueError, match="no example"):
-            score(integers(1, 2), integers())
+            popularity_score(metric, integers(1, 2), integers())
 
 
 def test_svd_finds_a_planted_profile() -> None:
     values, offsets, classes, split = planted()
-    found = svd_logistic_regression(fit(values, offsets, split), rows=np.arange(USERS), labels=classes, split=split, dimensions=(2, 4, 16))
-    majority = majority_score(np.bincount(classes[split == 0]), classes[split == 2])
+    found = svd_logistic_regression(
+        ACCURACY, fit(values, offsets, split), classes=3, rows=np.arange(USERS), labels=classes, split=split, dimensions=(2, 4, 16)
+    )
+    majority = popularity_score(ACCURACY, np.bincount(classes[split == 0]), classes[split == 2])
     assert found.score > 0.9 > majority + 0.4
     assert found.dimensions in (2, 4, 16)
     assert found.validation_score is not None and found.validation_score > 0.8
@@ -92,7 +96,7 @@ def test_svd_finds_a_planted_profile() -> None:
 def test_svd_of_unrelated_labels_is_near_chance() -> None:
     values, offsets, _, split = planted()
     labels = np.random.default_rng(1).integers(0, 3, USERS)
-    found = svd_logistic_regression(fit(values, offsets, split), rows=np.arange(USERS), labels=labels, split=split)
+    found = svd_logistic_regression(ACCURACY, fit(values, offsets, split), classes=3, rows=np.arange(USERS), labels=labels, split=split)
     assert 0.2 < found.score < 0.47
 
 
@@ -124,7 +128,7 @@ def test_dimensions_are_cut_to_those_there_are() -> None:
     values, offsets, classes, split = planted()
     features = fit(values, offsets, split, 128)
     assert features.projected.shape == (USERS, ITEMS)
-    found = svd_logistic_regression(features, rows=np.arange(USERS), labels=classes, split=split, dimensions=(128,))
+    found = svd_logistic_regression(ACCURACY, features, classes=3, rows=np.arange(USERS), labels=classes, split=split, dimensions=(128,))
     assert found.dimensions == ITEMS
 
 
@@ -134,21 +138,23 @@ def test_users_without_items_and_several_examples_a_user_are_taken() -> None:
     features = SvdFeatures.fit(values, offsets, items=ITEMS, train_users=np.flatnonzero(split == 0), dimension=4)
     assert not features.projected[-1].any()
     rows = np.concatenate([np.arange(USERS), np.arange(USERS)])
-    twice = svd_logistic_regression(features, rows=rows, labels=np.tile(classes, 2), split=np.tile(split, 2))
+    twice = svd_logistic_regression(ACCURACY, features, classes=3, rows=rows, labels=np.tile(classes, 2), split=np.tile(split, 2))
     assert twice.score > 0.9
 
 
 def test_without_validation_the_largest_dimension_is_taken() -> None:
     values, offsets, classes, split = planted()
     split = np.where(split == 1, 0, split).astype(np.int8)
-    found = svd_logistic_regression(fit(values, offsets, split), rows=np.arange(USERS), labels=classes, split=split, dimensions=(2, 8))
+    found = svd_logistic_regression(
+        ACCURACY, fit(values, offsets, split), classes=3, rows=np.arange(USERS), labels=classes, split=split, dimensions=(2, 8)
+    )
     assert (found.dimensions, found.validation_score) == (8, None)
 
 
 def test_a_single_training_class_is_answered_always() -> None:
     values, offsets, classes, split = planted()
     labels = np.where(split == 2, classes, 1)
-    found = svd_logistic_regression(fit(values, offsets, split), rows=np.arange(USERS), labels=labels, split=split)
+    found = svd_logistic_regression(ACCURACY, fit(values, offsets, split), classes=3, rows=np.arange(USERS), labels=labels, split=split)
     assert found.score == pytest.approx((classes[split == 2] == 1).mean())
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
 
 from dist_teracon.data.schema import Split
-from dist_teracon.evaluate import baseline_table as baselines_module
-from dist_teracon.evaluate import scorer
-from dist_teracon.evaluate.baseline_table import baseline_table
+from dist_teracon.evaluate.candidates import outcomes
+from dist_teracon.evaluate.metrics import metrics_of, parse_metric
 from dist_teracon.evaluate.scorer import score_task
 from dist_teracon.models import heads
 from dist_teracon.models.heads import Head
@@ -40,23 +42,27 @@ class Model:
         return self.heads[task]
 
 
-def run(model, dataset, task, split=Split.TEST, **settings):
+DEFAULT = ("mrr@5", "accuracy")
+ALL = ("mrr@5", "ndcg@10", "hr@3", "recall@3", "accuracy", "macro-f1", "auroc", "log-loss")
+
+
+def run(model, dataset, task, split=Split.TEST, names=DEFAULT, **settings):
     arguments = {"runtime": Runtime(0, 1, torch.device("cpu")), "batch": 7, "max_users": None, "seed": 0, **settings}
-    return score_task(model, dataset, task, split, **arguments)
+    return score_task(model, dataset, task, split, metrics=metrics_of(dataset.info.task(task), names), **arguments)
 
 
 def by_hand(model, dataset, task, split):
     """Mean reciprocal rank (or accuracy) example by example; a label that training never saw scores nothing."""
     seen, values, unseen = dataset.train_counts(task) > 0, [], 0
-    kind = dataset.info.task(task).kind
+    info = dataset.info.task(task)
     for number in range(dataset.info.shards):
         shard, labels = dataset.shard(number), dataset.labels(task, number).of(split)
         for row, user in enumerate(labels.users):
-            items = shard.values[shard.offsets[user] : shard.offsets[user + 1] - (kind == "next")]
+            items = shard.values[shard.offsets[user] : shard.offsets[user + 1] - info.predicts_next]
             logits = model.heads[task](model.items[torch.from_numpy(items.copy())].sum(0))
             for label in labels.values[labels.offsets[row] : labels.offsets[row + 1]]:
                 rank = 1 + int((logits > logits[label]).sum())
-                values.append((1 / rank if rank <= (1 if kind == "profile" else 5) else 0) * bool(seen[label]))
+                values.append((1 / rank if rank <= (5 if info.ranks_labels else 1) else 0) * bool(seen[label]))
                 unseen += not seen[label]
     return np.mean(values), len(values), unseen
 
@@ -112,11 +118,11 @@ def test_ranks_add_up_to_the_score_of_one(dataset, world, monkeypatch):
     counts = torch.from_numpy(dataset.train_counts("likes"))
     # what training saw is counted by each rank in its shards, and summed before anything is scored
     monkeypatch.setattr(
-        scorer.dist, "all_reduce", lambda total: total.copy_(counts) if total.shape == counts.shape else sums.append(total.clone())
+        torch.distributed, "all_reduce", lambda total: total.copy_(counts) if total.shape == counts.shape else sums.append(total.clone())
     )
     for rank in range(world):
         run(model, dataset, "likes", runtime=Runtime(rank, world, torch.device("cpu")))
-    value, examples, unseen = torch.stack(sums).sum(0).tolist()
+    value, examples, _, unseen = torch.stack(sums).sum(0).tolist()
     whole = run(model, dataset, "likes")
     assert (value / examples, examples, unseen) == (pytest.approx(whole.value, rel=1e-12), whole.examples, whole.unseen)
 
@@ -144,36 +150,95 @@ def test_bf16_weights_are_ranked_in_fp32(dataset):
     assert run(low, dataset, "likes", Split.TRAIN).value == pytest.approx(run(wide, dataset, "likes", Split.TRAIN).value, rel=1e-12)
 
 
-def test_baseline_table_has_a_place_for_every_task(make_dataset):
-    dataset = make_dataset(users=300, items=40, unseen=0.0)
-    told = []
-    table = baseline_table(dataset, dataset.info.tasks, seed=0, log=told.append)
-    assert [value is None for value in table["popularity"]] == [False, False, True]
-    assert [value is None for value in table["majority"]] == [True, True, False]
-    assert [value is None for value in table["svd_logistic_regression"]] == [True, True, bool(told)]
-    counts, hits = dataset.train_counts("age"), []
-    for shard in range(dataset.info.shards):
-        hits += (dataset.labels("age", shard).of(Split.TEST).values == counts.argmax()).tolist()
-    assert table["majority"][2] == pytest.approx(np.mean(hits))
+def test_class_scores_of_a_bf16_head_are_those_of_its_values_in_fp32(dataset):
+    wide, low = Model(dataset), Model(dataset)
+    head = low.heads["age"].bfloat16()
+    wide.heads["age"] = Head(C, 3, generator=torch.Generator())
+    wide.heads["age"].load_state_dict(head.state_dict())
+    low.encode = lambda batch, task: Model.encode(low, batch, task).bfloat16()
+    wide.encode = lambda batch, task: Model.encode(wide, batch, task).bfloat16().float()
+    assert run(low, dataset, "age", Split.TRAIN, ALL).values == run(wide, dataset, "age", Split.TRAIN, ALL).values
 
 
-def test_the_svd_baseline_takes_a_sample_of_many_users_and_says_so(make_dataset, monkeypatch):
-    pytest.importorskip("sklearn")
-    dataset, told = make_dataset(users=300, items=40, unseen=0.0), []
-    whole = baseline_table(dataset, dataset.info.tasks, seed=0, log=told.append)
-    assert "users" not in whole["svd_logistic_regression"][2]
-    assert not told
-    monkeypatch.setattr(baselines_module, "SVD_USERS", 150)
-    cut = baseline_table(dataset, dataset.info.tasks, seed=0, log=told.append)
-    assert 100 < cut["svd_logistic_regression"][2]["users"] < 200
-    assert f"on {cut['svd_logistic_regression'][2]['users']} of 300 users" in told[0]
-    assert cut["popularity"] == whole["popularity"]
-    picked = [baselines_module._picked_users(dataset, shard, 0) for shard in range(dataset.info.shards)]
-    rows, labels, split = baselines_module._examples(dataset, "age", picked)
-    first, wanted = 0, []
-    for shard, users in enumerate(picked):
-        known = dict(zip(dataset.labels("age", shard).users.tolist(), dataset.labels("age", shard).values.tolist(), strict=True))
-        wanted += [(first + place, known[user]) for place, user in enumerate(users.tolist()) if user in known]
-        first += len(users)
-    assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == wanted
-    assert len(split) == len(rows)
+def examples_of(model, dataset, task, split):
+    """Logits, label, user and `training saw the label` of every example, one by one."""
+    info, rows = dataset.info.task(task), []
+    for number in range(dataset.info.shards):
+        shard, labels = dataset.shard(number), dataset.labels(task, number).of(split)
+        for row, user in enumerate(labels.users):
+            items = shard.values[shard.offsets[user] : shard.offsets[user + 1] - info.predicts_next]
+            logits = model.heads[task](model.items[torch.from_numpy(items.copy())].sum(0)).detach()
+            rows += [(logits, label, (number, row)) for label in labels.values[labels.offsets[row] : labels.offsets[row + 1]].tolist()]
+    return rows
+
+
+@pytest.mark.parametrize("split", [Split.TRAIN, Split.TEST])
+@pytest.mark.parametrize("task", ["next", "likes", "age"])
+def test_every_metric_is_that_of_all_examples_at_once(dataset, task, split):
+    model, seen = Model(dataset), torch.from_numpy(dataset.train_counts(task) > 0)
+    logits, labels, users = zip(*examples_of(model, dataset, task, split), strict=True)
+    whole = outcomes(torch.stack(logits), torch.tensor(labels), seen_Y=seen, keep_logits=True)
+    numbers = np.unique([f"{shard}/{row}" for shard, row in users], return_inverse=True)[1]
+    found = run(model, dataset, task, split, ALL)
+    assert len(found.values) == 4
+    for name, value in found.values.items():
+        assert value == pytest.approx(parse_metric(name).score(whole, numbers), rel=1e-9), name
+    assert found.value == found.values[metrics_of(dataset.info.task(task), ALL)[0].name]
+
+
+def test_further_metrics_leave_the_first_as_it_is(dataset):
+    for task in ("next", "likes", "age"):
+        alone, among = run(Model(dataset), dataset, task), run(Model(dataset), dataset, task, names=ALL)
+        assert alone.value == among.value
+        assert np.array_equal(alone.by_user.score, among.by_user.score)
+        assert not alone.by_user.others
+
+
+def test_scores_by_user_add_up_to_each_metric_that_is_a_mean(dataset):
+    likes, age = (run(Model(dataset), dataset, task, Split.TRAIN, ALL) for task in ("likes", "age"))
+    assert list(likes.by_user.others) == ["ndcg@10", "hr@3", "recall@3"]
+    assert list(age.by_user.others) == ["log-loss"]
+    assert likes.by_user.others["hr@3"].sum() / likes.examples == pytest.approx(likes.values["hr@3"])
+    assert likes.by_user.others["recall@3"].mean() == pytest.approx(likes.values["recall@3"])
+    assert age.by_user.others["log-loss"].sum() / age.examples == pytest.approx(age.values["log-loss"])
+
+
+def test_a_metric_of_the_whole_split_selects_without_scores_by_user(dataset):
+    score = run(Model(dataset), dataset, "age", names=("auroc", "accuracy"))
+    assert score.value == score.values["auroc"]
+    assert np.isnan(score.by_user.score).all()
+    assert list(score.by_user.others) == ["accuracy"]
+
+
+@pytest.mark.parametrize("task", ["likes", "age"])
+def test_without_examples_there_is_no_score(dataset, task):
+    score = run(Model(dataset), dataset, task, names=ALL, max_users=0)
+    assert set(score.values.values()) == {None}
+    assert (score.examples, score.by_user.score.size) == (0, 0)
+
+
+def _score_on(rank, world, folder, dataset):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
+    runtime = Runtime(rank, world, torch.device("cpu"))
+    scores = {task: run(Model(dataset), dataset, task, Split.TRAIN, ALL, runtime=runtime) for task in ("next", "likes", "age")}
+    found = {task: [score.values, score.examples, score.unseen] for task, score in scores.items()}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_scores_of_two_processes_are_those_of_one(dataset, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_score_on, args=(rank, 2, tmp_path, dataset)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    for task, (values, examples, unseen) in first.items():
+        alone = run(Model(dataset), dataset, task, Split.TRAIN, ALL)
+        assert values == {name: pytest.approx(value, rel=1e-12) for name, value in alone.values.items()}
+        assert (examples, unseen) == (alone.examples, alone.unseen)
+        if task == "age":  # nothing is rounded on the way
+            assert (values["auroc"], values["macro-f1"]) == (alone.values["auroc"], alone.values["macro-f1"])

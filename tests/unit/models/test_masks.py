@@ -1,4 +1,4 @@
-"""Masks: the formulas of SPEC section 3 written out literally, what a new task does to old masks, annealing."""
+"""Masks: the formulas of docs/method.md, Masks, written out literally, what a new task does to old masks, annealing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,64 @@
+"""What may change in a configuration while its run goes on, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist_teracon.config import RunConfig
+
+# Fields that change no weight and no score: how often something is logged or saved, users encoded at a time. The data set is compared
+# by its fingerprint, and may have moved.
+_FREE = {"dataset", "train.log_every", "train.checkpoint_every.minutes", "train.checkpoint_every.steps", "evaluate.batch"}
+# Compared stage by stage, by what each resolves to.
+_STAGES = ("train.first.", "train.second.", "train.later.", "train.by_task.")
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """How a run's configuration differs from the one that it was begun with.
+
+    Attributes:
+        problem: The first field that must not change, for a person; empty where there is none.
+        notes: What changes and may, for a person.
+    """
+
+    problem: str
+    notes: list[str]
+
+
+def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], finished: int) -> ConfigChange:
+    """Compare the configuration of a run that goes on with the one that it was begun with.
+
+    Args:
+        before, now: Resolved.
+        tasks: Names of the tasks in their order.
+        finished: Stages that are finished; the settings of later ones may be extended by more epochs.
+    """
+    notes: list[str] = []
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    for name in sorted({*old, *new}):
+        if old.get(name) == new.get(name) or name.startswith(_STAGES):
+            continue
+        if name not in _FREE:
+            return ConfigChange(f"{name} was {old.get(name)!r} and is now {new.get(name)!r}", [])
+        if name != "dataset":
+            notes.append(f"{name} is now {new.get(name)!r} (was {old.get(name)!r}); results do not depend on it")
+    for position, task in enumerate(tasks):
+        was, is_now = (config.train.stage(position, task).model_dump() for config in (before, now))
+        for field in was:
+            if was[field] == is_now[field]:
+                continue
+            name = f"train.{('first', 'second', 'later')[min(position, 2)]}.{field}"
+            if field != "epochs" or position < finished or is_now[field] < was[field]:
+                return ConfigChange(f"{name} was {was[field]!r} and is now {is_now[field]!r} (stage {position + 1}, task '{task}')", [])
+            notes.append(f"stage {position + 1} ({task}) trains at most {is_now[field]} epochs instead of {was[field]}")
+    return ConfigChange("", notes)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted name."""
+    if isinstance(value, dict) and value:
+        return {name: leaf for key, entry in value.items() for name, leaf in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
