@@ -287,10 +287,10 @@ def test_common_sizes_within_are_few_and_little_smaller(size, multiple):
     assert made % (1 << max(0, size.bit_length() - 6)) == 0
 
 
-def test_negative_masks_run_by_gathered_and_say_so_once(caplog):
+def test_negative_masks_run_by_gathered_which_is_logged_once(caplog):
     x, row_offsets, tasks, parameters, masks = problem([5, 3])
     layout = build_layout(row_offsets, tasks, dilations=(1, 4))
-    cpu._tell.cache_clear()
+    cpu._log_once.cache_clear()
     with caplog.at_level("INFO", logger="dist_teracon"):
         outputs = [cpu.stack(x, layout, parameters, masks - 0.5, eps=1e-8) for _ in range(2)]
     assert torch.equal(outputs[0], gathered.stack(x, layout, parameters, masks - 0.5, eps=1e-8))
