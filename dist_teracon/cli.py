@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "prepare data": {"prepare": "turn raw logs into a data set"},
     "train": {"train": "learn the tasks in order; the same command again resumes"},
-    "look at results": {"report": "print a run's table and write report.html, several runs side by side"},
+    "look at results": {
+        "report": "print a run's table and write report.html, several runs side by side",
+        "verify": "check every file of a run or of a data set for damage",
+    },
     "measure": {
         "compare": "run variants on several seeds and write tables with intervals",
         "bench": "time kernels, heads, loader, preparation, a step; see bench --help",
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a user's mistake is one message without a traceback and exits with 2."""
     options = _parser().parse_args(arguments)
     try:
-        options.run_command(options)
+        status: int | None = options.run_command(options)
     except TeraconError as error:
         print(f"dist-teracon: error: {error}", file=sys.stderr)
         return 2
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _system_message(error: OSError) -> str:
@@ -103,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
+    verify = _add(commands, "verify", _verify)
+    verify.add_argument("paths", nargs="+", metavar="PATH", help="run folders and data sets; exits with 1 where a file is damaged")
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
@@ -124,7 +129,9 @@ def _command_list() -> str:
 _Commands = argparse._SubParsersAction
 
 
-def _add(commands: _Commands[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+def _add(
+    commands: _Commands[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int | None]
+) -> argparse.ArgumentParser:
     """Add a command that `run` carries out."""
     (text,) = (group[name] for group in _COMMANDS.values() if name in group)
     parser = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
@@ -309,6 +316,20 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     _show(options.runs[0], options.runs, options.out or options.runs[0] / "report.html")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from dist_teracon.train.verify import verify
+
+    damaged = 0
+    for path in options.paths:
+        checked = list(verify(path))
+        problems = [(name, problem) for name, problem in checked if problem]
+        for name, problem in problems:
+            print(f"{name}: {problem.removeprefix(f'{name}: ')}")
+        print(f"{path}: {len(checked)} files checked, {len(problems)} damaged")
+        damaged += len(problems)
+    return int(damaged > 0)
 
 
 def _show(run: Path, runs: Sequence[Path], page: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from dist_teracon.errors import ConfigError, RunError, TeraconError
 from dist_teracon.memory import raise_malloc_thresholds
-
-_FAILURE = "dist-teracon/failure"
 
 
 @dataclass(frozen=True)
@@ -100,19 +98,40 @@ def process_group(device: torch.device | None = None) -> Iterator[Runtime]:
     adopted = dist.is_initialized()
     if not adopted:
         _join("nccl" if device.type == "cuda" else "gloo")
-    store = dist.distributed_c10d._get_default_store()
+    reason = _FailureReason()
     try:
         yield Runtime(dist.get_rank(), dist.get_world_size(), device)
-    except TeraconError as error:
-        store.set(_FAILURE, str(error))
+    except (TeraconError, OSError) as error:
+        reason.leave(str(error))
         raise
-    except RuntimeError:
-        if store.check([_FAILURE]):
-            raise TeraconError(f"another process has given up: {store.get(_FAILURE).decode()}") from None
+    except RuntimeError as error:
+        if (text := reason.of_another()) is not None:
+            raise TeraconError(f"another process has given up: {text}") from error
         raise
     finally:
         if not adopted:
             _leave()
+
+
+class _FailureReason:
+    """Why a process of the group has given up, for the others, in the group's store; under a name that every run in a process counts up."""
+
+    _runs = 0
+
+    def __init__(self) -> None:
+        type(self)._runs += 1
+        self._key = f"dist-teracon/failure/{self._runs}"
+        self._store = dist.distributed_c10d._get_default_store()
+
+    def leave(self, text: str) -> None:
+        with suppress(RuntimeError):  # the store may have gone with the process that held it
+            self._store.set(self._key, text)
+
+    def of_another(self) -> str | None:
+        with suppress(RuntimeError):
+            if self._store.check([self._key]):
+                return self._store.get(self._key).decode()
+        return None
 
 
 def _default_device() -> torch.device:

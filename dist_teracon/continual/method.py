@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from dist_teracon.config import ConfigModel, ModelConfig, StageTraining
-from dist_teracon.console import Progress
+from dist_teracon.console import Log, Progress, no_log
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Task
@@ -56,6 +56,7 @@ class StageContext:
         max_steps: Optimiser steps that the stage will take at most, or None.
         progress: Shows how far a long loop is.
         event: Writes an event to the run's log.
+        log: Takes a line for a person.
     """
 
     dataset: Dataset
@@ -65,6 +66,7 @@ class StageContext:
     max_steps: int | None
     progress: Progress
     event: Callable[..., None]
+    log: Log = no_log
 
 
 @dataclass(frozen=True)

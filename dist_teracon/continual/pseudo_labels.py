@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
+from dist_teracon.console import Log, no_log
 from dist_teracon.data.batches import PackedBatch, PackedRows, take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split
-from dist_teracon.errors import RunError
+from dist_teracon.errors import DataError, RunError
 from dist_teracon.hashing import mix64, stable_hash
 
 # `pool: auto` keeps every training user of a task of at most so many.
@@ -69,6 +70,7 @@ def write_pseudo_labels(
     mask_index: int,
     shards: range,
     batch: int = 1024,
+    log: Log = no_log,
 ) -> Iterator[Path]:
     """Run the teacher over a pool, shard by shard; yields each shard's file once it is whole. What is there is kept and extended.
 
@@ -79,10 +81,15 @@ def write_pseudo_labels(
         mask_index: Row of the teacher's mask table.
         shards: The shards that this rank owns.
         batch: Users encoded at a time.
+        log: Takes a line on what is made anew.
     """
     for shard in shards:
         path = folder / f"shard-{shard:05d}.arrow"
-        rows, targets = read_shard(path) if path.exists() else (np.zeros(0, dtype=np.int32), None)
+        rows, targets = np.zeros(0, dtype=np.int32), None
+        if path.exists() and not (damage := damage_of(path)):
+            rows, targets = read_shard(path)
+        elif path.exists():
+            log(f"warning: {path}: {damage}; these pseudo-labels are made anew")
         kept = min(len(rows), len(pool[shard]))
         if not np.array_equal(rows[:kept], pool[shard][:kept]):
             kept = 0  # made for another pool
@@ -110,8 +117,26 @@ def plain_batch(rows: PackedRows, mask_index: int) -> PackedBatch:
 def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[np.float32]) -> None:
     values = pa.FixedSizeListArray.from_arrays(pa.array(targets.reshape(-1)), targets.shape[1])
     table = pa.table({"row": pa.array(rows.astype(np.int32)), "target": values})
+    _checksum_file(path).unlink(missing_ok=True)  # a shard without one is made anew
     with io.atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
+    io.write_json(_checksum_file(path), {"sha256": io.sha256(str(path))})
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def damage_of(path: Path) -> str:
+    """Return what is wrong with a shard that a killed stage has left, or nothing: a damaged one is made anew."""
+    noted = _checksum_file(path)
+    if not noted.exists():
+        return "its checksum is missing"
+    try:
+        known = io.read_json(str(noted))
+    except DataError:
+        return "its checksum was damaged"
+    return "" if isinstance(known, dict) and known.get("sha256") == io.sha256(str(path)) else "it is not as it was written"
 
 
 def read_shard(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -148,7 +148,7 @@ class Teracon(Method):
         self.teacher.to(device)
         self.teacher_masks = self._teacher_masks(self.options.s_max)
         self.network.to(device)
-        self.rates = self._measure_rates().tolist()
+        self.rates = self._measure_rates(wait=True).tolist()
         self.batch = context.training.batch
         for past in self.learned[:-1]:
             self.streams[past] = self._open_stream(context, past)
@@ -237,12 +237,13 @@ class Teracon(Method):
             self.rates = self.pending.tolist()
         self.pending = self._measure_rates()
 
-    def _measure_rates(self) -> Tensor:
+    def _measure_rates(self, *, wait: bool = False) -> Tensor:
+        """Return ρ on the CPU; without `wait` the copy may still be on its way, and must not be read within the same step."""
         assert self.teacher_masks is not None
         with torch.no_grad():
             table = self.network.mask_table([self.options.s_max] * len(self.learned))
             assert table is not None
-            return sampling_rates(table[-1], self.teacher_masks, constant=self.retention.constant).to("cpu", non_blocking=True)
+            return sampling_rates(table[-1], self.teacher_masks, constant=self.retention.constant).to("cpu", non_blocking=not wait)
 
     # -- the teacher
 
@@ -292,7 +293,7 @@ class Teracon(Method):
             assert masks is not None
             written = write_pseudo_labels(
                 lambda batch: self._teach(batch, past, masks, logits=logits),
-                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards,
+                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards, log=context.log,
             )  # fmt: skip
             for _ in context.progress.track(written, len(shards), f"pseudo-labels of {past}"):
                 pass

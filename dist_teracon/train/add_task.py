@@ -16,7 +16,6 @@ from dist_teracon.data.item_vectors_file import read_item_vectors
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError, TeraconError
-from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.item_growth import NewItems, linear_map
 from dist_teracon.train.run_folder import RunFolder
 
@@ -59,27 +58,23 @@ def with_added_task(config: RunConfig, added: AddedTask, folder: RunFolder) -> R
     return config.model_copy(update={"tasks": tasks if added.name in tasks else (*tasks, added.name)})
 
 
-def is_finished_with_additions(config: RunConfig, folder: RunFolder) -> bool:
-    """Return whether the folder is a finished run of a configuration to which tasks were added since: there is nothing left to do.
+def with_earlier_additions(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """Return the configuration with the tasks that were added to the run since it was begun, and the data set that they came from.
 
     Raises:
-        RunError: an added task is not finished; or the run was begun with another configuration.
+        RunError: an added task is not finished; or the run was begun with other tasks.
     """
     if not folder.exists or not (additions := folder.additions()):
-        return False
+        return config
     before = folder.config()
-    tasks = before.tasks or ()
-    finished = folder.finished_stages(tasks)
-    if finished < len(tasks):
-        name = additions[-1]["task"]
-        raise RunError(f"{folder}: '{name}' was added to this run and is not finished; go on with --add-task {name}")
-    own = tuple(task for task in tasks if task not in {entry["task"] for entry in additions})
+    tasks, added = before.tasks or (), [entry["task"] for entry in additions]
+    unfinished = [name for name in added if name not in tasks] or list(tasks[folder.finished_stages(tasks) :])
+    if unfinished:
+        raise RunError(f"{folder}: '{added[-1]}' was added to this run and is not finished; go on with --add-task {added[-1]}")
+    own = tuple(task for task in tasks if task not in added)
     if config.tasks is not None and config.tasks not in (own, tasks):
         raise RunError(f"{folder}: was started with another configuration: tasks was {list(own)} and is now {list(config.tasks)}")
-    change = compare_configs(before, config.model_copy(update={"tasks": before.tasks}), tasks=tasks, finished=finished)
-    if change.problem:
-        raise RunError(f"{folder}: was started with another configuration: {change.problem}")
-    return True
+    return config.model_copy(update={"tasks": tasks, "dataset": before.dataset})
 
 
 def claim_addition(folder: RunFolder, config: RunConfig, dataset: Dataset, added: AddedTask) -> str:

@@ -8,9 +8,15 @@ from typing import Any
 
 from dist_teracon.config import RunConfig
 
-# Fields that change no weight and no score: how often something is logged or saved, users encoded at a time. The data set is compared
-# by its fingerprint, and may have moved.
-_FREE = {"dataset", "train.log_every", "train.checkpoint_every.minutes", "train.checkpoint_every.steps", "evaluate.batch"}
+# Fields that may change, and what follows. The data set is compared by its fingerprint, and may have moved.
+_NOTHING, _ROUNDING = "no result depends on it", "last digits may differ"
+_FREE = {
+    "dataset": _NOTHING,
+    "train.log_every": _NOTHING,
+    "train.checkpoint_every.minutes": _NOTHING,
+    "train.checkpoint_every.steps": _NOTHING,
+    "evaluate.batch": _ROUNDING,
+}
 # Compared stage by stage, by what each resolves to.
 _STAGES = ("train.first.", "train.second.", "train.later.", "train.by_task.")
 
@@ -39,12 +45,12 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
     notes: list[str] = []
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     for name in sorted({*old, *new}):
-        if old.get(name) == new.get(name) or name.startswith(_STAGES):
+        if old.get(name) == new.get(name) or f"{name}.".startswith(_STAGES):
             continue
         if name not in _FREE:
             return ConfigChange(f"{name} was {old.get(name)!r} and is now {new.get(name)!r}", [])
         if name != "dataset":
-            notes.append(f"{name} is now {new.get(name)!r} (was {old.get(name)!r}); results do not depend on it")
+            notes.append(f"{name} is now {new.get(name)!r} (was {old.get(name)!r}): {_FREE[name]}")
     for position, task in enumerate(tasks):
         was, is_now = (config.train.stage(position, task).model_dump() for config in (before, now))
         for field in was:
@@ -52,7 +58,10 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
                 continue
             name = f"train.{('first', 'second', 'later')[min(position, 2)]}.{field}"
             if field != "epochs" or position < finished or is_now[field] < was[field]:
-                return ConfigChange(f"{name} was {was[field]!r} and is now {is_now[field]!r} (stage {position + 1}, task '{task}')", [])
+                problem = f"{name} was {was[field]!r} and is now {is_now[field]!r} (stage {position + 1}, task '{task}')"
+                if field == "epochs" and is_now[field] > was[field]:
+                    problem += ", which is finished; more epochs for a stage to come: train.by_task.<its task>.epochs"
+                return ConfigChange(problem, [])
             notes.append(f"stage {position + 1} ({task}) trains at most {is_now[field]} epochs instead of {was[field]}")
     return ConfigChange("", notes)
 

@@ -48,7 +48,7 @@ class LinearProbe:
 def fit_linear_probe(
     method: Method, dataset: Dataset, task: Task, *, steps: int, dropout: float, smoothing: float, seed: int, batch: int,
     runtime: Runtime, progress: Progress | None = None,
-) -> LinearProbe:  # fmt: skip
+) -> LinearProbe | None:  # fmt: skip
     """Train a task's head alone, in place, the same on all processes at any world size.
 
     Of the heads after 25, 50, 100 … steps, each the mean of the steps since the one before, that of least cross-entropy on validation
@@ -65,11 +65,16 @@ def fit_linear_probe(
         batch: Users encoded at a time.
         runtime: This process's place in the world.
         progress: Shows how far it is.
+
+    Returns:
+        What the probe took; None, the head as it was, where the task has no training or no validation examples.
     """
     train, validation = (
         _examples(method, dataset, task, split, seed=seed, batch=batch, runtime=runtime, progress=progress)
         for split in (Split.TRAIN, Split.VALIDATION)
     )
+    if not train.labels.shape[0] or not validation.labels.shape[0]:
+        return None
     head = method.head(task.name)
     # by one process, which sends it to the others: they may be other machines that round otherwise
     generator = torch.Generator().manual_seed(stable_hash(f"{seed}:head start:{task.name}") >> 1)
@@ -154,4 +159,4 @@ def _fit(
 def _mean_loss(head: Head, examples: _Examples) -> float:
     number = min(_VALIDATION_EXAMPLES, examples.labels.shape[0])
     hidden, labels = examples.take(torch.arange(number, device=examples.labels.device))
-    return float(cross_entropy_sum(head, hidden, labels)) / number
+    return float(cross_entropy_sum(head, hidden, labels).detach()) / number

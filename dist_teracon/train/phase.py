@@ -27,8 +27,9 @@ from dist_teracon.models.heads import Head
 from dist_teracon.models.item_table import SparseTable
 from dist_teracon.models.sampled_softmax import Negatives
 from dist_teracon.train.early_stopping import EarlyStopping
-from dist_teracon.train.run_folder import EventLog, StageCheckpoint, StageFolder
+from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
+from dist_teracon.train.stage_folder import StageCheckpoint, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
 from dist_teracon.train.weight_average import PARAMETER, load_parameters, swapped_parameters, update_average
 

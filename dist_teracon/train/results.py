@@ -12,7 +12,7 @@ from dist_teracon.data.schema import Task
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import Score
 from dist_teracon.evaluate.transfer import backward_transfer, forward_transfer
-from dist_teracon.train.run_folder import StageFolder
+from dist_teracon.train.stage_folder import StageFolder
 
 
 def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> None:

@@ -14,11 +14,11 @@ from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.runtime import Runtime
-from dist_teracon.train.add_task import AddedTask, claim_addition, is_finished_with_additions, with_added_task
+from dist_teracon.train.add_task import AddedTask, claim_addition, with_added_task, with_earlier_additions
 from dist_teracon.train.item_growth import grown_tensors, growth_lines
 from dist_teracon.train.restore import take_up
 from dist_teracon.train.results import by_metric, write_results
-from dist_teracon.train.run_folder import FORMAT_VERSION, EventLog, RunFolder
+from dist_teracon.train.run_folder import EventLog, RunFolder
 from dist_teracon.train.run_setup import (
     Run,
     check_kernels,
@@ -31,6 +31,7 @@ from dist_teracon.train.run_setup import (
     run_lock,
 )
 from dist_teracon.train.stage import Stage, StageSummary
+from dist_teracon.train.stage_folder import FORMAT_VERSION
 from dist_teracon.train.stage_scores import StageScores, score_stage
 
 
@@ -55,11 +56,7 @@ def train(
     check_kernels(runtime)
     own = RunFolder(folder)
     config, kind, settings = resolve(config, where=where)
-    if added is not None:
-        config = with_added_task(config, added, own)
-    elif is_finished_with_additions(config, own):
-        console.log(f"{own}: finished, with the tasks that were added; nothing to do")
-        return
+    config = with_earlier_additions(config, own) if added is None else with_added_task(config, added, own)
     check_metrics(config.evaluate.metrics, where=where)
     dataset = open_on_all_ranks(config, runtime, console)
     tasks = chosen_tasks(config, dataset, where=where)
@@ -86,7 +83,7 @@ def _create_or_verify(run: Run, added: AddedTask | None) -> None:
                 problem, notes = run.folder.create_or_verify(run.config, run.dataset.info, [task.name for task in run.tasks])
                 for note in notes:
                     run.console.log(note)
-        except TeraconError as error:
+        except (TeraconError, OSError) as error:
             problem = str(error)
     run.runtime.raise_on_all_ranks(problem)
 

@@ -26,7 +26,8 @@ from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.models.backbone import resolve_backbone
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
 from dist_teracon.runtime import Runtime
-from dist_teracon.train.run_folder import RunFolder, StageFolder
+from dist_teracon.train.run_folder import RunFolder
+from dist_teracon.train.stage_folder import StageFolder
 
 _PACKAGES = ("dist-teracon", "torch", "deepspeed", "ray", "triton", "numpy", "pyarrow")
 
@@ -103,7 +104,7 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
         return open_dataset(config.dataset)
     try:
         dataset = open_dataset(config.dataset, log=console.log)
-    except TeraconError as error:
+    except (TeraconError, OSError) as error:
         runtime.raise_on_all_ranks(str(error))
         raise
     runtime.raise_on_all_ranks("")
@@ -171,7 +172,7 @@ def run_lock(run: Run) -> Iterator[None]:
     if run.runtime.is_main:
         try:
             lock.__enter__()
-        except RunError as error:
+        except (RunError, OSError) as error:
             problem = str(error)
     held = run.runtime.is_main and not problem
     try:

@@ -11,8 +11,9 @@ from dist_teracon.continual.method import Method, StageContext
 from dist_teracon.data.schema import Task
 from dist_teracon.train.linear_probe import fit_linear_probe
 from dist_teracon.train.phase import Carried, PhaseTrainer
-from dist_teracon.train.run_folder import EventLog, StageFolder
+from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
+from dist_teracon.train.stage_folder import StageFolder
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Stage:
         """Train all phases, going on from the newest checkpoint if there is one."""
         started = time.monotonic()
         resumed = self.folder.load_checkpoint()
+        for problem in self.folder.damaged_checkpoints():
+            after = "the stage begins anew" if resumed is None else "the checkpoint before it is used"
+            self.shared.console.log(f"warning: {problem}; {after}")
         self.method.begin_task(self.task)
         self.method.prepare(self._context(logs=resumed is None))
         probed = resumed is None and self._fit_linear_probe()
@@ -78,6 +82,9 @@ class Stage:
             method, self.shared.dataset, task, steps=steps, dropout=model.dropout, smoothing=model.heads.label_smoothing,
             seed=config.seed, batch=config.evaluate.batch, runtime=self.shared.runtime, progress=self._progress,
         )  # fmt: skip
+        if probe is None:
+            self.shared.console.log(f"{self.label} · no linear probe: the task has no training or no validation examples")
+            return False
         self.events.write("linear_probe", **asdict(probe), seconds=time.monotonic() - began)
         return True
 
@@ -91,6 +98,7 @@ class Stage:
             progress=self._progress,
             # the log of a resumed stage has these events already
             event=self.events.write if logs else _no_event,
+            log=self.shared.console.log,
         )
 
     def _phase_weights(self, number: int, *, resumed: bool) -> None:

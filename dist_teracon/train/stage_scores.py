@@ -11,8 +11,9 @@ from dist_teracon.continual.method import Method
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import Score, score_task
-from dist_teracon.train.run_folder import EventLog, StageFolder
+from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
+from dist_teracon.train.stage_folder import StageFolder
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def test_what_no_result_depends_on_may_change(finished: tuple[dict[str, Any], Pa
     overrides = ("train.log_every=7", "evaluate.batch=33", "train.checkpoint_every.steps=4")
     options = [part for override in overrides for part in ("--set", override)]
     assert main(["train", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run"), *options]) == 0
-    assert "train.log_every is now 7 (was 1); results do not depend on it" in capsys.readouterr().err
+    assert "train.log_every is now 7 (was 1): no result depends on it" in capsys.readouterr().err
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["log_every"] == 7
     assert what_lasts(tmp_path / "run") == what_lasts(run)
 
@@ -238,3 +238,15 @@ def test_a_seed_of_any_size_trains_and_reports(small: str, tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**values, "seed": 1 << 32}))
     assert main(["train", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run/report.html").exists()
+
+
+def test_more_epochs_for_one_stage_of_a_group_with_finished_ones(small: str, tmp_path: Path, fails: Fails) -> None:
+    values = settings(small, method="sinmo", tasks=("age", "gender", "likes", "next"), **SHORT)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "config.yaml"), "--run", str(run)]) == 0
+    shutil.rmtree(run / "stages" / "04-next")
+    said = fails(values, run, "train.later.epochs=2")
+    assert "(stage 3, task 'likes'), which is finished; more epochs for a stage to come: train.by_task.<its task>.epochs" in said
+    assert main(["train", str(tmp_path / "config.yaml"), "--run", str(run), "--set", "train.by_task.next.epochs=2"]) == 0
+    assert [line["epoch"] for line in events(run, "epoch") if line["stage"] == 4] == [0, 1, 2]

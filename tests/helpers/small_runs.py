@@ -112,7 +112,7 @@ def results(run: Path) -> dict[str, Any]:
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
     """Return a finished stage's weights."""
-    from dist_teracon.train.run_folder import load_tensors
+    from dist_teracon.train.stage_folder import load_tensors
 
     return load_tensors(run / "stages" / stage / "model.safetensors")
 

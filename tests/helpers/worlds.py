@@ -31,7 +31,7 @@ from dist_teracon.console import Console
 from dist_teracon.engine.deepspeed_engine import _import_deepspeed
 from dist_teracon.errors import TeraconError
 from dist_teracon.runtime import process_group
-from dist_teracon.train import run_folder
+from dist_teracon.train import stage_folder
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.run import train
 
@@ -79,11 +79,11 @@ def _arm(moment: str) -> None:
     if kind == "step":
         phase_module.train_step = _first(before_step, phase_module.train_step)
     elif kind.startswith("half-"):
-        run_folder.io.write_json = _first(before_json, run_folder.io.write_json)
+        stage_folder.io.write_json = _first(before_json, stage_folder.io.write_json)
     elif kind == "checkpoint":
-        run_folder.StageFolder.save_checkpoint = _then(run_folder.StageFolder.save_checkpoint, after_checkpoint)
+        stage_folder.StageFolder.save_checkpoint = _then(stage_folder.StageFolder.save_checkpoint, after_checkpoint)
     elif kind == "finished":
-        run_folder.StageFolder.finish = _then(run_folder.StageFolder.finish, after_finish)
+        stage_folder.StageFolder.finish = _then(stage_folder.StageFolder.finish, after_finish)
     else:
         write = dist_teracon.continual.teracon.write_pseudo_labels
         dist_teracon.continual.teracon.write_pseudo_labels = pseudo_labels

@@ -14,7 +14,7 @@ from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_trans
 from dist_teracon.compare.tables import gather, markdown
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.scorer import UserScores
-from dist_teracon.train.run_folder import StageFolder
+from dist_teracon.train.stage_folder import StageFolder
 
 USERS = np.arange(40, dtype=np.uint64) * np.uint64(7919)
 

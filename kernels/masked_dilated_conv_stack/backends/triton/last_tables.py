@@ -117,7 +117,7 @@ class _Distances:
     blocks: _Lookup
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)  # some 1.5 MB each at rows of 1,000
 def _distances(stage_dilations: tuple[int, ...], kernel_size: int, longest: int) -> _Distances:
     # every position of the input has a line, in packed order, the unread ones too
     levels = [np.arange(longest)[::-1], *(part.numpy() for part in seen_offsets(stage_dilations, kernel_size, longest)[1:])]
