@@ -82,8 +82,8 @@ def test_a_state_is_free_of_the_zero_stage(before: int, after: int) -> None:
     new.load_state_dict(old.state_dict())
     _steps(old, 3, 5)
     _steps(new, 3, 5)
-    for name, value in old.state().items():
-        torch.testing.assert_close(new.state()[name], value, rtol=1e-6, atol=1e-6)
+    for name, value in old.state_dict().items():
+        torch.testing.assert_close(new.state_dict()[name], value, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("zero", "precision"), SETTINGS)

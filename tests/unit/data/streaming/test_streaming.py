@@ -151,7 +151,7 @@ def test_rare_items_are_unseen(raw, tmp_path, read):
     assert info.items == 2 + sum(count >= 3 for count in counts.values()) < plain.items
     rare = {user: [item if counts[item] >= 3 else None for item in items] for user, items in read(tmp_path / "plain").sequences.items()}
     assert read(tmp_path / "out").sequences == rare
-    with pytest.raises(ConfigError, match="--min-count: 1 or more"):
+    with pytest.raises(ConfigError, match="--min-count: expected 1 or more"):
         prepare("ttl", str(raw), str(tmp_path / "no"), min_count=0)
     with pytest.raises(DataError, match="--min-count: no item occurs 100000 times"):
         prepare("ttl", str(raw), str(tmp_path / "no"), min_count=100_000)
@@ -303,7 +303,7 @@ def flaky(raw, monkeypatch):
     for path in raw.iterdir():
         with fsspec.open(f"flaky://raw/{path.name}", "wb") as file:
             file.write(path.read_bytes())
-    monkeypatch.setattr(files_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr("dist_teracon.io.time.sleep", lambda _: None)
     yield Flaky
     Flaky.failures = 0
     Flaky.store.clear()
@@ -335,7 +335,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(raw, tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for target, name in ((spill.Spill, "_write"), (sequence_source.SequenceSource, "made")):
+    for target, name in ((spill.Spill, "_write"), (sequence_source.SequenceSource, "iter_shards")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, full)
             with pytest.raises(DataError, match="the disk is full; nothing was written to"):
@@ -351,7 +351,7 @@ def test_what_was_read_is_not_read_again_after_a_kill(raw, made, tmp_path):
     code = f"""
     import os
     from dist_teracon.data.prepare import pipeline as module
-    module.fill = lambda *arguments, **options: os._exit(9)
+    module.write_dataset_files = lambda *arguments, **options: os._exit(9)
     module.prepare("ttl", {str(raw)!r}, {str(tmp_path / "out")!r})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
