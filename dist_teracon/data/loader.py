@@ -9,6 +9,7 @@ Legend: S shards, R rows of a shard, T steps of an epoch, E examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
