@@ -162,14 +162,14 @@ class PackedBatch:
             return self
         return replace(
             self,
-            values=self.values.to(device, non_blocking=True),
-            row_offsets=self.row_offsets.to(device, non_blocking=True),
-            task_of_row=self.task_of_row.to(device, non_blocking=True),
-            dropout_key=None if self.dropout_key is None else self.dropout_key.to(device, non_blocking=True),
+            values=_moved(self.values, device),
+            row_offsets=_moved(self.row_offsets, device),
+            task_of_row=_moved(self.task_of_row, device),
+            dropout_key=None if self.dropout_key is None else _moved(self.dropout_key, device),
             host_row_offsets=self.row_offsets,
             host_task_of_row=self.task_of_row,
-            examples=tuple(replace(e, index=e.index.to(device), labels=e.labels.to(device)) for e in self.examples),
-            retention=tuple(replace(r, index=r.index.to(device), targets=r.targets.to(device)) for r in self.retention),
+            examples=tuple(replace(e, index=_moved(e.index, device), labels=_moved(e.labels, device)) for e in self.examples),
+            retention=tuple(replace(r, index=_moved(r.index, device), targets=_moved(r.targets, device)) for r in self.retention),
         )
 
     def with_retention(self, parts: Sequence[tuple[PackedRows, int]], terms: Sequence[tuple[str, Tensor, int]]) -> PackedBatch:
@@ -227,6 +227,11 @@ class PackedBatch:
             examples=examples,
             retention=retention,
         )
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device; from pinned memory where that is a GPU, as a copy from other memory waits for its work."""
+    return (value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value).to(device, non_blocking=True)
 
 
 def ragged_positions(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

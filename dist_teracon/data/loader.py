@@ -218,7 +218,8 @@ class Epoch:
 
 def _waiting_range() -> AbstractContextManager[Any]:
     """Return the profiler's range for the wait for a batch; none without a profiler, as one costs a third of a small batch's making."""
-    return record_function("data") if torch.autograd._profiler_enabled() else nullcontext()
+    enabled = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+    return record_function("data") if enabled else nullcontext()
 
 
 @dataclass(frozen=True)
