@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dist_teracon.data.batches import to_device
+
 Relation = Literal["none", "per_channel", "dense"]
 RelationInit = Literal["extend", "reinit"]
 Gate = Literal["first", "all"]
@@ -103,7 +105,7 @@ class TaskMasks(nn.Module):
         """Return the masks of all tasks, task t at scale `scales[t]`: [T, K, C] in the embeddings' dtype, at least fp32."""
         # the exponentials of s = 50 need more digits than bf16 has
         e_TKC = torch.stack([e.to(torch.promote_types(e.dtype, torch.float32)) for e in self.embeddings])
-        s_T11 = e_TKC.new_tensor(list(scales))[:, None, None]
+        s_T11 = to_device(torch.tensor(list(scales), dtype=e_TKC.dtype), e_TKC.device)[:, None, None]
         if not self.related:
             return torch.sigmoid(s_T11 * e_TKC)
         squashed = {scale: torch.tanh(scale * e_TKC) for scale in set(scales)}
@@ -117,7 +119,7 @@ class TaskMasks(nn.Module):
         """`wᵀX + b` of one task: [K, C]; `a = tanh(s·e)`, so that tanh(−s·e) is −a and a pair of columns acts as w₊ − w₋."""
         weight, bias = self.weights[task].to(a_TKC.dtype), self.biases[task].to(a_TKC.dtype)
         others = [j for j in range(self.tasks) if j != task]
-        ordered = torch.cat([a_TKC[task : task + 1], a_TKC[others]])  # [n, K, C]
+        ordered = torch.stack([a_TKC[task], *(a_TKC[j] for j in others)])  # [n, K, C]; a list as an index would wait for a GPU
         if self.relation == "dense":
             columns = weight.view(self.layers, self.channels, 2 * self.tasks - 1, self.channels)
             folded = torch.cat([columns[:, :, :1], columns[:, :, 1::2] - columns[:, :, 2::2]], dim=2)  # [K, C, n, C]
