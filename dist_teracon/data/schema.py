@@ -8,6 +8,8 @@ On disk (a folder or URI):
     users/shard-00042.parquet         user_id (string) · user_hash (uint64) · sequence (list<int32>, unpadded, oldest first)
     tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label)
 
+The name of a task's folder and vocabulary is `folder_of` its name: the same for plain names, a short one for those of other scripts.
+
 `user_hash` is a stable 64-bit hash of the user's identity; shard, split and the pools of pseudo-labels follow from it, so that
 users of one group (equal sequences, where a source has no user ids) stay together.
 A task of kind `next` predicts the item that follows: its label is the class of the sequence's last item, `item index − 2`.
@@ -17,12 +19,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, cast
 
 from dist_teracon import io
 from dist_teracon.errors import DataError, nearest
+from dist_teracon.hashing import plain_name
 
 FORMAT_VERSION = 1
 UNSEEN_ITEM = 1
@@ -44,7 +48,7 @@ class Task:
     """A task as the data set knows it.
 
     Attributes:
-        name: Unique in the data set; also the name of its folder.
+        name: Unique in the data set; its folder's follows from it (`folder_of`).
         kind: `next` (self-supervised next item), `item` (recommendation) or `profile` (classification).
         labels: Number of classes |Y|.
         users: Users with at least one label.
@@ -109,8 +113,9 @@ class DatasetInfo:
         split: How examples were split.
         tasks: The tasks in their order.
         files: Every file but `dataset.json`, by path within the data set.
-        source: Where it came from: format, fingerprint, recipe.
-        notes: Facts for the reader of a report, as rejected rows by kind or groups of equal sequences.
+        source: Where it came from: format, fingerprint, recipe; of an appended version also its ancestors.
+        notes: Facts for the reader of a report, as rejected rows by kind or groups of equal sequences; `matched` counts what filters,
+            joins and labels kept and left out. The fingerprint does not depend on them.
         parent: SHA-256 of the version that this one extends.
     """
 
@@ -146,8 +151,18 @@ class DatasetInfo:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the description, and through the files' checksums of the whole data set."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        """SHA-256 of the description without its notes, and through the files' checksums of the whole data set."""
+        value = self.to_json()
+        del value["notes"]  # what is told of the raw data is no data
+        return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def folder_of(task: str) -> str:
+    """Return the name of a task's folders: its own where every file system and store takes it as it is, else a short plain one."""
+    return task if _PLAIN.fullmatch(task) and not task.endswith(".") else plain_name(task)
 
 
 def users_file(shard: int) -> str:
@@ -157,12 +172,12 @@ def users_file(shard: int) -> str:
 
 def task_file(task: str, shard: int) -> str:
     """Path within the data set of a shard's labels for a task."""
-    return f"tasks/{task}/shard-{shard:05d}.parquet"
+    return f"tasks/{folder_of(task)}/shard-{shard:05d}.parquet"
 
 
 def vocabulary_file(name: str) -> str:
     """Path within the data set of a vocabulary, `items` or a task's name."""
-    return f"vocab/{name}.parquet"
+    return f"vocab/{folder_of(name)}.parquet"
 
 
 def read_dataset_info(uri: str) -> DatasetInfo:

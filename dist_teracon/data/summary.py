@@ -1,21 +1,65 @@
-"""A data set in a few lines, as `dist-teracon prepare` prints it."""
+"""A data set in a few lines of at most 80 columns, as `dist-teracon prepare` prints it."""
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
 from dist_teracon.data.schema import DatasetInfo
+
+_WIDTH = 80
+_NAME = 26
 
 
 def dataset_lines(info: DatasetInfo) -> list[str]:
-    """Return a line on the whole and one a task."""
+    """Return what a data set holds, a line a task, and what was left out of the raw data and why."""
     split = info.split
-    head = (
-        f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events, sequences of at most {info.length_limit}, "
-        f"{info.shards} shards; split by {split.by} {split.train:g}/{split.validation:g}/{split.test:g}, seed {split.seed}"
-    )
-    width = max(len(task.name) for task in info.tasks)
     lines = [
-        f"  {task.name:<{width}}  {task.kind:<7} {task.labels:>8} labels {task.users:>9} users   "
-        f"examples train {task.examples[0]}, validation {task.examples[1]}, test {task.examples[2]}"
-        for task in info.tasks
+        f"{_cut(info.name, 28)}: {info.users:,} users, {info.items - 2:,} items, {info.events:,} events",
+        f"  sequences of at most {info.length_limit}, {info.shards} shards; "
+        f"split by {split.by} {split.train:g}/{split.validation:g}/{split.test:g}, seed {split.seed}",
     ]
-    return [head, *lines]
+    width = max(4, min(_NAME, max(_columns(task.name) for task in info.tasks)))
+    lines.append(f"  {'task':<{width}}  kind    {'labels':>9} {'train':>11} {'valid.':>9} {'test':>9}")
+    for task in info.tasks:
+        train, validation, test = task.examples
+        name = _cut(task.name, width)
+        lines.append(f"  {name}{' ' * (width - _columns(name))}  {task.kind:<7} {task.labels:>9,} {train:>11,} {validation:>9,} {test:>9,}")
+    return [*lines, *matched_lines(info.notes.get("matched", {}))]
+
+
+def matched_lines(matched: dict[str, Any]) -> list[str]:
+    """Return what filters, joins and labels left out, as `notes.matched` counts it; nothing where nothing was."""
+    lines = []
+    for name, funnel in _funnels(matched):
+        if not funnel["left_out"]:
+            continue
+        head = _cut(name, 30)
+        lines.append(f"  {head}{' ' * (30 - _columns(head))} {funnel['kept']:>12,} of {funnel['total']:,} {funnel['unit']}"[:_WIDTH])
+        lines += [f"    {_cut(reason, 50)}{' ' * max(1, 52 - _columns(reason))}{count:>15,}" for reason, count in funnel["left_out"].items()]
+    return ["used of the raw data, and left out:", *lines] if lines else []
+
+
+def _funnels(matched: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, value in matched.items():
+        if name == "tasks":
+            yield from ((f"task {task}", funnel) for task, funnel in value.items())
+        else:
+            yield name, value
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for a character of East Asia, none for a mark above another."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text
+    )
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return as much of a text as fits, with an ellipsis where something is left out."""
+    if _columns(text) <= columns:
+        return text
+    while text and _columns(text) > columns - 1:
+        text = text[:-1]
+    return f"{text}…"
