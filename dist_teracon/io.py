@@ -144,7 +144,9 @@ def output_folder(uri: str) -> Path:
     for part in (path, *path.parents):
         if part.is_symlink() and not part.exists():
             link = "" if part == path else f"{part} "
-            raise DataError(f"{uri}: {link}is a symbolic link to {part.readlink()}, which is not there; make that folder or remove the link")
+            raise DataError(
+                f"{uri}: {link}is a symbolic link to {part.readlink()}, which is not there; make that folder or remove the link"
+            )
         if part.exists():
             if not part.is_dir():
                 raise DataError(f"{uri}: is a file; name a folder" if part == path else f"{uri}: {part} is a file; name another folder")
@@ -152,7 +154,7 @@ def output_folder(uri: str) -> Path:
     return path.resolve()
 
 
-_WORKING = re.compile(r"\..+\.(preparing|appending|new-[^.]*|[0-9a-f]{32})")
+_WORKING = re.compile(r"\..+\.(preparing|appending|drawing|new-[^.]*|[0-9a-f]{32})")
 
 
 def shown_path(path: Path) -> Path:

@@ -184,7 +184,7 @@ class Recipe(_Part):
         named: dict[str, Any] = {}
         for key, task in value.items():
             if isinstance(key, bool) or not isinstance(key, str | int | float):
-                raise ValueError(f"a task's name is {key!r} to YAML; write it in quotes")
+                raise ValueError(f"a task's name is {key!r} to YAML; write it in quotes")  # noqa: TRY004 (of a validator)
             name = clean_name(str(key))
             if name in named:
                 raise ValueError(f"two tasks are named '{name}'")

@@ -52,7 +52,9 @@ def exact(number: float) -> float:
         ValueError: it lies where neighbouring whole numbers are the same to float64.
     """
     if not abs(number) < _EXACT_BELOW:
-        raise ValueError("numbers are compared exactly up to 2^53 (about 9e15); use names, as a column of types or classes, for larger ones")
+        raise ValueError(
+            "numbers are compared exactly up to 2^53 (about 9e15); use names, as a column of types or classes, for larger ones"
+        )
     return number
 
 
@@ -79,7 +81,7 @@ def _seconds(value: Any, info: ValidationInfo) -> Any:
     """Return a moment's seconds since 1970; one without a time zone is in the recipe's, which is UTC by default."""
     zone = (info.context or {}).get("timezone", UTC)
     if isinstance(value, bool):
-        raise ValueError("expected a date (2026-01-31), a date with a time, or seconds since 1970")
+        raise ValueError("expected a date (2026-01-31), a date with a time, or seconds since 1970")  # noqa: TRY004 (of a validator)
     if isinstance(value, int | float):
         return _checked_number(value)
     if isinstance(value, str):
@@ -105,8 +107,8 @@ def _checked_number(value: float) -> float:
     if abs(value) >= _MOST_SECONDS:
         for unit, per_second in (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)):
             if abs(value) / per_second < _MOST_SECONDS / 10:
-                day = datetime(1970, 1, 1) + timedelta(seconds=value / per_second)
-                raise ValueError(f"expected seconds since 1970; in {unit} it is {day:%Y-%m-%d %H:%M:%S} UTC: write that date")
+                moment = datetime(1970, 1, 1) + timedelta(seconds=value / per_second)
+                raise ValueError(f"expected seconds since 1970; in {unit} it is {moment:%Y-%m-%d %H:%M:%S} UTC: write that date")
         raise ValueError("expected seconds since 1970, or a date (2026-01-31)")
     return value
 
@@ -164,7 +166,7 @@ def zone_of(name: Any) -> tzinfo:
 
 def _text(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("is a truth value to YAML, as yes, no, on, off, true and false are; write the name in quotes")
+        raise ValueError("is a truth value to YAML, as yes, no, on, off, true and false are; write the name in quotes")  # noqa: TRY004 (of a validator)
     return repr(value) if isinstance(value, float) else value
 
 

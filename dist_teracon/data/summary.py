@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dist_teracon.data.schema import DatasetInfo
@@ -26,7 +27,24 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
         train, validation, test = task.examples
         name = _cut(task.name, width)
         lines.append(f"  {name}{' ' * (width - _columns(name))}  {task.kind:<7} {task.labels:>9,} {train:>11,} {validation:>9,} {test:>9,}")
+    if appended := info.notes.get("appended"):
+        return [*lines, *_appended_lines(appended[-1])]
     return [*lines, *matched_lines(info.notes.get("matched", {}))]
+
+
+def _appended_lines(appended: dict[str, Any]) -> list[str]:
+    """Return what a version added to the one before it, and what it left out of the raw data."""
+    head = f"this version: {appended['users']:,} new users, {appended['items']:,} new items, {len(appended['tasks'])} new tasks"
+    if appended.get("refreshed"):
+        head += f", {appended['renewed_histories']:,} histories of today"
+    lines = [f"  {line}" for line in textwrap.wrap(head, _WIDTH - 2)]
+    left_out = appended.get("left_out", {})
+    lines += ["  left out of it:", *_reasons(left_out.items())] if left_out else []
+    return [*lines, *matched_lines(appended.get("matched", {}))]
+
+
+def _reasons(reasons: Iterable[tuple[str, int]]) -> list[str]:
+    return [f"    {_cut(reason, 58)}{' ' * max(1, 60 - _columns(_cut(reason, 58)))}{count:>15,}" for reason, count in reasons]
 
 
 def matched_lines(matched: dict[str, Any]) -> list[str]:
@@ -36,8 +54,8 @@ def matched_lines(matched: dict[str, Any]) -> list[str]:
         if not funnel["left_out"]:
             continue
         head = _cut(name, 30)
-        lines.append(f"  {head}{' ' * (30 - _columns(head))} {funnel['kept']:>12,} of {funnel['total']:,} {funnel['unit']}"[:_WIDTH])
-        lines += [f"    {_cut(reason, 50)}{' ' * max(1, 52 - _columns(reason))}{count:>15,}" for reason, count in funnel["left_out"].items()]
+        lines.append(_cut(f"  {head}{' ' * (30 - _columns(head))} {funnel['kept']:>12,} of {funnel['total']:,} {funnel['unit']}", _WIDTH))
+        lines += _reasons(funnel["left_out"].items())
     return ["used of the raw data, and left out:", *lines] if lines else []
 
 
@@ -51,9 +69,7 @@ def _funnels(matched: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _columns(text: str) -> int:
     """Return how many columns of a terminal a text takes: two for a character of East Asia, none for a mark above another."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text
-    )
+    return sum(0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _cut(text: str, columns: int) -> str:

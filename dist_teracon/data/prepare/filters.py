@@ -48,7 +48,10 @@ def matching(where: str, rule: EventFilter, events: Events, funnel: Funnel) -> N
         if bound is not None:
             moments = timestamps(f"{where}.{name}", events)
             _check_bound(f"{where}.{name}", bound, moments)
-            keep(moments >= bound if name == "from" else moments < bound, f"before {_day(bound)}" if name == "from" else f"from {_day(bound)} on")
+            keep(
+                moments >= bound if name == "from" else moments < bound,
+                f"before {_day(bound)}" if name == "from" else f"from {_day(bound)} on",
+            )
     return mask
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from dist_teracon.errors import DataError
 
 # `--max-unmatched`: of the smaller of two tables' ids, the largest share that may be without a partner in the other.
@@ -35,7 +37,7 @@ class Funnel:
         """How many stay."""
         return self.total - sum(self.left_out.values())
 
-    def drop(self, reason: str, count: int) -> None:
+    def drop(self, reason: str, count: int | np.integer[Any]) -> None:
         """Count things that fall out; none is not noted."""
         if count:
             self.left_out[reason] = self.left_out.get(reason, 0) + int(count)
@@ -88,17 +90,13 @@ def join_of(left: Collection[str], right: Collection[str]) -> Join:
         nearly = len(_all_forms(only_left) & _all_forms(only_right))
         if nearly:
             but_for = [name for name, form in _FORMS.items() if set(map(form, only_left)) & (only_right | set(map(form, only_right)))]
-    first = [sorted(ids)[:_SHOWN] for ids in (only_left, only_right)]
-    return Join(len(ours), len(theirs), len(ours & theirs), *first, nearly, but_for)
+    return Join(len(ours), len(theirs), len(ours & theirs), sorted(only_left)[:_SHOWN], sorted(only_right)[:_SHOWN], nearly, but_for)
 
 
 def _all_forms(ids: Iterable[str]) -> set[str]:
-    found = set()
-    for text in ids:
-        for form in (_FORMS["blanks at the ends"], *_FORMS.values()):
-            text = form(text)
-        found.add(text)
-    return found
+    for form in (_FORMS["blanks at the ends"], *_FORMS.values()):
+        ids = map(form, ids)
+    return set(ids)
 
 
 def check_join(where: str, join: Join, *, noun: str, left: str, right: str, limit: float) -> str:
@@ -127,7 +125,9 @@ def check_join(where: str, join: Join, *, noun: str, left: str, right: str, limi
         f"are in both; --max-unmatched {limit:g} allows that share of the fewer to be without a partner",
         f"  {_ids(left, join.only_left)}",
         f"  {_ids(right, join.only_right)}",
-        f"  {near}: write them in one way in both" if near else "  do both name the same? columns: in the recipe names another column of ids",
+        f"  {near}: write them in one way in both"
+        if near
+        else "  do both name the same? columns: in the recipe names another column of ids",
     ]
     raise DataError("\n".join(lines))
 

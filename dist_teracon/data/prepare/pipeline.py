@@ -89,15 +89,7 @@ def prepare(
         raise ConfigError(f"--max-unmatched: expected a share from 0 to 1, got {max_unmatched:g}")
     rule = effective((rules or Recipe()).split_rule(split))
     check_output(out)
-    source = io.input_folder(source)
-    options = {
-        "recipe": None if rules is None else rules.to_json(),
-        "split": split,
-        "max_bad_rows": max_bad_rows,
-        "shards": shards,
-        **({} if min_count is None else {"min_count": min_count}),
-    }
-    raw = _RawFiles(format, source, reader.files(source), options, made_from)
+    raw = _raw_files(format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from)
     there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
         log(f"{out}: is there already, made from the same input and options; nothing to do")
@@ -107,15 +99,14 @@ def prepare(
     with ExitStack() as stack:
         work = stack.enter_context(workspace(out, raw.key(sizes), log, shown=shown))
         stack.enter_context(_full_disk(work))
-        bad = BadRows(max_bad_rows, work.root / REJECTED, source)
-        shown = progress or NoProgress()
-        context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown)
+        bad, total = BadRows(max_bad_rows, work.root / REJECTED, raw.source), sum(sizes.values())
+        context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=total, progress=progress or NoProgress())
         if block is not None:
             context.block = block
         if cluster:
             context.workers = stack.enter_context(_ray_workers(out, work))
-        log(f"reading {source}")
-        data = _read(reader, source, rules, context, log, max_unmatched=max_unmatched)
+        log("reading what was drawn" if made_from else f"reading {source}")
+        data = _read(reader, raw.source, rules, context, log, max_unmatched=max_unmatched)
         data.source = raw.origin(context.sha256)
         info = _write(data, rule, work, context, log)
         work.publish()
@@ -150,6 +141,30 @@ class _RawFiles:
         return {**value, "fingerprint": fingerprint(value)}
 
 
+def _raw_files(
+    format: str, source: str, recipe: Recipe | None, *,
+    split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None, made_from: dict[str, Any] | None = None,
+) -> _RawFiles:  # fmt: skip
+    folder = io.input_folder(source)
+    options = {
+        "recipe": None if recipe is None else recipe.to_json(),
+        "split": split,
+        "max_bad_rows": max_bad_rows,
+        "shards": shards,
+        **({} if min_count is None else {"min_count": min_count}),
+    }
+    return _RawFiles(format, folder, source_format(format).files(folder), options, made_from)
+
+
+def prepared_fingerprint(
+    format: str, source: str, recipe: Recipe | None, *, split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None
+) -> str:
+    """Return the fingerprint of what `prepare` would make, which it records as `source.fingerprint`; reads the files for checksums."""
+    raw = _raw_files(format, source, recipe, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards)
+    value: str = raw.origin({})["fingerprint"]
+    return value
+
+
 def _checked_format(format: str, *, max_bad_rows: float, shards: int | None, min_count: int | None, cluster: bool) -> SourceFormat:
     reader = source_format(format)
     if not 0 <= max_bad_rows < 1:
@@ -175,9 +190,7 @@ def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: Read
     read = reader.read(source, rules, context)
     data: ShardSource
     if isinstance(read, EventData):
-        tables = build_tables(
-            rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched, log=log
-        )
+        tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched, log=log)
         _check(tables)
         data = TablesSource(tables)
     else:
@@ -311,10 +324,11 @@ def _check_names(data: ShardSource) -> None:
     names = [data.next_task, *(task.name for task in data.tasks)]
     for name in names:
         try:
-            if clean_name(name) != name:
-                raise ValueError(f"'{name}' is not in Unicode's composed form (NFC)")
+            same = clean_name(name) == name
         except ValueError as error:
             raise DataError(f"data set '{data.name}': {error}") from None
+        if not same:
+            raise DataError(f"data set '{data.name}': the task's name '{name}' is not in Unicode's composed form (NFC)")
     if len(set(names)) != len(names):
         raise DataError(f"data set '{data.name}': two tasks have one name ({', '.join(names)})")
     for task in data.tasks:

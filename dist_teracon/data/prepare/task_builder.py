@@ -77,8 +77,7 @@ def build_tables(
     _join_attributes(job, users)
     labels, of_tasks = [], {}
     for name, task in recipe.tasks.items():
-        make = _item_task if isinstance(task, ItemTask) else _profile_task
-        table, funnel = make(name, task, job, users)  # type: ignore[operator]
+        table, funnel = _item_task(name, task, job, users) if isinstance(task, ItemTask) else _profile_task(name, task, job, users)
         of_tasks[name] = funnel.to_json()
         if len(table.values) == 0:
             why = ", ".join(f"{count} {reason}" for reason, count in funnel.left_out.items())
@@ -255,7 +254,10 @@ def _labels_of_items(where: str, label: str, source: EventData) -> tuple[Categor
     rows = np.array([source.items.rows.get(name, -1) for name in names], dtype=np.int64)
     codes = np.where(rows >= 0, column.codes[rows], np.int32(-1)).astype(np.int32)
     file = source.items.file.rsplit("/", 1)[-1]
-    return Categorical(codes, column.names), {f"items without a row in {file}": rows < 0, f"items without {label}": (rows >= 0) & (codes < 0)}
+    return Categorical(codes, column.names), {
+        f"items without a row in {file}": rows < 0,
+        f"items without {label}": (rows >= 0) & (codes < 0),
+    }
 
 
 def _attribute(where: str, name: str, attributes: Attributes) -> Any:

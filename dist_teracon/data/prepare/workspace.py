@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dist_teracon import io
 from dist_teracon.console import Log
@@ -84,6 +85,37 @@ def workspace(out: str, key: str, log: Log, *, shown: str | None = None) -> Iter
         work.dataset.mkdir()
         try:
             yield work
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def folder_beside(out: str, kind: Literal["appending", "drawing"]) -> Iterator[Path]:
+    """Hold a folder for what a result is made of: on the result's disk, as it may be larger than the system's temporary files.
+
+    It is removed afterwards unless the process is stopped from outside; then the next one removes what it has left, but for another
+    preparation's working folder in it.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    if not io.is_local(out):
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    target = io.output_folder(out)
+    root = target.with_name(f".{target.name}.{kind}")
+    root.mkdir(parents=True, exist_ok=True)
+    with io.exclusive_lock(root / "lock", DataError(f"{out}: another process prepares it at this moment; wait for it")):
+        for entry in root.iterdir():
+            if not entry.name.startswith(".") and entry.is_dir():
+                shutil.rmtree(entry)
+        try:
+            yield root
         except KeyboardInterrupt:
             raise
         except BaseException:

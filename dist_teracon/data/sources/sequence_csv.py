@@ -8,6 +8,7 @@ the unpadded sequence, and where it comes again within a task, its k-th occurren
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
@@ -37,7 +38,8 @@ _ENDINGS = (".csv", *(f".csv{compression}" for compression in COMPRESSIONS))
 
 def task_name(uri: str) -> str:
     """Return the task that a file holds: its stem without `taskN_`."""
-    return _TASK.sub("", without_compression(uri.rsplit("/", 1)[-1]).removesuffix(".csv"))
+    # some systems name files in Unicode's decomposed form
+    return unicodedata.normalize("NFC", _TASK.sub("", without_compression(uri.rsplit("/", 1)[-1]).removesuffix(".csv")))
 
 
 def _tasks(folder: str) -> list[TaskFiles]:
