@@ -25,6 +25,7 @@ from dist_teracon.data.prepare.workspace import Workspace, workspace
 from dist_teracon.data.prepare.writer import write_dataset_files, write_on_workers
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext, Workers
+from dist_teracon.data.raw.listing import relative_name
 from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
 from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
 from dist_teracon.data.shard_source import ShardSource
@@ -87,7 +88,7 @@ def prepare(
         "shards": shards,
         **({} if min_count is None else {"min_count": min_count}),
     }
-    raw = _RawFiles(format, source, reader.files(source), options, made_from)
+    raw = _RawFiles(format, source, reader.files(source, rules), options, made_from)
     there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
         log(f"{out}: is there already, made from the same input and options; nothing to do")
@@ -99,7 +100,7 @@ def prepare(
         stack.enter_context(_full_disk(out, work))
         bad = BadRows(max_bad_rows, work.root / REJECTED, source)
         shown = progress or NoProgress()
-        context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown)
+        context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown, log=log)
         if block is not None:
             context.block = block
         if cluster:
@@ -135,7 +136,7 @@ class _RawFiles:
         """Return what `dataset.json` records as its source; files that have no checksum yet are read."""
         if self.made_from is not None:
             return self.made_from
-        files = {uri[len(self.source.rstrip("/")) + 1 :]: checksums.get(uri) or io.sha256(uri) for uri in self.uris}
+        files = {relative_name(uri, self.source): checksums.get(uri) or io.sha256(uri) for uri in self.uris}
         value = {"format": self.format, "files": files, **self.options}
         return {**value, "fingerprint": fingerprint(value)}
 
@@ -170,7 +171,9 @@ def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: Read
         data = TablesSource(tables)
     else:
         data = read
-    data.notes = {**data.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    data.notes = {**data.notes, **context.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    for name, why in context.notes.get("files", {}).get("not_read", {}).items():
+        log(f"not read: {name}, which {why}")
     for kind, count in data.notes["malformed_rows"].items():
         log(f"left out malformed rows: {count} × {kind}")
     if rules is not None and rules.history.padding == "token":

@@ -84,8 +84,9 @@ def _matching(where: str, rule: EventFilter, events: Events) -> NDArray[np.bool_
             mask &= compare(events.value, number)
     for bound, name in ((rule.since, "from"), (rule.until, "until")):
         if bound is not None:
-            moments = _timestamps(f"{where}.{name}", events)
-            mask &= moments >= bound if name == "from" else moments < bound
+            _timestamps(f"{where}.{name}", events)
+            after = events.from_moment(bound)
+            mask &= after if name == "from" else ~after
     return mask
 
 
@@ -108,9 +109,9 @@ def _period(events: Events) -> str:
 
 def _in_time(rows: NDArray[np.int64], events: Events, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order the chosen events by user row, then time, then file order."""
-    if events.timestamp is None:
+    if events.order is None:
         return chosen[np.argsort(rows[events.user.codes[chosen]], kind="stable")]
-    return chosen[np.lexsort((events.timestamp[chosen], rows[events.user.codes[chosen]]))]
+    return chosen[np.lexsort((events.order[chosen], rows[events.user.codes[chosen]]))]
 
 
 def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
