@@ -12,10 +12,12 @@
 
 from __future__ import annotations
 
+import codecs
 from itertools import pairwise
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dist_teracon.config_io import read_yaml
 from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, Texts, clean_name, zone_of
@@ -143,15 +145,50 @@ class SplitPart(_Part):
         return self
 
 
+def _known_zone(name: str | None) -> str | None:
+    if name is not None:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("expected a time zone by its IANA name, as Asia/Seoul or UTC") from None
+    return name
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        codecs.getincrementaldecoder(name)("strict").decode(b"", final=True)
+        is_text = codecs.lookup(name)._is_text_encoding
+    except (LookupError, UnicodeError, TypeError):
+        is_text = False
+    if not is_text:
+        raise ValueError("expected an encoding of text that Python knows, as utf-8, cp949, utf-16 or latin-1")
+    return name
+
+
 class Columns(_Part):
-    """Names of a source's columns where they are not the format's own."""
+    """Names of a source's columns where they are not the format's own.
+
+    Attributes:
+        user, item, timestamp, type, value: The columns; `timestamp: null` takes the order of the files for that of the events.
+        timestamp_unit: Of times that are numbers, since 1970; `date` for digits as 20200131 or 20200131235959.
+        timezone: Of times that are dates without a zone, by its IANA name; UTC where it is left out.
+    """
 
     user: str | None = None
     item: str | None = None
     timestamp: str | None = None
     type: str | None = None
     value: str | None = None
-    timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
+    timestamp_unit: Literal["s", "ms", "us", "ns", "date"] = "s"
+    timezone: Annotated[str | None, AfterValidator(_known_zone)] = None
+
+
+class Files(_Part):
+    """Names or patterns of a source's files where they are not the format's own: `clicks-*.csv`; a folder stands for what it holds."""
+
+    events: Texts | None = Field(default=None, min_length=1)
+    users: Texts | None = Field(default=None, min_length=1)
+    items: Texts | None = Field(default=None, min_length=1)
 
 
 class Recipe(_Part):
@@ -159,13 +196,19 @@ class Recipe(_Part):
 
     Attributes:
         name: Name of the data set; the source's own where it is left out.
+        files, columns: Names of files and columns where they are not the format's own.
+        encoding: Of files that are text.
+        missing: Codes of unknown in attributes of users and items: of all of them, or by attribute. Not of ids.
         first_task: Name of the self-supervised first task.
         tasks: The later tasks in their order.
     """
 
     name: str | None = None
     seed: int = Field(default=0, ge=0)
+    files: Files = Files()
     columns: Columns = Columns()
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
+    missing: dict[str, Texts] | Texts = ()
     history: HistoryRule = HistoryRule()
     first_task: str = "next"
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)
@@ -203,6 +246,15 @@ class Recipe(_Part):
         part = self.split.model_dump()
         return SplitRule(**{**part, "by": by or part["by"], "seed": self.seed if part["seed"] is None else part["seed"]})
 
+    def filters(self) -> list[EventFilter]:
+        """Return every filter of events."""
+        return [self.history.events, *(task.events for task in self.tasks.values() if isinstance(task, ItemTask))]
+
+    def missing_in(self, attribute: str) -> frozenset[str]:
+        """Return the codes of unknown in an attribute."""
+        codes = self.missing.get(attribute, ()) if isinstance(self.missing, dict) else self.missing
+        return frozenset(codes)
+
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values, defaults written out."""
         return self.model_dump(mode="json", by_alias=True)
@@ -235,7 +287,8 @@ def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
 
 
 _PARTS: dict[Any, type[BaseModel]] = {
-    "columns": Columns, "history": HistoryRule, "events": EventFilter, "item": ItemTask, "profile": ProfileTask, "split": SplitPart,
+    "columns": Columns, "files": Files,
+    "history": HistoryRule, "events": EventFilter, "item": ItemTask, "profile": ProfileTask, "split": SplitPart,
 }  # fmt: skip
 
 

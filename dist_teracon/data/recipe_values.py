@@ -160,7 +160,7 @@ def zone_of(name: Any) -> tzinfo:
     """Return the time zone of a recipe's `columns.timezone`; UTC for none, and for what its own check refuses."""
     try:
         return ZoneInfo(name) if isinstance(name, str) and name else UTC
-    except (ValueError, OSError):
+    except (KeyError, ValueError, OSError):
         return UTC
 
 

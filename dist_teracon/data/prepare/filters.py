@@ -48,10 +48,8 @@ def matching(where: str, rule: EventFilter, events: Events, funnel: Funnel) -> N
         if bound is not None:
             moments = timestamps(f"{where}.{name}", events)
             _check_bound(f"{where}.{name}", bound, moments)
-            keep(
-                moments >= bound if name == "from" else moments < bound,
-                f"before {_day(bound)}" if name == "from" else f"from {_day(bound)} on",
-            )
+            after = events.from_moment(bound)
+            keep(after if name == "from" else ~after, f"before {_day(bound)}" if name == "from" else f"from {_day(bound)} on")
     return mask
 
 

@@ -26,6 +26,7 @@ from dist_teracon.data.prepare.workspace import Workspace, workspace
 from dist_teracon.data.prepare.writer import write_dataset_files, write_on_workers
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext, Workers
+from dist_teracon.data.raw.listing import relative_name
 from dist_teracon.data.recipe import Recipe, read_recipe
 from dist_teracon.data.recipe_values import clean_name
 from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
@@ -100,7 +101,9 @@ def prepare(
         work = stack.enter_context(workspace(out, raw.key(sizes), log, shown=shown))
         stack.enter_context(_full_disk(work))
         bad, total = BadRows(max_bad_rows, work.root / REJECTED, raw.source), sum(sizes.values())
-        context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=total, progress=progress or NoProgress())
+        context = ReadContext(
+            bad, work.spill, shards=shards, min_count=min_count, total_bytes=total, progress=progress or NoProgress(), log=log
+        )
         if block is not None:
             context.block = block
         if cluster:
@@ -136,7 +139,7 @@ class _RawFiles:
         """Return what `dataset.json` records as its source; files that have no checksum yet are read."""
         if self.made_from is not None:
             return self.made_from
-        files = {uri[len(self.source.rstrip("/")) + 1 :]: checksums.get(uri) or io.sha256(uri) for uri in self.uris}
+        files = {relative_name(uri, self.source): checksums.get(uri) or io.sha256(uri) for uri in self.uris}
         value = {"format": self.format, "files": files, **self.options}
         return {**value, "fingerprint": fingerprint(value)}
 
@@ -153,7 +156,7 @@ def _raw_files(
         "shards": shards,
         **({} if min_count is None else {"min_count": min_count}),
     }
-    return _RawFiles(format, folder, source_format(format).files(folder), options, made_from)
+    return _RawFiles(format, folder, source_format(format).files(folder, recipe), options, made_from)
 
 
 def prepared_fingerprint(
@@ -195,7 +198,9 @@ def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: Read
         data = TablesSource(tables)
     else:
         data = read
-    data.notes = {**data.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    data.notes = {**data.notes, **context.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    for name, why in context.notes.get("files", {}).get("not_read", {}).items():
+        log(f"not read: {name}, which {why}")
     for kind, count in data.notes["malformed_rows"].items():
         log(f"left out malformed rows: {count} × {kind}")
     if rules is not None and rules.history.padding == "token":

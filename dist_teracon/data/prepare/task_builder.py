@@ -135,9 +135,9 @@ def _join_attributes(job: _Job, users: _Users) -> None:
 
 def _in_time(rows: NDArray[np.int64], events: Events, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order the chosen events by user row, then time, then file order."""
-    if events.timestamp is None:
+    if events.order is None:
         return chosen[np.argsort(rows[events.user.codes[chosen]], kind="stable")]
-    return chosen[np.lexsort((events.timestamp[chosen], rows[events.user.codes[chosen]]))]
+    return chosen[np.lexsort((events.order[chosen], rows[events.user.codes[chosen]]))]
 
 
 def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
