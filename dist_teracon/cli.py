@@ -305,6 +305,10 @@ def _train(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.set)
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
         raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
+    from dist_teracon import io
+
+    io.output_folder(str(options.run))
+    options.run = io.local_path(str(options.run))
     if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
         raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
@@ -356,7 +360,10 @@ def _show(run: Path, runs: Sequence[Path], page: Path) -> None:
     from dist_teracon.report.run_data import read_run
     from dist_teracon.report.table import print_scores
 
-    print_scores(read_run(run))
+    data = read_run(run)
+    print_scores(data)
+    if data.version_note:
+        print(data.version_note)
     try:
         print(f"report: {write_report(runs, page)}")
     except TeraconError as error:

@@ -380,6 +380,12 @@ def _remove_if_left(folder: Path) -> None:
         os.close(held)
 
 
+def remove_temporary_folders(folder: Path) -> None:
+    """Remove what killed processes have left of `atomic_folder`s in a folder; those that a process holds stay."""
+    for path in folder.glob(".*.new-*"):
+        _remove_if_left(path)
+
+
 _TEMPORARY_FILE = re.compile(r"\.(.+)\.[0-9a-f]{32}")
 
 
