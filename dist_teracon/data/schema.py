@@ -146,23 +146,28 @@ class DatasetInfo:
         raise DataError(f"data set '{self.name}' has no task '{name}'{nearest(name, known)} (it has: {', '.join(known)})")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the description as JSON values."""
-        return asdict(self)
+        """Return the description as JSON values, with a checksum of them."""
+        value = asdict(self)
+        return {**value, "checksum": _checksum(value)}
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the description without its notes, and through the files' checksums of the whole data set."""
-        value = self.to_json()
+        value = asdict(self)
         del value["notes"]  # what is told of the raw data is no data
-        return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return _checksum(value)
 
 
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 
 def folder_of(task: str) -> str:
     """Return the name of a task's folders: its own where every file system and store takes it as it is, else a short plain one."""
-    return task if _PLAIN.fullmatch(task) and not task.endswith(".") else plain_name(task)
+    return task if _PLAIN.fullmatch(task) else plain_name(task)
 
 
 def users_file(shard: int) -> str:
@@ -195,12 +200,21 @@ def read_dataset_info(uri: str) -> DatasetInfo:
         raise DataError(f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; prepare the data set again")
     try:
         return info_from_json(cast("dict[str, Any]", value))
-    except (KeyError, TypeError, ValueError) as error:
+    except DataError as error:
+        raise DataError(f"{io.join(uri, '')}{error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a data set's description ({error!r}); prepare the data set again") from None
 
 
 def info_from_json(value: dict[str, Any]) -> DatasetInfo:
-    """Return the description that `DatasetInfo.to_json` gave."""
+    """Return the description that `DatasetInfo.to_json` gave.
+
+    Raises:
+        DataError: it was changed since; one without a checksum, of an earlier program, is taken as it is.
+    """
+    value = dict(value)
+    if (noted := value.pop("checksum", None)) is not None and noted != _checksum(value):
+        raise DataError("dataset.json: was damaged or changed since it was written; bring the file back, or prepare the data set again")
     tasks = tuple(
         Task(
             entry["name"], entry["kind"], int(entry["labels"]), int(entry["users"]), cast("tuple[int, int, int]", tuple(entry["examples"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from dist_teracon.errors import ConfigError, DataError
 
 START = 1_600_000_000.0  # 2020-09-13
 USERS = 30
+SPLIT = {"train": 0.4, "validation": 0.3, "test": 0.3}
 
 
 def made_events() -> dict[str, list[Any]]:
@@ -36,7 +39,9 @@ def made_events() -> dict[str, list[Any]]:
 
 def prepared(folder: Path, recipe: dict[str, Any], **options: Any) -> dict[str, Any]:
     """Prepare and return `notes.matched`."""
-    return prepare("events", str(folder), str(folder.parent / "out"), recipe=parse_recipe(recipe), **options).notes["matched"]
+    return prepare("events", str(folder), str(folder.parent / "out"), recipe=parse_recipe({"split": SPLIT, **recipe}), **options).notes[
+        "matched"
+    ]
 
 
 def whole(value: Any) -> None:
@@ -92,13 +97,14 @@ def test_users_with_too_few_events_and_rare_labels_are_counted(events_folder):
     events = made_events()
     short = [row for row, (user, step) in enumerate((user, step) for user in range(USERS) for step in range(6)) if user >= 4 or step < 2]
     folder = events_folder({name: [column[row] for row in short] for name, column in events.items()})
+    least = min(Counter(events["item"][row] for row in short if int(events["user"][row][1:]) >= 4).values()) + 1
     matched = prepared(
-        folder, {"history": {"minimum": 3, "min_count": 13}, "tasks": {"t": {"kind": "item", "events": {"type": "buy"}, "min_count": 5}}}
+        folder, {"history": {"minimum": 3, "min_count": least}, "tasks": {"t": {"kind": "item", "events": {"type": "buy"}, "min_count": 5}}}
     )
     whole(matched)
     assert matched["users"] == {"unit": "users", "total": 30, "kept": 26, "left_out": {"fewer than 3 events": 4}}
     assert matched["history"]["left_out"] == {"of users with fewer than 3 events": 8}
-    rare = matched["items"]["left_out"]["fewer than 13 times: unseen"]
+    rare = matched["items"]["left_out"][f"fewer than {least} times: unseen"]
     info = read_dataset_info(str(folder.parent / "out"))
     assert matched["items"]["total"] - rare == info.items - 2
     assert matched["tasks"]["t"]["left_out"]["labels of fewer than 5 users"] > 0
@@ -153,17 +159,30 @@ def test_a_bare_number_selects_its_own_value_alone(events_folder):
         assert set(pq.read_table(folder.parent / f"out/vocab/t{n}.parquet")["label"].to_pylist()) == items
 
 
-IDS = {
-    "'.0' at the end": lambda user: f"{user}.0",
-    "blanks at the ends": lambda user: f"{user} ",
-    "zeros at the beginning": lambda user: f"{user:05d}",
-}
+IDS = {"zeros at the beginning": lambda user: f"{user:05d}", "capital letters": lambda user: f"ID{user}"}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "but_for"),
+    [
+        (["1.0", "2.0"], ["1", "2"], "'.0' at the end"),
+        (["1", "2"], ["1.00", "2."], "'.0' at the end"),
+        (["a ", " b"], ["a", "b"], "blanks at the ends"),
+        (["001", "002"], ["1", "2"], "zeros at the beginning"),
+        (["A", "b"], ["a", "B"], "capital letters"),
+        (["x", "y"], ["a", "b"], None),
+    ],
+)
+def test_what_ids_differ_in(left, right, but_for):
+    join = join_of(left, right)
+    assert (join.both, join.nearly, join.but_for) == (0, 2 if but_for else 0, [but_for] if but_for else [])
+    assert join.unmatched == 1
 
 
 @pytest.mark.parametrize("difference", IDS)
 def test_ids_that_nearly_match_stop_the_job_with_ids_of_both_sides(events_folder, difference):
     events = made_events()
-    events["user"] = [str(int(name[1:]) + 100) for name in events["user"]]
+    events["user"] = [f"{'id' if difference == 'capital letters' else ''}{int(name[1:]) + 100}" for name in events["user"]]
     users = {"user": [IDS[difference](user + 100) for user in range(USERS)], "age": ["ab"[user % 2] for user in range(USERS)]}
     folder, recipe = events_folder(events, users=users), {"tasks": {"age": {"kind": "profile"}}}
     with pytest.raises(DataError) as caught:
@@ -171,7 +190,7 @@ def test_ids_that_nearly_match_stop_the_job_with_ids_of_both_sides(events_folder
     first, ours, theirs, hint = str(caught.value).splitlines()
     assert "tasks.age.attribute: the users of the events and of users.parquet do not meet: 0 of 30" in first
     assert "--max-unmatched 0.5" in first
-    assert ours == "  only in the events: '100', '101', '102'"
+    assert ours == f"  only in the events: {', '.join(repr(IDS[difference](user).lower().lstrip('0')) for user in (100, 101, 102))}"
     assert theirs == f"  only in users.parquet: {', '.join(repr(IDS[difference](user)) for user in (100, 101, 102))}"
     assert f"30 more users would meet but for {difference}" in hint
     assert [path.name for path in folder.parent.iterdir()] == ["raw"]
@@ -182,7 +201,7 @@ def test_the_limit_is_of_the_fewer_and_can_be_set(events_folder):
         "user": [f"u{user}" for user in range(10)] + [f"x{user}" for user in range(990)],
         "age": ["ab"[user % 2] for user in range(1000)],
     }
-    recipe = {"tasks": {"age": {"kind": "profile"}}, "split": {"train": 0.4, "validation": 0.3, "test": 0.3}}
+    recipe = {"tasks": {"age": {"kind": "profile"}}}
     folder = events_folder(made_events(), users=users)
     with pytest.raises(DataError, match="10 of 30 in the events and of 1000 in users"):
         prepared(folder, recipe)
@@ -200,11 +219,11 @@ def test_a_survey_of_few_users_and_a_table_of_all_users_are_no_mismatch():
 
 def test_few_ids_that_nearly_match_are_a_warning(events_folder):
     events = made_events()
-    users = {"user": [f"u{user}" + (" " if user < 4 else "") for user in range(USERS)], "age": ["ab"[user % 2] for user in range(USERS)]}
+    users = {"user": [f"{'U' if user < 4 else 'u'}{user}" for user in range(USERS)], "age": ["ab"[user % 2] for user in range(USERS)]}
     told: list[str] = []
     prepared(events_folder(events, users=users), {"tasks": {"age": {"kind": "profile"}}}, log=told.append)
     (warning,) = [line for line in told if line.startswith("warning")]
-    assert "4 more users would meet but for blanks at the ends: only in the events: 'u0', 'u1', 'u2'" in warning
+    assert "4 more users would meet but for capital letters: only in the events: 'u0', 'u1', 'u2'" in warning
 
 
 def test_the_summary_fits_and_names_all_counts(events_folder, tmp_path, capsys):
@@ -212,6 +231,7 @@ def test_the_summary_fits_and_names_all_counts(events_folder, tmp_path, capsys):
     folder = events_folder(made_events(), users=users)
     name = "앞으로 살 물건들의 아주 긴 이름 " * 4
     recipe = {
+        "split": SPLIT,
         "history": {"events": {"type": "view"}, "minimum": 3},
         "tasks": {name.strip(): {"kind": "item", "events": {"type": "buy"}, "targets": 1}, "age": {"kind": "profile", "bins": [10, 20]}},
     }
@@ -230,10 +250,9 @@ def test_the_summary_fits_and_names_all_counts(events_folder, tmp_path, capsys):
 def test_the_fingerprint_does_not_depend_on_what_is_told(events_folder, tmp_path):
     folder = events_folder(made_events())
     info = prepare("events", str(folder), str(tmp_path / "out"), recipe=parse_recipe({}))
-    value = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    value["notes"] = {"other": 1}
-    (tmp_path / "out" / "dataset.json").write_text(json.dumps(value))
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(replace(info, notes={"other": 1}).to_json()))
     assert read_dataset_info(str(tmp_path / "out")).fingerprint == info.fingerprint
+    assert replace(info, events=1).fingerprint != info.fingerprint
 
 
 def test_streamed_sets_count_rare_items_long_histories_and_users_without_labels(tmp_path):
