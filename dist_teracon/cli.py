@@ -42,6 +42,13 @@ def _formats() -> tuple[str, ...]:
     return (*SOURCES, "synthetic")
 
 
+def _path(text: str) -> Path:
+    """Return an option's path, `~` being the home folder."""
+    from dist_teracon.io import local_path
+
+    return local_path(text)
+
+
 class _Choices:
     """Choices of an argument, looked up when it is parsed or its help is printed."""
 
@@ -108,13 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_train(commands)
     report = _add(commands, "report", _report)
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
+    report.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run folders; the first in full, all side by side")
+    report.add_argument("--out", type=_path, help="the page (default: report.html in the first run)")
     verify = _add(commands, "verify", _verify)
     verify.add_argument("paths", nargs="+", metavar="PATH", help="run folders and data sets; exits with 1 where a file is damaged")
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
-    compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
+    compare.add_argument("--out", type=_path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"

@@ -115,7 +115,10 @@ def is_local(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """Return the path of a local URI; `~` at its beginning is the home folder."""
     match = _URI.match(uri)
-    return Path(match.group(2)) if match else Path(uri).expanduser()
+    try:
+        return Path(match.group(2)) if match else Path(uri).expanduser()
+    except RuntimeError:  # `~name` of no user is a name as any
+        return Path(uri)
 
 
 def input_folder(uri: str) -> str:

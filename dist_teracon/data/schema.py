@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, cast
@@ -139,6 +140,7 @@ class DatasetInfo:
         Raises:
             DataError: no such task; names the nearest one.
         """
+        name = unicodedata.normalize("NFC", name)
         for task in self.tasks:
             if task.name == name:
                 return task

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from dist_teracon.errors import DataError
 # `--max-unmatched`: of the smaller of two tables' ids, the largest share that may be without a partner in the other.
 MAX_UNMATCHED = 0.5
 _SHOWN = 3
+# Of so many ids without a partner at most it is looked at what they differ in.
+_COMPARED = 2_000_000
 
 
 @dataclass
@@ -86,11 +89,11 @@ def join_of(left: Collection[str], right: Collection[str]) -> Join:
     ours, theirs = set(left), set(right)
     only_left, only_right = ours - theirs, theirs - ours
     nearly, but_for = 0, []
-    if only_left and only_right:
+    if only_left and only_right and max(len(only_left), len(only_right)) <= _COMPARED:
         nearly = len(_all_forms(only_left) & _all_forms(only_right))
         if nearly:
             but_for = [name for name, form in _FORMS.items() if set(map(form, only_left)) & (only_right | set(map(form, only_right)))]
-    return Join(len(ours), len(theirs), len(ours & theirs), sorted(only_left)[:_SHOWN], sorted(only_right)[:_SHOWN], nearly, but_for)
+    return Join(len(ours), len(theirs), len(ours & theirs), nsmallest(_SHOWN, only_left), nsmallest(_SHOWN, only_right), nearly, but_for)
 
 
 def _all_forms(ids: Iterable[str]) -> set[str]:
