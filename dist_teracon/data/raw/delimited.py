@@ -197,10 +197,10 @@ def _parse(
     extra = 0
     for place, (_, text) in zip(wrong.tolist(), skipped, strict=True):
         # a quote that stands there by mistake may have taken in the rows behind it, so each line counts
-        lines = records.lines_of(place)
-        extra += lines - 1
-        where = f"{uri}:{records.lines[place]}"
-        bad.add("wrong number of columns", where, text=text.replace(_SEPARATOR, dialect.delimiter), count=lines)
+        lines = text.replace(_SEPARATOR, dialect.delimiter).split("\n") if records.lines_of(place) > 1 else [text]
+        extra += len(lines) - 1
+        for number, line in enumerate(lines, int(records.lines[place])):
+            bad.add("wrong number of columns", f"{uri}:{number}", text=line.replace(_SEPARATOR, dialect.delimiter))
     kept = np.delete(records.lines, wrong)
     if len(kept) != len(table):
         first, last = records.lines[0], records.lines[-1]

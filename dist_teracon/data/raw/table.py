@@ -121,7 +121,8 @@ class Collected:
 
     def _read(self, name: str, spec: ColumnSpec, column: Any, reject: Callable[..., None]) -> Any:
         if spec.dtype in ("name", "token"):
-            cleaned = clean_names(column) if spec.dtype == "name" else clean_texts(column, nan_is_missing=not spec.required)
+            clean = clean_names if spec.dtype == "name" else clean_texts
+            cleaned = clean(column, nan_is_missing=not spec.required)
             self._trimmed[name] += cleaned.trimmed
             values = cleaned.values
             if spec.required:

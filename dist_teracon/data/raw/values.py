@@ -32,18 +32,19 @@ class Cleaned:
     trimmed: int
 
 
-def clean_names(column: Any) -> Cleaned:
+def clean_names(column: Any, *, nan_is_missing: bool) -> Cleaned:
     """Return names as codes; blanks around them are cut off, and −1 stands where nothing is left."""
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     written: list[str | None] = encoded.dictionary.to_pylist()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    names = [None if name is None else name.strip() for name in written]
-    changed = np.array([*(name != old for name, old in zip(names, written, strict=True)), False], dtype=bool)
-    if not changed.any() and "" not in names and None not in names:
-        return Cleaned(Categorical(codes, [name for name in written if name is not None]), 0)
+    none = ("", *NAN_TEXTS) if nan_is_missing else ("",)
+    names = ["" if name is None else name.strip() for name in written]
+    trimmed = np.array([*(name != (old or "") for name, old in zip(names, written, strict=True)), False], dtype=bool)
+    if not trimmed.any() and not set(none) & set(names):
+        return Cleaned(Categorical(codes, names), 0)
     index: dict[str, int] = {}
-    own = [index.setdefault(name, len(index)) if name else -1 for name in names]
-    return Cleaned(Categorical(np.array([*own, -1], dtype=np.int32)[codes], list(index)), int(changed[codes].sum()))
+    own = [-1 if name in none else index.setdefault(name, len(index)) for name in names]
+    return Cleaned(Categorical(np.array([*own, -1], dtype=np.int32)[codes], list(index)), int(trimmed[codes].sum()))
 
 
 def clean_texts(column: Any, *, nan_is_missing: bool) -> Cleaned:
