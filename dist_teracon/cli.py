@@ -7,6 +7,7 @@ import errno
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,8 @@ class _Choices:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a user's mistake is one message without a traceback and exits with 2."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be of a script that the terminal's encoding does not have
     try:
         status: int | None = options.run_command(options)
     except TeraconError as error:

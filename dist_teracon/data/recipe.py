@@ -28,6 +28,13 @@ from dist_teracon.errors import ConfigError, nearest
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, coerce_numbers_to_str=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (found := next((key for key, entry in value.items() if isinstance(entry, bool)), None)) is not None:
+            raise ValueError(f"{found} is a truth value to YAML, as yes, no, on, off, true and false are; write names in quotes")
+        return value
+
 
 class EventFilter(_Part):
     """A filter of events: those that fit every line of it.

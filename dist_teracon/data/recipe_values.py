@@ -74,14 +74,12 @@ def _comparisons(value: Any) -> Any:
 
 
 def _edge(value: Any) -> Any:
-    return exact(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return exact(value) if isinstance(value, int | float) else value
 
 
 def _seconds(value: Any, info: ValidationInfo) -> Any:
     """Return a moment's seconds since 1970; one without a time zone is in the recipe's, which is UTC by default."""
     zone = (info.context or {}).get("timezone", UTC)
-    if isinstance(value, bool):
-        raise ValueError("expected a date (2026-01-31), a date with a time, or seconds since 1970")  # noqa: TRY004 (of a validator)
     if isinstance(value, int | float):
         return _checked_number(value)
     if isinstance(value, str):

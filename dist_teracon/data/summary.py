@@ -25,7 +25,8 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     lines.append(f"  {'task':<{width}}  kind    {'labels':>9} {'train':>11} {'valid.':>9} {'test':>9}")
     for task in info.tasks:
         train, validation, test = task.examples
-        name = _cut(task.name, width)
+        *above, name = _folded(task.name, width)
+        lines += [f"  {part}" for part in above]
         lines.append(f"  {name}{' ' * (width - _columns(name))}  {task.kind:<7} {task.labels:>9,} {train:>11,} {validation:>9,} {test:>9,}")
     if appended := info.notes.get("appended"):
         return [*lines, *_appended_lines(appended[-1])]
@@ -44,17 +45,24 @@ def _appended_lines(appended: dict[str, Any]) -> list[str]:
 
 
 def _reasons(reasons: Iterable[tuple[str, int]]) -> list[str]:
-    return [f"    {_cut(reason, 58)}{' ' * max(1, 60 - _columns(_cut(reason, 58)))}{count:>15,}" for reason, count in reasons]
+    lines = []
+    for reason, count in reasons:
+        *above, text = _folded(reason, 58)
+        lines += [f"    {part}" for part in above]
+        lines.append(f"    {text}{' ' * (60 - _columns(text))}{count:>15,}")
+    return lines
 
 
 def matched_lines(matched: dict[str, Any]) -> list[str]:
     """Return what filters, joins and labels left out, as `notes.matched` counts it; nothing where nothing was."""
-    lines = []
+    lines: list[str] = []
     for name, funnel in _funnels(matched):
         if not funnel["left_out"]:
             continue
-        head = _cut(name, 30)
-        lines.append(_cut(f"  {head}{' ' * (30 - _columns(head))} {funnel['kept']:>12,} of {funnel['total']:,} {funnel['unit']}", _WIDTH))
+        *above, head = _folded(name, 30)
+        lines += [f"  {part}" for part in above]
+        counted = f"{funnel['kept']:>12,} of {funnel['total']:,} {funnel['unit']}"
+        lines.append(_cut(f"  {head}{' ' * (30 - _columns(head))} {counted}", _WIDTH))
         lines += _reasons(funnel["left_out"].items())
     return ["used of the raw data, and left out:", *lines] if lines else []
 
@@ -79,3 +87,13 @@ def _cut(text: str, columns: int) -> str:
     while text and _columns(text) > columns - 1:
         text = text[:-1]
     return f"{text}…"
+
+
+def _folded(text: str, columns: int) -> list[str]:
+    """Return a text in pieces that fit, one at least."""
+    pieces = [""]
+    for character in text:
+        if _columns(pieces[-1] + character) > columns:
+            pieces.append("")
+        pieces[-1] += character
+    return pieces
