@@ -169,3 +169,12 @@ def test_moments_are_dates_times_or_seconds(tmp_path, written):
 def test_bins_are_named_for_people():
     assert bin_names([18, 25, 26]) == ["<18", "18-24", "25", "26+"]
     assert bin_names([0.5, 1.5]) == ["<0.5", "[0.5, 1.5)", "1.5+"]
+
+
+def test_moments_without_a_zone_are_in_that_of_the_columns():
+    value = {"columns": {"timezone": "Asia/Seoul"}, "history": {"events": {"from": "2020-09-14", "until": "2020-09-15T00:00:00Z"}}}
+    recipe = parse_recipe(value)
+    midnight = datetime(2020, 9, 14, tzinfo=UTC).timestamp()
+    assert (recipe.history.events.since, recipe.history.events.until) == (midnight - 9 * 3600, midnight + 86400)
+    assert parse_recipe(recipe.to_json()) == recipe
+    assert parse_recipe({"history": value["history"]}).history.events.since == midnight
