@@ -28,7 +28,7 @@ from dist_teracon.continual.replay import ReplayStream
 from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_size, sampling_rates
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
-from dist_teracon.data.schema import Task
+from dist_teracon.data.schema import Task, folder_of
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, squared_error_sum
@@ -320,7 +320,7 @@ class Teracon(Method):
             )
         targets = None
         if not online:
-            folder, began = context.folder / "pseudo_labels" / past, time.monotonic()
+            folder, began = context.folder / "pseudo_labels" / folder_of(past), time.monotonic()
             masks, logits = self.teacher_masks, self._stored_head(past) is None
             assert masks is not None
             written = write_pseudo_labels(
