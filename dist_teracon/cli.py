@@ -35,6 +35,24 @@ _COMMANDS = {
 }
 
 
+def _count(text: str) -> int:
+    """Return an option's whole number of 1 or more."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got '{text[:40]}'")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """Return an option's share, 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got '{text[:40]}'")
+    return value
+
+
 def _formats() -> tuple[str, ...]:
     """Return the formats of raw data that `prepare` reads; their readers are heavy to import."""
     from dist_teracon.data.sources.registry import SOURCES
@@ -111,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
-    compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
+    compare.add_argument("--parallel", type=_count, help="runs at a time (default: one a core)")
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
     )
@@ -154,15 +172,15 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
     prepare.usage = "%(prog)s FORMAT SRC OUT [options]\n       %(prog)s synthetic OUT [options]"
     prepare.add_argument("format", choices=_Choices(_formats), metavar="FORMAT", help="what SRC holds: %(choices)s")
     prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
-    prepare.add_argument("--recipe", help="YAML file: how tasks are made from events")
+    prepare.add_argument("--recipe", help="YAML file, or the name of a shipped one: how tasks are made from events")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field, as split.seed=1")
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
-    prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
-    prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
+    prepare.add_argument("--max-bad-rows", type=_share, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
+    prepare.add_argument("--shards", type=_count, help="number of shards (default: from the size)")
     prepare.add_argument("--cluster", action="store_true", help="sequence-csv, ttl: work on a Ray cluster (RAY_ADDRESS or a Ray job)")
     prepare.add_argument("--append", metavar="DATASET", help="write OUT as a new version of DATASET, with new users, tasks and items added")
-    prepare.add_argument("--min-count", type=int, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
-    prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
+    prepare.add_argument("--min-count", type=_count, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
+    prepare.add_argument("--users", type=_count, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
 
@@ -223,7 +241,8 @@ def _prepare_into(options: argparse.Namespace, out: str, progress: Progress) -> 
     recipe = None
     if options.recipe or options.set:
         recipe = parse_recipe(
-            apply_overrides(read_yaml(options.recipe) if options.recipe else {}, options.set), where=options.recipe or "--set"
+            apply_overrides(read_yaml(options.recipe, folder="recipes") if options.recipe else {}, options.set),
+            where=options.recipe or "--set",
         )
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Examples, Positive, Real, Weight, Whole
 from dist_teracon.continual.method import Method, MethodContext, StageContext
 from dist_teracon.continual.pseudo_labels import (
     Store,
@@ -52,15 +52,15 @@ class RetentionSettings(ConfigModel):
         pool: Share of users with pseudo-labels; `auto` takes all of a small task's.
     """
 
-    alpha: Annotated[float, Field(ge=0)] = 5.0
+    alpha: Weight = 5.0
     teacher: Literal["store", "online"] = "store"
     scale: Literal["s_max", "annealed"] = "s_max"
     sampling: Strategy = "formula"
-    constant: float = 6.0
-    minimum: Annotated[int, Field(ge=1)] = 64
-    refresh_every: Annotated[int, Field(ge=1)] = 10
+    constant: Annotated[Real, Field(ge=-1000, le=1000)] = 6.0
+    minimum: Examples = 64
+    refresh_every: Positive = 10
     normalise: bool = False
-    pool: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
+    pool: Literal["auto"] | Annotated[Real, Field(gt=0, le=1)] = "auto"
 
 
 class TeraconSettings(ConfigModel):
@@ -77,13 +77,13 @@ class TeraconSettings(ConfigModel):
         retention: How past tasks are kept.
     """
 
-    s_max: Annotated[float, Field(gt=0)] = 50.0
+    s_max: Annotated[Real, Field(ge=1, le=10_000)] = 50.0
     annealing: Literal["epoch", "paper", "stage"] = "epoch"
-    annealing_epochs: Annotated[int, Field(ge=1)] = 5
+    annealing_epochs: Annotated[Whole, Field(ge=1, le=100_000)] = 5
     relation: Relation = "per_channel"
     relation_init: RelationInit = "extend"
-    embedding_range: tuple[float, float] = (0.0, 2.0)
-    mask_regulariser: Annotated[float, Field(ge=0)] = 0.0
+    embedding_range: tuple[Real, Real] = (0.0, 2.0)
+    mask_regulariser: Weight = 0.0
     retention: RetentionSettings = RetentionSettings()
 
     @model_validator(mode="after")
