@@ -17,6 +17,7 @@ from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
+    from dist_teracon.config import RunConfig
     from dist_teracon.console import Progress
     from dist_teracon.data.schema import DatasetInfo
 
@@ -187,9 +188,10 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     train = _add(commands, "train", _train)
-    train.usage = "%(prog)s CONFIG --run RUN [options]"
+    train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
     train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
-    train.add_argument("--run", type=Path, required=True, help="folder of the run")
+    train.add_argument("--run", type=Path, help="folder of the run")
+    train.add_argument("--dry-run", action="store_true", help="print steps, parameters, memory and time of the run; train nothing")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
     train.add_argument(
@@ -304,6 +306,11 @@ def _train(options: argparse.Namespace) -> None:
     from dist_teracon.console import set_up_logging
 
     config = load_config(options.config, options.set)
+    if options.dry_run:
+        _dry_run(config, options)
+        return
+    if options.run is None:
+        raise ConfigError("train: expected the folder of the run, as --run runs/first (or --dry-run, which needs none)")
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
         raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
     if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
@@ -319,6 +326,21 @@ def _train(options: argparse.Namespace) -> None:
         train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
             _show(options.run, [options.run], options.run / "report.html")
+
+
+def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
+    if options.add_task is not None or options.with_single_task:
+        raise ConfigError("--dry-run: plans the stages of CONFIG alone; leave --add-task and --with-single-task out")
+    from dist_teracon.console import set_up_logging
+
+    set_up_logging(verbose=options.verbose)
+    from dist_teracon.runtime import process_group
+    from dist_teracon.train.dry_run import dry_run, dry_run_lines
+
+    with process_group() as runtime:
+        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main))
+        if runtime.is_main:
+            print("\n".join(dry_run_lines(plan)))
 
 
 def _compare(options: argparse.Namespace) -> None:

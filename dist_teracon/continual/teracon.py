@@ -6,6 +6,7 @@ Legend: T tasks, K masked layers, C channels, s scale.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from typing import Annotated, Any, Literal
 
@@ -194,6 +195,14 @@ class Teracon(Method):
             terms.append((past, targets, total))
             self.drawn[past] = total
         return batch.with_retention(parts, terms)
+
+    def replay_bounds(self, batch: int) -> tuple[int, int]:
+        """By ρ's bounds: masks are positive, so that their cosine is at least 0."""
+        if self.retention.alpha == 0:
+            return 0, 0
+        rates = [0.5 - 0.5 * math.tanh(self.retention.constant * cosine / 2) for cosine in (0.0, 1.0)]  # 1 - σ(c·cos)
+        low, high = (1.0, 1.0) if self.retention.sampling == "all" else (min(rates), max(rates))
+        return sample_size(low, batch, minimum=self.retention.minimum), sample_size(high, batch, minimum=self.retention.minimum)
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         scale = self._scale(batch)

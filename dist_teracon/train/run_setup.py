@@ -119,8 +119,8 @@ def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Ta
     """
     fields = (("train.by_task", config.train.by_task), ("model.heads.by_task", config.model.heads.by_task))
     for name, values in fields:
-        for task in values:
-            _task(dataset, task, f"{where}: {name}")
+        for override in values:
+            _task(dataset, override, f"{where}: {name}")
     tasks = dataset.info.tasks if config.tasks is None else tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
     for position, task in enumerate(tasks):
         batch = config.train.stage(position, task.name).batch
