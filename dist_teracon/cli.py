@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
 _COMMANDS = {
-    "prepare data": {"prepare": "turn raw logs into a data set"},
+    "prepare data": {
+        "init": "look at raw files and write a recipe with comments",
+        "prepare": "turn raw logs into a data set",
+        "inspect": "show a few users of a data set as a person reads them",
+    },
     "train": {"train": "learn the tasks in order; the same command again resumes"},
     "look at results": {
         "report": "print a run's table and write report.html, several runs side by side",
@@ -120,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dist-teracon {__version__}")
     commands = parser.add_subparsers(required=True, prog=parser.prog, metavar="COMMAND", help=argparse.SUPPRESS)
+    _add_init(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
     _add_train(commands)
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
@@ -184,6 +190,20 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
     prepare.add_argument("--users", type=_count, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
+
+
+def _add_init(commands: _Commands[argparse.ArgumentParser]) -> None:
+    init = _add(commands, "init", _init)
+    init.add_argument("folder", metavar="FOLDER", help="raw files of any format that `prepare` reads")
+    init.add_argument("--out", default="recipe.yaml", metavar="RECIPE", help="the recipe (default: recipe.yaml here); never overwritten")
+
+
+def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
+    inspect = _add(commands, "inspect", _inspect)
+    inspect.add_argument("dataset", metavar="DATASET", help="folder or URI of a data set, or synthetic:six-tasks-v1?users=2000")
+    inspect.add_argument("--users", type=_count, default=3, metavar="N", help="show so many users (default: 3)")
+    inspect.add_argument("--user", metavar="ID", help="show this user")
+    inspect.add_argument("--task", metavar="TASK", help="show users with labels of this task, and its most frequent labels")
 
 
 def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -299,6 +319,20 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
     users = DEFAULT_USERS if options.users is None else options.users
     tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
     return prepare_tables(tables, out, split, shards=options.shards, log=Console().log)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from dist_teracon.data.init_recipe import init_recipe
+
+    print("\n".join(init_recipe(options.folder, options.out)))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dist_teracon.data.inspection import inspect_lines
+    from dist_teracon.data.open import open_dataset
+
+    dataset = open_dataset(options.dataset, log=Console().log)
+    print("\n".join(inspect_lines(dataset, users=options.users, user=options.user, task=options.task)))
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -25,14 +25,23 @@ def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], *, names: S
 
 
 def folded(text: str, *, indent: str = "") -> list[str]:
-    """Return a paragraph as lines, those after the first indented; full-width letters count twice."""
-    from rich.cells import cell_len
+    """Return a paragraph as lines, those after the first indented.
 
-    lines, line = [], ""
-    for word in text.split(" "):
-        longer = f"{line} {word}" if line else word
-        if line.strip() and cell_len(longer) > WIDTH:
+    Full-width letters count twice, a word longer than a line is cut, and a blank that does not break (U+00A0) becomes a plain one.
+    """
+    from rich.cells import cell_len, chop_cells
+
+    lines: list[str] = []
+    start = text[: len(text) - len(text.lstrip(" "))]
+    line, empty = start, True
+    for word in text.strip(" ").split(" "):
+        longer = f"{line}{word}" if empty else f"{line} {word}"
+        if not empty and cell_len(longer) > WIDTH:
             lines.append(line)
             longer = f"{indent}{word}"
-        line = longer
-    return [*lines, line]
+        while cell_len(longer) > WIDTH:
+            piece = chop_cells(longer, WIDTH)[0]
+            lines.append(piece)
+            longer = f"{indent}{longer[len(piece) :]}"
+        line, empty = longer, False
+    return [part.replace("\u00a0", " ") for part in (*lines, line)]
