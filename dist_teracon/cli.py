@@ -322,7 +322,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
 
 
 def _init(options: argparse.Namespace) -> None:
-    from dist_teracon.data.init_recipe import init_recipe
+    from dist_teracon.data.init.recipe import init_recipe
 
     print("\n".join(init_recipe(options.folder, options.out)))
 

@@ -67,9 +67,8 @@ def test_labels_stand_with_their_split(dataset: Dataset) -> None:
 
 
 def test_the_last_item_is_the_first_tasks_label(dataset: Dataset) -> None:
-    assert [line for line in inspect_lines(dataset, user="회원 1") if line.startswith("  next, ")][0].endswith(
-        ": 딸기�[2J케이크 (the last item)"
-    )
+    line = next(line for line in inspect_lines(dataset, user="회원 1") if line.startswith("  next, "))
+    assert line.endswith(": 딸기�[2J케이크 (the last item)")
 
 
 def test_counts_and_frequent_names(dataset: Dataset) -> None:
