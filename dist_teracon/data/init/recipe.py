@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -53,13 +54,13 @@ def init_recipe(folder: str, out: str) -> list[str]:
     found = sample_folder(folder)
     kind = known_format(found)
     draft = _DRAFTS[kind](found)
-    data = f"data/{re.sub(r'[^A-Za-z0-9_.-]+', '-', folder_name(folder)).strip('-') or 'first'}"
-    prepare = f"dist-teracon prepare {draft.format} {folder} {data} --recipe {out}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder_name(folder)).strip("-.") or "first"
+    prepare = shlex.join(["dist-teracon", "prepare", draft.format, folder, f"data/{name}", "--recipe", out])
+    then = [prepare, f"dist-teracon inspect data/{name}", f"dist-teracon train ml-100k --set dataset=data/{name} --run runs/{name}"]
     head = [
         f"# Written by `dist-teracon init {folder}` from samples of the files. Every line is a guess:",
         "# look through it, change what is wrong, and leave out what is not wanted (docs/own-data.md has every field).",
-        f"#   {prepare}",
-        f"#   dist-teracon inspect {data}",
+        *(f"#   {command}" for command in then),
     ]
     text = "\n".join([*head, draft.text.rstrip("\n"), ""])
     parse_recipe(yaml.safe_load(text), where=out)  # what is written can be read
@@ -73,8 +74,7 @@ def init_recipe(folder: str, out: str) -> list[str]:
         *(line for name, why in found.not_read.items() for line in folded(f"not read: {name}: {why}", indent="  ")),
         "",
         *folded(f"wrote {out}; look through it, then:"),
-        f"  {prepare}",
-        f"  dist-teracon inspect {data}",
+        *(f"  {command}" for command in then),
     ]
 
 

@@ -70,10 +70,7 @@ def propose(tables: Tables) -> Proposal:
     users = {user for user, count in counts.items() if count >= minimum}
     tasks = [_checked(task, tables, rows, users) for task, rows in candidates]
     left_out: dict[str, str] = {}
-    labelled = next((rows for task, rows in candidates if task.fields.get("choose") != "next"), None) or next(
-        (rows for task, rows in candidates), None
-    )
-    first = next((task for task in tasks if task.is_active), None)
+    first, labelled = next(((task, rows) for task, (_, rows) in zip(tasks, candidates, strict=True) if task.is_active), (None, None))
     tasks += _attribute_labels(tables, first, labelled, users, left_out)
     tasks += _profiles(tables, users, left_out)
     return Proposal(history, why, minimum, _distinctly_named(tasks), left_out)
@@ -121,14 +118,21 @@ def _by_value(tables: Tables) -> tuple[list[bool], dict[str, Any], str, list[Can
     candidates = [
         (
             Task(
-                f"value-{level:g}", {"kind": "item", "events": {"value": f"== {level!r}"}, "targets": 5, "choose": "random"}, "the highest"
+                f"value-{level:g}",
+                {"kind": "item", "events": {"value": f"== {_plain(level)}"}, "targets": 5, "choose": "random"},
+                "the highest",
             ),
             [value == level for value in column],
         )
         for level in high
     ]
     why = "events of lower values; those of the highest are labels, so no label stands in it"
-    return [value is not None and value <= rest for value in column], {"value": f"<= {rest!r}"}, why, candidates
+    return [value is not None and value <= rest for value in column], {"value": f"<= {_plain(rest)}"}, why, candidates
+
+
+def _plain(number: float) -> str:
+    """Return a number as it is, without the `.0` of whole ones."""
+    return repr(int(number) if number.is_integer() else number)
 
 
 def _by_time(tables: Tables) -> tuple[list[bool], dict[str, Any], str, list[Candidate]] | None:
