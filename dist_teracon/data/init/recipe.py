@@ -71,7 +71,12 @@ def init_recipe(folder: str, out: str) -> list[str]:
     return [
         *folded(f"{folder}: format {draft.format}"),
         *draft.notes,
-        *(line for name, why in found.not_read.items() for line in folded(f"not read: {name}: {why}", indent="  ")),
+        *(
+            line
+            for name, why in found.not_read.items()
+            if name not in found.sequences
+            for line in folded(f"not read: {name}: {why}", indent="  ")
+        ),
         "",
         *folded(f"wrote {out}; look through it, then:"),
         *(f"  {command}" for command in then),
@@ -91,9 +96,7 @@ def known_format(folder: Folder) -> str:
         header = set(sample.columns)
         if {"user_id", "item_id"} <= header and header & {"click", "follow", "like", "share"}:
             return "tenrec"
-        if len(header) > 3 and "" in header and all(re.fullmatch(r"\d*", name) for name in header):
-            return "sequence-csv"
-    return "events"
+    return "sequence-csv" if folder.sequences and not folder.tables else "events"
 
 
 # -- formats with columns of their own
@@ -113,7 +116,7 @@ def _movielens(folder: Folder) -> Draft:
     if not has_users:
         text = "\n".join(line for line in text.splitlines() if "kind: profile" not in line)
     return Draft(
-        "movielens", text, ["a release of MovieLens: films rated 1 to 3 are the history, 4 and 5 two tasks, then the user's profile"]
+        "movielens", text, ["a release of MovieLens: films rated 1 to 3 are the history, 4 and 5 two tasks,", "then the user's profile"]
     )
 
 
@@ -124,13 +127,13 @@ def _tenrec(folder: Folder) -> Draft:
     text = "\n".join(
         line for line in _shipped(folder, "tenrec.yaml").splitlines() if not any(line.strip().startswith(f"{task}:") for task in missing)
     )
-    return Draft("tenrec", text, ["Tenrec's columns: clicks are the history; likes, shares and profiles are the tasks"])
+    return Draft("tenrec", text, ["Tenrec's columns: clicks are the history; likes, shares, profiles are the tasks"])
 
 
 def _sequences(kind: str) -> Callable[[Folder], Draft]:
     def draft(folder: Folder) -> Draft:
         text = f"name: {scalar(folder_name(folder.uri))}\nseed: 0\nsplit: {{by: users, train: 0.8, validation: 0.05, test: 0.15}}"
-        return Draft(kind, text, ["files of sequences with their targets: a task a file, in natural order; a recipe is optional"])
+        return Draft(kind, text, ["files of sequences with their targets, a task a file; a recipe is optional"])
 
     return draft
 

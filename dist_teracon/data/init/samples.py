@@ -63,12 +63,18 @@ class Folder:
         names: Of everything directly in it that is not hidden.
         tables: Its tables by name, of those that can be sampled.
         not_read: Files that are no table, and why.
+        sequences: Files without a header, of numbers between commas alone, as of sequences and their targets.
     """
 
     uri: str
     names: list[str]
     tables: dict[str, Sample] = field(default_factory=dict)
     not_read: dict[str, str] = field(default_factory=dict)
+    sequences: list[str] = field(default_factory=list)
+
+
+class _NoHeaderError(DataError):
+    """A text file whose first line holds numbers alone."""
 
 
 def sample_folder(uri: str) -> Folder:
@@ -86,6 +92,7 @@ def sample_folder(uri: str) -> Folder:
             sample = _sample(name, files)
         except (DataError, pa.ArrowInvalid, csv.Error, UnicodeDecodeError) as error:
             folder.not_read[name] = str(error).removeprefix(f"{files[0]}: ")
+            folder.sequences += [name] if isinstance(error, _NoHeaderError) else []
             continue
         folder.tables[name] = sample
     return folder
@@ -168,6 +175,8 @@ def _sample_text(name: str, uri: str) -> Sample:
     if not header:
         raise DataError(f"{uri}: is empty")
     names = [column.strip() for column in header]
+    if len(names) > 3 and delimiter == "," and all(re.fullmatch(r"\d*", name) for name in names):
+        raise _NoHeaderError(f"{uri}: has no header line, only numbers")
     rows = [row for row in rows if len(row) == len(names)]
     whole = whole and len(rows) <= _ROWS
     columns = {column: [row[place].strip() or None for row in rows] for place, column in enumerate(names)}

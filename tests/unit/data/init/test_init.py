@@ -234,13 +234,13 @@ def test_formats_with_columns_of_their_own_get_a_recipe(tmp_path: Path, files: d
 
 
 def test_recboles_files_with_their_types(tmp_path: Path) -> None:
-    inter = [(f"u{number % 60}", f"i{number % 23}", number % 5 + 1, 1_700_000_000 + number) for number in range(1200)]
+    inter = [(f"u{number % 60}", f"i{number % 23}", (number // 60 + number) % 5 + 1, 1_700_000_000 + number) for number in range(1200)]
     header = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
     rows_of(tmp_path / "raw/x.inter", header, *inter, delimiter="\t")
     people = [(f"u{number}", "FM"[number % 2], number % 7) for number in range(60)]
     rows_of(tmp_path / "raw/x.user", ("user_id:token", "gender:token", "job:token"), *people, delimiter="\t")
     recipe, said = made(tmp_path / "raw", tmp_path)
-    assert said[0].endswith(": format recbole")
+    assert "format recbole" in " ".join(said)
     assert not {"files", "columns"} & recipe.model_fields_set
     assert list(recipe.tasks) == ["value-4", "value-5", "gender", "job"]
 
