@@ -141,9 +141,9 @@ def guess_roles(sample: Sample, contents: dict[str, Content]) -> dict[str, Guess
     taken = {guess.column for guess in found.values()}
     rest = {column: content for column, content in contents.items() if column not in taken and content.filled}
     for role in ("timestamp", "user", "item"):
-        column = _by_content(role, rest, rows=sample.rows) if role not in found else None
-        if column is not None:
-            found[role] = Guess(column, "guess", f"by what it holds: {_fact(role, rest.pop(column), sample)}")
+        guessed = _by_content(role, rest, rows=sample.rows) if role not in found else None
+        if guessed is not None:
+            found[role] = Guess(guessed, "guess", f"by what it holds: {_fact(role, rest.pop(guessed), sample)}")
     return found
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -165,7 +166,7 @@ def _events(folder: Folder) -> Draft:
         )
     roles = guess_roles(events, {name: content_of(events, name) for name in events.columns})
     users, items = (
-        _best(folder, f"{role}s", lambda sample, role=role: _attribute_rank(sample, role, roles[role].column), without=(events,))
+        _best(folder, f"{role}s", partial(_attribute_rank, role=role, key=roles[role].column), without=(events,))
         for role in ("user", "item")
     )
     return _draft("events", folder, events, users, items if items is not users else None, own=_OWN)
@@ -176,7 +177,7 @@ def _best(folder: Folder, stem: str, rank: Callable[[Sample], float], *, without
     others = [sample for sample in folder.tables.values() if sample not in without and sample.rows]
     named = [sample for sample in others if bare_name(sample.name) == stem and rank(sample) > 0]
     ranked = sorted((sample for sample in others if rank(sample) > 0), key=rank, reverse=True)
-    return (named or ranked or [None])[0]
+    return next(iter(named or ranked), None)
 
 
 def _events_rank(sample: Sample) -> float:
@@ -189,7 +190,7 @@ def _events_rank(sample: Sample) -> float:
     return 1.0 + 4 * ("timestamp" in roles) + 2 * sum(roles[role].confidence != "guess" for role in ("user", "item")) + sample.rows / 1e6
 
 
-def _attribute_rank(sample: Sample, role: str, key: str) -> float:
+def _attribute_rank(sample: Sample, *, role: str, key: str) -> float:
     column = key if key in sample.columns else next((name for name in sample.columns if named_role(name) == role), None)
     if column is None or len(sample.columns) < 2:
         return 0.0

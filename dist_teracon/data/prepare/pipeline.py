@@ -165,7 +165,7 @@ def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: Read
     read = reader.read(source, rules, context)
     data: ShardSource
     if isinstance(read, EventData):
-        tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count)
+        tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count, log=log)
         _check(tables)
         data = TablesSource(tables)
     else:

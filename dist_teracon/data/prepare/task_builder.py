@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
+from dist_teracon.data.prepare.overlap import note_overlaps
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
@@ -30,10 +32,11 @@ class _Users:
     row_of_code: NDArray[np.int64]
 
 
-def build_tables(recipe: Recipe, source: EventData, *, bad: BadRows, min_count: int | None = None) -> Tables:
+def build_tables(recipe: Recipe, source: EventData, *, bad: BadRows, min_count: int | None = None, log: Log = no_log) -> Tables:
     """Make sequences and labels from events.
 
-    Users stand in the order of their names; items and labels in the order of descending count, then name.
+    Users stand in the order of their names; items and labels in the order of descending count, then name. Labels that leak into
+    histories are counted in `notes.overlap` and told to `log`.
 
     Raises:
         ConfigError: the recipe names something that the source does not have.
@@ -54,6 +57,7 @@ def build_tables(recipe: Recipe, source: EventData, *, bad: BadRows, min_count: 
             only = table.classes[int(table.values[0])]
             raise DataError(f"task '{name}': expected two labels or more, got '{only}' alone")
         labels.append(table)
+    notes["overlap"] = note_overlaps(recipe, source.events, lambda where, rule: _matching(where, rule, source.events), log=log)
     return Tables(
         name=recipe.name or source.name,
         items=items,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dist_teracon.cli import main
 from dist_teracon.data.prepare.overlap import Overlap, count_overlap, note_overlaps
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.recipe import EventFilter, parse_recipe
@@ -73,3 +77,38 @@ def test_windows_apart_are_silent(times: bool) -> None:
 def test_recipes_of_profiles_alone_have_nothing_to_count() -> None:
     recipe = parse_recipe({"tasks": {"p": {"kind": "profile"}}})
     assert note_overlaps(recipe, events(), fits, log=lambda _: pytest.fail("nothing to say")) == {}
+
+
+@pytest.mark.parametrize(
+    ("history", "task", "in_history", "warned"),
+    [
+        ("{type: search}", "{type: buy}", 0, None),
+        ("{}", "{type: buy}", 60, "60 of 60 events of task 'bought' are in the history too"),
+        (
+            "{type: search, until: 2024-01-03}",
+            "{type: buy, from: 2024-01-02}",
+            0,
+            "60 of 60 events of task 'bought' happened before the end",
+        ),
+        ("{type: search, until: 2024-01-02}", "{type: buy, from: 2024-01-02}", 0, None),
+    ],
+)
+def test_prepare_counts_and_warns(
+    history: str, task: str, in_history: int, warned: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["user,item,timestamp,type"]
+    for user in range(60):
+        rows += [
+            f"u{user},q{user % 7},2024-01-01,search",
+            f"u{user},p{user % 5},2024-01-02,buy",
+            f"u{user},q{user % 3},2024-01-02 12:00,search",
+        ]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/events.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "r.yaml").write_text(f"history: {{events: {history}}}\ntasks: {{bought: {{kind: item, events: {task}}}}}\n")
+    assert main(["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(tmp_path / "r.yaml")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("warning: " in said) == (warned is not None)
+    assert warned is None or warned in said
+    notes = json.loads((tmp_path / "out/dataset.json").read_text())["notes"]
+    assert (notes["overlap"]["bought"]["events"], notes["overlap"]["bought"]["in_history"]) == (60, in_history)
