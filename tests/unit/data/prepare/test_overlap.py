@@ -100,6 +100,7 @@ def test_prepare_counts_and_warns(
     for user in range(60):
         rows += [
             f"u{user},q{user % 7},2024-01-01,search",
+            f"u{user},q{user % 4},2024-01-01 12:00,search",
             f"u{user},p{user % 5},2024-01-02,buy",
             f"u{user},q{user % 3},2024-01-02 12:00,search",
         ]
