@@ -18,6 +18,9 @@ from dist_teracon.errors import ConfigError, nearest, shortened
 
 M = TypeVar("M", bound=ConfigModel)
 
+# What YAML 1.1 makes of scalars that look like times or numbers; `_Loader` has rules of its own.
+_AS_WRITTEN = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float")}
+
 # Fields that were renamed or moved, old dotted path to new: the error for an old one names the new one. `*` is any part of a path.
 _RENAMED = {
     "train.*.average": "train.*.ema_decay",
@@ -136,16 +139,19 @@ def read_yaml(uri: str, *, folder: str = "") -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that refuses a key written twice, which YAML would let win silently, and names the line of a bad value."""
+    """YAML's safe loader that refuses a key written twice, which YAML would let win silently, and takes values as they are written.
+
+    Dates stay text, so that one that is in no calendar is told with its field. Numbers are decimal: `012` (to YAML 1.1 an octal ten),
+    `1_000` and `12:30` (to it a number of base 60) stay text, as they are names in recipes.
+    """
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # a date that is none, a number of thousands of digits
+        except ValueError as error:  # a number of thousands of digits
             if isinstance(error, yaml.YAMLError):
                 raise
-            kind = "no such day or time" if node.tag == "tag:yaml.org,2002:timestamp" else str(error)
-            raise yaml.constructor.ConstructorError(None, None, f"{shortened(node.value)}: {kind}", node.start_mark) from None
+            raise yaml.constructor.ConstructorError(None, None, f"{shortened(node.value)}: {error}", node.start_mark) from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -157,6 +163,18 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
             seen.add(key if isinstance(key, str | int | float) else None)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _AS_WRITTEN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$", re.ASCII), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", re.ASCII),
+    list("-+0123456789."),
+)
 
 
 def _read_text(uri: str, folder: str) -> str:

@@ -20,7 +20,7 @@ from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.backbone import Backbone, make_backbone
-from dist_teracon.models.heads import Head, cross_entropy_sum
+from dist_teracon.models.heads import Head, cross_entropy_sum, head_key
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.network import Network, Role
 from dist_teracon.models.sampled_softmax import Negatives
@@ -146,7 +146,7 @@ class Method(ABC):
         for name, parameter in self.module().named_parameters():
             if not parameter.requires_grad:
                 continue
-            rate = training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(self.role(name)) else 1.0)
+            rate = training.learning_rate * self.lr_scale(self.role(name), training)
             parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
         return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
 
@@ -156,6 +156,10 @@ class Method(ABC):
         assert isinstance(network, Network), "a method whose module is no Network overrides `role`"
         return network.role(name)
 
+    def lr_scale(self, role: Role, training: StageTraining) -> float:
+        """Return the factor on the learning rate of a parameter of this role."""
+        return training.pretrained_lr_scale if self.is_pretrained(role) else 1.0
+
     def is_pretrained(self, role: Role) -> bool:
         """Return whether earlier stages trained such a parameter, so that `pretrained_lr_scale` applies: the backbone, after T1."""
         return len(self.learned) > 1 and role.part == "backbone"
@@ -164,7 +168,7 @@ class Method(ABC):
         """Return the module's parameters that weight decay acts on: the backbone's matrices and the present task's head's."""
         network = self.module()
         assert isinstance(network, Network), "a method whose module is no Network overrides `decay_parameters`"
-        return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {f"heads.{self.learned[-1]}.weight"}
+        return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {f"heads.{head_key(self.learned[-1])}.weight"}
 
     def gradient_hooks(self, phase: Phase) -> None:
         """Register hooks that edit gradients; called before the engine is made."""

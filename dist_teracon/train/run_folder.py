@@ -22,6 +22,9 @@ from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.stage_folder import StageFolder
 
+# Files of a run's folder itself that the process with the lock writes.
+_UNDER_LOCK = ("additions.json", "baselines.json", "config.yaml", "dataset.json", "results.json", "timing.json")
+
 
 class EventLog:
     """`events.jsonl`: appended as the run goes, cut back to the checkpoint on resume; only the main process writes.
@@ -222,4 +225,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         busy = RunError(f"{self.path}: another process is writing this run; wait for it or name another folder")
         with io.exclusive_lock(self.path / ".lock", busy):
+            self._remove_temporary_files()
             yield
+
+    def _remove_temporary_files(self) -> None:
+        """Remove what a killed process has left of files that are written under the lock alone; a report may be under way without it."""
+        io.remove_temporary_files(self.path, of=_UNDER_LOCK)
+        for folder in (self.path / "stages").glob("**/"):
+            io.remove_temporary_files(folder)
+        for progress in (self.path / "stages").glob("*/progress"):
+            io.remove_temporary_folders(progress)

@@ -148,15 +148,6 @@ def test_a_field_that_may_be_one_of_several_things_is_named_once() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["2022-06-31", "2021-02-29", "2022-01-01T24:00:00", "2022-01-01 00:00:00 +25:00"])
-def test_a_day_that_is_none_is_named_with_its_line(tmp_path: Any, text: str) -> None:
-    (tmp_path / "r.yaml").write_text(f"name: t\nhistory: {{events: {{until: {text}}}}}\n")
-    with pytest.raises(ConfigError, match=r"r.yaml:2: not valid YAML: .*no such day or time"):
-        read_yaml(str(tmp_path / "r.yaml"))
-    with pytest.raises(ConfigError, match=r"--set history\.events\.until.*no such day or time"):
-        apply_overrides({}, [f"history.events.until={text}"])
-
-
 def test_numbers_of_thousands_of_digits_and_groups_that_hold_themselves(tmp_path: Any) -> None:
     (tmp_path / "long.yaml").write_text(f"dataset: d\nseed: {'9' * 5000}\n")
     with pytest.raises(ConfigError, match=r"long.yaml:2: not valid YAML"):
