@@ -17,13 +17,18 @@ from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
+    from dist_teracon.config import RunConfig
     from dist_teracon.console import Progress
     from dist_teracon.data.recipe import Recipe
     from dist_teracon.data.schema import DatasetInfo
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
 _COMMANDS = {
-    "prepare data": {"prepare": "turn raw logs into a data set"},
+    "prepare data": {
+        "init": "look at raw files and write a recipe with comments",
+        "prepare": "turn raw logs into a data set",
+        "inspect": "show a few users of a data set as a person reads them",
+    },
     "train": {"train": "learn the tasks in order; the same command again resumes"},
     "look at results": {
         "report": "print a run's table and write report.html, several runs side by side",
@@ -34,6 +39,24 @@ _COMMANDS = {
         "bench": "time kernels, heads, loader, preparation, a step; see bench --help",
     },
 }
+
+
+def _count(text: str) -> int:
+    """Return an option's whole number of 1 or more."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got '{text[:40]}'")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """Return an option's share, 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got '{text[:40]}'")
+    return value
 
 
 def _formats() -> tuple[str, ...]:
@@ -115,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dist-teracon {__version__}")
     commands = parser.add_subparsers(required=True, prog=parser.prog, metavar="COMMAND", help=argparse.SUPPRESS)
+    _add_init(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
     _add_train(commands)
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run folders; the first in full, all side by side")
@@ -125,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=_path, required=True, help="its folder; the same command again runs what is missing")
-    compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
+    compare.add_argument("--parallel", type=_count, help="runs at a time (default: one a core)")
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
     )
@@ -168,28 +193,43 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
     prepare.usage = "%(prog)s FORMAT SRC OUT [options]\n       %(prog)s synthetic OUT [options]"
     prepare.add_argument("format", choices=_Choices(_formats), metavar="FORMAT", help="what SRC holds: %(choices)s")
     prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
-    prepare.add_argument("--recipe", help="YAML file: how tasks are made from events")
+    prepare.add_argument("--recipe", help="YAML file, or the name of a shipped one: how tasks are made from events")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field, as split.seed=1")
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
-    prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
-    prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
+    prepare.add_argument("--max-bad-rows", type=_share, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
+    prepare.add_argument("--shards", type=_count, help="number of shards (default: from the size)")
     prepare.add_argument("--cluster", action="store_true", help="sequence-csv, ttl: work on a Ray cluster (RAY_ADDRESS or a Ray job)")
     prepare.add_argument("--append", metavar="DATASET", help="write OUT as a new version of DATASET, with new users, tasks and items added")
     prepare.add_argument("--refresh", action="store_true", help="with --append: take old users' histories of today, too")
     prepare.add_argument(
-        "--max-unmatched", type=float, default=0.5, metavar="SHARE", help="stop where more of the ids of users (items) have no partner"
+        "--max-unmatched", type=_share, default=0.5, metavar="SHARE", help="stop where more of the ids of users (items) have no partner"
     )
-    prepare.add_argument("--min-count", type=int, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
-    prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
+    prepare.add_argument("--min-count", type=_count, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
+    prepare.add_argument("--users", type=_count, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
 
 
+def _add_init(commands: _Commands[argparse.ArgumentParser]) -> None:
+    init = _add(commands, "init", _init)
+    init.add_argument("folder", metavar="FOLDER", help="raw files of any format that `prepare` reads")
+    init.add_argument("--out", default="recipe.yaml", metavar="RECIPE", help="the recipe (default: recipe.yaml here); never overwritten")
+
+
+def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
+    inspect = _add(commands, "inspect", _inspect)
+    inspect.add_argument("dataset", metavar="DATASET", help="folder or URI of a data set, or synthetic:six-tasks-v1?users=2000")
+    inspect.add_argument("--users", type=_count, default=3, metavar="N", help="show so many users (default: 3)")
+    inspect.add_argument("--user", metavar="ID", help="show this user")
+    inspect.add_argument("--task", metavar="TASK", help="show users with labels of this task, and its most frequent labels")
+
+
 def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     train = _add(commands, "train", _train)
-    train.usage = "%(prog)s CONFIG --run RUN [options]"
+    train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
     train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
-    train.add_argument("--run", type=Path, required=True, help="folder of the run")
+    train.add_argument("--run", type=Path, help="folder of the run")
+    train.add_argument("--dry-run", action="store_true", help="print steps, parameters, memory and time of the run; train nothing")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
     train.add_argument(
@@ -243,7 +283,7 @@ def _recipe(options: argparse.Namespace) -> Recipe | None:
         raise ConfigError("--recipe, --set: synthetic data follows no recipe; see --users, --like, --split, --shards")
     if not (options.recipe or options.set):
         return None
-    value = apply_overrides(read_yaml(options.recipe) if options.recipe else {}, options.set)
+    value = apply_overrides(read_yaml(options.recipe, folder="recipes") if options.recipe else {}, options.set)
     return parse_recipe(value, where=options.recipe or "--set")
 
 
@@ -308,11 +348,30 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
     return prepare_tables(tables, out, split, shards=options.shards, log=Console().log)
 
 
+def _init(options: argparse.Namespace) -> None:
+    from dist_teracon.data.init.recipe import init_recipe
+
+    print("\n".join(init_recipe(options.folder, options.out)))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dist_teracon.data.inspection import inspect_lines
+    from dist_teracon.data.open import open_dataset
+
+    dataset = open_dataset(options.dataset, log=Console().log)
+    print("\n".join(inspect_lines(dataset, users=options.users, user=options.user, task=options.task)))
+
+
 def _train(options: argparse.Namespace) -> None:
     from dist_teracon.config_io import load_config
     from dist_teracon.console import set_up_logging
 
     config = load_config(options.config, options.set)
+    if options.dry_run:
+        _dry_run(config, options)
+        return
+    if options.run is None:
+        raise ConfigError("train: expected the folder of the run, as --run runs/first (or --dry-run, which needs none)")
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
         raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
     from dist_teracon import io
@@ -332,6 +391,21 @@ def _train(options: argparse.Namespace) -> None:
         train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
             _show(options.run, [options.run], options.run / "report.html")
+
+
+def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
+    if options.add_task is not None or options.with_single_task:
+        raise ConfigError("--dry-run: plans the stages of CONFIG alone; leave --add-task and --with-single-task out")
+    from dist_teracon.console import set_up_logging
+
+    set_up_logging(verbose=options.verbose)
+    from dist_teracon.runtime import process_group
+    from dist_teracon.train.dry_run import dry_run, dry_run_lines
+
+    with process_group() as runtime:
+        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main))
+        if runtime.is_main:
+            print("\n".join(dry_run_lines(plan)))
 
 
 def _compare(options: argparse.Namespace) -> None:

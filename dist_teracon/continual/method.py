@@ -180,6 +180,10 @@ class Method(ABC):
         """Add rows to a batch, as replayed users."""
         return batch
 
+    def replay_bounds(self, batch: int) -> tuple[int, int]:
+        """Return the least and the most rows that a step replays of each past task, beside a batch of so many examples."""
+        return 0, 0
+
     @abstractmethod
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         """Return the loss as named terms, each `weight · local sum / global count`.

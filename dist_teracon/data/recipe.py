@@ -273,7 +273,7 @@ def read_recipe(uri: str) -> Recipe:
     Raises:
         ConfigError: the file is missing, no YAML, or has something that is not allowed; names the dotted field.
     """
-    return parse_recipe(read_yaml(uri), where=uri)
+    return parse_recipe(read_yaml(uri, folder="recipes"), where=uri)
 
 
 def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:

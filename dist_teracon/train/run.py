@@ -93,7 +93,7 @@ def _learn(run: Run, method: Method) -> None:
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
     if done < len(run.tasks) and run.stage_folder(done).in_progress:
         position = run.stage_folder(done).checkpoint_state()["events_bytes"]
-    events = EventLog(run.folder.path / "events.jsonl", writes=run.runtime.is_main, position=position)
+    events = EventLog(run.folder.path / "events.jsonl", writes=run.runtime.is_main, position=position, log=run.console.log)
     try:
         if not position:
             _log_run(run, events, method)

@@ -14,6 +14,7 @@ from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
 from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
 from dist_teracon.data.prepare.matched import MAX_UNMATCHED, Funnel, check_join, join_of
+from dist_teracon.data.prepare.overlap import note_overlaps
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
@@ -63,7 +64,7 @@ def build_tables(
         bad: Counts attributes that cannot be read.
         min_count: Overrides the recipe's `history.min_count`.
         max_unmatched: Largest share of the fewer ids of two tables that may be without a partner.
-        log: Receives a line on what nearly matches.
+        log: Receives a line on what nearly matches, and on labels that leak into histories (`notes.overlap`).
 
     Raises:
         ConfigError: the recipe names something that the source does not have.
@@ -89,6 +90,10 @@ def build_tables(
             only = table.classes[int(table.values[0])]
             raise DataError(f"task '{name}': expected two labels or more, got '{only}' alone")
         labels.append(table)
+    everything = len(source.events)
+    notes["overlap"] = note_overlaps(
+        recipe, source.events, lambda where, rule: matching(where, rule, source.events, Funnel("events", everything)), log=log
+    )
     return Tables(
         name=recipe.name or source.name,
         items=items,
