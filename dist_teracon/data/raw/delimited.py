@@ -26,6 +26,7 @@ from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable
 from dist_teracon.errors import DataError
 
 _SEPARATOR = "\x1f"
+_BOM = b"\xef\xbb\xbf"
 _LEAST_BLOCK = 1 << 12  # Arrow has some work a block
 _DELIMITERS = (",", "\t", ";", "|")
 
@@ -245,6 +246,8 @@ def _table(
         skipped.append((row.number, row.text))
         return "skip"
 
+    if content.startswith(_BOM):  # Arrow takes one off, wherever in the file the block begins
+        content = _BOM + content
     table = pa_csv.read_csv(
         pa.BufferReader(content),
         read_options=pa_csv.ReadOptions(use_threads=False, column_names=list(header), block_size=max(len(content) + 1, 1024)),

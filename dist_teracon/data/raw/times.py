@@ -86,6 +86,8 @@ class Plausibility:
     def add_numbers(self, values: NDArray[Any]) -> None:
         """Count numbers as they stand in the file."""
         self.numbers += len(values)
+        if values.dtype.kind == "f":
+            values = np.clip(values, -1e30, 1e30)
         for unit, places in _PLACES.items():
             scale = 10 ** (9 - places)
             fit = (values >= _FIRST_S * scale) & (values < _LAST_S * scale)
