@@ -227,17 +227,21 @@ def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None
         reported[row["file"]].add(row["line"])
     if sum(map(len, reported.values())) != sum(info.notes["malformed_rows"].values()):
         return "kept", "rejected.jsonl and the counts differ"
-    if target.format not in ("sequence-csv", "ttl"):
-        return "kept", difference(target, files, folder / "out", info, reported)
-    return "kept", target.lost(info, files, reported)
+    return judged(target, files, folder / "out", info, reported)
 
 
-def difference(target: Target, files: Files, out: Path, info: DatasetInfo, reported: Reported) -> str | None:
-    """Return how a data set differs from what the oracle reads, None where it does not or the oracle does not judge."""
+def judged(target: Target, files: Files, out: Path, info: DatasetInfo, reported: Reported) -> tuple[str, str | None]:
+    """Return whether a data set could be judged, and what is wrong with it."""
+    if target.format in ("sequence-csv", "ttl"):
+        return "kept", target.lost(info, files, reported)
     try:
-        want = oracle.expected(target.format, files)
+        return "kept", difference(oracle.expected(target.format, files), out, info, reported)
     except oracle.GiveUpError:
-        return None
+        return "kept, not judged", None
+
+
+def difference(want: oracle.Expected, out: Path, info: DatasetInfo, reported: Reported) -> str | None:
+    """Return how a data set differs from what the oracle reads, None where it does not."""
     for name, lines in want.rejected.items():
         if lines != reported[name]:
             return f"{name}: rejected lines {sorted(lines ^ reported[name])[:5]} differ (oracle {len(lines)}, reader {len(reported[name])})"

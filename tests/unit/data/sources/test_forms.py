@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 
 import pyarrow as pa
@@ -153,13 +154,18 @@ def test_other_formats_list_their_files_alike(made, format):
         "recbole": {"x.Inter.xz": lzma.compress(inter)},
         "movielens": {"ratings.CSV.bz2": bz2.compress(ratings)},
         "tenrec": {"b-10.csv": b"\n".join([half[0], *half[41:]]), "b-2.CSV.zst": zst(b"\n".join(half[:41]))},
-        "sequence-csv": {"task1_a/part-10.csv": b"5,1\n" * 4, "task1_a/part-2": b"1,2\n1,3\n4,5\n" * 9, "task1_a/._part-2": b"\0"},
+        "sequence-csv": {
+            "task1_a/part-10.csv": b"5,1\n" * 4,
+            "task1_a/part-2": b"1,2\n1,3\n4,5\n" * 9,
+            "task1_a/._part-2": b"\0",
+            "task1_a/part-3": b"",
+        },
     }[format]
     recipe = {**PARTS, "history": {"events": {"type": "click"}}} if format == "tenrec" else PARTS
     back = made({**files, "._x.csv": b"\0\1", "notes.md": b"x"}, recipe, format=format)
     assert list(back.info["notes"]["files"]["not_read"]) == ["notes.md"]
     if format == "sequence-csv":
-        assert back.info["notes"]["files"]["read"] == ["task1_a/part-2", "task1_a/part-10.csv"]
+        assert back.info["notes"]["files"]["read"] == ["task1_a/part-2", "task1_a/part-3", "task1_a/part-10.csv"]
         assert (back.info["users"], back.info["events"]) == (31, 62)
     else:
         assert back.sequences == ITEMS
@@ -179,3 +185,15 @@ def test_columns_and_files_of_other_formats(made):
     refused(made, {"q.txt": shown.encode()}, "files: format 'tenrec'", {"files": {"users": "x"}}, error=ConfigError, format="tenrec")
     refused(made, {"a.csv": b"1,2\n"}, "files: this format has a file of numbers a task", {"files": {"events": "x"}}, error=ConfigError,
             format="sequence-csv")  # fmt: skip
+
+
+def test_parts_of_sequences_without_rows(made):
+    refused(made, {"task1_a/1.csv": b"", "task1_a/2.csv": b"\n"}, "has no rows, nor has another part of task 'a'", format="sequence-csv")
+
+
+def test_what_was_rejected_is_named_by_its_place_in_the_source(made, tmp_path):
+    content = WHOLE + b"u99\n"
+    for source, files in (("", {"events/part-1.csv": content}), ("log.csv", {"log.csv": content})):
+        made(files, PARTS, source=source, max_bad_rows=0.1)
+        row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+        assert (row["file"], row["line"]) == (next(iter(files)), 82)
