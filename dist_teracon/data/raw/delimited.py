@@ -81,10 +81,10 @@ def is_blank(uri: str, dialect: Dialect) -> bool:
 
 
 def guess_delimiter(uri: str, dialect: Dialect) -> str:
-    """Return the dialect's delimiter if the header line has it, else the first of comma, tab, semicolon and bar that it has."""
+    """Return which of the dialect's delimiter, comma, tab, semicolon and bar the header line has most often."""
     _, content = _first_record(uri, dialect) or (0, b"")
     bare = re.sub(r'"[^"]*"', "", content.decode(errors="replace"))
-    return next((mark for mark in (dialect.delimiter, *_DELIMITERS) if mark in bare), dialect.delimiter)
+    return max((dialect.delimiter, *_DELIMITERS), key=bare.count)
 
 
 def _fields(text: str, dialect: Dialect) -> list[str]:

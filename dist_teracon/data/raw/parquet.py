@@ -177,8 +177,9 @@ def _decoded(column: Any) -> tuple[Any, NDArray[np.bool_] | None]:
 
 def _float_texts(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
     """Return floats as text: whole numbers without a point or an exponent, NaN as nothing."""
-    column = column.cast(pa.float64())
-    values = column.fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    values = column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     there = ~np.isnan(values)
     if spec.required and (np.abs(values[there]) > _EXACT).any():
         raise DataError(

@@ -28,6 +28,7 @@ def zst(content: bytes) -> bytes:
         {"events.txt": WHOLE},
         {"events.tsv": WHOLE.replace(b",", b"\t")},
         {"events.csv": WHOLE.replace(b",", b";")},
+        {"events.csv": csv({**TABLE, "a; b": [1] * 80}).replace(b",", b"\t").replace(b";", b",")},
         {"events": WHOLE},
         {"events.pq": parquet(TABLE)},
         {"events.parquet.gz": gzip.compress(parquet(TABLE))},

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dist_teracon.data.prepare.pipeline import prepare
-from dist_teracon.data.raw import bad_rows, table
+from dist_teracon.data.raw import bad_rows, delimited, table
 from dist_teracon.data.raw.times import read_times
 from dist_teracon.data.recipe import parse_recipe
 
@@ -22,7 +22,8 @@ PROGRAM = Path(__file__).parents[3] / "fuzz" / "sources.py"
 
 @pytest.fixture
 def fuzzer(monkeypatch) -> Iterator[ModuleType]:
-    monkeypatch.setattr(bad_rows, "_SAMPLES", bad_rows._SAMPLES)  # the program changes it
+    monkeypatch.setattr(bad_rows, "_SAMPLES", bad_rows._SAMPLES)  # the program changes these
+    monkeypatch.setattr(delimited, "_LEAST_BLOCK", delimited._LEAST_BLOCK)
     spec = importlib.util.spec_from_file_location("fuzz_sources", PROGRAM)
     assert spec is not None
     assert spec.loader is not None
