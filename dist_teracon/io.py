@@ -121,19 +121,17 @@ def local_path(uri: str) -> Path:
         return Path(uri)
 
 
-def input_folder(uri: str) -> str:
-    """Return a folder's URI without `~`, `.` at its end and the like, so that names of its files and its own can follow from it.
+def input_path(uri: str) -> str:
+    """Return a folder's or a file's URI without `~`, `.` at its end and the like, so that names in it and its own can follow from it.
 
     Raises:
-        DataError: a local one is not there, or a file.
+        DataError: a local one is not there.
     """
     if not is_local(uri):
         return uri
     path = local_path(uri)
     if not path.exists():
         raise DataError(f"{uri}: no such folder" + (" (a symbolic link to nothing)" if path.is_symlink() else ""))
-    if not path.is_dir():
-        raise DataError(f"{uri}: is a file; name the folder that holds it")
     return str(path.resolve() if path.name in ("", "..") else path)
 
 
