@@ -128,7 +128,7 @@ def test_raw_files_in_every_spelling(home, monkeypatch, source):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("raw/events.csv", "raw/events.csv: is a file; name the folder"),
+        ("raw/users.csv", "raw/users.csv:1: no column 'item'"),
         ("none", "none: no such folder"),
         ("dangling", "dangling: no such folder"),
     ],
