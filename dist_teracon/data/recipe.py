@@ -227,6 +227,20 @@ def _known_encoding(name: str) -> str:
     return name
 
 
+def _codes(value: Any) -> Any:
+    """Return codes of unknown: a tuple of texts, or one by attribute."""
+    if isinstance(value, dict):
+        return {str(name): _listed_codes(codes) for name, codes in value.items()}
+    return _listed_codes(value)
+
+
+def _listed_codes(value: Any) -> tuple[str, ...]:
+    listed = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(code, str | int | float) and not isinstance(code, bool) for code in listed):
+        raise ValueError("expected a list of codes, as ['0', '-'], or such lists by attribute")
+    return tuple(map(str, listed))
+
+
 class Columns(_Part):
     """Names of a source's columns where they are not the format's own.
 
@@ -270,7 +284,7 @@ class Recipe(_Part):
     files: Files = Files()
     columns: Columns = Columns()
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
-    missing: dict[str, Texts] | Texts = ()
+    missing: Annotated[dict[str, tuple[str, ...]] | tuple[str, ...], BeforeValidator(_codes)] = ()
     history: HistoryRule = HistoryRule()
     first_task: str = "next"
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)
