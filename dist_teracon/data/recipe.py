@@ -13,10 +13,6 @@
 from __future__ import annotations
 
 import codecs
-import operator
-import re
-from collections.abc import Callable
-from datetime import UTC, date, datetime, time
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -34,63 +30,20 @@ from pydantic import (
 )
 
 from dist_teracon.config_io import read_yaml
+from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, Texts, clean_name, zone_of
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.errors import ConfigError, nearest
-
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
-}  # fmt: skip
-_COMPARISON = re.compile(r"\s*(<=|>=|==|!=|<|>|=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-def parse_comparisons(text: str) -> list[tuple[Callable[[Any, Any], Any], float]]:
-    """Parse `<= 3` or `> 1, < 4` (all must hold) into (operator, number) pairs.
-
-    Raises:
-        ValueError: anything else.
-    """
-    pairs = []
-    for part in text.split(","):
-        if (match := _COMPARISON.fullmatch(part)) is None:
-            raise ValueError("expected comparisons such as '<= 3' or '> 1, < 4' (<, <=, ==, !=, >=, > and a number)")
-        pairs.append((_OPERATORS[match.group(1)], float(match.group(2))))
-    return pairs
-
-
-def _comparisons(value: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = f"== {value:g}"
-    if isinstance(value, str):
-        parse_comparisons(value)
-    return value
-
-
-def _seconds(value: Any) -> Any:
-    """Return a moment's seconds since 1970; dates without a time zone are read as UTC."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError("expected a date (2026-01-31), a date with a time, or seconds since 1970") from None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time())
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    return value
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
-
-
-Comparisons = Annotated[str, BeforeValidator(_comparisons)]
-Moment = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (found := next((key for key, entry in value.items() if isinstance(entry, bool)), None)) is not None:
+            raise ValueError(f"{found} is a truth value to YAML, as yes, no, on, off, true and false are; write names in quotes")
+        return value
 
 
 class EventFilter(_Part):
@@ -168,7 +121,7 @@ class ProfileTask(_Part):
 
     kind: Literal["profile"]
     attribute: str | None = None
-    bins: tuple[float, ...] | None = Field(default=None, min_length=1)
+    bins: tuple[Edge, ...] | None = Field(default=None, min_length=1)
     classes: Texts | None = Field(default=None, min_length=2)
 
     @field_validator("bins")
@@ -182,6 +135,8 @@ class ProfileTask(_Part):
     def _one_way(self) -> ProfileTask:
         if self.bins is not None and self.classes is not None:
             raise ValueError("give bins or classes, not both")
+        if self.classes is not None and (twice := next((name for name in self.classes if self.classes.count(name) > 1), None)):
+            raise ValueError(f"class '{twice}' stands there more than once")
         return self
 
 
@@ -290,14 +245,31 @@ class Recipe(_Part):
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)
     split: SplitPart = SplitPart()
 
-    @field_validator("first_task", "tasks")
+    @field_validator("first_task")
     @classmethod
-    def _fit_for_folders(cls, value: Any, info: ValidationInfo) -> Any:
-        for name in value if isinstance(value, dict) else (value,):
-            if not TASK_NAME.fullmatch(name) or name == "items":
-                raise ValueError(f"'{name}' cannot name a task: expected letters, digits, '_', '-', '.'; 'items' is reserved")
-            if info.field_name == "tasks" and name == info.data.get("first_task"):
-                raise ValueError(f"'{name}' is the first task's name already")
+    def _named(cls, value: str) -> str:
+        return clean_name(value)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        named: dict[str, Any] = {}
+        for key, task in value.items():
+            if isinstance(key, bool) or not isinstance(key, str | int | float):
+                raise ValueError(f"a task's name is {key!r} to YAML; write it in quotes")  # noqa: TRY004 (of a validator)
+            name = clean_name(str(key))
+            if name in named:
+                raise ValueError(f"two tasks are named '{name}'")
+            named[name] = task
+        return named
+
+    @field_validator("tasks")
+    @classmethod
+    def _others(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if (first := info.data.get("first_task")) in value:
+            raise ValueError(f"'{first}' is the first task's name already")
         return value
 
     def split_rule(self, by: Literal["users", "rows"] | None = None) -> SplitRule:
@@ -325,7 +297,7 @@ def read_recipe(uri: str) -> Recipe:
     Raises:
         ConfigError: the file is missing, no YAML, or has something that is not allowed; names the dotted field.
     """
-    return parse_recipe(read_yaml(uri), where=uri)
+    return parse_recipe(read_yaml(uri, folder="recipes"), where=uri)
 
 
 def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
@@ -337,7 +309,10 @@ def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of fields, as `history:` and `tasks:`, got {type(value).__name__}")
     try:
-        return Recipe.model_validate(value)
+        columns = value.get("columns")
+        # dates without a time zone are read in that of the columns
+        zone = zone_of(columns.get("timezone") if isinstance(columns, dict) else None)
+        return Recipe.model_validate(value, context={"timezone": zone})
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(where, value, problem) for problem in error.errors(include_url=False))) from None
 

@@ -8,6 +8,7 @@ the unpadded sequence, and where it comes again within a task, its k-th occurren
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -38,7 +39,8 @@ _ENDINGS = (".csv", ".txt")
 def task_name(name: str) -> str:
     """Return the task that a file holds: its stem without `taskN_`."""
     bare = without_compression(name.rsplit("/", 1)[-1])
-    return _TASK.sub("", next((bare[: -len(ending)] for ending in _ENDINGS if bare.lower().endswith(ending)), bare))
+    bare = next((bare[: -len(ending)] for ending in _ENDINGS if bare.lower().endswith(ending)), bare)
+    return unicodedata.normalize("NFC", _TASK.sub("", bare))  # some systems name files in the decomposed form
 
 
 @dataclass(frozen=True)

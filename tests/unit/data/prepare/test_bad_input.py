@@ -201,8 +201,8 @@ def tables(**changes: Any) -> Tables:
         ({"user_ids": ["u0"] * 60}, "a user id stands there more than once"),
         ({"classes": ["a"]}, "task 't': expected two labels or more"),
         ({"classes": ["a", "b"], "name": "next"}, "two tasks have one name"),
-        ({"name": "../t"}, "task '../t': expected a name of letters, digits"),
-        ({"name": "items"}, "'items' is reserved"),
+        ({"name": "t\n"}, "'t.n' cannot name a task: expected text of any script"),
+        ({"name": "items"}, "'items' cannot name a task: it is reserved"),
     ],
 )
 def test_tables_that_cannot_be_written(tmp_path, changes, said):
