@@ -319,7 +319,8 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
 
     return append_prepared(
         options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out),
-        recipe=recipe, min_count=options.min_count, refresh=options.refresh, fingerprint=fingerprint, log=Console().log,
+        recipe=recipe, min_count=options.min_count, refresh=options.refresh,
+        synthetic=options.format == "synthetic", fingerprint=fingerprint, log=Console().log,
     )  # fmt: skip
 
 

@@ -17,7 +17,17 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dist_teracon.config_io import read_yaml
 from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, Texts, clean_name, zone_of
@@ -172,6 +182,20 @@ def _known_encoding(name: str) -> str:
     return name
 
 
+def _codes(value: Any) -> Any:
+    """Return codes of unknown: a tuple of texts, or one by attribute."""
+    if isinstance(value, dict):
+        return {str(name): _listed_codes(codes) for name, codes in value.items()}
+    return _listed_codes(value)
+
+
+def _listed_codes(value: Any) -> tuple[str, ...]:
+    listed = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(code, str | int | float) and not isinstance(code, bool) for code in listed):
+        raise ValueError("expected a list of codes, as ['0', '-'], or such lists by attribute")
+    return tuple(map(str, listed))
+
+
 class Columns(_Part):
     """Names of a source's columns where they are not the format's own.
 
@@ -215,7 +239,7 @@ class Recipe(_Part):
     files: Files = Files()
     columns: Columns = Columns()
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
-    missing: dict[str, Texts] | Texts = ()
+    missing: Annotated[dict[str, tuple[str, ...]] | tuple[str, ...], BeforeValidator(_codes)] = ()
     history: HistoryRule = HistoryRule()
     first_task: str = "next"
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)

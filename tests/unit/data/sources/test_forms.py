@@ -7,10 +7,13 @@ import gzip
 import json
 import lzma
 
+import fsspec
 import pyarrow as pa
 import pytest
 from event_tables import GENDER, GENDERS, ITEMS, PARTS, PEOPLE, TABLE, USERS, WHOLE, csv, genders, parquet, refused, rows
 
+from dist_teracon.data.prepare.pipeline import prepare
+from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.errors import ConfigError
 
 
@@ -198,3 +201,20 @@ def test_what_was_rejected_is_named_by_its_place_in_the_source(made, tmp_path):
         made(files, PARTS, source=source, max_bad_rows=0.1)
         row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
         assert (row["file"], row["line"]) == (next(iter(files)), 82)
+
+
+def test_parts_on_a_store(tmp_path, read):
+    root = f"memory://{tmp_path.name}/raw"
+    files = {
+        "events/type=view/part-0.csv.gz": gzip.compress(csv(rows(0, 40))), "events/type=buy/part-00001": parquet(rows(40, 80)),
+        "events/_SUCCESS": b"", "events/notes.md": b"x", "users.CSV": csv(PEOPLE),
+    }  # fmt: skip
+    for name, content in files.items():
+        with fsspec.open(f"{root}/{name}", "wb") as file:
+            file.write(content)
+    recipe = {"history": {"events": {"type": "buy"}}, **GENDER}
+    info = prepare("events", root, str(tmp_path / "out"), recipe=parse_recipe(recipe))
+    assert read(tmp_path / "out").sequences == {user: ITEMS[user] for user in USERS[10:]}
+    assert info.notes["files"]["read"] == ["events/type=buy/part-00001", "events/type=view/part-0.csv.gz", "users.CSV"]
+    assert info.notes["files"]["not_read"] == {"events/notes.md": "is neither CSV nor Parquet by its name and content"}
+    assert list(info.source["files"]) == info.notes["files"]["read"]
