@@ -88,7 +88,7 @@ def render(runs: Sequence[RunData]) -> str:
 def _notes(run: RunData) -> dict[str, Any]:
     """Return the data set's notes without what counts its raw rows, which `dist-teracon prepare` has printed."""
     notes = dict(run.dataset.notes) if run.dataset else {}
-    return {name: value for name, value in notes.items() if name not in ("matched", "appended")}
+    return {name: value for name, value in notes.items() if name not in ("matched", "appended", "files", "overlap")}
 
 
 def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:
