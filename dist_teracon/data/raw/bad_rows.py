@@ -89,6 +89,8 @@ class BadRows:
         head = f"{uri}: {bad} of {rows} rows are malformed; --max-bad-rows {self.limit:g} allows {int(self.limit * rows)}"
         if any(kind.startswith("bytes that are not") for kind in kinds):
             lines.append("  a text in another encoding is read by `encoding` in the recipe, as cp949 or latin-1")
+        if any(kind.endswith("none of the recipe's classes") for kind in kinds):
+            lines.append("  codes of unknown are declared by `missing` in the recipe, as missing: ['0']")
         raise DataError("\n".join((head, *lines)))
 
 

@@ -145,7 +145,7 @@ def read_delimited(
             rows += extra
             several += 0 if readable.lengths is None else int((readable.lengths > 1).sum())
     if several:
-        context.note("records_of_several_lines", "count", several, f"{uri}: {several} rows hold line ends within quoted cells")
+        context.note("records_of_several_lines", "count", several, f"{uri}: line ends within quoted cells in rows: {several}")
     return collected.finish(rows)
 
 

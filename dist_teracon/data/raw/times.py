@@ -240,7 +240,9 @@ def _texts(column: Any, unit: TimeUnit, zone: ZoneInfo | None, seen: Plausibilit
             nanoseconds[numeric], read[numeric] = _digits(found, zone)
         else:
             nanoseconds[numeric], beyond[numeric] = _decimals(found, _PLACES[unit])
-    dated = np.array(pc.fill_null(pc.match_substring_regex(text, _DATE), False))
+    dated = ~numeric & ~missing
+    if dated.any():
+        dated[dated] = np.asarray(pc.match_substring_regex(text.filter(pa.array(dated)), _DATE))
     if dated.any():
         nanoseconds[dated], read[dated], beyond[dated] = _dates(text.filter(pa.array(dated)), zone)
         good = dated & read
