@@ -245,6 +245,24 @@ def test_recboles_files_with_their_types(tmp_path: Path) -> None:
     assert list(recipe.tasks) == ["value-4", "value-5", "gender", "job"]
 
 
+def test_codes_of_unknown_in_texts_and_in_ages(tmp_path: Path) -> None:
+    rows = [(f"u{number}", ("남", "여", "미상", "-")[number % 4], (0, 999, 20, 31)[number % 4], number % 3) for number in range(80)]
+    rows_of(tmp_path / "raw/users.csv", ("user", "성별", "나이", "grade"), *rows)
+    sample = sample_folder(str(tmp_path / "raw")).tables["users.csv"]
+    assert {name: content_of(sample, name).unknown for name in ("성별", "나이", "grade")} == {
+        "성별": ("-", "미상"), "나이": ("0", "999"), "grade": (),
+    }  # fmt: skip
+
+
+def test_types_in_another_script_become_tasks_that_prepare_takes(tmp_path: Path) -> None:
+    raw = write_logs(tmp_path / "raw", kind="plain")
+    events = (raw / "events.csv").read_text(encoding="utf-8").replace(",purchase", ",구매").replace(",search", ",검색 (앱)")
+    (raw / "events.csv").write_text(events, encoding="utf-8")
+    recipe, _ = made(raw, tmp_path)
+    assert next(iter(recipe.tasks)) == "구매"
+    assert main(["prepare", "events", str(raw), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
+
+
 def test_bins_are_round_and_within_what_there_is() -> None:
     assert bins_of(range(15, 80), "age") == [20, 30, 40, 50, 60]
     assert bins_of([1958, 1971, 1999, 2003], "birth_year") == [1960, 1970, 1980, 1990, 2000]
