@@ -417,7 +417,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    importlib.import_module(f"dist_teracon.bench.{options.benchmark}").main(options.arguments)
+    importlib.import_module(f"dist_teracon.bench.{options.benchmark.replace('-', '_')}").main(options.arguments)
 
 
 def _report(options: argparse.Namespace) -> None:
