@@ -14,7 +14,7 @@ import yaml
 
 from dist_teracon import io
 from dist_teracon.data.init.columns import Content, Guess, content_of, guess_roles, named_role
-from dist_teracon.data.init.samples import Folder, Sample, bare_name, sample_folder
+from dist_teracon.data.init.samples import Folder, Sample, attributes_within, bare_name, sample_folder
 from dist_teracon.data.init.tasks import Proposal, Tables, propose
 from dist_teracon.data.raw.files import without_compression
 from dist_teracon.data.recipe import parse_recipe
@@ -205,8 +205,13 @@ def _draft(
     roles = guess_roles(events, contents)
     draft = Draft(kind, "")
     attributes: dict[str, tuple[Sample, dict[str, Content]] | None] = {}
+    free = [name for name, content in contents.items() if name not in {guess.column for guess in roles.values()} and content.times is None]
     for role, sample in (("user", users), ("item", items)):
         key, attributes[role] = roles[role].column, None
+        if sample is None and kind == "events" and (sample := attributes_within(events, key, free)) is not None:
+            free = [name for name in free if name not in sample.columns]
+            named = ", ".join(name for name in sample.columns if name != key)
+            draft.notes += folded(f"{events.name}: {named}: one value for each {role}, so attributes of {role}s", indent="  ")
         if sample is not None and key in sample.columns:
             attributes[role] = (sample, {name: content_of(sample, name) for name in sample.columns})
         elif sample is not None:

@@ -6,7 +6,7 @@ import csv
 import io as text_io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -229,3 +229,27 @@ def _delimiter(text: str) -> str:
     """Return the delimiter that the first line has most of."""
     line = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
     return max(_DELIMITERS, key=lambda delimiter: (line.count(delimiter), delimiter == ","))
+
+
+def attributes_within(events: Sample, key: str, columns: Sequence[str]) -> Sample | None:
+    """Return those of a table of events' columns that are attributes of its users or items, as a table with a row each; None for none.
+
+    Args:
+        events: The events.
+        key: The column of users or items.
+        columns: Which columns may be attributes: those that have one value for nearly every name that comes more than once.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(events.columns[key]):
+        if name is not None:
+            rows.setdefault(name, []).append(row)
+    several = [places for places in rows.values() if len(places) > 1]
+    if 2 * sum(map(len, several)) < events.rows:
+        return None
+    found: dict[str, list[str | None]] = {key: list(rows)}
+    for column in columns:
+        values = events.columns[column]
+        changing = sum(len({values[row] for row in places} - {None}) > 1 for places in several)
+        if changing <= 0.02 * len(several) and len(set(values) - {None}) > 1:
+            found[column] = [next((values[row] for row in places if values[row] is not None), None) for places in rows.values()]
+    return replace(events, columns=found) if len(found) > 1 else None

@@ -194,6 +194,22 @@ def test_a_table_of_users_whose_key_has_another_name_is_named(tmp_path: Path) ->
     assert "members.csv: its users stand in 'member_id', those of the events in '회원번호': give both one name" in text
 
 
+def test_attributes_that_stand_in_the_table_of_events(tmp_path: Path) -> None:
+    events = [("일시", "회원번호", "성별", "상품명", "분류", "행동", "쪽")]
+    for number in range(600):
+        user, item = number % 60, (number * 7 + number // 60) % 40
+        moment = f"2024-03-{1 + number % 28:02d}"
+        events.append(
+            (moment, user, "남여"[user % 2], f"상품 {item}", f"분류 {item % 5}", ("조회", "조회", "구매")[number // 60 % 3], number % 9)
+        )
+    rows_of(tmp_path / "raw/log.csv", *events, delimiter=";")
+    recipe, said = made(tmp_path / "raw", tmp_path)
+    assert recipe.files.events == recipe.files.users == recipe.files.items == ("log.csv",)
+    assert list(recipe.tasks) == ["구매", "분류", "성별"]
+    assert any(line.startswith("log.csv: 성별: one value for each user") for line in said)
+    assert main(["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
+
+
 def test_few_users_make_a_comment_of_a_task(tmp_path: Path) -> None:
     recipe, said = made(write_logs(tmp_path / "raw", kind="plain", users=20), tmp_path)
     assert list(recipe.tasks) == []
