@@ -132,6 +132,14 @@ def test_parts_by_day_are_one_table_and_tabs_and_quotes_are_read(tmp_path: Path)
     assert sample.columns["item"][1] == 'a "b"\t1'
 
 
+def test_folders_in_folders_are_one_table(tmp_path: Path) -> None:
+    for month in (3, 4):
+        rows = [(f"u{number % 40}", f"i{number % 9}", f"2024-0{month}-05") for number in range(100)]
+        rows_of(tmp_path / f"raw/events/month={month}/part-0.csv", ("user", "item", "timestamp"), *rows)
+    (sample,) = sample_folder(str(tmp_path / "raw")).tables.values()
+    assert (sample.name, len(sample.files), sample.rows) == ("events", 2, 200)
+
+
 def test_parquet_with_its_own_times(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     moments = [datetime.fromtimestamp(NOON + 86_400 * (number % 10), UTC) for number in range(400)]
@@ -176,6 +184,9 @@ def test_folders_of_which_nothing_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no files there"):
         init_recipe(str(tmp_path / "empty"), str(tmp_path / "r.yaml"))
+    rows_of(tmp_path / "one/log.csv", ("user", "item"), ("a", "b"))
+    with pytest.raises(DataError, match="is a file; name the folder that holds it"):
+        init_recipe(str(tmp_path / "one/log.csv"), str(tmp_path / "r.yaml"))
     rows_of(tmp_path / "people/members.csv", ("member", "gender"), *[(f"m{number}", "f") for number in range(50)])
     with pytest.raises(DataError, match=r"no table looks like events: .* \(found: members.csv \(member, gender\)\)"):
         init_recipe(str(tmp_path / "people"), str(tmp_path / "r.yaml"))
