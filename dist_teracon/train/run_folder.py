@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import dump_config, read_yaml, validate
+from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError
+from dist_teracon.store.view import everything, fetch_view
 from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.stage_folder import StageFolder
 
@@ -66,6 +68,26 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @classmethod
+    def open_for_reading(
+        cls, run: str | Path, cache: Path | None = None, *, wanted: Callable[[str], bool] = everything
+    ) -> RunFolder:  # fmt: skip
+        """Return a run to read: a local one as it lies there, or the newest state of one on a store, brought to this machine.
+
+        The view of a run on a store is a folder that never changes; a later state gets another one. Nothing may be written into it.
+
+        Args:
+            run: Folder or URI.
+            cache: Where views lie; by default `runs` in `DIST_TERACON_CACHE`, as data sets' columns. It may be deleted at any time.
+            wanted: Which files to bring from a store, by their path in the run's folder, as `stages/01-next/model.safetensors`.
+
+        Raises:
+            RunError: there is no run on the store, or a part of it is damaged.
+        """
+        if io.is_local(str(run)):
+            return cls(io.local_path(str(run)).expanduser())
+        return cls(fetch_view(str(run), cache or cache_folder() / "runs", wanted=wanted))
 
     @property
     def exists(self) -> bool:
