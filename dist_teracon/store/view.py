@@ -63,9 +63,9 @@ def _view_of(objects: Objects, manifest: Manifest, folder: Path, wanted: Callabl
     try:
         with io.atomic_folder(target) as view:
             for path, part in files.items():
-                _fetch(objects, part, _inside(view, path))
+                _fetch(objects, part, inside(view, path))
             for path, segments in logs.items():
-                _fetch_log(objects, segments, _inside(view, path))
+                _fetch_log(objects, segments, inside(view, path))
     except (DataError, OSError):
         if not target.is_dir():  # another process has made it meanwhile
             raise
@@ -92,7 +92,7 @@ def lost_lines(size: int) -> bytes:
     return line + b" " * (size - len(line) - 1) + b"\n" if size > len(line) else b"\n" * size
 
 
-def _inside(folder: Path, path: str) -> Path:
+def inside(folder: Path, path: str) -> Path:
     """Return where a manifest's path lies in a folder.
 
     Raises:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from dist_teracon.config_io import dump_config, read_yaml, validate
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError
+from dist_teracon.store.holder import Holder
+from dist_teracon.store.mirror import Mirror
 from dist_teracon.store.view import everything, fetch_view
 from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.stage_folder import StageFolder
@@ -61,13 +64,44 @@ class RunFolder:
 
     Args:
         path: Where it is; it need not exist.
+        uri: Of a run on a store, which is written in `path`.
+
+    Attributes:
+        mirror: Uploads what is written, on the main process of a run on a store.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, uri: str = "") -> None:
+        self.path, self.uri = path, uri
+        self.mirror: Mirror | None = None
+        self._above = ""
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.uri or str(self.path)
+
+    def below(self, name: str) -> RunFolder:
+        """Return a run of its own in a folder of this one."""
+        folder = RunFolder(self.path / name, uri=self.uri and f"{self.uri}/{name}")
+        folder.mirror, folder._above = self.mirror, f"{self._above}{name}/"
+        return folder
+
+    def commit(self, *, wait: bool = False) -> None:
+        """Have the present state kept on the run's store; a local run is kept as it is written.
+
+        Args:
+            wait: Return when it is there; else it is uploaded while the run goes on.
+
+        Raises:
+            RunError: another process has taken the run over; or the store has failed for too long.
+        """
+        if self.mirror is not None:
+            self.mirror.commit(wait=wait)
+
+    def open_log(self, *, writes: bool, position: int) -> EventLog:
+        """Open the event log, cut to a length; only the main process writes."""
+        log = EventLog(self.path / "events.jsonl", writes=writes, position=position)
+        if self.mirror is not None:
+            self.mirror.cut_log(f"{self._above}events.jsonl", position)
+        return log
 
     @classmethod
     def open_for_reading(
@@ -109,8 +143,7 @@ class RunFolder:
             return validate(RunConfig, read_yaml(str(written)), where=str(written))
         except ConfigError as error:
             raise RunError(
-                f"{self.path}: config.yaml was damaged, or written by another version of this program ({error}); "
-                "name a new folder with --run"
+                f"{self}: config.yaml was damaged, or written by another version of this program ({error}); name a new folder with --run"
             ) from None
 
     def write_config(self, config: RunConfig) -> None:
@@ -159,11 +192,11 @@ class RunFolder:
             return f"{gap}: is missing, though later stages are finished; bring it back, or remove this stage and those after it", []
         change = compare_configs(before, config, tasks=tasks, finished=self.finished_stages(tasks))
         if change.problem:
-            problem = f"{self.path}: was started with another configuration: {change.problem}"
+            problem = f"{self}: was started with another configuration: {change.problem}"
             return f"{problem}; use the old value or name a new folder with --run", []
         if info_from_json(self.dataset_json()).fingerprint != info.fingerprint:
             return (
-                f"{self.path}: the data set {config.dataset} has changed since this run began (dataset.json differs); "
+                f"{self}: the data set {config.dataset} has changed since this run began (dataset.json differs); "
                 "bring the old one back or name a new folder with --run"
             ), []
         if before != config:
@@ -196,13 +229,20 @@ class RunFolder:
             RunError: another process is writing it, or it is something else; then nothing is written into it.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path}: is a file; name a folder for the run")
+            raise RunError(f"{self}: is a file; name a folder for the run")
         if self.path.is_dir() and not self.exists:
             # a run killed before its configuration was whole has left these at most
             others = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "dataset.json")
             if others:
-                raise RunError(f"{self.path}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
+                raise RunError(f"{self}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        busy = RunError(f"{self.path}: another process is writing this run; wait for it or name another folder")
-        with io.exclusive_lock(self.path / ".lock", busy):
+
+        def busy(note: str) -> RunError:
+            try:
+                holder = f" ({known})" if (known := Holder.from_json(json.loads(note))) else ""
+            except ValueError:
+                holder = ""
+            return RunError(f"{self}: another process is writing this run{holder}; wait for it or name another folder")
+
+        with io.exclusive_lock(self.path / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))):
             yield

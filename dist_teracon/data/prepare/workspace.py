@@ -68,7 +68,8 @@ def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
     else:
         root = Path(tempfile.gettempdir()) / f"dist-teracon-{hashlib.sha256(out.encode()).hexdigest()[:16]}.preparing"
     root.mkdir(parents=True, exist_ok=True)
-    with io.exclusive_lock(root / "lock", DataError(f"{out}: another process prepares it at this moment (it holds {root})")):
+    busy = DataError(f"{out}: another process prepares it at this moment (it holds {root})")
+    with io.exclusive_lock(root / "lock", lambda _: busy):
         work = Workspace(root, out)
         resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
         shutil.rmtree(work.dataset, ignore_errors=True)
@@ -83,7 +84,7 @@ def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
         work.dataset.mkdir()
         try:
             yield work
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # stopped from outside
             raise
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
