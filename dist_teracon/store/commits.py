@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +15,7 @@ from dist_teracon import io
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.store.manifest import Manifest, Part, key_of, manifest_numbers
 from dist_teracon.store.objects import Objects
-from dist_teracon.store.snapshot import Snapshot, Stamp
+from dist_teracon.store.snapshot import Snapshot, Stamp, visible_files
 
 # Objects that are sent at a time.
 _PARALLEL = 8
@@ -41,6 +41,7 @@ class Commits:
     ) -> None:  # fmt: skip
         self.base = base
         self.uploaded: dict[Stamp, Part] = {}
+        self._added: dict[str, Part] = {}
         self.cuts: dict[str, int] = {}
         self._objects, self._folder, self._check = objects, folder, check
         self._before, self._last_number = before, last_number
@@ -49,6 +50,10 @@ class Commits:
     def forget(self, keys: Iterable[str]) -> None:
         """Take note of parts that are damaged, so that they are sent again."""
         self._known -= set(keys)
+
+    def add(self, files: Mapping[str, Part]) -> None:
+        """Take note of files that are not in the folder, and whose parts are in the store."""
+        self._added = {**self._added, **files}
 
     def claim(self) -> None:
         """Commit the state that is there once more, so that a process which had the run before can no longer commit."""
@@ -70,12 +75,13 @@ class Commits:
             RunError: another process has taken the run over.
             DataError: the store fails.
         """
-        cuts = dict(self.cuts)
+        cuts, added = dict(self.cuts), self._added
         files = {path: part for path, part in self.base.files.items() if partial or "/progress/" not in f"/{path}"}
         with ThreadPoolExecutor(_PARALLEL) as pool:
             sent = dict(zip(snapshot.new, pool.map(self._send, [path for path, _ in snapshot.new.values()]), strict=True))
         assert all(part.key in self._known for part in snapshot.known.values())
-        files |= snapshot.known | sent
+        self._known |= {part.key for part in added.values()}
+        files |= added | snapshot.known | sent
         logs = dict(self.base.logs)
         for path, length in snapshot.logs.items():
             logs[path] = self._send_log(path, length, cuts.get(path, length))
@@ -151,6 +157,17 @@ class Commits:
             if name in snapshot.new:
                 with suppress(TeraconError, OSError):
                     self._objects.write(name, snapshot.new[name][0].read_bytes())
+
+
+def send_files(uri: str, folder: Path, *, below: str) -> dict[str, Part]:
+    """Send a local folder's files to a run's store; returns their parts by path below `below`, for a manifest."""
+    objects, sent = Objects(uri), {}
+    for path in visible_files(folder):
+        sha256 = io.sha256(str(path))
+        part = Part(f"parts/{sha256}", sha256, path.stat().st_size)
+        objects.upload(path, part.key)
+        sent[f"{below}/{path.relative_to(folder).as_posix()}"] = part
+    return sent
 
 
 def _in_use(uploaded: dict[Stamp, Part], files: dict[str, Part]) -> dict[Stamp, Part]:

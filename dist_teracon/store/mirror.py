@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -22,7 +22,7 @@ from dist_teracon.console import Log, no_log
 from dist_teracon.errors import DataError, RunError, TeraconError
 from dist_teracon.store.commits import Commits, read_mark
 from dist_teracon.store.lease import LASTS_S, Lease
-from dist_teracon.store.manifest import Manifest, manifest_numbers, newest_manifests
+from dist_teracon.store.manifest import Manifest, Part, manifest_numbers, newest_manifests
 from dist_teracon.store.objects import Objects
 from dist_teracon.store.restore import Restored, restore_folder
 from dist_teracon.store.snapshot import Snapshot, take_snapshot, visible_files
@@ -129,6 +129,11 @@ class Mirror:
         if wait:
             self._await(number, self._patience.store_s)
 
+    def add_files(self, files: Mapping[str, Part]) -> None:
+        """Take note of files that another machine has sent; the next state has them."""
+        assert self._commits is not None
+        self._commits.add(files)
+
     def cut_log(self, path: str, length: int) -> None:
         """Take note that a log was cut to a length, so that its segments beyond are replaced."""
         assert self._commits is not None
@@ -142,7 +147,8 @@ class Mirror:
         """
         try:
             if self._thread.is_alive():
-                self._await(self._asked, self._patience.at_stop_s if failed else self._patience.store_s)
+                at_stop_s = 0.0 if self._trouble else self._patience.at_stop_s
+                self._await(self._asked, at_stop_s if failed else self._patience.store_s)
         except (TeraconError, OSError) as error:
             if not failed:
                 raise

@@ -20,7 +20,10 @@ from dist_teracon.config_io import dump_config, read_yaml, validate
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError
+from dist_teracon.runtime import Runtime
+from dist_teracon.store.commits import send_files
 from dist_teracon.store.holder import Holder
+from dist_teracon.store.manifest import Part
 from dist_teracon.store.mirror import Mirror
 from dist_teracon.store.view import everything, fetch_view
 from dist_teracon.train.config_changes import compare_configs
@@ -68,11 +71,14 @@ class RunFolder:
 
     Attributes:
         mirror: Uploads what is written, on the main process of a run on a store.
+        machines: How many of its machines have a folder of their own; 1 for a run on a disk.
+        leads: Whether this process sends what its machine has made; none does on the main process's.
     """
 
     def __init__(self, path: Path, *, uri: str = "") -> None:
         self.path, self.uri = path, uri
         self.mirror: Mirror | None = None
+        self.machines, self.leads = 1, False
         self._above = ""
 
     def __str__(self) -> str:
@@ -82,6 +88,7 @@ class RunFolder:
         """Return a run of its own in a folder of this one."""
         folder = RunFolder(self.path / name, uri=self.uri and f"{self.uri}/{name}")
         folder.mirror, folder._above = self.mirror, f"{self._above}{name}/"
+        folder.machines, folder.leads = self.machines, self.leads
         return folder
 
     def commit(self, *, wait: bool = False) -> None:
@@ -95,6 +102,18 @@ class RunFolder:
         """
         if self.mirror is not None:
             self.mirror.commit(wait=wait)
+
+    def share_pseudo_labels(self, stage: Path, runtime: Runtime) -> None:
+        """Have a run's store keep the pseudo-labels that the ranks of other machines have made for a stage; all ranks call it."""
+        if self.machines == 1:
+            return
+        made: dict[str, Part] = {}
+        if self.leads:
+            root = self.uri.removesuffix(f"/{self._above.rstrip('/')}") if self._above else self.uri
+            made = send_files(root, stage / "pseudo_labels", below=f"{self._above}{stage.relative_to(self.path).as_posix()}/pseudo_labels")
+        gathered = runtime.gather(made)
+        if self.mirror is not None:
+            self.mirror.add_files({path: part for of_rank in gathered for path, part in of_rank.items()})
 
     def open_log(self, *, writes: bool, position: int) -> EventLog:
         """Open the event log, cut to a length; only the main process writes."""

@@ -106,8 +106,10 @@ def _bring_to_other_machines(folder: RunFolder, runtime: Runtime) -> None:
     token.touch()
     tokens = runtime.gather(token.name)
     here = [rank for rank, name in enumerate(tokens) if (folder.path / name).exists()]
+    folder.machines = len(set(runtime.gather(here[0])))
+    folder.leads = here[0] == runtime.rank and not runtime.is_main
     problem = ""
-    if here[0] == runtime.rank and runtime.rank:
+    if folder.leads:
         try:
             _restore(folder)
         except (TeraconError, OSError) as error:
