@@ -55,9 +55,9 @@ class Lease:
         newest = self._newest()
         if newest:
             self._await_end(newest)
+        if not self._objects.create(self._key(newest + 1), self._record()):
+            raise self._refusal(self._read(newest + 1))
         self._number = newest + 1
-        if not self._objects.create(self._key(self._number), self._record()):
-            raise self._refusal(self._read(self._number))
         self._thread.start()
         older = [number for number in self._numbers() if number < newest]
         self._objects.delete(self._key(number) for number in older)

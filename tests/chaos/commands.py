@@ -67,6 +67,7 @@ class At:
     def act(self) -> None:
         """Do it."""
         if self.file_limit is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the log is a file too
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         else:
             os.kill(os.getpid(), self.signal)

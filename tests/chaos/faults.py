@@ -170,7 +170,7 @@ def terminate_two(trial: Trial) -> None:
 
 def _damage(content: bytes, draw: random.Random) -> bytes:
     if draw.random() < 0.5:
-        return content[: draw.randrange(len(content))]
+        return content[: draw.randrange(len(content) - 1)]
     changed = bytearray(content)
     changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
     return bytes(changed)
@@ -209,21 +209,35 @@ def disk_full(trial: Trial) -> None:
 
 
 @fault("second-process")
-@fault("second-process-on-a-store", on_store=True)
 def second_process(trial: Trial) -> Command:
     """Another process on the same run is refused, with who holds it; the first one goes on."""
-    moment = trial.moment("training", "checkpoint", "evaluation", "pseudo-labels", signal=signal.SIGSTOP)
-    first = trial.start(moment)
+    first = trial.start(trial.moment("training", "checkpoint", "evaluation", "pseudo-labels", signal=signal.SIGSTOP))
     first.wait(lambda: first.stopped)
     if not first.stopped:
         return first
-    second = trial.start()
-    codes = second.wait()
+    codes = trial.start().wait()
     first.send(signal.SIGCONT)
+    _check_refusal(trial, first, codes)
+    return first
+
+
+@fault("second-process-on-a-store", on_store=True)
+def second_process_on_a_store(trial: Trial) -> Command:
+    """The same while the first one works: a heartbeat tells that it lives."""
+    first, began = trial.start(), time.monotonic()
+    after = trial.draw.uniform(0.1, 0.8) * trial.seconds
+    trial.notes.append(f"a second process after {after:.2f} s")
+    first.wait(lambda: time.monotonic() - began > after)
+    codes = trial.start().wait()
+    if codes != [0] or not first.poll():  # else the first one has ended meanwhile
+        _check_refusal(trial, first, codes)
+    return first
+
+
+def _check_refusal(trial: Trial, first: Command, codes: list[int]) -> None:
     (pid,) = first.children
     if codes != [2] or f"process {pid} on this machine" not in trial.said():
         raise WrongError(f"a second process was not refused with who holds the run: exit codes {codes}")
-    return first
 
 
 @fault("store-away", on_store=True)
