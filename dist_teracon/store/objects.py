@@ -21,6 +21,8 @@ _CONDITIONAL = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")
 # Elsewhere a new object is read back after this pause: another writer's may have come between the look and the write.
 SETTLE_S = 2.0
 _CHUNK = 1 << 20
+# Bytes that a store's client asks for at a time; several objects are read at once.
+_BLOCK = 8 << 20
 
 
 class Objects:
@@ -102,7 +104,7 @@ class Objects:
 
         def get() -> str:
             digest = hashlib.sha256()
-            with self._store.open(self._path(key), "rb") as source, path.open("wb") as target:
+            with self._store.open(self._path(key), "rb", block_size=_BLOCK) as source, path.open("wb") as target:
                 while block := source.read(_CHUNK):
                     digest.update(block)
                     target.write(block)
@@ -121,7 +123,7 @@ class Objects:
 
         def read() -> str:
             digest = hashlib.sha256()
-            with self._store.open(self._path(key), "rb") as source:
+            with self._store.open(self._path(key), "rb", block_size=_BLOCK) as source:
                 while block := source.read(_CHUNK):
                     digest.update(block)
             return digest.hexdigest()
