@@ -118,7 +118,7 @@ def folder_beside(out: str, kind: Literal["appending", "drawing"]) -> Iterator[P
                 shutil.rmtree(entry)
         try:
             yield root
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
