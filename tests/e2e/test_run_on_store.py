@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import fsspec
 import pytest
+import torch
 import yaml
 from small_runs import events, settings, timeless, train_here, what_lasts
 
@@ -24,6 +25,7 @@ from dist_teracon.store.manifest import Manifest, newest_manifests
 from dist_teracon.store.mirror import Patience
 from dist_teracon.store.objects import Objects
 from dist_teracon.train import phase as phase_module
+from dist_teracon.train.restore import restore_method
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.verify import verify
 
@@ -47,6 +49,7 @@ def whole(alone: None, config: dict[str, Any], tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A place on a store, and an empty machine."""
+    monkeypatch.setenv("DIST_TERACON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("DIST_TERACON_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("DIST_TERACON_LEASE_S", "1")
     place = f"memory://runs/{uuid4().hex}"
@@ -113,6 +116,9 @@ def test_a_run_on_a_store_is_that_on_a_disk_and_leaves_two_states_at_most(
     before = state(uri)
     train_here(config, uri)  # finished already
     assert state(uri).files == before.files
+    restored, kept = (restore_method(place).state_dict() for place in (uri, whole))
+    assert restored.keys() == kept.keys()
+    assert all(torch.equal(restored[name], kept[name]) for name in kept)
 
 
 @pytest.mark.parametrize("other_machine", [True, False], ids=["another machine", "the same machine"])
