@@ -105,6 +105,9 @@ class Chaos:
             if any(codes):
                 raise SystemExit(f"the undisturbed run fails with {codes}; see {place.log}")
             found = Undisturbed(what_lasts(place), json.loads(counts.read_text()), time.monotonic() - began)
+            other = self._undisturbed.get((not on_store, ranks))
+            if other is not None and other.lasts != found.lasts:
+                raise SystemExit("undisturbed runs on a disk and on a store differ")
             self._undisturbed[kind] = found
             print(f"undisturbed, {place.run}: {found.seconds:.1f} s, operations {found.counts}", flush=True)
         return self._undisturbed[kind]
