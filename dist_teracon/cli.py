@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -143,10 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_train(commands)
     report = _add(commands, "report", _report)
-    report.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run folders; the first in full, all side by side")
+    report.add_argument("runs", nargs="+", type=_place, metavar="RUN", help="run folders or URIs; the first in full, all side by side")
     report.add_argument("--out", type=_path, help="the page (default: report.html in the first run)")
     verify = _add(commands, "verify", _verify)
-    verify.add_argument("paths", nargs="+", metavar="PATH", help="run folders and data sets; exits with 1 where a file is damaged")
+    verify.add_argument(
+        "paths", nargs="+", metavar="PATH", help="runs and data sets, folders or URIs; exits with 1 where a file is damaged"
+    )
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=_path, required=True, help="its folder; the same command again runs what is missing")
@@ -228,7 +232,10 @@ def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     train = _add(commands, "train", _train)
     train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
     train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
-    train.add_argument("--run", type=Path, help="folder of the run")
+    train.add_argument("--run", type=_place, help="folder of the run, or its URI on a store, as s3://bucket/run")
+    train.add_argument(
+        "--scratch", metavar="DIR", help="where a run on a store is written on this machine (default: DIST_TERACON_SCRATCH, or temporary)"
+    )
     train.add_argument("--dry-run", action="store_true", help="print steps, parameters, memory and time of the run; train nothing")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
@@ -373,15 +380,15 @@ def _train(options: argparse.Namespace) -> None:
         return
     if options.run is None:
         raise ConfigError("train: expected the folder of the run, as --run runs/first (or --dry-run, which needs none)")
-    if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
-        raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
-    from dist_teracon import io
+    if isinstance(options.run, Path):
+        from dist_teracon import io
 
-    io.output_folder(str(options.run))
-    options.run = io.local_path(str(options.run))
+        io.output_folder(str(options.run))
     if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
         raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
+    if options.scratch is not None:
+        os.environ["DIST_TERACON_SCRATCH"] = str(Path(options.scratch).absolute())
     from dist_teracon.runtime import process_group
     from dist_teracon.train.add_task import AddedTask
     from dist_teracon.train.run import train
@@ -391,7 +398,7 @@ def _train(options: argparse.Namespace) -> None:
         added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
         train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
-            _show(options.run, [options.run], options.run / "report.html")
+            _show([options.run], None)
 
 
 def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
@@ -422,7 +429,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    _show(options.runs[0], options.runs, options.out or options.runs[0] / "report.html")
+    _show(options.runs, options.out)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -439,18 +446,31 @@ def _verify(options: argparse.Namespace) -> int:
     return int(damaged > 0)
 
 
-def _show(run: Path, runs: Sequence[Path], page: Path) -> None:
-    """Print the table of a run and write the page of all."""
+def _place(text: str) -> Path | str:
+    """Return the place of a run: a folder, or a URI as it is written."""
+    from dist_teracon import io
+
+    return io.local_path(text) if io.is_local(text) else text.rstrip("/")
+
+
+def _show(runs: Sequence[Path | str], page: Path | None) -> None:
+    """Print the table of the first run and write the page of all, by default into the first run, also where it is on a store."""
+    from dist_teracon import io
     from dist_teracon.report.html import write_report
     from dist_teracon.report.run_data import read_run
     from dist_teracon.report.table import print_scores
 
-    data = read_run(run)
+    data = read_run(runs[0])
     print_scores(data)
     if data.version_note:
         print(data.version_note)
     try:
-        print(f"report: {write_report(runs, page)}")
+        if page is not None or isinstance(runs[0], Path):
+            print(f"report: {write_report(runs, page or Path(runs[0]) / 'report.html')}")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            io.put(write_report(runs, Path(folder) / "report.html"), io.join(runs[0], "report.html"))
+        print(f"report: {io.join(runs[0], 'report.html')}")
     except TeraconError as error:
         print(f"the table is whole, the page is left out: {error}", file=sys.stderr)
 

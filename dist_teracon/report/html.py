@@ -31,11 +31,11 @@ class Tile:
     note: str
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[Path | str], out: Path) -> Path:
     """Write the page of the first run, with a table that compares all of them.
 
     Args:
-        runs: Run folders, finished or not; at least one.
+        runs: Folders or URIs of runs, finished or not; at least one.
         out: The HTML file to write, atomically.
 
     Returns:
