@@ -29,6 +29,10 @@ class TrainingError(TeraconError):
     """Training cannot go on, as after a loss that is not a number."""
 
 
+class PeerError(TeraconError):
+    """Another process of the run has given up, or has gone; that one's own error is the reason."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint `; did you mean 'x'?` for a misspelt `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
