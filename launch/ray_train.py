@@ -45,13 +45,22 @@ def train_on_ray(job: TrainJob, console: Console) -> None:
     """
     if "RANK" in os.environ:
         raise ConfigError("--launcher ray: torchrun has started this process already (RANK is set); use one of the two")
+    from ray.exceptions import RayError
+
     job = resolved(job)
     with connected(job.config.launch, console.log):
-        _Driver(job, console).run()
+        try:
+            _Driver(job, console).run()
+        except RayError as error:
+            raise WorkersError(f"Ray does not answer any more ({_last_line(error)}); the same command goes on") from error
 
 
 class WorkersError(Exception):
     """Workers failed, and not by a user's mistake; the text begins with the failure that the others follow from."""
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 class _Driver:
@@ -65,6 +74,13 @@ class _Driver:
         node = ray.get_runtime_context().get_node_id()
         here: Any = ray.remote(num_cpus=0)(Messages)
         self._messages = here.options(label_selector={"ray.io/node-id": node}).remote()
+        try:
+            ray.get(self._messages.given_up.remote())
+        except ray.exceptions.RayError as error:
+            raise ConfigError(
+                f"--launcher ray: Ray's processes cannot run this program ({_last_line(error)}): install the same version on every node, "
+                "or submit the run as a job (python -m dist_teracon.launch.submit), which brings it along"
+            ) from None
         self._lines = 0
         self._attempts: list[int] = []
         self._failures: list[Failure] = []
