@@ -50,6 +50,13 @@ class Cluster:
         """Start one more node on this machine; returns its process."""
         return self._start("--address", self.address, "--num-cpus", str(cpus))
 
+    def wait_for_nodes(self, count: int) -> None:
+        """Wait until so many nodes have joined."""
+        until = time.monotonic() + _START_S
+        while sum(b"Ray runtime started" in log.read_bytes() for log in self.folder.glob("node-*.log")) < count:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
     def remove_node(self, node: subprocess.Popen[bytes]) -> None:
         """Kill a node with all that runs on it, as when its machine is switched off."""
         _end(node, signal.SIGKILL)
@@ -72,8 +79,15 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(*, cpus: int, dashboard: bool = False) -> Iterator[Cluster]:
-    """Start a cluster of one node; yields it once it answers."""
+def ray_cluster(*, cpus: int, dashboard: bool = False, pythonpath: Path | None = None, bare: bool = False) -> Iterator[Cluster]:
+    """Start a cluster of one node; yields it once it answers.
+
+    Args:
+        cpus: Of the node.
+        dashboard: Whether it takes jobs.
+        pythonpath: A folder from which its processes import first.
+        bare: Leave out the PYTHONPATH of this process, as on a machine without this checkout.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # short: sockets lie below it, whose paths are limited
     token = folder / "token"
     token.write_text(secrets.token_hex(16))
@@ -82,6 +96,10 @@ def ray_cluster(*, cpus: int, dashboard: bool = False) -> Iterator[Cluster]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
     }  # fmt: skip
+    if bare:
+        environment.pop("PYTHONPATH", None)
+    elif pythonpath is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(pythonpath), environment.get("PYTHONPATH"))))
     cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}" if dashboard else "", environment, folder)
     options = ["--include-dashboard=false"]
     if dashboard:
