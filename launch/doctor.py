@@ -106,10 +106,10 @@ def _programs(facts: dict[str, Any]) -> Iterator[Finding]:
     for name, oldest in _OLDEST.items():
         version, wanted = libraries.get(name, ""), ".".join(map(str, oldest))
         error = facts.get(name, {}).get("error", "") if name in ("torch", "deepspeed") else ""
-        if error:
-            yield Finding(name, "missing", f"{version}: cannot be imported ({error})", f"pip install --force-reinstall '{name}>={wanted}'")
-        elif not version or _numbers(version) < oldest:
+        if not version or _numbers(version) < oldest:
             yield Finding(name, "missing", version or "not there", f"pip install '{name}>={wanted}'")
+        elif error:
+            yield Finding(name, "missing", f"{version}: cannot be imported ({error})", f"pip install --force-reinstall '{name}>={wanted}'")
         else:
             yield Finding(name, "ok", version)
 
@@ -138,6 +138,8 @@ def _computing(facts: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _kernels(facts: dict[str, Any], *, on_gpu: bool) -> Finding:
+    if "error" in facts["torch"]:
+        return Finding("kernels", "missing", "none without torch")
     from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 
     try:

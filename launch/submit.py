@@ -158,7 +158,9 @@ def _client(address: str) -> Any:
         from ray.dashboard.modules.job import sdk
     except ImportError as error:
         raise ConfigError(f"Ray's job API is not installed here ({error}): pip install 'dist-teracon[cluster]'") from None
-    sdk.logger.setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "ray":  # its modules set levels of their own, and tell of every upload
+            logging.getLogger(name).setLevel(logging.ERROR)
     with _explained(address):
         return sdk.JobSubmissionClient(address)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +38,25 @@ def test_two_and_three_workers_take_the_steps_of_one_process_and_score_each_user
         assert events(tmp_path / name, "run")[0]["world_size"] == workers
         same_steps(tmp_path / "alone", tmp_path / name)
         same_users(tmp_path / "alone", tmp_path / name)
+
+
+def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dist_teracon", "doctor", "--ray", cluster.address, "--json"]
+    done = subprocess.run(command, env=cluster.environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    here, node = found
+    assert here == "this machine"
+    assert re.fullmatch(r"node [0-9a-f]{8} \([0-9.]+\)", node)
+    assert found[node][0] == {"name": "offers Ray", "status": "ok", "found": "3 CPU", "mend": ""}
+    assert found[node][1:] == [*found[here]]  # the node is this machine
+    done = subprocess.run(
+        command, env={**cluster.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, cwd=tmp_path, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"--ray={cluster.address}: the cluster wants its token" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_mistake_ends_the_run_with_the_workers_own_error_first_and_without_another_attempt(cluster: Cluster, tmp_path: Path) -> None:
@@ -72,6 +94,7 @@ def kill_a_worker(process: subprocess.Popen[str], cluster: Cluster, after: Path)
     workers[-1].send_signal(signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     write_small(tmp_path / "set")
     process = train(cluster, tmp_path, "run", values(tmp_path / "set"), "--set", "launch.workers=2")

@@ -27,6 +27,7 @@ def submit(cluster: Cluster, folder: Path, run: str, *options: str, **environmen
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_a_job_trains_is_stopped_goes_on_and_returns_its_status(tmp_path: Path) -> None:
     write_small(tmp_path / "set")
     config = values(tmp_path / "set")

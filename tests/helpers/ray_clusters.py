@@ -1,4 +1,4 @@
-"""Ray clusters of this machine for tests: on loopback, with free ports and token authentication, and stopped afterwards."""
+"""Ray clusters of this machine for tests: with free ports and token authentication, and stopped afterwards."""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from dist_teracon.cli import main
 from dist_teracon.launch import machine
 from dist_teracon.launch.doctor import Finding, check
+from dist_teracon.launch.wheel import program_wheel
 
 GB = 1 << 30
 
@@ -62,6 +67,15 @@ def test_what_was_found_can_be_read_by_programs(capsys: pytest.CaptureFixture[st
         ({"dist_teracon": None}, "dist_teracon", "install it, or let launch.submit bring it"),
     ],
 )
+def test_where_no_library_is_at_all_it_says_so(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(program_wheel())!r}); from dist_teracon.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done.stderr
+    for name in ("torch", "deepspeed", "ray", "numpy", "pyarrow", "fsspec", "safetensors", "pydantic"):
+        assert re.search(rf"^✗ {name} +not there\n +-> pip install '{name}>=", done.stdout, re.MULTILINE), done.stdout
+    assert done.stdout.endswith("needed thing(s) missing\n")
+
+
 def test_a_library_that_is_missing_or_too_old_is_needed(facts: dict[str, Any], versions: dict[str, str], name: str, mend: str) -> None:
     finding = found(facts, libraries=without(facts, **versions))[name]
     assert finding.status == "missing"
