@@ -340,7 +340,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    importlib.import_module(f"dist_teracon.bench.{options.benchmark}").main(options.arguments)
+    importlib.import_module(f"dist_teracon.bench.{options.benchmark.replace('-', '_')}").main(options.arguments)
 
 
 def _doctor(options: argparse.Namespace) -> int:
