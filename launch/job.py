@@ -21,7 +21,7 @@ class TrainJob:
 
     Attributes:
         config: The run's configuration.
-        run: The run's folder.
+        run: The run's folder, or its URI on a store.
         where: Where the configuration came from, for error messages.
         with_single_task: Train every task alone too.
         added: A task to add to a finished run.
@@ -29,7 +29,7 @@ class TrainJob:
     """
 
     config: RunConfig
-    run: Path
+    run: Path | str
     where: str
     with_single_task: bool = False
     added: AddedTask | None = None
@@ -43,7 +43,7 @@ def resolved(job: TrainJob) -> TrainJob:
         ConfigError: an unknown method, backbone, field or value.
     """
     config, _, _ = resolve(job.config, where=job.where)
-    return replace(job, config=config, run=job.run.expanduser().absolute())
+    return replace(job, config=config, run=job.run.expanduser().absolute() if isinstance(job.run, Path) else job.run)
 
 
 def train_in_process(job: TrainJob, *, device: torch.device | None = None, console: Console | None = None) -> bool:
@@ -60,7 +60,7 @@ def train_in_process(job: TrainJob, *, device: torch.device | None = None, conso
     with process_group(device) as runtime:
         console = console or Console(active=runtime.is_main)
         train(
-            job.config, runtime, job.run,
+            job.config, runtime, Path(job.run),
             where=job.where, console=console, with_single_task=job.with_single_task, added=job.added,
         )  # fmt: skip
         return runtime.is_main

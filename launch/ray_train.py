@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from dist_teracon.config import LaunchConfig
@@ -28,7 +29,7 @@ _GRACE_S = 3.0
 # How long workers that take over wait for the folder, which a worker of the attempt before may still be leaving.
 _FOLDER_S = 120.0
 # Settings that workers take over from the driver: which kernels run must not depend on where Ray was started.
-_PASSED_ON = ("DIST_TERACON_KERNELS", "DIST_TERACON_CPU_PRODUCTS", "TRITON_INTERPRET")
+_PASSED_ON = ("DIST_TERACON_KERNELS", "DIST_TERACON_CPU_PRODUCTS", "DIST_TERACON_SCRATCH", "TRITON_INTERPRET")
 
 
 def train_on_ray(job: TrainJob, console: Console) -> None:
@@ -238,6 +239,8 @@ def _wait_for_folder(job: TrainJob) -> None:
     """Wait until the workers of the attempt before have left the run's folder; what refuses it for good is training's to report."""
     from dist_teracon.train.run_folder import RunFolder
 
+    if not isinstance(job.run, Path):
+        return  # on a store, taking the run waits for a holder that is gone
     until = time.monotonic() + _FOLDER_S
     while time.monotonic() < until:
         try:
