@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,10 +58,11 @@ def train_in_process(job: TrainJob, *, device: torch.device | None = None, conso
     Returns:
         Whether this is the main process.
     """
+    run: Any = job.run  # a folder; or a URI, where training takes one
     with process_group(device) as runtime:
         console = console or Console(active=runtime.is_main)
         train(
-            job.config, runtime, Path(job.run),
+            job.config, runtime, run,
             where=job.where, console=console, with_single_task=job.with_single_task, added=job.added,
         )  # fmt: skip
         return runtime.is_main
