@@ -81,7 +81,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(cluster
     kill_a_worker(process, cluster, tmp_path / "run/stages/02-likes/progress")
     code, said = finished(process)
     assert code == 0, said
-    assert "attempt 2, 2 worker(s), from the newest checkpoint" in said
+    why = r"workers are started anew \(rank [01]: its process is gone \(.*: attempt 2, 2 worker\(s\), from the newest checkpoint"
+    assert re.search(why, said), said
     assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "whole")
 
 
@@ -95,14 +96,22 @@ def kill_a_worker(process: subprocess.Popen[str], cluster: Cluster, after: Path)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_allowed(cluster: Cluster, tmp_path: Path) -> None:
     write_small(tmp_path / "set")
-    process = train(cluster, tmp_path, "run", values(tmp_path / "set"), "--set", "launch.workers=2")
+    config = values(tmp_path / "set")
+    process = train(cluster, tmp_path, "run", config, "--set", "launch.workers=2")
     wait_for(tmp_path / "run/stages/01-next/progress", process)
     process.send_signal(signal.SIGINT)
     code, said = finished(process)
     assert code == 130, said
     assert "the same command goes on from here" in said
-    code, said = finished(train(cluster, tmp_path, "run", values(tmp_path / "set"), "--set", "launch.workers=1"))
+    process = train(cluster, tmp_path, "run", config, "--set", "launch.workers=2", "--set", "launch.max_failures=0")
+    kill_a_worker(process, cluster, tmp_path / "run/stages/02-likes/progress")
+    code, said = finished(process)
+    assert code == 1, said
+    errors = [line for line in said.splitlines() if "error" in line.lower()]
+    assert re.match(r"dist-teracon: error: rank [01]: its process is gone \(killed, ", errors[0]), said
+    code, said = finished(train(cluster, tmp_path, "run", config, "--set", "launch.workers=1"))
     assert code == 0, said
+    assert "1 of 3 stages are there, going on with likes" in said
     assert "launch.workers is now 1 (was 2): last digits may differ" in said
