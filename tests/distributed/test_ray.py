@@ -113,5 +113,5 @@ def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_
     assert re.match(r"dist-teracon: error: rank [01]: its process is gone \(killed, ", errors[0]), said
     code, said = finished(train(cluster, tmp_path, "run", config, "--set", "launch.workers=1"))
     assert code == 0, said
-    assert "1 of 3 stages are there, going on with likes" in said
+    assert re.search(r"[12] of 3 stages are there, going on with (likes|age)", said), said
     assert "launch.workers is now 1 (was 2): last digits may differ" in said
