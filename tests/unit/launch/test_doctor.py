@@ -58,15 +58,6 @@ def test_what_was_found_can_be_read_by_programs(capsys: pytest.CaptureFixture[st
     assert all(set(entry) == {"name", "status", "found", "mend"} for entry in found)
 
 
-@pytest.mark.parametrize(
-    ("versions", "name", "mend"),
-    [
-        ({"torch": "2.10.1+cpu"}, "torch", "pip install 'torch>=2.11'"),
-        ({"deepspeed": None}, "deepspeed", "pip install 'deepspeed>=0.19.8'"),
-        ({"ray": "2.59.9"}, "ray", "pip install 'ray>=2.60'"),
-        ({"dist_teracon": None}, "dist_teracon", "install it, or let launch.submit bring it"),
-    ],
-)
 def test_where_no_library_is_at_all_it_says_so(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(program_wheel())!r}); from dist_teracon.cli import main; sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
@@ -76,6 +67,15 @@ def test_where_no_library_is_at_all_it_says_so(tmp_path: Path) -> None:
     assert done.stdout.endswith("needed thing(s) missing\n")
 
 
+@pytest.mark.parametrize(
+    ("versions", "name", "mend"),
+    [
+        ({"torch": "2.10.1+cpu"}, "torch", "pip install 'torch>=2.11'"),
+        ({"deepspeed": None}, "deepspeed", "pip install 'deepspeed>=0.19.8'"),
+        ({"ray": "2.59.9"}, "ray", "pip install 'ray>=2.60'"),
+        ({"dist_teracon": None}, "dist_teracon", "install it, or let launch.submit bring it"),
+    ],
+)
 def test_a_library_that_is_missing_or_too_old_is_needed(facts: dict[str, Any], versions: dict[str, str], name: str, mend: str) -> None:
     finding = found(facts, libraries=without(facts, **versions))[name]
     assert finding.status == "missing"
