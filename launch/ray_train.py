@@ -8,11 +8,14 @@ checkpoint. Ray's own checkpoints are not used.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from dist_teracon.launch.ray_cluster import Worker, connected, described, lackin
 from dist_teracon.launch.ray_messages import Failure, Messages, SentConsole, SentLog, first_cause, send_failure
 
 _POLL_S = 0.3
+# So much of what Ray itself printed is shown after a failure, in characters.
+_RAYS_WORDS = 1500
 # How long the driver waits for what follows a user's mistake before it stops the workers.
 _GRACE_S = 3.0
 # How long workers that take over wait for the folder, which a worker of the attempt before may still be leaving.
@@ -49,15 +54,23 @@ def train_on_ray(job: TrainJob, console: Console) -> None:
     from ray.exceptions import RayError
 
     job = resolved(job)
-    with connected(job.config.launch, console.log):
+    words = io.StringIO()  # Ray prints what its nodes report of dead workers; the run's own error is to stand first
+    with redirect_stdout(words), connected(job.config.launch, console.log):
         try:
             _Driver(job, console).run()
         except RayError as error:
             raise WorkersError(f"Ray does not answer any more ({_last_line(error)}); the same command goes on") from error
+        except WorkersError as error:
+            raise WorkersError(f"{error}\n{_of_ray(words.getvalue())}".rstrip()) from error.__cause__
 
 
 class WorkersError(Exception):
     """Workers failed, and not by a user's mistake; the text begins with the failure that the others follow from."""
+
+
+def _of_ray(words: str) -> str:
+    """Return the end of what Ray printed, without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", words).strip()[-_RAYS_WORDS:]
 
 
 def _last_line(error: BaseException) -> str:

@@ -95,6 +95,7 @@ def kill_a_worker(process: subprocess.Popen[str], cluster: Cluster, after: Path)
     workers[-1].send_signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_allowed(cluster: Cluster, tmp_path: Path) -> None:
     write_small(tmp_path / "set")
@@ -111,6 +112,7 @@ def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_
     assert code == 1, said
     errors = [line for line in said.splitlines() if "error" in line.lower()]
     assert re.match(r"dist-teracon: error: rank [01]: its process is gone \(killed, ", errors[0]), said
+    assert "\n(raylet) A worker died" in said  # and Ray's own words after it
     code, said = finished(train(cluster, tmp_path, "run", config, "--set", "launch.workers=1"))
     assert code == 0, said
     assert re.search(r"[12] of 3 stages are there, going on with (likes|age)", said), said
