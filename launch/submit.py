@@ -118,6 +118,8 @@ def _submission(options: argparse.Namespace, log: Log) -> Submission:
     Raises:
         ConfigError: a bad configuration, or a variable that is not set.
     """
+    if options.run is None or options.dry_run:
+        raise ConfigError("a job trains: expected --run RUN, and no --dry-run, which needs no cluster (dist-teracon train --dry-run)")
     config = load_config(options.config, options.set)
     dataset, run = config.dataset, str(options.run)
     if not dataset.startswith(SYNTHETIC):
