@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
 from dist_teracon.console import Console
-from dist_teracon.errors import ConfigError, TeraconError
+from dist_teracon.errors import ConfigError, PeerError, TeraconError
 
 if TYPE_CHECKING:
     from dist_teracon.config import RunConfig
@@ -40,6 +40,7 @@ _COMMANDS = {
         "compare": "run variants on several seeds and write tables with intervals",
         "bench": "time kernels, heads, loader, preparation, a step; see bench --help",
     },
+    "look after machines": {"doctor": "check what a machine or a cluster has, and what is missing"},
 }
 
 
@@ -96,7 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int | None = options.run_command(options)
     except TeraconError as error:
-        print(f"dist-teracon: error: {error}", file=sys.stderr)
+        # of several processes the one that fails says why, and the main one that it stops because of it
+        if not isinstance(error, PeerError) or os.environ.get("RANK", "0") == "0":
+            print(f"dist-teracon: error: {_of_rank(error)}{error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 141
@@ -117,6 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return status or 0
+
+
+def _of_rank(error: TeraconError) -> str:
+    """Return which process of several an error is of, in front of its text."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+    return f"rank {os.environ['RANK']}: " if several and not isinstance(error, PeerError) else ""
 
 
 def _system_message(error: OSError) -> str:
@@ -159,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
     )
     _add_bench(commands)
+    doctor = _add(commands, "doctor", _doctor)
+    doctor.add_argument("--ray", metavar="ADDRESS", help="check the nodes of a Ray cluster too, as 10.0.0.1:6379 or auto")
+    doctor.add_argument("--json", action="store_true", help="print what was found as JSON")
     return parser
 
 
@@ -231,6 +243,11 @@ def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
 def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     train = _add(commands, "train", _train)
     train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
+    add_train_options(train)
+
+
+def add_train_options(train: argparse.ArgumentParser) -> None:
+    """Add the options of `train`, which launchers share."""
     train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
     train.add_argument("--run", type=_place, help="folder of the run, or its URI on a store, as s3://bucket/run")
     train.add_argument(
@@ -238,6 +255,9 @@ def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     train.add_argument("--dry-run", action="store_true", help="print steps, parameters, memory and time of the run; train nothing")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
+    train.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS), or Ray on this machine"
+    )
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
     train.add_argument(
         "--add-task", metavar="NAME", help="one more stage on a finished run; the data set may be a version made by --append"
@@ -370,14 +390,14 @@ def _inspect(options: argparse.Namespace) -> None:
     print("\n".join(inspect_lines(dataset, users=options.users, user=options.user, task=options.task)))
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from dist_teracon.config_io import load_config
     from dist_teracon.console import set_up_logging
 
     config = load_config(options.config, options.set)
     if options.dry_run:
         _dry_run(config, options)
-        return
+        return 0
     if options.run is None:
         raise ConfigError("train: expected the folder of the run, as --run runs/first (or --dry-run, which needs none)")
     if isinstance(options.run, Path):
@@ -389,16 +409,24 @@ def _train(options: argparse.Namespace) -> None:
     set_up_logging(verbose=options.verbose)
     if options.scratch is not None:
         os.environ["DIST_TERACON_SCRATCH"] = str(Path(options.scratch).absolute())
-    from dist_teracon.runtime import process_group
+    from dist_teracon.launch.job import TrainJob, train_in_process
     from dist_teracon.train.add_task import AddedTask
-    from dist_teracon.train.run import train
 
-    with process_group() as runtime:
-        console = Console(active=runtime.is_main)
-        added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
-        train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
-        if runtime.is_main and not options.no_report:
-            _show([options.run], None)
+    added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
+    job = TrainJob(config, options.run, options.config, options.with_single_task, added, options.verbose)
+    if options.launcher == "ray":
+        from dist_teracon.launch.ray_train import WorkersError, train_on_ray
+
+        try:
+            train_on_ray(job, Console())
+        except WorkersError as error:
+            print(f"dist-teracon: error: {error}", file=sys.stderr)
+            return 1
+    elif not train_in_process(job):
+        return 0
+    if not options.no_report:
+        _show([options.run], None)
+    return 0
 
 
 def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
@@ -426,6 +454,12 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     importlib.import_module(f"dist_teracon.bench.{options.benchmark.replace('-', '_')}").main(options.arguments)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dist_teracon.launch.doctor import doctor
+
+    return doctor(ray_address=options.ray, as_json=options.json)
 
 
 def _report(options: argparse.Namespace) -> None:
