@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
-from dist_teracon.console import Console
+from dist_teracon.console import Console, complain, print_lines
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
@@ -61,25 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int | None = options.run_command(options)
     except TeraconError as error:
-        print(f"dist-teracon: error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     except BrokenPipeError:
         return 141
     except OSError as error:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
-        print(f"dist-teracon: error: {_system_message(error)}; what was finished is kept", file=sys.stderr)
+        complain(f"error: {_system_message(error)}; what was finished is kept")
         return 2
     except Exception as error:
         from dist_teracon import io
 
         if not io.is_store_error(error):
             raise
-        print(
-            f"dist-teracon: error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept", file=sys.stderr
-        )
+        complain(f"error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept")
         return 2
     except KeyboardInterrupt:
-        print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
+        complain("stopped; the same command goes on from here")
         return 130
     return status or 0
 
@@ -105,13 +103,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run); its tables as CSV and JSON lie beside it")
+    _add_quiet(report)
     verify = _add(commands, "verify", _verify)
     verify.add_argument("paths", nargs="+", metavar="PATH", help="run folders and data sets; exits with 1 where a file is damaged")
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
+    _add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
     )
@@ -137,6 +137,10 @@ def _add(
     parser = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run_command=run)
     return parser
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print warnings, errors and the last line alone")
 
 
 def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -165,6 +169,7 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
     prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
+    _add_quiet(prepare)
 
 
 def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -183,6 +188,7 @@ def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
     train.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
+    _add_quiet(train)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -197,10 +203,11 @@ def _prepare(options: argparse.Namespace) -> None:
             else f"prepare {options.format}: expected two paths, got {len(options.paths)}: dist-teracon prepare {options.format} SRC OUT"
         )
     if options.raw:
-        _raw_files(options, Console())
+        _raw_files(options, Console(quiet=options.quiet))
         return
-    info = _prepare_into(options, options.paths[-1], Console()) if options.append is None else _append(options, Console())
-    print("\n".join(dataset_lines(info)))
+    info = _prepare_into(options, options.paths[-1], Console(quiet=options.quiet)) if options.append is None else _append(options, Console(quiet=options.quiet))
+    lines = dataset_lines(info)
+    print_lines(lines[:1] if options.quiet else lines)
 
 
 def _raw_files(options: argparse.Namespace, progress: Progress) -> None:
@@ -228,7 +235,7 @@ def _prepare_into(options: argparse.Namespace, out: str, progress: Progress) -> 
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,
         max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, cluster=options.cluster,
-        log=Console().log, progress=progress,
+        log=Console(quiet=options.quiet).log, progress=progress,
     )  # fmt: skip
 
 
@@ -252,7 +259,7 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
         _prepare_into(options, added, progress)
         info = append(options.append, added, out)
     added_now = info.notes["appended"][-1]
-    Console().log(f"{options.append} and {added_now['users']} users, {added_now['items']} items, tasks: {', '.join(added_now['tasks'])}")
+    Console(quiet=options.quiet).log(f"{options.append} and {added_now['users']} users, {added_now['items']} items, tasks: {', '.join(added_now['tasks'])}")
     return info
 
 
@@ -269,7 +276,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
             split=options.split,
             min_count=options.min_count,
             shards=options.shards,
-            log=Console().log,
+            log=Console(quiet=options.quiet).log,
             progress=progress,
         )
     from dist_teracon.data.prepare.pipeline import prepare_tables
@@ -277,7 +284,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
 
     users = DEFAULT_USERS if options.users is None else options.users
     tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
-    return prepare_tables(tables, out, split, shards=options.shards, log=Console().log)
+    return prepare_tables(tables, out, split, shards=options.shards, log=Console(quiet=options.quiet).log)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -295,18 +302,19 @@ def _train(options: argparse.Namespace) -> None:
     from dist_teracon.train.run import train
 
     with process_group() as runtime:
-        console = Console(active=runtime.is_main)
+        console = Console(active=runtime.is_main, quiet=options.quiet)
         added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
         train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
         if runtime.is_main and not options.no_report:
-            _show(options.run, [options.run], options.run / "report.html")
+            _show([options.run], options.run / "report.html", quiet=options.quiet)
 
 
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
 
-    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(), metrics=options.metric)
-    print(page.read_text(encoding="utf-8"))
+    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
+    if not options.quiet:
+        print(page.read_text(encoding="utf-8"))
     print(f"tables: {page}")
 
 
@@ -315,7 +323,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    _show(options.runs[0], options.runs, options.out or options.runs[0] / "report.html")
+    _show(options.runs, options.out or options.runs[0] / "report.html", quiet=options.quiet)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -332,17 +340,23 @@ def _verify(options: argparse.Namespace) -> int:
     return int(damaged > 0)
 
 
-def _show(run: Path, runs: Sequence[Path], page: Path) -> None:
-    """Print the table of a run and write the page of all."""
-    from dist_teracon.report.html import write_report
+def _show(runs: Sequence[Path], page: Path, *, quiet: bool) -> None:
+    """Print the table of the first run, and write the page and the tables of all."""
+    from dist_teracon.report.export import write_tables
+    from dist_teracon.report.html import write_page
     from dist_teracon.report.run_data import read_run
     from dist_teracon.report.table import print_scores
 
-    print_scores(read_run(run))
+    known = [read_run(run) for run in runs]
+    if not quiet:
+        print_scores(known[0])
+    tables = write_tables(known, page)
+    if not quiet:
+        print(f"tables: {', '.join(map(str, tables))}")
     try:
-        print(f"report: {write_report(runs, page)}")
+        print(f"report: {write_page(known, page)}")
     except TeraconError as error:
-        print(f"the table is whole, the page is left out: {error}", file=sys.stderr)
+        complain(f"warning: the tables are whole, the page is left out: {error}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dist_teracon.evaluate.metrics import is_metric, parse_metric
 from dist_teracon.report.figures import make_figures, stage_title
 from dist_teracon.report.plot import SERIES
 from dist_teracon.report.run_data import Baselines, RunData, read_run
-from dist_teracon.report.summary import above_baselines, headline, standard_error
+from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
 from dist_teracon.report.table import metric_title, score_rows
 from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
 
@@ -47,7 +47,12 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     if not runs:
         raise RunError("no run folder given; name at least one, as in `dist-teracon report RUN`")
-    page = render([read_run(run) for run in runs])
+    return write_page([read_run(run) for run in runs], out)
+
+
+def write_page(runs: Sequence[RunData], out: Path) -> Path:
+    """Write the page of runs that are read; see `write_report`."""
+    page = render(runs)
     with io.atomic_write(Path(out)) as file:
         file.write(page.encode("utf-8", "replace"))
     return Path(out)
