@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run); its tables as CSV and JSON lie beside it")
+    report.add_argument(
+        "--out", type=Path, help="the page (default: report.html in the first run); its tables as CSV and JSON lie beside it"
+    )
     _add_quiet(report)
     verify = _add(commands, "verify", _verify)
     verify.add_argument("paths", nargs="+", metavar="PATH", help="run folders and data sets; exits with 1 where a file is damaged")
@@ -205,7 +207,11 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.raw:
         _raw_files(options, Console(quiet=options.quiet))
         return
-    info = _prepare_into(options, options.paths[-1], Console(quiet=options.quiet)) if options.append is None else _append(options, Console(quiet=options.quiet))
+    info = (
+        _prepare_into(options, options.paths[-1], Console(quiet=options.quiet))
+        if options.append is None
+        else _append(options, Console(quiet=options.quiet))
+    )
     lines = dataset_lines(info)
     print_lines(lines[:1] if options.quiet else lines)
 
@@ -259,7 +265,9 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
         _prepare_into(options, added, progress)
         info = append(options.append, added, out)
     added_now = info.notes["appended"][-1]
-    Console(quiet=options.quiet).log(f"{options.append} and {added_now['users']} users, {added_now['items']} items, tasks: {', '.join(added_now['tasks'])}")
+    Console(quiet=options.quiet).log(
+        f"{options.append} and {added_now['users']} users, {added_now['items']} items, tasks: {', '.join(added_now['tasks'])}"
+    )
     return info
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-TINY, SMALL, MEDIUM = 230, 270, 420
+TINY, SMALL, MEDIUM = 230, 270, 360
 MAX_POINTS = 400
 # Matrices of more tasks have smaller cells without numbers, which are in the tooltips and in the tables.
 NUMBERED_CELLS = 8

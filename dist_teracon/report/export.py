@@ -1,8 +1,8 @@
 """The tables of a report as files for programs, beside its page: CSV, and the same as JSON (docs/report.md).
 
-    report.csv         a task a row: its scores, transfer, standard errors, baselines
-    report.stages.csv  R: a score a row, by every metric after every stage
-    report.json        both, and what the runs are
+report.csv         a task a row: its scores, transfer, standard errors, baselines
+report.stages.csv  R: a score a row, by every metric after every stage
+report.json        both, and what the runs are
 """
 
 from __future__ import annotations

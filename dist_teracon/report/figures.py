@@ -56,7 +56,7 @@ def retained_scores(run: RunData) -> Figure | None:
     span = max([2.0, *(abs(change or 0) for row in changes for change, _, word in row if word)])
     rows, columns = len(run.scores), len(run.tasks)
     full = columns <= NUMBERED_CELLS
-    size = (max(300, 44 + 52 * columns), 30 + 36 * rows) if full else (36 + 21 * columns, 24 + 20 * rows)
+    size = (max(300, 44 + 52 * columns), 30 + 36 * rows) if full else (36 + 17 * columns, 24 + 17 * rows)
     with Plot(*size, "Scores after each stage") as plot:
         matrix_axes(plot, [str(j + 1) for j in range(rows)], [str(i + 1) for i in range(columns)])
         for j, name in enumerate(run.stage_names):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dist_teracon.evaluate.metrics import is_metric, parse_metric
@@ -175,7 +176,7 @@ def matrix(run: RunData, convert: Convert = str) -> Grid:
         frozenset({0}),
         ["bold" if row.strong else ("dim" if row.group == "baselines" else "") for row in rows],
         marks,
-        frozenset(k for k, (row, after) in enumerate(zip(rows, rows[1:], strict=False)) if row.group != after.group),
+        frozenset(k for k, (row, after) in enumerate(pairwise(rows)) if row.group != after.group),
     )
 
 
@@ -184,20 +185,20 @@ def task_rows(run: RunData, width: int, convert: Convert = str) -> Grid:
 
     Columns that no task has a value for are left out. Where even the shortest names do not fit, the lines are wider than `width`.
     """
-    columns, rows, marks = _by_task(run)
+    columns, rows, words = by_task(run)
     grid = Grid(
         [[convert(above) for above, _ in columns], [convert(name) for _, name in columns]],
         [list(map(convert, row)) for row in rows],
         frozenset({1, 2}),
         ["" if row[0] else "dim" for row in rows],
-        marks,
+        {place: _COLOURS[word] for place, word in words.items()},
     )
     return _with_folded_names(grid, max(_NARROWEST_NAME, grid.widths[1] - max(0, grid.width - width)))
 
 
 def task_blocks(run: RunData, width: int, convert: Convert = str) -> list[str]:
     """Return the same as a few lines a task, for a terminal that is too narrow for any table."""
-    columns, rows, _ = _by_task(run)
+    columns, rows, _ = by_task(run)
     lines: list[str] = []
     for number, task, metric, *numbers in rows:
         lines += wrapped(convert(f"{number} {task}"), width) if number else []
@@ -210,18 +211,19 @@ def task_blocks(run: RunData, width: int, convert: Convert = str) -> list[str]:
     return [line.replace(NO_BREAK, " ") for line in map(convert, lines)]
 
 
-_Columns = list[tuple[str, str]]
+def by_task(run: RunData) -> tuple[list[tuple[str, str]], list[list[str]], dict[tuple[int, int], str]]:
+    """Return the table with a task a row, and a row for each of its further metrics.
 
-
-def _by_task(run: RunData) -> tuple[_Columns, list[list[str]], dict[tuple[int, int], str]]:
-    """Return columns (two lines of a head each), rows and coloured cells of the table with a task a row."""
-    columns: _Columns = [("", ""), ("", "task"), ("", "metric"), ("when", "learned"), ("", "final")]
+    Returns:
+        Columns (two lines of a head each), rows, and the cells, by row and column, that are `better` or `worse` than nothing.
+    """
+    columns = [("", ""), ("", "task"), ("", "metric"), ("when", "learned"), ("", "final")]
     columns += [("", "FWT %"), ("", "±"), ("", "BWT %"), ("", "±"), ("best", "baseline")]
     rows: list[list[str]] = []
-    marks: dict[tuple[int, int], str] = {}
+    words: dict[tuple[int, int], str] = {}
     verdicts = {5: forward_verdicts(run), 7: backward_verdicts(run)}
     for i, task in enumerate(run.tasks):
-        marks |= {(len(rows), column): _COLOURS[words[i]] for column, words in verdicts.items() if words[i]}
+        words |= {(len(rows), column): judged[i] for column, judged in verdicts.items() if judged[i]}
         best = max((value for _, value in run.baselines.named(i)), default=None) if run.baselines else None
         forward = [signed_text(run.fwt[i], 1), number_text(relative(run.fwt_error[i], run.single_task[i]), 1)]
         backward = [signed_text(run.bwt[i], 1), number_text(relative(run.bwt_error[i], run.learned[i]), 1)]
@@ -232,8 +234,8 @@ def _by_task(run: RunData) -> tuple[_Columns, list[list[str]], dict[tuple[int, i
             if final is not None:
                 rows.append(["", "", name, score_text(first), score_text(final), *[""] * 5])
     kept = [k for k in range(len(columns)) if k < 5 or any(row[k] not in _NOTHING for row in rows)]
-    marks = {(row, kept.index(column)): style for (row, column), style in marks.items() if column in kept}
-    return [columns[k] for k in kept], [[row[k] for k in kept] for row in rows], marks
+    words = {(row, kept.index(column)): word for (row, column), word in words.items() if column in kept}
+    return [columns[k] for k in kept], [[row[k] for k in kept] for row in rows], words
 
 
 def _with_folded_names(grid: Grid, width: int) -> Grid:

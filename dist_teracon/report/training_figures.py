@@ -33,7 +33,9 @@ def learning_curves(run: RunData) -> Figure | None:
             continue
         metric = next((epoch.metric for epoch in epochs if epoch.metric), "score")
         with Plot(SMALL, 152, f"Validation score in stage {stage}") as plot:
-            band = [(x, e.validation - e.error, e.validation + e.error) for x, e in enumerate(epochs) if None not in (e.validation, e.error)]  # type: ignore[operator]
+            band = [
+                (x, e.validation - e.error, e.validation + e.error) for x, e in enumerate(epochs) if None not in (e.validation, e.error)
+            ]  # type: ignore[operator]
             if len(band) > 1:
                 bands = True
                 plot.axes.fill_between(*zip(*band, strict=True), color=ACCENT, alpha=0.16, linewidth=0)
@@ -102,7 +104,10 @@ def replayed_shares(run: RunData) -> Figure | None:
         # A step may be counted within its epoch; a line needs one axis.
         rising = all(a.step < b.step for a, b in pairwise(steps))
         names = list(dict.fromkeys(name for step in steps for name in (*step.rho, *step.rows)))
-        lines = {name: _shares(steps, name, batch, rising=rising) for name in names}
+        lines = {name: points for name in names if (points := _shares(steps, name, batch, rising=rising))}
+        names = list(lines)
+        if not names:
+            continue
         formula += [rho for step in steps for rho in step.rho.values()]
         differs |= any(abs(y - step.rho.get(name, y)) > 5e-4 for name in names for step, (_, y) in zip(steps, lines[name], strict=False))
         same = len(names) > 1 and len({tuple(points) for points in lines.values()}) == 1
@@ -111,8 +116,11 @@ def replayed_shares(run: RunData) -> Figure | None:
             for name in names[:1] if same else names:
                 drawn = draw_line(plot.axes, lines[name], INK) if same else series_line(plot.axes, lines[name], index_of(run, name))
                 plot.tip(drawn, _share_tip("each past task" if same else name, steps, lines[name], name, batch))
+            if same or len(names) == 1:
+                x, y = lines[names[0]][-1]
+                plot.axes.annotate(share_text(y), (x, y), (0, 4), textcoords="offset points", ha="right", size=9.5, color=INK)
             shown |= set() if same else {(index_of(run, name), name) for name in names}
-            plot.axes.set_ylim(bottom=0, top=1.15 * max(1e-6, *(y for points in lines.values() for _, y in points)))
+            plot.axes.set_ylim(bottom=0, top=1.25 * max(1e-6, *(y for points in lines.values() for _, y in points)))
             plot.axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
             plot.axes.set_xlabel("step" if rising else "logged step", loc="right")
             plot.axes.locator_params(axis="both", nbins=4)
@@ -170,7 +178,7 @@ def mask_similarity(run: RunData) -> Figure | None:
     span = max(high - low, 0.05)
     numbers = [index_of(run, name) + 1 for name in names]
     full = len(names) <= NUMBERED_CELLS
-    size = (max(300, 44 + 52 * len(names)), 30 + 36 * len(names)) if full else (36 + 21 * len(names), 24 + 20 * len(names))
+    size = (max(300, 44 + 52 * len(names)), 30 + 36 * len(names)) if full else (36 + 17 * len(names), 24 + 17 * len(names))
     with Plot(*size, "Similarity of task masks") as plot:
         matrix_axes(plot, list(map(str, numbers)), list(map(str, numbers)))
         for j, row in enumerate(cells[: len(names)]):

@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_teracon.text import NO_BREAK, cells, cropped, seconds_text
 
-__all__ = ["NO_BREAK", "NONE", "seconds_text"]
+__all__ = ["NONE", "NO_BREAK", "seconds_text"]
 
 NONE = "–"
 

@@ -103,7 +103,9 @@ def alone_of(task: int) -> float:
     return ALONE[_kind(task)]
 
 
-def write_user_scores(folder: Path, tasks: Sequence[str], scores: Sequence[Sequence[float | None]], *, spread: float, users: int = 200) -> None:
+def write_user_scores(
+    folder: Path, tasks: Sequence[str], scores: Sequence[Sequence[float | None]], *, spread: float, users: int = 200
+) -> None:
     """Write `scores.parquet` of each stage whose means are the scores given.
 
     A user's score is the mean plus a number of its own, the same in all stages, and one of the stage's, `spread` as large as the mean.
@@ -195,7 +197,14 @@ def _timing(tasks: tuple[str, ...], stages: int, rng: random.Random) -> dict[str
 
 def _events(tasks: tuple[str, ...], stages: int, rng: random.Random) -> list[dict[str, Any]]:
     log: list[dict[str, Any]] = [
-        {"event": "run", "method": "teracon", "seed": 0, "tasks": list(tasks), "metrics": [_metrics(i) for i in range(len(tasks))], "world_size": 1}
+        {
+            "event": "run",
+            "method": "teracon",
+            "seed": 0,
+            "tasks": list(tasks),
+            "metrics": [_metrics(i) for i in range(len(tasks))],
+            "world_size": 1,
+        }
     ]
     for stage in range(1, stages + 1):
         task, past = tasks[stage - 1], tasks[: stage - 1]
