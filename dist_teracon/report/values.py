@@ -86,8 +86,9 @@ def share_text(value: float | None) -> str:
 
 
 def verdict(difference: float | None, error: float | None) -> str:
-    """Return `better` or `worse` for a difference beyond its standard error; empty for a smaller one, and where none is known."""
-    if difference is None or error is None or abs(difference) <= error:
+    """Return `better` or `worse` for a difference beyond its standard error; empty for one up to it, and where none is known."""
+    # of few users, differences are often the error itself, up to rounding
+    if difference is None or error is None or abs(difference) <= error * (1 + 1e-9):
         return ""
     return "better" if difference > 0 else "worse"
 

@@ -84,7 +84,7 @@ def test_lines_of_a_log_have_the_time_and_are_whole() -> None:
     out, lines = elsewhere(job(outlook=True))
     stamp = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d "
     assert re.fullmatch(stamp + re.escape(LONG), lines[0])
-    assert re.fullmatch(stamp + r"쇼핑.*goes on: 1/3, .*; run 13%, about .* left", lines[1])
+    assert re.fullmatch(stamp + r"쇼핑.*goes on: 1/3, .*; run 12%, about .* left", lines[1])
     assert re.fullmatch(stamp + "warning: a checkpoint is damaged", lines[-2])
     assert lines[-1] == "dist-teracon: error: no such run"
     assert out == [LONG]

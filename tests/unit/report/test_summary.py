@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from made_runs import make_run, write_user_scores
 from dist_teracon.report.html import render
 from dist_teracon.report.run_data import RunData, read_run
 from dist_teracon.report.summary import headline, standard_error
+from dist_teracon.report.values import verdict
 
 TASKS = ("next", "star4", "star5", "age")
 NB = "\u00a0"
@@ -106,3 +108,12 @@ def test_standard_error_of_an_accuracy() -> None:
 @pytest.mark.parametrize("metric", ["auroc", "recall@10", "log-loss", None, "of-another-version"])
 def test_other_metrics_have_no_such_standard_error(metric: str | None) -> None:
     assert standard_error(metric, 1.5 if metric == "log-loss" else 0.5, 100) is None
+
+
+def test_a_change_of_just_its_error_is_none_whatever_the_rounding() -> None:
+    # of 300 users three gain and one loses: Σ (d − mean)² · U / (U − 1) is 4 exactly, and so are change and error 2/300
+    change, error = 2 / 300, math.sqrt((3 * (1 - 2 / 300) ** 2 + (1 + 2 / 300) ** 2 + 296 * (2 / 300) ** 2) * 300 / 299) / 300
+    assert error == pytest.approx(change, rel=1e-12)
+    for scale in (1.0, 100 / 0.3567, 100 / 0.6733, 3.0, 7.0):
+        assert verdict(scale * change, scale * error) == verdict(-change, error) == ""
+    assert (verdict(change * 1.001, error), verdict(-change * 1.001, error)) == ("better", "worse")
