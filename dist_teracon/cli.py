@@ -319,10 +319,13 @@ def _train(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
+    from dist_teracon.compare.terminal import fitted
+    from dist_teracon.text import terminal_width
 
     page = compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
     if not options.quiet:
-        print(page.read_text(encoding="utf-8"))
+        text = page.read_text(encoding="utf-8")
+        print_lines(fitted(text, terminal_width(sys.stdout)) if sys.stdout.isatty() else text.splitlines())
     print(f"tables: {page}")
 
 

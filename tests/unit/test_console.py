@@ -94,7 +94,7 @@ def test_lines_of_a_log_have_the_time_and_are_whole() -> None:
 def test_quiet_leaves_warnings_errors_and_results(terminal: bool) -> None:
     code = job(quiet=True, outlook=True)
     if terminal:
-        lines = [line.replace("\r\x1b[K", "") for line in on_terminal(code, 200).replace("\r\n", "\n").splitlines()]
+        lines = [line.replace("\r\x1b[K", "") for line in on_terminal(code, 200).replace("\r\n", "\n").strip().split("\n")]
     else:
         out, lines = elsewhere(code)
         lines = [re.sub(r"^20\S+ \S+ ", "", line) for line in lines] + out
