@@ -6,6 +6,7 @@ One process prints; the others are silent. Everything goes to standard error, so
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -109,15 +110,18 @@ class Outlook:
         self._limits, self._clock = list(limits), clock
         self._finished = list(finished)
         self._epochs, self._began = 0.0, clock()
+        self._first: int | None = None
 
     def at(self, epochs: float) -> None:
         """Note that so many epochs of the stage under way are done, the share of the present one included."""
+        if self._first is None:
+            self._first = math.floor(epochs)  # of a stage that goes on, the epochs before were taken at another time
         self._epochs = epochs
 
     def end_stage(self, epochs: int) -> None:
         """Note that the stage under way is finished, after so many epochs."""
         self._finished.append((epochs, self._clock() - self._began))
-        self._epochs, self._began = 0.0, self._clock()
+        self._epochs, self._began, self._first = 0.0, self._clock(), None
 
     def now(self) -> tuple[float, float | None]:
         """Return the share that is done, and the seconds that are left; None before there is anything to judge by."""
@@ -128,7 +132,8 @@ class Outlook:
         if rest:
             rest[0] = max(0.0, max(rest[0], min(self._epochs + 1, self._limits[number])) - self._epochs)
         share = done / (done + sum(rest)) if done else 0.0
-        own = (self._clock() - self._began) / self._epochs if self._epochs > 0 else pace
+        taken = self._epochs - (self._first or 0)
+        own = (self._clock() - self._began) / taken if taken > 0 else pace
         if own is None:
             return share, None
         return share, sum(rest[:1]) * own + sum(rest[1:]) * (own if pace is None else pace)

@@ -115,6 +115,7 @@ def test_the_outlook_counts_all_epochs_before_a_stage_is_finished() -> None:
     clock = Clock()
     outlook = Outlook([4, 10], clock=clock)
     assert outlook.now() == (0.0, None)
+    outlook.at(0.5)
     clock.now += 20
     outlook.at(2.0)
     share, left = outlook.now()
@@ -129,6 +130,7 @@ def test_the_outlook_learns_from_finished_stages_where_early_stopping_ends_them(
     share, left = outlook.now()
     assert share == pytest.approx(6 / (6 + 4))
     assert left == pytest.approx(4 * 5.0)
+    outlook.at(0.5)
     clock.now += 12
     outlook.at(3.0)
     share, left = outlook.now()
@@ -139,13 +141,24 @@ def test_the_outlook_learns_from_finished_stages_where_early_stopping_ends_them(
 def test_a_stage_that_takes_longer_than_expected_has_an_epoch_left_until_its_last() -> None:
     clock = Clock()
     outlook = Outlook([2, 10, 10], [(2, 2.0), (1, 1.0)], clock=clock)
+    outlook.at(0.5)
     clock.now += 5
     outlook.at(5.0)
     assert outlook.now() == (pytest.approx(8 / 9), pytest.approx(1.0))
     outlook.at(10.0)
     assert outlook.now() == (1.0, pytest.approx(0.0))
     outlook.end_stage(10)
-    assert outlook.now() == (1.0, None) or outlook.now()[1] == 0
+    assert outlook.now() == (1.0, 0)
+
+
+def test_a_stage_that_goes_on_after_a_kill_is_timed_from_there() -> None:
+    clock = Clock()
+    outlook = Outlook([10], clock=clock)
+    clock.now += 3
+    outlook.at(6.5)
+    clock.now += 3
+    outlook.at(8.0)
+    assert outlook.now() == (pytest.approx(0.8), pytest.approx(2 * 3.0))
 
 
 @pytest.mark.parametrize("width", [20, 40, 79, 200])
