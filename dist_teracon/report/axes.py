@@ -30,7 +30,7 @@ def line(axes: Axes, points: Sequence[tuple[float, float]], colour: str, dash: o
     stride = -(-len(points) // MAX_POINTS)
     kept = [*points[:-1:stride], points[-1]]
     marker = "o" if len(kept) <= 2 else ""
-    (drawn,) = axes.plot(*zip(*kept, strict=True), color=colour, linestyle=dash, marker=marker, markersize=4)  # type: ignore[arg-type]
+    (drawn,) = axes.plot(*zip(*kept, strict=True), color=colour, linestyle=dash, marker=marker, markersize=4)
     return drawn
 
 

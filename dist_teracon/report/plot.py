@@ -211,7 +211,7 @@ def _inline(svg: bytes, plot: Plot) -> str:
         match for element in root.iter() for value in element.attrib.values() for match in re.findall(r"^(?:url\()?#([\w-]+)", value)
     }
     salt = re.sub(r"\W+", "-", plot.description.encode("ascii", "ignore").decode())[:60]
-    for element in root.iter():
+    for element in list(root.iter()):  # titles are added on the way, and keep their text
         element.tag = element.tag.removeprefix(_SVG)
         tip = plot.tips.get(element.get("id", ""))
         if (real := plot.texts.get(element.get("id", ""))) is not None and (shown := element.find(f"{_SVG}text")) is not None:

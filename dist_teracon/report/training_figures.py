@@ -34,8 +34,10 @@ def learning_curves(run: RunData) -> Figure | None:
         metric = next((epoch.metric for epoch in epochs if epoch.metric), "score")
         with Plot(SMALL, 152, f"Validation score in stage {stage}") as plot:
             band = [
-                (x, e.validation - e.error, e.validation + e.error) for x, e in enumerate(epochs) if None not in (e.validation, e.error)
-            ]  # type: ignore[operator]
+                (x, epoch.validation - epoch.error, epoch.validation + epoch.error)
+                for x, epoch in enumerate(epochs)
+                if epoch.validation is not None and epoch.error is not None
+            ]
             if len(band) > 1:
                 bands = True
                 plot.axes.fill_between(*zip(*band, strict=True), color=ACCENT, alpha=0.16, linewidth=0)

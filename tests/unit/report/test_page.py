@@ -169,6 +169,17 @@ def test_gains_losses_and_neither_have_colours_of_their_own(tmp_path: Path, chan
     assert f'class="{colour}">{percent_text(run.bwt[0])}' in render([run]) or colour == "soft"
 
 
+def test_what_is_drawn_has_tooltips_with_whole_names(tmp_path: Path) -> None:
+    name = "쇼핑 대분류 3 관심 사용자 예측 of a long name"
+    run = read_run(make_run(tmp_path / "run", stages=3, names=("next", name, "c", "d", "e", "f")))
+    tips = unescape("".join(re.findall(r"<title>(.*?)</title>", "".join(figure(run, each) for each in make_figures(run)), re.DOTALL)))
+    assert f"2 {name}, after 3 c: {score_text(run.scores[2][1])} mrr@5\n{percent_text(run.bwt[1])[:-2]}" in tips
+    assert f"FWT of 2 {name}: " in tips
+    assert f"{name}, popularity: 0.0219" in tips
+    assert "best: epoch " in tips
+    assert f"1 next and 2 {name}: " in tips
+
+
 def test_learning_curves_have_bands_where_errors_were_logged(tmp_path: Path, run_folder: Path) -> None:
     drawn = make_figures(read_run(run_folder))["learning"]
     assert all("fill-opacity: 0.16" in panel.svg for panel in drawn.panels)
