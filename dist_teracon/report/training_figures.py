@@ -40,7 +40,8 @@ def learning_curves(run: RunData) -> Figure | None:
             ]
             if len(band) > 1:
                 bands = True
-                plot.axes.fill_between(*zip(*band, strict=True), color=ACCENT, alpha=0.16, linewidth=0)
+                places, low, high = zip(*band, strict=True)
+                plot.axes.fill_between(places, low, high, color=ACCENT, alpha=0.16, linewidth=0)
             draw_line(plot.axes, points, series_colour(0))
             best = [(x, epoch.validation, epoch.error) for x, epoch in enumerate(epochs) if epoch.best and epoch.validation is not None]
             if best:
