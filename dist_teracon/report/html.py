@@ -90,7 +90,7 @@ def render(runs: Sequence[RunData]) -> str:
         figures=figures,
         protocol=_protocol(run),
         protocol_tasks=_protocol_tasks(run),
-        notes=_flat(run.dataset.notes) if run.dataset else [],
+        notes=_flat(_notes(run)),
         configuration=_flat(run.config),
         environment=_environment(run),
         passes=_passes(run) if run.events.pseudo_labels else None,
@@ -121,6 +121,12 @@ def _need(columns: int, *, first: float = 9.0, each: float = 5.6) -> int:
     """Return the class of tables that scroll in a box narrower than so many em: what their columns need, rounded up."""
     needed = first + each * columns
     return next((need for need in _NEEDS if need >= needed), _NEEDS[-1])
+
+
+def _notes(run: RunData) -> dict[str, Any]:
+    """Return the data set's notes without what counts its raw rows, which `dist-teracon prepare` has printed."""
+    notes = dict(run.dataset.notes) if run.dataset else {}
+    return {name: value for name, value in notes.items() if name not in ("matched", "appended")}
 
 
 def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -177,9 +183,10 @@ def _judged(verdicts: Sequence[str], errors: Column, known: int, which: str) -> 
 
 def _caution(runs: Sequence[RunData]) -> str:
     errors = "Standard errors are over test users, paired where a task is compared with itself; differences below them are no evidence."
+    versions = f" {runs[0].version_note}".rstrip()
     if len({run.seed for run in runs}) > 1:
-        return f"Few runs: how much other seeds would differ is hardly known. {errors}"
-    return f"One seed: how much another would differ is unknown. {errors}"
+        return f"Few runs: how much other seeds would differ is hardly known. {errors}{versions}"
+    return f"One seed: how much another would differ is unknown. {errors}{versions}"
 
 
 def _protocol(run: RunData) -> list[tuple[str, str]]:
