@@ -180,7 +180,7 @@ def _add(
     return parser
 
 
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
+def _add_quiet(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--quiet", action="store_true", help="print warnings, errors and the last line alone")
 
 
@@ -247,8 +247,9 @@ def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
-    train.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
-    _add_quiet(train)
+    volume = train.add_mutually_exclusive_group()
+    volume.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
+    _add_quiet(volume)
 
 
 def _prepare(options: argparse.Namespace) -> None:

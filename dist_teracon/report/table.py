@@ -147,7 +147,8 @@ def print_scores(run: RunData, console: Console | None = None) -> None:
     width = console.width if console.is_terminal else PLAIN_WIDTH
     signs = console.is_terminal and console.encoding.startswith("utf")
     convert = printable if signs else partial(_plain, encoding=console.encoding)
-    lines = [Text(convert(_title(run)), style="bold")]
+    title = convert(_title(run))
+    lines = [Text(line, style="bold") for line in (wrapped(title, width) if console.is_terminal else [title])]
     if run.scores:
         grid = fitting_grid(run, width, convert)
         lines += _styled(grid, signs=signs) if grid.width <= width else map(Text, task_blocks(run, width, convert))
