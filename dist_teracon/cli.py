@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
-from dist_teracon.console import Console
+from dist_teracon.console import Console, complain, print_lines
 from dist_teracon.errors import ConfigError, PeerError, TeraconError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dist_teracon.console import Progress
     from dist_teracon.data.recipe import Recipe
     from dist_teracon.data.schema import DatasetInfo
+    from dist_teracon.report.run_data import RunData
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
 _COMMANDS = {
@@ -99,25 +100,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TeraconError as error:
         # of several processes the one that fails says why, and the main one that it stops because of it
         if not isinstance(error, PeerError) or os.environ.get("RANK", "0") == "0":
-            print(f"dist-teracon: error: {_of_rank(error)}{error}", file=sys.stderr)
+            complain(f"error: {_of_rank(error)}{error}")
         return 2
     except BrokenPipeError:
         return 141
     except OSError as error:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
-        print(f"dist-teracon: error: {_system_message(error)}; what was finished is kept", file=sys.stderr)
+        complain(f"error: {_system_message(error)}; what was finished is kept")
         return 2
     except Exception as error:
         from dist_teracon import io
 
         if not io.is_store_error(error):
             raise
-        print(
-            f"dist-teracon: error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept", file=sys.stderr
-        )
+        complain(f"error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept")
         return 2
     except KeyboardInterrupt:
-        print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
+        complain("stopped; the same command goes on from here")
         return 130
     return status or 0
 
@@ -155,7 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=_place, metavar="RUN", help="run folders or URIs; the first in full, all side by side")
-    report.add_argument("--out", type=_path, help="the page (default: report.html in the first run)")
+    report.add_argument(
+        "--out", type=_path, help="the page (default: report.html in the first run); its tables as CSV and JSON lie beside it"
+    )
+    _add_quiet(report)
     verify = _add(commands, "verify", _verify)
     verify.add_argument(
         "paths", nargs="+", metavar="PATH", help="runs and data sets, folders or URIs; exits with 1 where a file is damaged"
@@ -164,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=_path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=_count, help="runs at a time (default: one a core)")
+    _add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
     )
@@ -192,6 +195,10 @@ def _add(
     parser = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run_command=run)
     return parser
+
+
+def _add_quiet(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print warnings, errors and the last line alone")
 
 
 def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -224,6 +231,7 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
     prepare.add_argument("--users", type=_count, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
+    _add_quiet(prepare)
 
 
 def _add_init(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -267,7 +275,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
-    train.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
+    volume = train.add_mutually_exclusive_group()
+    volume.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
+    _add_quiet(volume)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -282,15 +292,14 @@ def _prepare(options: argparse.Namespace) -> None:
             else f"prepare {options.format}: expected two paths, got {len(options.paths)}: dist-teracon prepare {options.format} SRC OUT"
         )
     if options.raw:
-        _raw_files(options, Console())
+        _raw_files(options, Console(quiet=options.quiet))
         return
     if options.refresh and options.append is None:
         raise ConfigError("--refresh goes with --append DATASET: it takes old users' histories from SRC, too")
-    if options.append is not None:
-        info = _append(options, Console())
-    else:
-        info = _prepare_into(options, options.paths[-1], _recipe(options), Console())
-    print("\n".join(dataset_lines(info)))
+    console = Console(quiet=options.quiet)
+    info = _append(options, console) if options.append is not None else _prepare_into(options, options.paths[-1], _recipe(options), console)
+    lines = dataset_lines(info)
+    print_lines(lines[:1] if options.quiet else lines)
 
 
 def _raw_files(options: argparse.Namespace, progress: Progress) -> None:
@@ -324,7 +333,7 @@ def _prepare_into(
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,
         max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, cluster=options.cluster,
-        max_unmatched=options.max_unmatched, shown=shown, log=Console().log, progress=progress,
+        max_unmatched=options.max_unmatched, shown=shown, log=Console(quiet=options.quiet).log, progress=progress,
     )  # fmt: skip
 
 
@@ -347,7 +356,7 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
     return append_prepared(
         options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out),
         recipe=recipe, min_count=options.min_count, refresh=options.refresh,
-        synthetic=options.format == "synthetic", fingerprint=fingerprint, log=Console().log,
+        synthetic=options.format == "synthetic", fingerprint=fingerprint, log=Console(quiet=options.quiet).log,
     )  # fmt: skip
 
 
@@ -365,7 +374,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
             min_count=options.min_count,
             shards=options.shards,
             shown=shown,
-            log=Console().log,
+            log=Console(quiet=options.quiet).log,
             progress=progress,
         )
     from dist_teracon.data.prepare.pipeline import prepare_tables
@@ -373,7 +382,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
 
     users = DEFAULT_USERS if options.users is None else options.users
     tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
-    return prepare_tables(tables, out, split, shards=options.shards, log=Console().log)
+    return prepare_tables(tables, out, split, shards=options.shards, log=Console(quiet=options.quiet).log)
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -413,19 +422,19 @@ def _train(options: argparse.Namespace) -> int:
     from dist_teracon.train.add_task import AddedTask
 
     added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
-    job = TrainJob(config, options.run, options.config, options.with_single_task, added, options.verbose)
+    job = TrainJob(config, options.run, options.config, options.with_single_task, added, options.verbose, options.quiet)
     if options.launcher == "ray":
         from dist_teracon.launch.ray_train import WorkersError, train_on_ray
 
         try:
-            train_on_ray(job, Console())
+            train_on_ray(job, Console(quiet=options.quiet))
         except WorkersError as error:
-            print(f"dist-teracon: error: {error}", file=sys.stderr)
+            complain(f"error: {error}")
             return 1
     elif not train_in_process(job):
         return 0
     if not options.no_report:
-        _show([options.run], None)
+        _show([options.run], None, quiet=options.quiet)
     return 0
 
 
@@ -439,16 +448,20 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
     from dist_teracon.train.dry_run import dry_run, dry_run_lines
 
     with process_group() as runtime:
-        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main))
+        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main, quiet=options.quiet))
         if runtime.is_main:
             print("\n".join(dry_run_lines(plan)))
 
 
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
+    from dist_teracon.compare.terminal import fitted
+    from dist_teracon.text import terminal_width
 
-    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(), metrics=options.metric)
-    print(page.read_text(encoding="utf-8"))
+    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
+    if not options.quiet:
+        text = page.read_text(encoding="utf-8")
+        print_lines(fitted(text, terminal_width(sys.stdout)) if sys.stdout.isatty() else text.splitlines())
     print(f"tables: {page}")
 
 
@@ -463,7 +476,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    _show(options.runs, options.out)
+    _show(options.runs, options.out, quiet=options.quiet)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -487,26 +500,43 @@ def _place(text: str) -> Path | str:
     return io.local_path(text) if io.is_local(text) else text.rstrip("/")
 
 
-def _show(runs: Sequence[Path | str], page: Path | None) -> None:
-    """Print the table of the first run and write the page of all, by default into the first run, also where it is on a store."""
+def _show(runs: Sequence[Path | str], page: Path | None, *, quiet: bool) -> None:
+    """Print the table of the first run, and write the page and the tables of all, by default into the first run, also on a store."""
     from dist_teracon import io
-    from dist_teracon.report.html import write_report
     from dist_teracon.report.run_data import read_run
     from dist_teracon.report.table import print_scores
 
-    data = read_run(runs[0])
-    print_scores(data)
-    if data.version_note:
-        print(data.version_note)
-    try:
-        if page is not None or isinstance(runs[0], Path):
-            print(f"report: {write_report(runs, page or Path(runs[0]) / 'report.html')}")
-            return
+    known = [read_run(run) for run in runs]
+    if not quiet:
+        print_scores(known[0])
+    if known[0].version_note:
+        print_lines([known[0].version_note])
+    first = runs[0]
+    if page is None and isinstance(first, str):
+
+        def upload(path: Path) -> str:
+            uri = io.join(first, path.name)
+            io.put(path, uri)
+            return uri
+
         with tempfile.TemporaryDirectory() as folder:
-            io.put(write_report(runs, Path(folder) / "report.html"), io.join(runs[0], "report.html"))
-        print(f"report: {io.join(runs[0], 'report.html')}")
+            _write_page(known, Path(folder) / "report.html", quiet=quiet, put=upload)
+    else:
+        _write_page(known, page or Path(first) / "report.html", quiet=quiet, put=str)
+
+
+def _write_page(known: Sequence[RunData], page: Path, *, quiet: bool, put: Callable[[Path], str]) -> None:
+    """Write page and tables; `put` brings a file to where it is read, and returns that."""
+    from dist_teracon.report.export import write_tables
+    from dist_teracon.report.html import write_page
+
+    tables = [put(path) for path in write_tables(known, page)]
+    if not quiet:
+        print(f"tables: {', '.join(tables)}")
+    try:
+        print(f"report: {put(write_page(known, page))}")
     except TeraconError as error:
-        print(f"the table is whole, the page is left out: {error}", file=sys.stderr)
+        complain(f"warning: the tables are whole, the page is left out: {error}")
 
 
 if __name__ == "__main__":

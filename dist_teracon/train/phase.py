@@ -67,6 +67,14 @@ class PhaseState:
     within_epoch: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Validation:
+    """A validation score and its standard error over users; None where there is none."""
+
+    value: float | None
+    error: float | None
+
+
 class PhaseTrainer:
     """Trains one phase.
 
@@ -160,6 +168,7 @@ class PhaseTrainer:
             for batch in self._progress.track(islice(ready, steps), steps, f"epoch {state.epoch}"):
                 meter.add(train_step(self.engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
                 state.steps += 1
+                self.shared.console.advance(self.carried.epochs + state.epoch - 1 + (batch.step + 1) / batches.steps)
                 logs = state.steps % every == 0 or batch.step + 1 == batch.steps
                 if logs:
                     self._log_step(state, batch, meter.fetch())
@@ -174,12 +183,12 @@ class PhaseTrainer:
     def _validate_start(self, state: PhaseState, *, is_candidate: bool) -> None:
         """Score the weights before training."""
         score = self._validate()
-        better = is_candidate and state.stopping.update(score, 0)
+        better = is_candidate and state.stopping.update(score.value, 0)
         if better:
             state.best = _parameters(self.engine.state_dict())
         self._log_epoch(state, {}, score, better=better)
 
-    def _validate_epoch(self, state: PhaseState) -> tuple[float | None, bool, dict[str, Tensor]]:
+    def _validate_epoch(self, state: PhaseState) -> tuple[Validation, bool, dict[str, Tensor]]:
         """Score an epoch's weights, or their average, and keep the best; returns score, whether it is the best, the engine's state."""
         snapshot = self.engine.state_dict()
         weights = _parameters(snapshot)
@@ -187,23 +196,27 @@ class PhaseTrainer:
             weights = state.average = update_average(state.average, weights, keep=keep, epoch=state.epoch)
         with swapped_parameters(self.module, state.average):
             score = self._validate()
-        better = state.stopping.update(score, state.epoch)
+        better = state.stopping.update(score.value, state.epoch)
         if better:
             state.best = weights
         return score, better, snapshot
 
-    def _validate(self) -> float | None:
+    def _validate(self) -> Validation:
         """Mean validation score of the phase's tasks; None where no task has validation examples."""
         scores = [
             score_task(
                 self.method, self.shared.dataset, task.name, Split.VALIDATION, metrics=metrics_of(task, self.config.evaluate.metrics)[:1],
                 runtime=self.runtime, batch=self.config.evaluate.batch, max_users=self.config.evaluate.max_users, seed=self.config.seed,
                 progress=self._progress,
-            ).value
+            )
             for task in self.phase.tasks
         ]  # fmt: skip
-        known = [score for score in scores if score is not None]
-        return sum(known) / len(known) if known else None
+        known = [score for score in scores if score.value is not None]
+        errors = [score.error for score in known if score.error is not None]
+        return Validation(
+            sum(score.value or 0.0 for score in known) / len(known) if known else None,
+            math.hypot(*errors) / len(errors) if errors and len(errors) == len(known) else None,
+        )
 
     # -- what is trained, and how
 
@@ -258,13 +271,15 @@ class PhaseTrainer:
                     "with a new --run folder; this one keeps its finished stages"
                 )
 
-    def _log_epoch(self, state: PhaseState, means: dict[str, float], score: float | None, *, better: bool, seconds: float = 0.0) -> None:
+    def _log_epoch(self, state: PhaseState, means: dict[str, float], score: Validation, *, better: bool, seconds: float = 0.0) -> None:
         metric, where = (
             metrics_of(self.phase.tasks[0], self.config.evaluate.metrics)[0].name,
             {"phase": self.phase.name, "epoch": state.epoch},
         )
-        self.events.write("epoch", **where, loss=means, validation=score, metric=metric, best=better, seconds=seconds)
-        shown = "–" if score is None else f"{score:.4f}"
+        self.events.write(
+            "epoch", **where, loss=means, validation=score.value, validation_error=score.error, metric=metric, best=better, seconds=seconds
+        )
+        shown = "–" if score.value is None else f"{score.value:.4f}"
         if better and not state.epoch:
             self.shared.console.log(f"{self.label} · start: validation {metric} {shown}")
         if state.epoch:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon.config import RunConfig
-from dist_teracon.console import Console
+from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
 from dist_teracon.errors import TeraconError
@@ -112,10 +112,21 @@ def _learn(run: Run, method: Method) -> None:
             _log_run(run, events, method)
         if done:
             _take_up(run, method, done)
+        run.console.outlook = _outlook(run, done)
         for number in range(done, len(run.tasks)):
             _learn_task(run, method, number, events)
     finally:
+        run.console.outlook = None
         events.close()
+
+
+def _outlook(run: Run, done: int) -> Outlook:
+    """Return how long the run will take, by the epochs of its stages and what the finished ones took."""
+    timings = [run.stage_folder(number).timing() for number in range(done)]
+    return Outlook(
+        [run.config.train.stage(number, task.name).epochs for number, task in enumerate(run.tasks)],
+        [(timing.get("epochs", 0), timing.get("seconds", 0.0)) for timing in timings],
+    )
 
 
 def _take_up(run: Run, method: Method, done: int) -> None:
@@ -147,6 +158,8 @@ def _learn_task(run: Run, method: Method, number: int, events: EventLog) -> None
     label = f"stage {number + 1}/{len(run.tasks)} {task.name}"
     summary = Stage(run, method, task, folder=folder, events=events, label=label).run()
     scores = score_stage(run, method, number, folder, events, label=label)
+    if run.console.outlook is not None:
+        run.console.outlook.end_stage(summary.epochs)
     if run.runtime.is_main:
         folder.write_timing(_timing(run, number, summary, scores))
         folder.finish(method.state_dict(), _stage_state(run, method, number, summary, scores, events.commit()))
