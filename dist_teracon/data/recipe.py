@@ -19,7 +19,18 @@ from datetime import UTC, date, datetime, time
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dist_teracon.config_io import read_yaml
 from dist_teracon.data.schema import SplitRule
@@ -72,6 +83,11 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
+def _without_default_repeats(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a part's fields without `repeats: true`, so that recipes without the field are stored, and hashed, as ever."""
+    return {name: value for name, value in values.items() if name != "repeats" or not value}
+
+
 Comparisons = Annotated[str, BeforeValidator(_comparisons)]
 Moment = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -111,6 +127,7 @@ class HistoryRule(_Part):
         padding: `token` fills every sequence up to `length`, on the left, with one more item, as the published code does; `none` does not.
         minimum: Users with fewer are dropped.
         min_count: Items with fewer occurrences in all sequences count as unseen.
+        repeats: Whether a user may take an item twice; where not, the first task's ranking leaves out what a history holds.
     """
 
     events: EventFilter = EventFilter()
@@ -118,6 +135,11 @@ class HistoryRule(_Part):
     padding: Literal["none", "token"] = "none"
     minimum: int = Field(default=1, ge=1)
     min_count: int = Field(default=1, ge=1)
+    repeats: bool = True
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default_repeats(serialize(self))
 
 
 class ItemTask(_Part):
@@ -129,6 +151,7 @@ class ItemTask(_Part):
         choose: Which of them: drawn by seed, the `first` in time, or the `next` ones after the date in `events.from`.
         label: `item`, or an attribute of items such as a category.
         min_count: Labels of fewer users are dropped before any are drawn.
+        repeats: Whether a label may be an item of the user's history; where not, rankings leave out what a history holds.
     """
 
     kind: Literal["item"]
@@ -137,12 +160,23 @@ class ItemTask(_Part):
     choose: Literal["random", "first", "next"] = "random"
     label: str = "item"
     min_count: int = Field(default=1, ge=1)
+    repeats: bool = True
 
     @model_validator(mode="after")
     def _has_date(self) -> ItemTask:
         if self.choose == "next" and self.events.since is None:
             raise ValueError("'choose: next' requires a date in events.from, after which the next ones come")
         return self
+
+    @model_validator(mode="after")
+    def _repeats_of_items(self) -> ItemTask:
+        if not self.repeats and self.label != "item":
+            raise ValueError(f"'repeats: false' is for labels that are items, and these are items' '{self.label}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default_repeats(serialize(self))
 
 
 class ProfileTask(_Part):

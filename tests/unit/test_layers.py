@@ -17,7 +17,7 @@ PACKAGES = {"dist_teracon": ROOT / "dist_teracon"} | {f"dist_teracon.{name}": RO
 ROWS = (
     {"launch"},
     {"__main__", "cli"},
-    {"train", "compare", "report", "bench"},
+    {"train", "compare", "report", "bench", "inference"},
     {"continual", "engine", "evaluate"},
     {"models"},
     {"kernels", "data"},

@@ -15,7 +15,7 @@ from dist_teracon.data import ragged
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
-from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe, parse_comparisons
+from dist_teracon.data.recipe import EventFilter, HistoryRule, ItemTask, ProfileTask, Recipe, parse_comparisons
 from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.hashing import mix64, stable_hash
@@ -113,8 +113,16 @@ def _in_time(rows: NDArray[np.int64], events: Events, chosen: NDArray[np.int64])
     return chosen[np.lexsort((events.timestamp[chosen], rows[events.user.codes[chosen]]))]
 
 
-def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
-    rule = recipe.history
+def histories(rule: HistoryRule, events: Events) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return users' histories as a rule has them.
+
+    Returns:
+        Codes of the users in the order of their names [U]; rows of `events`, user by user, oldest first; where each user's begin [U + 1].
+
+    Raises:
+        ConfigError: the rule reads a column that the events do not have.
+        DataError: no user is left.
+    """
     chosen = np.flatnonzero(_matching("history.events", rule.events, events))
     counts = np.bincount(events.user.codes[chosen], minlength=len(events.user.names))
     kept = np.flatnonzero(counts >= rule.minimum)
@@ -122,19 +130,26 @@ def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_
         raise DataError(
             f"history: no user has {rule.minimum} or more events; {len(chosen)} of {len(events)} events fit history.events{_period(events)}"
         )
-    notes["users_with_too_short_history"] = len(events.user.names) - len(kept)
-
     kept = np.array(sorted(kept.tolist(), key=events.user.names.__getitem__), dtype=np.int64)
-    names = [events.user.names[code] for code in kept.tolist()]
-    row_of_code = np.full(len(events.user.names), -1, dtype=np.int64)
-    row_of_code[kept] = np.arange(len(kept))
-    users = _Users(names, np.array([stable_hash(name) for name in names], dtype=np.uint64), row_of_code)
-
+    row_of_code = _row_of_code(kept, events)
     ordered = _in_time(row_of_code, events, chosen[row_of_code[events.user.codes[chosen]] >= 0])
     lengths = counts[kept]
     age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(ordered))  # 0 for a user's last event
-    ordered = ordered[age < rule.length]
-    offsets = ragged.offsets_of(np.minimum(lengths, rule.length))
+    return kept, ordered[age < rule.length], ragged.offsets_of(np.minimum(lengths, rule.length))
+
+
+def _row_of_code(kept: NDArray[np.int64], events: Events) -> NDArray[np.int64]:
+    row_of_code = np.full(len(events.user.names), -1, dtype=np.int64)
+    row_of_code[kept] = np.arange(len(kept))
+    return row_of_code
+
+
+def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
+    rule = recipe.history
+    kept, ordered, offsets = histories(rule, events)
+    notes["users_with_too_short_history"] = len(events.user.names) - len(kept)
+    names = [events.user.names[code] for code in kept.tolist()]
+    users = _Users(names, np.array([stable_hash(name) for name in names], dtype=np.uint64), _row_of_code(kept, events))
 
     codes = events.item.codes[ordered]
     position, items = _catalogue(codes, events.item.names, min_count=rule.min_count)

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,17 @@ from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.writer import FolderWriter
-from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
+from dist_teracon.data.schema import (
+    FIRST_ITEM,
+    LABELS_OF_THEIR_OWN,
+    UNSEEN_ITEM,
+    DatasetInfo,
+    Split,
+    Task,
+    task_file,
+    users_file,
+    vocabulary_file,
+)
 from dist_teracon.data.shard_source import ShardLabels
 from dist_teracon.errors import DataError
 
@@ -76,6 +87,15 @@ def append(parent: str, added: str, out: str) -> DatasetInfo:
     return info
 
 
+def _joined_recipe(old: DatasetInfo, new: DatasetInfo, added: Sequence[Task]) -> dict[str, Any]:
+    """Return the recipe of a version as part of its source: the old one with the added tasks' rules; nothing where there is none."""
+    recipe, theirs = old.source.get("recipe"), new.source.get("recipe")
+    if not isinstance(recipe, dict) or old.source.get("format") in LABELS_OF_THEIR_OWN:
+        return {}
+    rules = theirs.get("tasks", {}) if isinstance(theirs, dict) else {}
+    return {"recipe": {**recipe, "tasks": {**recipe.get("tasks", {}), **{t.name: rules[t.name] for t in added if t.name in rules}}}}
+
+
 @dataclass(frozen=True)
 class _Users:
     """A shard of the new version.
@@ -122,7 +142,12 @@ class _Append:
             length_limit=max(old.length_limit, self.new.info.length_limit),
             tasks=(*old.tasks, *added),
             files=self.writer.files,
-            source={"format": "append", "fingerprint": fingerprint, "ancestors": [*ancestors(old), old.fingerprint]},
+            source={
+                "format": "append",
+                "fingerprint": fingerprint,
+                "ancestors": [*ancestors(old), old.fingerprint],
+                **_joined_recipe(old, self.new.info, added),
+            },
             notes={**old.notes, "appended": [*old.notes.get("appended", ()), appended]},
             parent=old.fingerprint,
         )

@@ -250,13 +250,34 @@ def read_parquet(uri: str, specs: Mapping[str, ColumnSpec], *, context: ReadCont
                 if name not in header:
                     raise column_missing(uri, name, header)
             for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(specs)):
-                table = pa.table({name: _cast(uri, name, pa.chunked_array([batch.column(name)]), spec) for name, spec in specs.items()})
-                collected.add(table, np.arange(rows, rows + len(table)), bad=context.bad, place=lambda row: f"{uri}: row {row + 1}")
-                rows += len(table)
+                rows = _add_batch(collected, uri, batch, specs, rows, context.bad)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
     context.bad.check(uri, rows)
     return collected.finish(uri, rows, place=lambda row: f"{uri}: row {row + 1}")
+
+
+def read_arrow(table: Any, specs: Mapping[str, ColumnSpec], *, where: str, context: ReadContext) -> RawTable:
+    """Read columns of an Arrow table as those of a Parquet file; `where` is what messages call it.
+
+    Raises:
+        DataError: a missing column, no rows, or too many malformed rows.
+    """
+    collected, rows = _Collected(specs), 0
+    for name in specs:
+        if name not in table.column_names:
+            raise column_missing(where, name, table.column_names)
+    for batch in table.select(list(specs)).to_batches(max_chunksize=_BATCH):
+        rows = _add_batch(collected, where, batch, specs, rows, context.bad)
+    context.bad.check(where, rows)
+    return collected.finish(where, rows, place=lambda row: f"{where}: row {row + 1}")
+
+
+def _add_batch(collected: _Collected, uri: str, batch: Any, specs: Mapping[str, ColumnSpec], rows: int, bad: BadRows) -> int:
+    """Add a batch that `rows` rows come before; returns how many there are now."""
+    table = pa.table({name: _cast(uri, name, pa.chunked_array([batch.column(name)]), spec) for name, spec in specs.items()})
+    collected.add(table, np.arange(rows, rows + len(table)), bad=bad, place=lambda row: f"{uri}: row {row + 1}")
+    return rows + len(table)
 
 
 def _cast(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:

@@ -6,7 +6,8 @@ item and attributes. A recipe's `columns` gives other names. `events` may also b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
@@ -14,11 +15,12 @@ from pyarrow import ArrowInvalid
 from dist_teracon import io
 from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.context import ReadContext
-from dist_teracon.data.raw.table import ColumnSpec, Dialect, RawTable, read_delimited, read_header, read_parquet
+from dist_teracon.data.raw.table import ColumnSpec, Dialect, RawTable, read_arrow, read_delimited, read_header, read_parquet
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources.base import (
     Attributes,
     EventData,
+    Events,
     SourceFormat,
     attributes_from,
     event_column_specs,
@@ -58,13 +60,28 @@ def _files_of(folder: str, stem: str) -> list[str]:
 def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     """Read a folder of events, users and items."""
     columns = recipe.columns if recipe else Columns()
-    events = _files_of(folder, "events")
-    found = event_columns(columns, _header(events[0]), _OWN, where=events[0])
-    tables = [_read(uri, event_column_specs(found, columns), context) for uri in events]
+    events = read_events(_files_of(folder, "events"), columns, context)
     users, items = (
         _attributes(folder, stem, getattr(columns, key) or _OWN[key], context) for stem, key in (("users", "user"), ("items", "item"))
     )
-    return EventData(folder_name(folder), events_from(tables, found), users, items)
+    return EventData(folder_name(folder), events, users, items)
+
+
+def read_events(uris: Sequence[str], columns: Columns, context: ReadContext) -> Events:
+    """Read files of events of one form, one behind the other.
+
+    Raises:
+        ConfigError: `columns` names a column that is not there.
+        DataError: a file is missing or malformed.
+    """
+    found = event_columns(columns, _header(uris[0]), _OWN, where=uris[0])
+    return events_from([_read(uri, event_column_specs(found, columns), context) for uri in uris], found)
+
+
+def events_of_table(table: Any, columns: Columns, context: ReadContext, *, where: str = "events") -> Events:
+    """Read an Arrow table of events as a Parquet file of them; raises as `read_events`."""
+    found = event_columns(columns, table.column_names, _OWN, where=where)
+    return events_from([read_arrow(table, event_column_specs(found, columns), where=where, context=context)], found)
 
 
 def _attributes(folder: str, stem: str, key: str, context: ReadContext) -> Attributes | None:
