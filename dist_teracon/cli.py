@@ -8,6 +8,7 @@ import importlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
 from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError, TeraconError
+from dist_teracon.inference.commands import COMMANDS as INFERENCE
+from dist_teracon.inference.commands import add_commands
 
 if TYPE_CHECKING:
     from dist_teracon.console import Progress
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "prepare data": {"prepare": "turn raw logs into a data set"},
     "train": {"train": "learn the tasks in order; the same command again resumes"},
+    "use": INFERENCE,
     "look at results": {
         "report": "print a run's table and write report.html, several runs side by side",
         "verify": "check every file of a run or of a data set for damage",
@@ -103,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, prog=parser.prog, metavar="COMMAND", help=argparse.SUPPRESS)
     _add_prepare(commands)
     _add_train(commands)
+    add_commands(partial(_add, commands))
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
@@ -122,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command_list() -> str:
     lines = []
     for group, commands in _COMMANDS.items():
-        lines += [f"{group}:", *(f"  {name:9}{text}" for name, text in commands.items())]
+        lines += [f"{group}:", *(f"  {name:13}{text}" for name, text in commands.items())]
     return "\n".join(lines)
 
 

@@ -109,6 +109,10 @@ class Dataset:
             self._shards[index] = Shard(**self._columns(path, _SHARD, lambda: _users_columns(self.table(path, ["user_hash", "sequence"]))))
         return self._shards[index]
 
+    def forget(self, index: int) -> None:
+        """Drop a shard's users from memory, where each shard is read once."""
+        self._shards.pop(index, None)
+
     def labels(self, task: str, index: int) -> Labels:
         """Return a shard's labels of a task, all splits."""
         key = (task, index)

@@ -63,6 +63,21 @@ class Histories:
         offsets = self.rows.offsets[first : end + 1]
         return PackedRows(self.rows.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
+    def of(self, users: Sequence[int]) -> PackedRows:
+        """Return the rows of some users."""
+        return PackedRows(*ragged.take(self.rows.values, self.rows.offsets, np.asarray(users, dtype=np.int64)))
+
+    def slice(self, first: int, end: int) -> Histories:
+        """Return the histories of the users `first … end − 1`."""
+        offsets = self.seen.offsets[first : end + 1]
+        return Histories(
+            rows=self.between(first, end),
+            seen=PackedRows(self.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0]),
+            users=None if self.users is None else self.users[first:end],
+            events=self.events[first:end],
+            last_time=None if self.last_time is None else self.last_time[first:end],
+        )
+
     def notes(self) -> list[str]:
         """Return what a person should hear: unknown items, and what was left out."""
         lines = [f"left out: {count} {kind}" for kind, count in self.dropped.items() if count]
@@ -117,7 +132,7 @@ class HistoryReader:
             with _context() as context:
                 events = event_files.events_of_table(histories, self.recipe.columns, context)
                 return self._from_events(events, dates=dates, bad=context.bad.counts)
-        return self._from_lists(_as_lists(histories))
+        return self._from_python(histories) if _is_python(histories) else self._from_arrow(histories)
 
     def of_indices(self, values: NDArray[np.int32], offsets: NDArray[np.int64], *, users: pa.Array | None = None) -> Histories:
         """Return histories of item indices of the model's own numbering, as a data set's shard holds them; padded ones stay as they are."""
@@ -150,17 +165,17 @@ class HistoryReader:
         names = pa.array([events.user.names[code] for code in users.tolist()], pa.string())
         return replace(made, users=names, last_time=times, dropped=dropped)
 
-    def _from_lists(self, lists: pa.Array) -> Histories:
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        flat = _texts(lists.flatten())
-        offsets -= offsets[0]
-        if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
-            first = ", ".join(map(str, empty[:_SHOWN].tolist()))
-            raise DataError(
-                f"{len(empty)} of {len(lists)} histories are empty (numbers {first}, counted from 0); expected at least one item each: "
-                "leave these users out"
-            )
-        return self._made(self._items.indices(flat), offsets, lambda places: flat.take(pa.array(places)).to_pylist())
+    def _from_python(self, histories: Any) -> Histories:
+        # not through Arrow, which imports pandas for Python's lists: one user's history is read in microseconds
+        lists = _python_lists(histories)
+        offsets = _filled(ragged.offsets_of([len(history) for history in lists]))
+        flat = [value if isinstance(value, str) else id_text(value) for history in lists for value in history]
+        codes = np.fromiter((self._items.index(value) for value in flat), np.int64, len(flat))
+        return self._made(codes, offsets, lambda places: [flat[place] for place in places.tolist()])
+
+    def _from_arrow(self, lists: Any) -> Histories:
+        flat, offsets = _arrow_lists(lists)
+        return self._made(self._items.indices(flat), _filled(offsets), lambda places: flat.take(pa.array(places)).to_pylist())
 
     def _made(self, codes: NDArray[np.int64], offsets: NDArray[np.int64], names: Any) -> Histories:
         """Return histories of item indices, −1 for unknown ones; `names` gives the names at some places of `codes`."""
@@ -177,23 +192,25 @@ class HistoryReader:
         return Histories(rows, PackedRows(values, offsets), None, lengths, unknown=int(strange_cut.sum()), unknown_items=few)
 
 
-def _as_lists(histories: Any) -> pa.Array:
-    """Return histories as an Arrow list array."""
+def _filled(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Check that no row of a ragged column is empty."""
+    if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
+        first = ", ".join(map(str, empty[:_SHOWN].tolist()))
+        raise DataError(
+            f"{len(empty)} of {len(offsets) - 1} histories are empty (numbers {first}, counted from 0); expected at least one item each: "
+            "leave these users out"
+        )
+    return offsets
+
+
+def _is_python(histories: Any) -> bool:
+    return _is_pandas(histories, "Series") or not isinstance(histories, pa.Array | pa.ChunkedArray)
+
+
+def _python_lists(histories: Any) -> list[Sequence[Any]]:
+    """Return a list of ids a user, checked."""
     if _is_pandas(histories, "Series"):
         histories = histories.tolist()
-    if isinstance(histories, pa.ChunkedArray):
-        histories = histories.combine_chunks()
-    found = histories if isinstance(histories, pa.Array) else _from_python(histories)
-    if pa.types.is_large_list(found.type) or pa.types.is_fixed_size_list(found.type):
-        found = found.cast(pa.list_(found.type.value_type))
-    if not pa.types.is_list(found.type):
-        raise DataError(f"histories: expected a list of item ids for each user, as [['a', 'b'], ['c']], got {found.type} for each")
-    if found.null_count:
-        raise DataError(f"histories: {found.null_count} of {len(found)} are null; expected at least one item each: leave these users out")
-    return found
-
-
-def _from_python(histories: Any) -> pa.Array:
     if not isinstance(histories, Sequence | np.ndarray) or isinstance(histories, bytes):
         raise DataError(
             f"histories: expected lists of item ids, an Arrow list array, a table of events or its path, got {type(histories).__name__}"
@@ -205,12 +222,20 @@ def _from_python(histories: Any) -> pa.Array:
                 f"history {number}: expected a list of item ids, oldest first, got {type(history).__name__}: histories are a list a user, "
                 "as [['a', 'b'], ['c']]"
             )
-    if not lists:
-        return pa.array([], pa.list_(pa.string()))
-    try:
-        return pa.array(lists)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # ids of several types, or too large for 64 bits
-        return pa.array([[id_text(value) for value in history] for history in lists], pa.list_(pa.string()))
+    return lists
+
+
+def _arrow_lists(histories: Any) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Return an Arrow array of lists as texts, end to end, and where each user's begin."""
+    found = histories.combine_chunks() if isinstance(histories, pa.ChunkedArray) else histories
+    if pa.types.is_large_list(found.type) or pa.types.is_fixed_size_list(found.type):
+        found = found.cast(pa.list_(found.type.value_type))
+    if not pa.types.is_list(found.type):
+        raise DataError(f"histories: expected a list of item ids for each user, as [['a', 'b'], ['c']], got {found.type} for each")
+    if found.null_count:
+        raise DataError(f"histories: {found.null_count} of {len(found)} are null; expected at least one item each: leave these users out")
+    offsets = found.offsets.to_numpy().astype(np.int64)
+    return _texts(found.flatten()), offsets - offsets[0]
 
 
 def id_text(value: Any) -> str:

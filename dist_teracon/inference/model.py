@@ -123,6 +123,18 @@ class PretrainedModel:
         state = self.method.state_dict()
         return int(state[tables[0]].shape[0]) if tables else self.info.items
 
+    def item_vectors(self) -> NDArray[np.float32]:
+        """Return the item table, float32 [items, C], reserved rows included.
+
+        Raises:
+            ConfigError: the method has none, or one for each task.
+        """
+        tables = self.method.item_tables()
+        if len(tables) != 1:
+            reason = f"a table of items for each of {len(tables)} tasks" if tables else "no table of items"
+            raise ConfigError(f"items: method '{self.method.name}' has {reason}, so there is no one vector of an item")
+        return self.method.state_dict()[tables[0]].float().cpu().numpy()
+
     def labels(self, task: str) -> Vocabulary:
         """Return the names of a task's labels, by index."""
         return self._vocabularies.labels(self.task(task).name)
@@ -256,7 +268,8 @@ class PretrainedModel:
         """
         return self._kind_of_vector(task, shared)
 
-    def _left_out(self, task: str, read: Histories, first: int, end: int) -> LeftOut:
+    def label_of_item(self, task: str) -> NDArray[np.int64]:
+        """Return which label of a task each item is, int64 [items], −1 for none; items and labels of one name are taken for the same."""
         if task not in self._label_of_item:
             labels = self.labels(task)
             self._label_of_item[task] = (
@@ -264,8 +277,11 @@ class PretrainedModel:
                 if self.info.task(task).predicts_next
                 else label_of_name(self.items.names, list(map(str, labels.names)))
             )
+        return self._label_of_item[task]
+
+    def _left_out(self, task: str, read: Histories, first: int, end: int) -> LeftOut:
         offsets = read.seen.offsets[first : end + 1]
-        return items_left_out(read.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0], self._label_of_item[task])
+        return items_left_out(read.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0], self.label_of_item(task))
 
     def _candidates(self, task: str, candidates: Sequence[Any], users: int) -> list[NDArray[np.int64]]:
         """Return the candidates' labels, an array for all users or one for each."""

@@ -82,7 +82,8 @@ class Vocabularies:
     def _vocabulary(self, name: str, column: str) -> Vocabulary:
         if name not in self._read:
             content = self._folder.vocabulary(name)
-            table = self._of_dataset(name) if content is None else pq.read_table(bytes_io.BytesIO(content), columns=[column])
+            # not `read_table`, which imports pandas on its way
+            table = self._of_dataset(name) if content is None else pq.ParquetFile(bytes_io.BytesIO(content)).read(columns=[column])
             self._read[name] = Vocabulary(table[column].to_pylist())
         return self._read[name]
 

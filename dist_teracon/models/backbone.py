@@ -97,6 +97,21 @@ class Backbone(nn.Module, ABC):
             positions: Which outputs are needed; what only others need is not to be computed.
         """
 
+    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+        """Return what `transform` makes of each row's last position, from padded rows and one mask: [B, C].
+
+        In plain operations of dynamic batch and length, for `torch.export` (`inference/padded.py`); a backbone need not have it.
+
+        Args:
+            x_BLC: Rows that begin at the left, zero behind their end.
+            lengths: int64 [B], at least 1 each.
+            mask_KC: The mask of the task; None for no masks.
+
+        Raises:
+            ConfigError: the backbone does not have it.
+        """
+        raise ConfigError(f"model.backbone: '{self.name}' cannot be exported (it has no `transform_padded`)")
+
     @abstractmethod
     def decay_parameters(self) -> set[str]:
         """Return the names of the parameters that weight decay acts on: matrices, and the item table's."""

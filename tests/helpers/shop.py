@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.console import Console
+from dist_teracon.continual.method import MethodContext
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.runtime import process_group
 from dist_teracon.train.run import train
+from dist_teracon.train.run_folder import RunFolder
+from dist_teracon.train.run_setup import resolve
+from dist_teracon.train.stage_folder import FORMAT_VERSION
 
 LENGTH = 8
 RECIPE: dict[str, Any] = {
@@ -65,7 +71,32 @@ def prepare_shop(events: Path, out: Path, **changes: Any) -> str:
 
 def train_shop(dataset: str, run: Path, **changes: Any) -> Path:
     """Train a small run on it; `changes` replace fields of the configuration."""
-    config = validate(RunConfig, {"dataset": dataset, **CONFIG, **changes}, where="test")
     with process_group() as runtime:
-        train(config, runtime, run, where="test", console=Console(active=False))
+        train(_config(dataset, changes), runtime, run, where="test", console=Console(active=False))
     return run
+
+
+def make_shop_run(dataset: str, run: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a run as training leaves it, in a second, with weights that are drawn instead of trained."""
+    opened, folder = Dataset(dataset), RunFolder(run)
+    config, kind, settings = resolve(_config(dataset, changes), where="test")
+    tasks = tuple(opened.info.task(name) for name in config.tasks or ())
+    training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
+    method = kind(MethodContext(config.model, config.seed, opened.info.items, tasks, training), settings)
+    folder.create_or_verify(config, opened.info, [task.name for task in tasks])
+    folder.keep_vocabularies(opened, tasks)
+    generator = torch.Generator().manual_seed(seed)
+    for position, task in enumerate(tasks):
+        method.begin_task(task)
+        method.end_task()
+        with torch.no_grad():
+            for name, parameter in method.model().named_parameters():
+                if "norm" not in name and "masks" not in name:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        state = {"format_version": FORMAT_VERSION, "stage": position + 1, "task": task.name, "learned": list(method.learned)}
+        folder.stage(position, task.name).finish(method.state_dict(), {**state, "items": opened.info.items})
+    return run
+
+
+def _config(dataset: str, changes: dict[str, Any]) -> RunConfig:
+    return validate(RunConfig, {"dataset": dataset, **CONFIG, **changes}, where="test")

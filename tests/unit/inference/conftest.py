@@ -1,4 +1,4 @@
-"""A shop's events, its data set, and a run trained on it."""
+"""A shop's events, its data set, and a run on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The folders `events`, `dataset` and `run`; the run has learned `next`, `buys` and `club`."""
-    from shop import prepare_shop, train_shop, write_events
+    from shop import make_shop_run, prepare_shop, write_events
 
     folder = tmp_path_factory.mktemp("shop")
     events = write_events(folder / "events")
     dataset = prepare_shop(events, folder / "dataset")
-    return SimpleNamespace(folder=folder, events=events, dataset=dataset, run=train_shop(dataset, folder / "run"))
+    return SimpleNamespace(folder=folder, events=events, dataset=dataset, run=make_shop_run(dataset, folder / "run"))
 
 
 @pytest.fixture(scope="session")

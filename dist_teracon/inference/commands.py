@@ -1,0 +1,163 @@
+"""The commands of inference; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from dist_teracon.console import Console
+from dist_teracon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dist_teracon.inference.model import PretrainedModel, SharedVector
+    from dist_teracon.inference.sources import UserSource
+
+# What each command is for, as `dist-teracon --help` lists them.
+COMMANDS = {
+    "export": "write all users' vectors, by shards; the same command again resumes",
+    "predict": "write the best labels of a task for the users of EVENTS",
+    "evaluate": "score a run on any version of the data, by any metrics",
+    "export-model": "write a task's encoder and head as a torch.export program",
+}
+
+
+class AddCommand(Protocol):
+    """Adds a command that a function carries out."""
+
+    def __call__(self, name: str, run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser: ...
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands to the command line."""
+    _add_export(add("export", _export))
+    predict = add("predict", _predict)
+    _add_run(predict)
+    predict.add_argument("events", metavar="EVENTS", help="file or folder of events, or a prepared data set")
+    predict.add_argument("out", metavar="OUT", help="the Parquet file: user, labels, scores")
+    predict.add_argument("--task", required=True, help="whose labels are ranked")
+    predict.add_argument("--top", type=int, default=10, metavar="N", help="labels a user (10)")
+    _add_exclude_seen(predict)
+    predict.add_argument("--normalise", action="store_true", help="probabilities instead of logits")
+    _add_no_dates(predict)
+    evaluate = add("evaluate", _evaluate)
+    _add_run(evaluate)
+    evaluate.add_argument("--data", metavar="DATASET", help="another version of the data set, or another data set with the same ids")
+    evaluate.add_argument("--task", action="append", metavar="TASK", help="which task; once more for several (all)")
+    evaluate.add_argument("--metrics", metavar="NAMES", help="as hr@10,ndcg@10 (the run's)")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part (test)")
+    evaluate.add_argument("--max-users", type=int, metavar="N", help="at most so many users a task")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    _add_exclude_seen(evaluate)
+    program = add("export-model", _export_model)
+    _add_run(program)
+    program.add_argument("out", metavar="OUT", help="the program (.pt2)")
+    program.add_argument("--task", required=True, help="whose mask and head it has")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run, or the URI of a copy on any store")
+    parser.add_argument("--stage", type=int, metavar="N", help="the weights after stage N (the last)")
+    parser.add_argument("--device", default="cpu", help="where it computes (cpu)")
+
+
+def _add_exclude_seen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exclude-seen", action=argparse.BooleanOptionalAction, default=None,
+        help="leave out the items of a user's own history (as the run and its recipe have it)",
+    )  # fmt: skip
+
+
+def _add_no_dates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-dates", action="store_true", help="events: the recipe's from and until do not apply")
+
+
+def _add_vectors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shared", choices=("mean", "open", "concat"), help="what the shared vector is (mean over the tasks')")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("out", metavar="OUT", help="folder or URI of the export")
+    parser.add_argument("--data", metavar="SRC", help="a data set, or a file or folder of events (the run's own data set)")
+    parser.add_argument("--task", action="append", metavar="TASK", help="shared, a task, or all; once more for several (shared)")
+    _add_vectors(parser)
+    parser.add_argument("--format", default="parquet", choices=("parquet", "npy", "safetensors"), help="of the vectors (parquet)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "int8"), help="int8 has a scale a row (float32)")
+    parser.add_argument("--items", action="store_true", help="the items' vectors too")
+    parser.add_argument("--labels", action="append", default=[], metavar="TASK", help="the vectors and biases of a task's labels too")
+    parser.add_argument("--align-to", metavar="OLD", help="turn the vectors into the space of an earlier export, on common users")
+    parser.add_argument("--batch", type=int, default=512, metavar="N", help="users encoded at a time (512)")
+    _add_no_dates(parser)
+
+
+def _load(options: argparse.Namespace) -> PretrainedModel:
+    from dist_teracon.inference.model import from_pretrained
+
+    return from_pretrained(options.run, options.stage, device=options.device)
+
+
+def _source(model: PretrainedModel, uri: str | None, options: argparse.Namespace) -> UserSource:
+    from dist_teracon.inference.sources import of_uri
+
+    return of_uri(model, model.config.dataset if uri is None else uri, dates=not options.no_dates, log=Console().log)
+
+
+def _tasks(model: PretrainedModel, names: list[str] | None) -> tuple[str, ...]:
+    return tuple(model.tasks) if names == ["all"] else tuple(names or ("shared",))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.export import ExportOptions, export
+
+    if options.batch < 1:
+        raise ConfigError(f"--batch: expected 1 or more, got {options.batch}")
+    model, console = _load(options), Console()
+    shared: SharedVector | None = options.shared
+    chosen = ExportOptions(
+        tasks=_tasks(model, options.task), shared=shared, format=options.format, dtype=options.dtype, items=options.items,
+        labels=tuple(options.labels), align_to=options.align_to, batch=options.batch,
+    )  # fmt: skip
+    manifest = export(model, _source(model, options.data, options), options.out, chosen, log=console.log, progress=console)
+    for name, entry in manifest["vectors"].items():
+        print(f"{name}: {manifest['users']} users × {entry['width']}, {manifest['dtype']}, mean norm {entry['norm']['mean']:.3f}")
+    if manifest["unknown_events"]:
+        print(f"{manifest['unknown_events']} events are of items that the model does not know; it reads them as unseen")
+    print(f"export: {options.out}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.predict_file import predict_to_file
+
+    model, console = _load(options), Console()
+    model.task(options.task)
+    users = predict_to_file(
+        model, _source(model, options.events, options), options.out, options.task,
+        top=options.top, exclude_seen=options.exclude_seen, normalise=options.normalise, log=console.log, progress=console,
+    )  # fmt: skip
+    print(f"{users} users: {options.out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dist_teracon import io
+    from dist_teracon.inference.evaluate import evaluate, score_lines, scores_json
+
+    model, console = _load(options), Console()
+    metrics = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
+    scores = evaluate(
+        model, options.data, tasks=options.task, metrics=metrics, split=options.split, exclude_seen=options.exclude_seen,
+        max_users=options.max_users, log=console.log, progress=console,
+    )  # fmt: skip
+    print("\n".join(score_lines(scores)))
+    if options.json is not None:
+        io.write_json(options.json, scores_json(model, options.data, options.split, scores))
+
+
+def _export_model(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.padded import export_model
+
+    model = _load(options)
+    worst = export_model(model, options.out, options.task)
+    print(json.dumps({"program": options.out, "task": options.task, "largest_difference": worst}))
