@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command_list() -> str:
     lines = []
     for group, commands in _COMMANDS.items():
-        lines += [f"{group}:", *(f"  {name:13}{text}" for name, text in commands.items())]
+        lines += [f"{group}:", *(f"  {f'{name} ':9}{text}" for name, text in commands.items())]
     return "\n".join(lines)
 
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 # What each command is for, as `dist-teracon --help` lists them.
 COMMANDS = {
-    "export": "write all users' vectors, by shards; the same command again resumes",
+    "export": "write the vectors of all users; the same command again resumes",
     "predict": "write the best labels of a task for the users of EVENTS",
     "evaluate": "score a run on any version of the data, by any metrics",
-    "export-model": "write a task's encoder and head as a torch.export program",
+    "probe": "learn labels that the model never saw from its vectors",
+    "drift": "compare the vectors of two exports, runs or stages",
+    "export-model": "write encoder and head as a torch.export program",
 }
 
 
@@ -51,6 +53,8 @@ def add_commands(add: AddCommand) -> None:
     evaluate.add_argument("--max-users", type=int, metavar="N", help="at most so many users a task")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
     _add_exclude_seen(evaluate)
+    _add_probe(add("probe", _probe))
+    _add_drift(add("drift", _drift))
     program = add("export-model", _export_model)
     _add_run(program)
     program.add_argument("out", metavar="OUT", help="the program (.pt2)")
@@ -91,6 +95,31 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--align-to", metavar="OLD", help="turn the vectors into the space of an earlier export, on common users")
     parser.add_argument("--batch", type=int, default=512, metavar="N", help="users encoded at a time (512)")
     _add_no_dates(parser)
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--labels", required=True, metavar="FILE", help="Parquet or CSV with the columns user and label")
+    parser.add_argument("--data", metavar="SRC", help="the users' histories: a data set, or events (the run's own data set)")
+    parser.add_argument("--task", action="append", metavar="TASK", help="whose vectors: shared, shared:open, a task, or all (shared)")
+    parser.add_argument("--metric", help="auroc, accuracy or macro-f1 (auroc for two classes, else accuracy)")
+    parser.add_argument("--seed", type=int, default=0, help="of split and probes (0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    _add_no_dates(parser)
+
+
+def _add_drift(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", metavar="OLD", help="an export or a run")
+    parser.add_argument("new", metavar="NEW", help="an export or a run; a run may be both, with two stages")
+    parser.add_argument("--old-stage", type=int, metavar="N", help="of a run: the weights after stage N (the last)")
+    parser.add_argument("--new-stage", type=int, metavar="N", help="the same of NEW")
+    parser.add_argument("--task", metavar="TASK", help="whose vectors (shared, or an export's only ones)")
+    parser.add_argument("--data", metavar="SRC", help="of runs: whose users are encoded (a run's own data set)")
+    parser.add_argument("--users", type=int, default=5000, metavar="N", help="common users that are compared at most (5000)")
+    parser.add_argument("--labels", metavar="FILE", help="for a probe on the old vectors: Parquet or CSV with user and label")
+    parser.add_argument("--metric", help="the probe's (auroc for two classes, else accuracy)")
+    parser.add_argument("--max-drop", metavar="SHARE", help="exit with 1 where the old probe's score falls by more, as 1%%")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the values there too")
 
 
 def _load(options: argparse.Namespace) -> PretrainedModel:
@@ -161,3 +190,55 @@ def _export_model(options: argparse.Namespace) -> None:
     model = _load(options)
     worst = export_model(model, options.out, options.task)
     print(json.dumps({"program": options.out, "task": options.task, "largest_difference": worst}))
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from dist_teracon import io
+    from dist_teracon.inference.labels_file import read_labels
+    from dist_teracon.inference.probe import every_vector, probe
+
+    model, console = _load(options), Console()
+    tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
+    labels = read_labels(options.labels, seed=options.seed)
+    source = _source(model, options.data, options)
+    found = probe(model, source, labels, tasks=tasks, metric=options.metric, seed=options.seed, log=console.log)
+    print("\n".join(found.lines()))
+    if options.json is not None:
+        io.write_json(options.json, {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, **found.to_json()})
+
+
+def _drift(options: argparse.Namespace) -> int:
+    from dist_teracon import io
+    from dist_teracon.inference.drift import drift, vector_set
+    from dist_teracon.inference.labels_file import read_labels
+
+    most = None if options.max_drop is None else _share(options.max_drop)
+    if most is not None and options.labels is None:
+        raise ConfigError("--max-drop: is about an old probe's score, which needs --labels FILE")
+    if options.users < 1:
+        raise ConfigError(f"--users: expected 1 or more, got {options.users}")
+    labels = None if options.labels is None else read_labels(options.labels)
+    console = Console()
+    old, new = (
+        vector_set(uri, stage=stage, task=options.task, data=options.data, log=console.log)
+        for uri, stage in ((options.old, options.old_stage), (options.new, options.new_stage))
+    )
+    found = drift(old, new, users=options.users, labels=labels, metric=options.metric)
+    print("\n".join(found.lines()))
+    if options.json is not None:
+        io.write_json(options.json, found.to_json())
+    if most is not None and found.drop is not None and found.drop > most:
+        print(f"the old probe's score falls by {found.drop:.2%}, more than {most:.2%}")
+        return 1
+    return 0
+
+
+def _share(text: str) -> float:
+    """Return a share, written as 1% or 0.01."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ConfigError(f"--max-drop: expected a share as 1% or 0.01, got '{text}'")
+    return value

@@ -67,6 +67,17 @@ class Histories:
         """Return the rows of some users."""
         return PackedRows(*ragged.take(self.rows.values, self.rows.offsets, np.asarray(users, dtype=np.int64)))
 
+    def take(self, users: Sequence[int]) -> Histories:
+        """Return the histories of some users."""
+        rows = np.asarray(users, dtype=np.int64)
+        return Histories(
+            rows=self.of(users),
+            seen=PackedRows(*ragged.take(self.seen.values, self.seen.offsets, rows)),
+            users=None if self.users is None else self.users.take(pa.array(rows)),
+            events=self.events[rows],
+            last_time=None if self.last_time is None else self.last_time[rows],
+        )
+
     def slice(self, first: int, end: int) -> Histories:
         """Return the histories of the users `first … end − 1`."""
         offsets = self.seen.offsets[first : end + 1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,19 @@ def _by_task(results):
     """Scores of each task by metric after each stage from its own on."""
     tasks = results["tasks"]
     return [[stage[place] for stage in results["scores_by_metric"] if len(stage) > place] for place in range(len(tasks))]
+
+
+def test_the_example_runs(tmp_path, capsys):
+    path = Path(__file__).parents[2] / "examples" / "own_data.py"
+    spec = importlib.util.spec_from_file_location("own_data", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.CONFIG["train"] = {name: {"epochs": 1, "probe_steps": 0} for name in ("first", "second", "later")}
+    example.main(tmp_path, users=250)
+    shown = capsys.readouterr().out
+    assert "top-10 lists of 250 users" in shown
+    assert "vectors of 250 users, float32 (250, 64)" in shown
+    watched = {"football-3", "football-7", "music-1", "football-0"}
+    suggested = shown.partition("to watch next: ")[2].splitlines()[0].split(", ")
+    assert len(suggested) == 10
+    assert not watched & set(suggested)

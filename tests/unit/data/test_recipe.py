@@ -96,3 +96,15 @@ def test_moments_are_dates_times_or_seconds(tmp_path, written):
 def test_bins_are_named_for_people():
     assert bin_names([18, 25, 26]) == ["<18", "18-24", "25", "26+"]
     assert bin_names([0.5, 1.5]) == ["<0.5", "[0.5, 1.5)", "1.5+"]
+
+
+def test_repeats_is_stored_only_where_it_is_given():
+    """Else data sets that were prepared before the field was there would count as made from something else."""
+    plain = parse_recipe({"tasks": {"buys": {"kind": "item"}}}).to_json()
+    assert "repeats" not in plain["history"]
+    assert "repeats" not in plain["tasks"]["buys"]
+    once = parse_recipe({"history": {"repeats": False}, "tasks": {"buys": {"kind": "item", "repeats": False}}}).to_json()
+    assert once["history"]["repeats"] is once["tasks"]["buys"]["repeats"] is False
+    assert parse_recipe(once).history.repeats is False
+    with pytest.raises(ConfigError, match="'repeats: false' is for labels that are items"):
+        parse_recipe({"tasks": {"kinds": {"kind": "item", "label": "category", "repeats": False}}})
