@@ -13,12 +13,16 @@ import dist_teracon
 from dist_teracon.cli import main
 from dist_teracon.console import Console
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task
 from dist_teracon.inference.evaluate import evaluate
+from dist_teracon.inference.export import ExportOptions, export
+from dist_teracon.inference.export_reader import open_export
 from dist_teracon.inference.padded import export_model
+from dist_teracon.inference.sources import of_uri
 from dist_teracon.runtime import Runtime
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
@@ -144,3 +148,29 @@ def test_the_command_exports_a_program(shop, tmp_path, capsys):
 
 def test_progress_is_shown_as_elsewhere(model):
     assert evaluate(model, progress=Console(active=False))
+
+
+def test_a_later_version_of_the_data(shop, model, tmp_path):
+    """Old tasks score as ever; new users are exported, and their new items are read as unseen and counted."""
+    from shop import prepare_shop, write_events
+
+    events = write_events(tmp_path / "events", users=150, seed=5)
+    (tmp_path / "new").mkdir()
+    table = pq.read_table(events / "events.parquet").to_pandas()
+    table = table[table.user >= "u110"]
+    table["item"] = table["item"].replace({"p03": "brand-new"})
+    table.to_parquet(tmp_path / "new" / "events.parquet")
+    tasks = {"returns": {"kind": "item", "events": {"type": "buy"}}}
+    added = prepare_shop(tmp_path / "new", tmp_path / "added", tasks=tasks)
+    info = append(shop.dataset, added, str(tmp_path / "later"))
+    assert list(info.source["recipe"]["tasks"]) == ["buys", "category", "club", "returns"]
+    assert info.labels_are_items("returns")
+    later = str(tmp_path / "later")
+    assert {score.task: score.values for score in evaluate(model, later)} == {score.task: score.values for score in evaluate(model)}
+    manifest = export(model, of_uri(model, later, log=lambda _: None), str(tmp_path / "out"), ExportOptions())
+    assert manifest["users"] == info.users > Dataset(shop.dataset).info.users
+    assert manifest["unknown_events"] > 0
+    parts = open_export(str(tmp_path / "out")).read("shared")
+    found = {user: row for users, rows in parts for user, row in zip(users.to_pylist(), rows, strict=True)}
+    views = table[(table.type == "view") & (table.user == "u140")].sort_values("timestamp").item.tolist()
+    assert np.allclose(found["u140"], model.encode([views])[0], atol=1e-6)
