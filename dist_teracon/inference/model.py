@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +16,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_teracon.config import RunConfig
 from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch, PackedRows
 from dist_teracon.data.dataset import label_of_name, next_label_of_item
-from dist_teracon.data.schema import DatasetInfo, Task, info_from_json
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
 from dist_teracon.errors import ConfigError, DataError, RunError, nearest
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.inference.histories import Histories, HistoryReader, id_text
 from dist_teracon.inference.predictions import Predictions, best_labels
 from dist_teracon.inference.run_files import local_run
+from dist_teracon.inference.state import Combine, StateEncoder, UserState
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
 from dist_teracon.models.network import Network
 from dist_teracon.train.restore import restore_method
@@ -85,6 +87,7 @@ class PretrainedModel:
         method.model().to(self.device).eval()
         self._weights = folder.stage(self.stage - 1, method.learned[-1]).state()["files"]["model.safetensors"]
         self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)
+        self._state_encoders: dict[str, StateEncoder] = {}
         self._label_of_item: dict[str, NDArray[np.int64]] = {}
 
     def __repr__(self) -> str:
@@ -216,6 +219,54 @@ class PretrainedModel:
                 found.append(best_labels(head, hidden, top=top, left_out=left_out, candidates=own, normalise=normalise))
         indices, scores = (np.concatenate([part[place] for part in found]) if found else np.zeros((0, top)) for place in (0, 1))
         return Predictions(task, indices.astype(np.int64), scores.astype(np.float32), read.users, read.unknown, self.labels(task))
+
+    def state(self, history: Sequence[Any], task: str = SHARED, *, shared: SharedVector | None = None) -> UserState:
+        """Read one user's history, for events to be added one at a time by `extend`; `state.vector` is that of `encode`.
+
+        Args:
+            history: Raw ids, oldest first.
+            task, shared: As of `encode`.
+
+        Raises:
+            DataError: the history is empty, or an id is neither a text nor a whole number.
+            ConfigError: an unknown task, or a vector of several models.
+        """
+        kind, read = self.kind_of_vector(task, shared), self.histories([history])
+        self.last_unknown = read.unknown
+        layers, vector = self._state_encoder(kind).start(read.rows.values)
+        return UserState(kind, self.fingerprint, read.rows.values, layers, vector, read.unknown)
+
+    def extend(self, state: UserState, item: Any) -> UserState:
+        """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
+
+        Raises:
+            ConfigError: the state is another model's.
+        """
+        if state.fingerprint != self.fingerprint:
+            raise ConfigError(f"state: belongs to another model ({state.fingerprint[:12]}…, and this one is {self.fingerprint[:12]}…)")
+        index = self.items.index(id_text(item))
+        known = FIRST_ITEM <= index < self.num_items
+        self.last_unknown = int(not known)
+        items, layers, vector = self._state_encoder(state.kind).extend(state.items, state.layers, index if known else UNSEEN_ITEM)
+        return replace(state, items=items, layers=layers, vector=vector, unknown=state.unknown + self.last_unknown)
+
+    def _state_encoder(self, kind: str) -> StateEncoder:
+        if kind not in self._state_encoders:
+            network, way = self.method.model(), kind.partition(":")[2]
+            if isinstance(network, nn.ModuleDict) and kind in network:
+                network = network[kind]
+            if not isinstance(network, Network):
+                raise ConfigError(f"state: method '{self.method.name}' has no one network for {kind}; take a task")
+            with torch.no_grad():
+                masks = None if way == "open" else self.method.masks()
+            if masks is None and way == "concat":
+                masks = torch.ones(len(self.tasks), network.backbone.num_masked_layers, network.backbone.channels, device=self.device)
+            elif masks is not None and not way:
+                masks = masks[self.method.mask_index(kind) :][:1]
+            combine: Combine = "mean" if way == "mean" else "concat" if way == "concat" else "one"
+            limit = self.info.length_limit
+            self._state_encoders[kind] = StateEncoder(network.backbone, masks, combine=combine, limit=limit)
+        return self._state_encoders[kind]
 
     @torch.no_grad()
     def vectors(self, rows: PackedRows, kind: str) -> Tensor:

@@ -76,6 +76,27 @@ class NextItNet(Backbone):
             x_BLC = x_BLC + h
         return last_positions(x_BLC, lengths)
 
+    @property
+    def reach(self) -> int:
+        return 1 + sum(3 * (self.kernel_size - 1) * dilation for dilation in self.dilations)
+
+    def stream(
+        self, x_VLC: Tensor, masks_VKC: Tensor | None, layers: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        kept = []
+        for block, dilation in enumerate(self.dilations):
+            h = x_VLC
+            for k, d in ((2 * block, dilation), (2 * block + 1, 2 * dilation)):
+                past = (self.kernel_size - 1) * d
+                before = h.new_zeros(h.shape[0], past, self.channels) if layers is None else layers[k]
+                whole = torch.cat([before, h], dim=1)
+                kept.append(whole[:, -past:].clone())
+                u = F.conv1d(whole.transpose(1, 2), self.conv_weight[k], self.conv_bias[k], dilation=d).transpose(1, 2)
+                h = torch.relu(F.layer_norm(u, (self.channels,), self.norm_weight[k], self.norm_bias[k], _EPS))
+                h = h if masks_VKC is None else h * masks_VKC[:, k : k + 1]
+            x_VLC = x_VLC + h
+        return x_VLC[:, -1], tuple(kept)
+
     def decay_parameters(self) -> set[str]:
         return {"item_embedding.weight", "conv_weight"}
 
