@@ -146,7 +146,7 @@ class Method(ABC):
         for name, parameter in self.module().named_parameters():
             if not parameter.requires_grad:
                 continue
-            rate = training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(self.role(name)) else 1.0)
+            rate = training.learning_rate * self.lr_scale(self.role(name), training)
             parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
         return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
 
@@ -155,6 +155,10 @@ class Method(ABC):
         network = self.module()
         assert isinstance(network, Network), "a method whose module is no Network overrides `role`"
         return network.role(name)
+
+    def lr_scale(self, role: Role, training: StageTraining) -> float:
+        """Return the factor on the learning rate of a parameter of this role."""
+        return training.pretrained_lr_scale if self.is_pretrained(role) else 1.0
 
     def is_pretrained(self, role: Role) -> bool:
         """Return whether earlier stages trained such a parameter, so that `pretrained_lr_scale` applies: the backbone, after T1."""

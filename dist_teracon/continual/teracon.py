@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
-from dist_teracon.continual.method import Method, MethodContext, StageContext
+from dist_teracon.config import ConfigModel, StageTraining
+from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pseudo_labels import (
     Store,
     open_store,
@@ -32,7 +32,7 @@ from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, squared_error_sum
-from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale
+from dist_teracon.models.masks import EMBEDDING_LIMIT, Gate, Relation, RelationInit, TaskMasks, annealed_scale, compensated
 from dist_teracon.models.network import Network, Role
 
 
@@ -71,9 +71,13 @@ class TeraconSettings(ConfigModel):
         annealing: `epoch`: from 1/s_max at an epoch's first batch to s_max at its last; `paper`: as published, short of s_max;
             `stage`: once, over the first `annealing_epochs` epochs, and s_max from then on.
         annealing_epochs: See `annealing`.
-        relation, relation_init: See `TaskMasks`.
+        relation, relation_init, gate: See `TaskMasks`.
         embedding_range: Bounds of initial task embeddings.
-        mask_regulariser: Weight of the mean of T1's mask in T1's loss; the published code has it off.
+        mask_lr_scale: Factor on the learning rate of the present task's embedding and relation layer.
+        gradient_compensation: Undo what the masks' scale does to the gradient of the present task's embedding (`compensated`).
+        mask_regulariser: Weight of the mean of the present task's mask in the loss; the published code has it off.
+        regularised: Whose: the `first` task's, or that of `all`.
+        regulariser_schedule: `constant`; `scale`: times s/s_max, so that it acts while masks are hard; `decay`: divided by the epoch.
         retention: How past tasks are kept.
     """
 
@@ -82,8 +86,13 @@ class TeraconSettings(ConfigModel):
     annealing_epochs: Annotated[int, Field(ge=1)] = 5
     relation: Relation = "per_channel"
     relation_init: RelationInit = "extend"
+    gate: Gate = "first"
     embedding_range: tuple[float, float] = (0.0, 2.0)
+    mask_lr_scale: Annotated[float, Field(gt=0, le=1e4)] = 1.0
+    gradient_compensation: bool = False
     mask_regulariser: Annotated[float, Field(ge=0)] = 0.0
+    regularised: Literal["first", "all"] = "first"
+    regulariser_schedule: Literal["constant", "scale", "decay"] = "constant"
     retention: RetentionSettings = RetentionSettings()
 
     @model_validator(mode="after")
@@ -93,6 +102,8 @@ class TeraconSettings(ConfigModel):
             raise ValueError(f"embedding_range ascends within ±{EMBEDDING_LIMIT:g}, not {list(self.embedding_range)}")
         if self.retention.normalise and self.retention.teacher == "online":
             raise ValueError("retention.normalise takes the variance of stored pseudo-labels: set retention.teacher to store")
+        if self.gate == "all" and (self.relation == "none" or self.relation_init == "reinit"):
+            raise ValueError("gate: all is for masks with relations that are extended: set relation_init to extend")
         return self
 
 
@@ -119,6 +130,7 @@ class Teracon(Method):
                 channels=backbone.channels,
                 relation=settings.relation,
                 relation_init=settings.relation_init,
+                gate=settings.gate,
                 embedding_range=(low, high),
             ),
         )
@@ -130,6 +142,7 @@ class Teracon(Method):
         self.pending: Tensor | None = None
         self.steps_taken = 0
         self.batch = 1
+        self.present_scale = settings.s_max
         self.drawn: dict[str, int] = {}
 
     # -- a task begins and ends
@@ -171,6 +184,17 @@ class Teracon(Method):
         """Also past tasks' heads, embeddings and relation layers: Adam makes whole steps of small gradients, too."""
         return super().is_pretrained(role) if role.task is None else role.task != self.learned[-1]
 
+    def lr_scale(self, role: Role, training: StageTraining) -> float:
+        scale = super().lr_scale(role, training)
+        return scale * self.options.mask_lr_scale if role.part == "mask" and not self.is_pretrained(role) else scale
+
+    def gradient_hooks(self, phase: Phase) -> None:
+        if not self.options.gradient_compensation:
+            return
+        assert self.network.masks is not None
+        embedding = self.network.masks.embeddings[-1]
+        embedding.register_hook(lambda gradient: compensated(gradient, embedding, scale=self.present_scale, s_max=self.options.s_max))
+
     def decay_parameters(self) -> set[str]:
         """In later stages the new head's alone: a pull towards zero made what past tasks read drift (docs/log/)."""
         return {name for name in super().decay_parameters() if len(self.learned) == 1 or self.role(name).part == "head"}
@@ -196,7 +220,7 @@ class Teracon(Method):
         return batch.with_retention(parts, terms)
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        scale = self._scale(batch)
+        scale = self.present_scale = self._scale(batch)
         past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
         masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
         hidden = self.network.encode(batch, masks)
@@ -207,9 +231,17 @@ class Teracon(Method):
             error = squared_error_sum(head, hidden.index_select(0, part.index), part.targets, self._stored_head(part.task))
             mean = error / (max(1, part.total) * head.labels * self.variances.get(part.task, 1.0))
             terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
-        if len(self.learned) == 1 and self.options.mask_regulariser and masks is not None:
-            terms["masks"] = self.whole_term(self.options.mask_regulariser * masks.mean(), batch)
+        if masks is not None and (weight := self._regulariser(batch, scale)):
+            terms["masks"] = self.whole_term(weight * masks[-1].mean(), batch)
         return terms
+
+    def _regulariser(self, batch: PackedBatch, scale: float) -> float:
+        """Return the weight of the mean of the present task's mask at this step."""
+        options = self.options
+        if len(self.learned) > 1 and options.regularised == "first":
+            return 0.0
+        by_schedule = {"constant": 1.0, "scale": scale / options.s_max, "decay": 1 / max(1, batch.epoch)}
+        return options.mask_regulariser * by_schedule[options.regulariser_schedule]
 
     def project(self, engine: Engine) -> None:
         masks = self.network.masks
