@@ -61,6 +61,8 @@ def evaluate(
         DataError: no data set there, or one whose classes the model does not know.
     """
     chosen = _split(split)
+    if max_users is not None and max_users < 1:
+        raise ConfigError(f"--max-users: expected 1 or more, got {max_users}")
     names = tuple(metrics or model.config.evaluate.metrics)
     for name in names:
         try:

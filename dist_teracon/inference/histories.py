@@ -41,7 +41,7 @@ class Histories:
         users: Names of the users, where they came with the events.
         events: int64 [B], events read a user, at most as many as the length.
         last_time: float64 [B], seconds since 1970 of each user's last event; None where there are no times.
-        unknown: Events among those read whose item the model does not know; they are read as the unseen item.
+        strange: int64 [B], events among those read whose item the model does not know; they are read as the unseen item.
         unknown_items: The first few of these items.
         dropped: What was left out, by kind, as users without an event that fits.
     """
@@ -50,13 +50,18 @@ class Histories:
     seen: PackedRows
     users: pa.Array | None
     events: NDArray[np.int64]
+    strange: NDArray[np.int64]
     last_time: NDArray[np.float64] | None = None
-    unknown: int = 0
     unknown_items: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.rows.rows
+
+    @property
+    def unknown(self) -> int:
+        """Events among those read whose item the model does not know."""
+        return int(self.strange.sum())
 
     def between(self, first: int, end: int) -> PackedRows:
         """Return the rows of the users `first … end − 1`."""
@@ -75,6 +80,7 @@ class Histories:
             seen=PackedRows(*ragged.take(self.seen.values, self.seen.offsets, rows)),
             users=None if self.users is None else self.users.take(pa.array(rows)),
             events=self.events[rows],
+            strange=self.strange[rows],
             last_time=None if self.last_time is None else self.last_time[rows],
         )
 
@@ -86,6 +92,7 @@ class Histories:
             seen=PackedRows(self.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0]),
             users=None if self.users is None else self.users[first:end],
             events=self.events[first:end],
+            strange=self.strange[first:end],
             last_time=None if self.last_time is None else self.last_time[first:end],
         )
 
@@ -149,8 +156,8 @@ class HistoryReader:
         """Return histories of item indices of the model's own numbering, as a data set's shard holds them; padded ones stay as they are."""
         own = np.where(values < self._known, values, np.int32(UNSEEN_ITEM)).astype(np.int32)
         rows = PackedRows(*ragged.last(own, offsets, limit=self.length))
-        unknown = int((rows.values == UNSEEN_ITEM).sum())
-        return Histories(rows, PackedRows(own, offsets), users, np.diff(rows.offsets), unknown=unknown)
+        strange = _count_true(rows.values == UNSEEN_ITEM, rows.offsets)
+        return Histories(rows, PackedRows(own, offsets), users, np.diff(rows.offsets), strange)
 
     def _from_uri(self, uri: str, *, dates: bool) -> Histories:
         endings = (".parquet", ".csv", ".csv.gz")
@@ -199,8 +206,13 @@ class HistoryReader:
         rows = PackedRows(cut, cut_offsets)
         if self._padding is not None:
             rows = PackedRows(*left_padded(cut, cut_offsets, length=self.length, padding=self._padding))
-        lengths = np.diff(cut_offsets)
-        return Histories(rows, PackedRows(values, offsets), None, lengths, unknown=int(strange_cut.sum()), unknown_items=few)
+        counts = _count_true(strange_cut, cut_offsets)
+        return Histories(rows, PackedRows(values, offsets), None, np.diff(cut_offsets), counts, unknown_items=few)
+
+
+def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many flags each row of a ragged column has set, int64 [B]."""
+    return np.diff(ragged.offsets_of(flags)[offsets])
 
 
 def _filled(offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -53,7 +53,7 @@ def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = 
     Raises:
         RunError: there is no run, no such stage, a file is damaged, or another version of this program has written it.
     """
-    uri = str(run)
+    uri, where = str(run), _device(device)
     folder = RunFolder(local_run(uri, stage))
     try:
         method = restore_method(folder.path, stage)
@@ -61,7 +61,16 @@ def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = 
         # training's way out of it, a new folder, is none here
         text = str(error).replace("; name a new folder with --run", "; load it with that version")
         raise RunError(text.replace(str(folder.path), uri)) from None
-    return PretrainedModel(uri, folder, method, device=device)
+    return PretrainedModel(uri, folder, method, device=where)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}': cannot be used here ({str(error).splitlines()[0]}); expected cpu or cuda") from None
+    return device
 
 
 class PretrainedModel:
@@ -77,13 +86,13 @@ class PretrainedModel:
         last_unknown: Of the last call, the events whose item the model does not know.
     """
 
-    def __init__(self, run: str, folder: RunFolder, method: Method, *, device: str = "cpu") -> None:
+    def __init__(self, run: str, folder: RunFolder, method: Method, *, device: torch.device) -> None:
         self.run, self.method, self.stage = run, method, len(method.learned)
         self.config: RunConfig = folder.config()
         self.info: DatasetInfo = info_from_json(folder.dataset_json())
         self.tasks: dict[str, Task] = {name: self.info.task(name) for name in method.learned}
         self.last_unknown = 0
-        self.device = torch.device(device)
+        self.device = device
         method.model().to(self.device).eval()
         self._weights = folder.stage(self.stage - 1, method.learned[-1]).state()["files"]["model.safetensors"]
         self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)

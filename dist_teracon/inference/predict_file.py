@@ -53,6 +53,6 @@ def predict_to_file(
                     users += len(found)
 
     write_file(out, fill)
-    if unknown and not source.notes:
+    if unknown and source.name["kind"] == "dataset":  # of events it stands among the notes
         log(f"{unknown} events are of items that the model does not know; it reads them as unseen")
     return users

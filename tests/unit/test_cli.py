@@ -51,7 +51,7 @@ def test_help_fits_eighty_columns(arguments: tuple[str, ...], capsys: pytest.Cap
 def test_help_lists_every_command_once_under_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
     (commands,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert re.findall(r"^  ([\w-]+) ", text, re.MULTILINE) == list(commands.choices)
+    assert re.findall(r"^  (\w[\w-]*) ", text, re.MULTILINE) == list(commands.choices)
     assert [line[:-1] for line in text.splitlines() if re.fullmatch(r"[a-z ]+:", line)][:-1] == list(cli._COMMANDS)
 
 

@@ -282,8 +282,8 @@ def test_what_a_user_has_seen_is_left_out(dataset, task, split, monkeypatch):
     expected, repeated = without_seen_by_hand(model, ruled, task, split)
     whole = run(model, ruled, task, split, exclude_seen=True)
     assert whole.value == pytest.approx(expected, rel=1e-12)
-    assert expected != pytest.approx(run(model, ruled, task, split).value)
     if split == Split.TRAIN:
+        assert expected != pytest.approx(run(model, ruled, task, split).value)
         assert repeated  # targets that a user has taken already are there, and are misses
     monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 100)
     assert run(model, ruled, task, split, exclude_seen=True, batch=3).value == pytest.approx(expected, rel=1e-12)
@@ -293,9 +293,9 @@ def test_the_recipe_decides_where_the_setting_is_open(dataset):
     model = Model(dataset)
     once = with_rule(dataset, history={"repeats": False}, likes={"repeats": False})
     for task in ("next", "likes"):
-        without = run(model, once, task, exclude_seen=True).value
-        assert run(model, once, task).value == without
-        assert run(model, once, task, exclude_seen=False).value == run(model, dataset, task).value != without
+        without = run(model, once, task, Split.TRAIN, exclude_seen=True).value
+        assert run(model, once, task, Split.TRAIN).value == without
+        assert run(model, once, task, Split.TRAIN, exclude_seen=False).value == run(model, dataset, task, Split.TRAIN).value != without
     # labels that are an attribute of items, or that no recipe describes, are never left out
     for other in (with_rule(dataset, likes={"label": "category"}), dataset):
         assert run(model, other, "likes", exclude_seen=True).value == run(model, dataset, "likes").value
@@ -310,5 +310,6 @@ def test_popularity_leaves_out_the_same(dataset, task):
         model.heads[task].bias.copy_(torch.from_numpy(dataset.train_counts(task)))
     table = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=lambda _: None, exclude_seen=True)
     assert table["popularity"][0] == pytest.approx(run(model, ruled, task, exclude_seen=True).value, rel=1e-12)
-    plain = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=lambda _: None)
-    assert table["popularity"][0] != pytest.approx(plain["popularity"][0])
+    if task == "likes":
+        plain = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=lambda _: None)
+        assert table["popularity"][0] != pytest.approx(plain["popularity"][0])

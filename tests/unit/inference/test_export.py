@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -74,6 +75,18 @@ def test_events_and_their_data_set_give_the_same_vectors(shop, model, tmp_path):
         assert row["last_event"].timestamp() == own.timestamp.max()
     assert table.schema.metadata[b"dist_teracon.run"].decode() == model.fingerprint
     assert pq.read_table(tmp_path / "data" / "users" / "part-00000.parquet")["last_event"].null_count > 0
+
+
+def test_unknown_events_are_counted(shop, model, tmp_path, monkeypatch):
+    table = pq.read_table(shop.events / "events.parquet")
+    strange = pc.if_else(pc.equal(table["item"], "p05"), "brand-new", table["item"])
+    pq.write_table(table.set_column(table.column_names.index("item"), "item", strange), tmp_path / "events.parquet")
+    monkeypatch.setattr(sources, "USERS_A_PART", 11)
+    manifest = run_export(model, tmp_path / "events.parquet", tmp_path / "out")
+    read = model.histories(tmp_path / "events.parquet")
+    assert manifest["unknown_events"] == read.unknown > 20
+    assert read.slice(3, 40).unknown == read.strange[3:40].sum()
+    assert "brand-new" in read.unknown_items
 
 
 def test_a_stopped_export_goes_on(shop, model, tmp_path, monkeypatch):

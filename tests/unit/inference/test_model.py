@@ -23,6 +23,8 @@ from dist_teracon.errors import ConfigError, DataError, RunError
 from dist_teracon.inference.histories import HistoryReader
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.vocabulary import Vocabulary
+from dist_teracon.train.run_folder import RunFolder
+from dist_teracon.train.verify import verify
 
 
 def raw_histories(dataset: Dataset, task: str, split: Split):
@@ -269,3 +271,23 @@ def test_a_copy_on_a_store(shop, model, tmp_path, monkeypatch):
             dist_teracon.from_pretrained("memory://runs/nothing")
     finally:
         store.rm("/runs", recursive=True)
+
+
+def test_a_device_that_is_not_there(shop):
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"device '{device}': cannot be used here"):
+            dist_teracon.from_pretrained(shop.run, device=device)
+
+
+def test_vocabularies_are_checked_and_renewed(shop, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(shop.run, copy)
+    names = {path for path, problem in verify(str(copy)) if not problem}
+    assert {str(copy / "vocab" / f"{name}.parquet") for name in ("items", "buys", "club")} <= names
+    (copy / "vocab" / "items.parquet").write_bytes(b"cut off")
+    damaged = {path: problem for path, problem in verify(str(copy)) if problem and "vocab" in path}
+    assert damaged == {str(copy / "vocab" / "items.parquet"): "is not the data set's; it is renewed when the run goes on"}
+    assert dist_teracon.from_pretrained(copy).encode([["p01"]]).shape == (1, 16)  # the data set still has the names
+    dataset = Dataset(shop.dataset)
+    RunFolder(copy).keep_vocabularies(dataset, dataset.info.tasks[:2])
+    assert (copy / "vocab" / "items.parquet").read_bytes() == (shop.run / "vocab" / "items.parquet").read_bytes()
