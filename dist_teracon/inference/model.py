@@ -104,8 +104,8 @@ class PretrainedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 that names weights, configuration and data set together."""
-        parts = [self._weights, self.info.fingerprint, self.config.model_dump(mode="json", exclude={"dataset"})]
+        """SHA-256 that names weights, model, method and data set together."""
+        parts = [self._weights, self.info.fingerprint, self.config.model_dump(mode="json", include={"model", "method"})]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -184,7 +184,7 @@ class PretrainedModel:
         """
         read = self.histories(histories)
         self.last_unknown = read.unknown
-        kind = self._kind_of_vector(task, shared)
+        kind = self.kind_of_vector(task, shared)
         parts = [self.vectors(read.between(first, first + batch), kind) for first in range(0, len(read), batch)]
         return np.concatenate([part.float().cpu().numpy() for part in parts]) if parts else np.zeros((0, self.width(kind)), np.float32)
 
@@ -199,7 +199,7 @@ class PretrainedModel:
             histories: As of `encode`.
             task: The task whose labels are ranked.
             top: How many a user, at most.
-            exclude_seen: Leave out the items of the user's own history; by default as the recipe has it (`repeats: false`).
+            exclude_seen: Leave out the items of the user's own history; by default as in the run's own scores.
             candidates: Rank these labels alone: a list of ids for all users, or a list of ids for each user.
             normalise: Give probabilities over the labels that are ranked; else logits.
             batch: Users at a time, on which last digits depend.
@@ -217,7 +217,8 @@ class PretrainedModel:
             )
         self.last_unknown = read.unknown
         chosen = None if candidates is None else self._candidates(task, candidates, len(read))
-        without = excludes_seen(self.info, task, exclude_seen) and info.ranks_labels
+        setting = self.config.evaluate.exclude_seen if exclude_seen is None else exclude_seen
+        without = info.ranks_labels and excludes_seen(self.info, task, setting)
         head, found = self.method.head(task), []
         for first in range(0, len(read), batch):
             end = min(first + batch, len(read))
@@ -306,7 +307,12 @@ class PretrainedModel:
         tasks = torch.full((rows.rows,), mask, dtype=torch.int32)
         return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").to(self.device)
 
-    def _kind_of_vector(self, task: str, shared: SharedVector | None) -> str:
+    def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
+        """Return what `vectors` calls the vectors of a task, or shared ones.
+
+        Raises:
+            ConfigError: an unknown task; a shared vector that the method does not have.
+        """
         if task != SHARED or task in self.tasks:
             if shared is not None:
                 raise ConfigError(f"shared: is for task 'shared', not for the vectors of task '{task}'")
@@ -319,14 +325,6 @@ class PretrainedModel:
                 f"shared: method '{self.method.name}' has a model for each task, and no space that they share; take concat, or a task"
             )
         return f"{SHARED}:{way}"
-
-    def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
-        """Return what `vectors` calls the vectors of a task, or shared ones.
-
-        Raises:
-            ConfigError: an unknown task; a shared vector that the method does not have.
-        """
-        return self._kind_of_vector(task, shared)
 
     def label_of_item(self, task: str) -> NDArray[np.int64]:
         """Return which label of a task each item is, int64 [items], −1 for none; items and labels of one name are taken for the same."""

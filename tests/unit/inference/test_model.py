@@ -159,6 +159,15 @@ def test_predictions_leave_out_and_choose(model):
     assert each.labels[0] == few.labels[0] == order
 
 
+def test_predictions_leave_out_what_the_runs_scores_left_out(shop, model, tmp_path):
+    from shop import CONFIG, make_shop_run
+
+    open_run = make_shop_run(shop.dataset, tmp_path / "run", evaluate={**CONFIG["evaluate"], "exclude_seen": False})
+    ranked = dist_teracon.from_pretrained(open_run).predict([["p01", "p02"]], "next", top=50)
+    assert {"p01", "p02"} <= set(ranked.labels[0])
+    assert not {"p01", "p02"} & set(model.predict([["p01", "p02"]], "next", top=50).labels[0])  # by the recipe
+
+
 def test_probabilities_add_up_over_what_is_ranked(model):
     for options in ({}, {"exclude_seen": True}, {"candidates": ["p05", "p09", "p10"]}):
         found = model.predict([["p01", "p02"], ["p07"]], "next", top=99, normalise=True, **options)
