@@ -99,7 +99,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_probe(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument("--labels", required=True, metavar="FILE", help="Parquet or CSV with the columns user and label")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--labels", metavar="FILE", help="Parquet or CSV with the columns user and label")
+    which.add_argument("--labels-task", metavar="TASK", help="a profile task of the data set, with its own split")
     parser.add_argument("--data", metavar="SRC", help="the users' histories: a data set, or events (the run's own data set)")
     parser.add_argument("--task", action="append", metavar="TASK", help="whose vectors: shared, shared:open, a task, or all (shared)")
     parser.add_argument("--metric", help="auroc, accuracy or macro-f1 (auroc for two classes, else accuracy)")
@@ -194,12 +196,18 @@ def _export_model(options: argparse.Namespace) -> None:
 
 def _probe(options: argparse.Namespace) -> None:
     from dist_teracon import io
-    from dist_teracon.inference.labels_file import read_labels
+    from dist_teracon.data.open import open_dataset
+    from dist_teracon.inference.labels_file import labels_of_task, read_labels
     from dist_teracon.inference.probe import every_vector, probe
 
     model, console = _load(options), Console()
     tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
-    labels = read_labels(options.labels, seed=options.seed)
+    if options.labels is not None:
+        labels = read_labels(options.labels, seed=options.seed)
+    else:
+        labels = labels_of_task(open_dataset(options.data or model.config.dataset, log=console.log), options.labels_task)
+        if options.labels_task in model.tasks:
+            console.log(f"{options.labels_task}: the model has learned it, so this is no probe of something new")
     source = _source(model, options.data, options)
     found = probe(model, source, labels, tasks=tasks, metric=options.metric, seed=options.seed, log=console.log)
     print("\n".join(found.lines()))

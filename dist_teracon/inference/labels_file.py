@@ -1,4 +1,4 @@
-"""Labels of users in a file, for tasks that a model never saw: the columns `user` and `label`."""
+"""Labels of users for tasks that a model never saw: a file with the columns `user` and `label`, or a task of a data set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.table import ColumnSpec, Dialect, read_delimited, read_parquet
+from dist_teracon.data.schema import users_file
 from dist_teracon.errors import DataError
 from dist_teracon.hashing import mix64, stable_hash
 
@@ -27,7 +29,7 @@ class UserLabels:
         users: Names.
         labels: int64 [U], classes.
         classes: Their names, in the order of the names.
-        split: int8 [U], 0 training, 1 validation, 2 test: 70, 10 and 20 per cent, by a hash of the user and the seed.
+        split: int8 [U], a `Split` each: of a file 70, 10 and 20 per cent, by a hash of the user and the seed.
     """
 
     users: list[str]
@@ -74,3 +76,23 @@ def read_labels(uri: str, *, seed: int = 0) -> UserLabels:
     share = mix64(hashes, key=stable_hash(f"probe:{seed}")).astype(np.float64) / 2.0**64
     split = np.where(share < 0.7, 0, np.where(share < 0.8, 1, 2)).astype(np.int8)
     return UserLabels(names, class_of[labels.codes], [labels.names[code] for code in order], split)
+
+
+def labels_of_task(dataset: Dataset, task: str) -> UserLabels:
+    """Return the labels of a data set's profile task, with the data set's own split.
+
+    Raises:
+        DataError: there is no such task, or it ranks items.
+    """
+    if dataset.info.task(task).ranks_labels:
+        raise DataError(f"{dataset.uri}: task '{task}' ranks items; a probe learns classes, as those of a profile task")
+    classes: list[str] = dataset.vocabulary(task)["label"].to_pylist()
+    users: list[str] = []
+    labels, split = [], []
+    for shard in range(dataset.info.shards):
+        found = dataset.labels(task, shard)
+        names = dataset.table(users_file(shard), ["user_id"])["user_id"].to_pylist()
+        users += [names[row] for row in found.users.tolist()]
+        labels.append(found.values[found.offsets[:-1]])
+        split.append(found.split[found.offsets[:-1]])
+    return UserLabels(users, np.concatenate(labels).astype(np.int64), classes, np.concatenate(split))

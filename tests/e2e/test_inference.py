@@ -51,15 +51,12 @@ def test_ranks_of_predictions_give_the_scores_of_the_run(trained):
 
 def test_evaluate_gives_the_scores_of_the_run(trained):
     results = json.loads((trained[1] / "results.json").read_text())
+    by_metric = {name: stages[-1] for name, stages in results["scores_by_metric"].items()}
+    expected = [{name: row[place] for name, row in by_metric.items() if row[place] is not None} for place in range(3)]
     scores = evaluate(dist_teracon.from_pretrained(trained[1]))
-    assert [score.values for score in scores] == [row[-1] for row in _by_task(results)]
+    assert [score.values for score in scores] == expected
+    assert [score.examples for score in scores] == results["test_examples"]
     assert [score.excludes_seen for score in scores] == [True, True, False]
-
-
-def _by_task(results):
-    """Scores of each task by metric after each stage from its own on."""
-    tasks = results["tasks"]
-    return [[stage[place] for stage in results["scores_by_metric"] if len(stage) > place] for place in range(len(tasks))]
 
 
 def test_the_example_runs(tmp_path, capsys):

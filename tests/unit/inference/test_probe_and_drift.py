@@ -11,6 +11,7 @@ import pytest
 
 import dist_teracon
 from dist_teracon.cli import main
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.inference import probe as probe_module
 from dist_teracon.inference.drift import VectorSet, drift
@@ -113,6 +114,19 @@ def test_the_probe_command(shop, labels_file, tmp_path, capsys):
     assert found["baselines"]["event counts"]["score"] > 0.9
     assert "1 labels are of users that are not in the data; left out" in shown
     assert "to " in shown
+
+
+def test_a_task_of_the_data_set_that_the_model_did_not_learn(shop, tmp_path, capsys):
+    from shop import make_shop_run
+
+    run = str(make_shop_run(shop.dataset, tmp_path / "run", tasks=["next", "buys"]))
+    assert main(["probe", run, "--labels-task", "club", "--json", str(tmp_path / "probe.json")]) == 0
+    found, club = json.loads((tmp_path / "probe.json").read_text()), Dataset(shop.dataset).info.task("club")
+    assert found["users"] == list(club.examples)
+    assert found["classes"] == Dataset(shop.dataset).vocabulary("club")["label"].to_pylist()
+    assert "has learned it" not in capsys.readouterr().err
+    assert main(["probe", run, "--labels-task", "buys"]) == 2
+    assert "ranks items; a probe learns classes" in capsys.readouterr().err
 
 
 def test_the_drift_command_and_its_gate(shop, labels_file, tmp_path, capsys):
