@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
 from dist_teracon.data.prepare.padding import PADDING, left_padded
@@ -20,7 +21,7 @@ from dist_teracon.data.prepare.task_builder import histories as histories_of
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
-from dist_teracon.data.recipe import EventFilter, HistoryRule, Recipe, parse_recipe
+from dist_teracon.data.recipe import EventFilter, Files, HistoryRule, Recipe, parse_recipe
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files
 from dist_teracon.data.sources.base import Events
@@ -28,7 +29,6 @@ from dist_teracon.errors import DataError
 from dist_teracon.inference.vocabulary import Vocabulary
 
 _SHOWN = 5
-_NO_LIMIT = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ class HistoryReader:
 
     def __init__(self, info: DatasetInfo, items: Vocabulary, *, known: int) -> None:
         self._items, self._known = items, known
-        recipe = info.source.get("recipe")
-        self.recipe = parse_recipe(recipe, where="dataset.json: source.recipe") if isinstance(recipe, dict) else Recipe()
+        self.recipe = _recipe_of(info)
         self.length = info.length_limit
         self.rule: HistoryRule = self.recipe.history
         self._padding = items.index(PADDING) if info.notes.get("padding") == "token" else None
@@ -148,7 +147,7 @@ class HistoryReader:
             histories = pa.Table.from_batches([histories])
         if isinstance(histories, pa.Table):
             with _context() as context:
-                events = event_files.events_of_table(histories, self.recipe.columns, context)
+                events = event_files.events_of_table(histories, self._reading, context)
                 return self._from_events(events, dates=dates, bad=context.bad.counts)
         return self._from_python(histories) if _is_python(histories) else self._from_arrow(histories)
 
@@ -159,15 +158,20 @@ class HistoryReader:
         strange = _count_true(rows.values == UNSEEN_ITEM, rows.offsets)
         return Histories(rows, PackedRows(own, offsets), users, np.diff(rows.offsets), strange)
 
+    @property
+    def _reading(self) -> Recipe:
+        """The recipe without its tasks, whose columns are not needed."""
+        return self.recipe.model_copy(update={"tasks": {}})
+
     def _from_uri(self, uri: str, *, dates: bool) -> Histories:
-        endings = (".parquet", ".csv", ".csv.gz")
-        uris = [uri] if uri.endswith(endings) else [part for part in event_files.files(uri) if _stem(part, uri) == "events"]
+        # the recipe's names of files are those of a folder
+        recipe = self._reading if io.is_folder(uri) else self._reading.model_copy(update={"files": Files()})
         with _context(uri) as context:
-            events = event_files.read_events(uris, self.recipe.columns, context)
+            events = event_files.read_events(uri, recipe, context)
             return self._from_events(events, dates=dates, bad=context.bad.counts)
 
     def _from_events(self, events: Events, *, dates: bool, bad: dict[str, int]) -> Histories:
-        rule = self.rule.model_copy(update={"minimum": 1, "length": _NO_LIMIT})
+        rule = self.rule
         if not dates:
             rule = rule.model_copy(update={"events": rule.events.model_copy(update={"since": None, "until": None})})
         users, ordered, offsets = histories_of(rule, _with_known_types(events, rule.events))
@@ -208,6 +212,18 @@ class HistoryReader:
             rows = PackedRows(*left_padded(cut, cut_offsets, length=self.length, padding=self._padding))
         counts = _count_true(strange_cut, cut_offsets)
         return Histories(rows, PackedRows(values, offsets), None, np.diff(cut_offsets), counts, unknown_items=few)
+
+
+def _recipe_of(info: DatasetInfo) -> Recipe:
+    """Return the recipe that a data set was prepared by, as it is stored."""
+    recipe = info.source.get("recipe")
+    if not isinstance(recipe, dict):
+        return Recipe()
+    columns = recipe.get("columns") or {}
+    # stored with all fields; a column of times that is null by intent, and not by default, is among the notes
+    in_file_order = (info.notes.get("times") or {}).get("column") == "none"
+    kept = {name: value for name, value in columns.items() if value is not None or (name == "timestamp" and in_file_order)}
+    return parse_recipe({**recipe, "columns": kept}, where="dataset.json: source.recipe")
 
 
 def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -300,10 +316,6 @@ def _with_known_types(events: Events, rule: EventFilter) -> Events:
 
 def _is_pandas(value: Any, name: str) -> bool:
     return type(value).__name__ == name and type(value).__module__.split(".")[0] == "pandas"
-
-
-def _stem(uri: str, folder: str) -> str:
-    return uri[len(folder.rstrip("/")) + 1 :].partition("/")[0].partition(".")[0]
 
 
 @contextmanager

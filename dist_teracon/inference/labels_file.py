@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext
-from dist_teracon.data.raw.table import ColumnSpec, Dialect, read_delimited, read_parquet
+from dist_teracon.data.raw.delimited import Dialect
+from dist_teracon.data.raw.parts import open_parts, read_parts
+from dist_teracon.data.raw.table import ColumnSpec
 from dist_teracon.data.schema import users_file
 from dist_teracon.errors import DataError
 from dist_teracon.hashing import mix64, stable_hash
@@ -58,10 +60,8 @@ def read_labels(uri: str, *, seed: int = 0) -> UserLabels:
     """
     with TemporaryDirectory() as folder:
         context = ReadContext(BadRows(root=uri), Path(folder))
-        if uri.endswith(".parquet"):
-            table = read_parquet(uri, _SPECS, context=context)
-        else:
-            table = read_delimited(uri, _SPECS, dialect=Dialect(delimiter=",", quote='"'), context=context)
+        parts = open_parts([uri], dialect=Dialect(delimiter=",", quote='"'), context=context, guess=True)
+        table = read_parts(parts, _SPECS, context)
     users, labels = table.columns["user"], table.columns["label"]
     counts = np.bincount(users.codes, minlength=len(users.names))
     if (counts > 1).any():

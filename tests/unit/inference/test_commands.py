@@ -164,7 +164,9 @@ def test_a_later_version_of_the_data(shop, model, tmp_path):
     table.to_parquet(tmp_path / "new" / "events.parquet")
     tasks = {"returns": {"kind": "item", "events": {"type": "buy"}}}
     added = prepare_shop(tmp_path / "new", tmp_path / "added", tasks=tasks)
-    info = append(shop.dataset, added, str(tmp_path / "later"))
+    recipe = Dataset(shop.dataset).info.source["recipe"]
+    joined = {**recipe, "tasks": {**recipe["tasks"], **Dataset(added).info.source["recipe"]["tasks"]}}
+    info = append(shop.dataset, added, str(tmp_path / "later"), recipe=joined)
     assert list(info.source["recipe"]["tasks"]) == ["buys", "category", "club", "returns"]
     assert info.labels_are_items("returns")
     later = str(tmp_path / "later")
