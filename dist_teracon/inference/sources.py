@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.console import Log
-from dist_teracon.data.open import open_dataset
+from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import users_file
 from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.mapped_dataset import MappedDataset
@@ -86,7 +86,7 @@ def of_events(model: PretrainedModel, uri: str, *, dates: bool = True) -> UserSo
 
 def of_uri(model: PretrainedModel, uri: str, *, dates: bool = True, log: Log) -> UserSource:
     """Return the users of a data set or of events, whichever is there."""
-    if not uri.endswith((".parquet", ".csv", ".csv.gz")) and (uri.startswith("synthetic:") or io.exists(io.join(uri, "dataset.json"))):
+    if uri.startswith(SYNTHETIC) or io.exists(io.join(uri, "dataset.json")):
         return of_dataset(model, uri, log=log)
     return of_events(model, uri, dates=dates)
 

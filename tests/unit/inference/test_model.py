@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -300,3 +301,41 @@ def test_vocabularies_are_checked_and_renewed(shop, tmp_path):
     dataset = Dataset(shop.dataset)
     RunFolder(copy).keep_vocabularies(dataset, dataset.info.tasks[:2])
     assert (copy / "vocab" / "items.parquet").read_bytes() == (shop.run / "vocab" / "items.parquet").read_bytes()
+
+
+def under_recipe(model, *, notes=None, **changes):
+    """A reader of histories for a data set that was prepared by the shop's recipe with changes."""
+    recipe = {**model.info.source["recipe"], **changes}
+    info = replace(model.info, source={**model.info.source, "recipe": recipe}, notes={**model.info.notes, **(notes or {})})
+    return HistoryReader(info, model.items, known=model.num_items)
+
+
+def test_dates_of_the_recipe_apply_or_not(shop, model):
+    events = pq.read_table(shop.events / "events.parquet").to_pandas()
+    end = 1.7e9 + 50_500
+    reader = under_recipe(model, history={**model.info.source["recipe"]["history"], "events": {"type": "view", "until": end}})
+    read = reader.read(shop.events)
+    assert len(read) == 51
+    assert max(read.last_time) < end
+    assert read.dropped["users without an event that fits the recipe's history"] == 69
+    views = events[events.type == "view"]
+    assert read.dropped["events that do not fit it"] == len(events) - (views.timestamp < end).sum()
+    assert len(reader.read(shop.events, dates=False)) == 120
+
+
+def test_times_are_left_aside_where_preparation_left_them(shop, model):
+    """A stored recipe has every field, so that a column of times that is null by intent is known from the notes."""
+    table = pa.table({"user": ["a"] * 3, "item": ["p01", "p02", "p03"], "type": ["view"] * 3, "timestamp": [3e9 / 2, 1e9, 2e9 / 2 + 5]})
+    by_time, by_file = under_recipe(model), under_recipe(model, notes={"times": {"column": "none"}})
+    names = [model.items.names[index] for index in by_time.read(table).rows.values]
+    assert names == ["p02", "p03", "p01"]
+    assert [model.items.names[index] for index in by_file.read(table).rows.values] == ["p01", "p02", "p03"]
+    assert by_file.read(table).last_time is None
+
+
+def test_other_names_of_columns(shop, model):
+    reader = under_recipe(model, columns={"user": "who", "item": "what", "timestamp": "at", "timestamp_unit": "ms"})
+    table = pa.table({"who": [7, 7], "what": ["p02", "p01"], "type": ["view"] * 2, "at": [1_700_000_001_000, 1_700_000_000_000]})
+    read = reader.read(table)
+    assert [model.items.names[index] for index in read.rows.values] == ["p01", "p02"]
+    assert (read.users.to_pylist(), read.last_time.tolist()) == (["7"], [1_700_000_001.0])
