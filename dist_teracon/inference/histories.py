@@ -171,17 +171,19 @@ class HistoryReader:
             return self._from_events(events, dates=dates, bad=context.bad.counts)
 
     def _from_events(self, events: Events, *, dates: bool, bad: dict[str, int]) -> Histories:
-        rule = self.rule
-        if not dates:
-            rule = rule.model_copy(update={"events": rule.events.model_copy(update={"since": None, "until": None})})
-        users, ordered, offsets = histories_of(rule, _with_known_types(events, rule.events))
+        events = _with_known_types(events, self.rule.events)
+        undated = self.rule.events.model_copy(update={"since": None, "until": None})
+        any_time = self.rule.model_copy(update={"events": undated})
+        users, ordered, offsets = histories_of(self.rule if dates else any_time, events)
+        beyond = len(histories_of(any_time, events)[1]) - len(ordered) if dates and undated != self.rule.events else 0
         codes = self._items.indices(pa.array(events.item.names, pa.string()))
         chosen = events.item.codes[ordered]
         made = self._made(codes[chosen], offsets, lambda places: [events.item.names[code] for code in chosen[places]])
         times = None if events.timestamp is None else events.timestamp[ordered[offsets[1:] - 1]]
         dropped = {
             "users without an event that fits the recipe's history": len(events.user.names) - len(users),
-            "events that do not fit it": len(events) - len(ordered),
+            "events that do not fit it": len(events) - len(ordered) - beyond,
+            "events outside of the dates of the recipe's history (dates=False, --no-dates reads them)": beyond,
             **{f"malformed rows: {kind}": count for kind, count in bad.items()},
         }
         names = pa.array([events.user.names[code] for code in users.tolist()], pa.string())
