@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
 from dist_teracon.console import Console, complain, print_lines
 from dist_teracon.errors import ConfigError, PeerError, TeraconError
+from dist_teracon.inference.commands import COMMANDS as INFERENCE
+from dist_teracon.inference.commands import add_commands
 
 if TYPE_CHECKING:
     from dist_teracon.config import RunConfig
@@ -33,6 +36,7 @@ _COMMANDS = {
         "inspect": "show a few users of a data set as a person reads them",
     },
     "train": {"train": "learn the tasks in order; the same command again resumes"},
+    "use": INFERENCE,
     "look at results": {
         "report": "print a run's table and write report.html, several runs side by side",
         "verify": "check every file of a run or of a data set for damage",
@@ -152,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_inspect(commands)
     _add_train(commands)
+    add_commands(partial(_add, commands))
     report = _add(commands, "report", _report)
     report.add_argument("runs", nargs="+", type=_place, metavar="RUN", help="run folders or URIs; the first in full, all side by side")
     report.add_argument(
@@ -180,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command_list() -> str:
     lines = []
     for group, commands in _COMMANDS.items():
-        lines += [f"{group}:", *(f"  {name:9}{text}" for name, text in commands.items())]
+        lines += [f"{group}:", *(f"  {f'{name} ':9}{text}" for name, text in commands.items())]
     return "\n".join(lines)
 
 

@@ -80,6 +80,7 @@ class MethodContext:
         tasks: All tasks in the order in which they will be learned.
         training: Stage settings, one a task.
         item_vectors: Initial item vectors [V, C] from a task's own training users, where they are not drawn.
+        for_use: The method is restored to be used and not to be trained, so what training alone needs may be left out.
     """
 
     model: ModelConfig
@@ -88,6 +89,7 @@ class MethodContext:
     tasks: tuple[Task, ...]
     training: tuple[StageTraining, ...]
     item_vectors: Callable[[Task], Tensor] | None = None
+    for_use: bool = False
 
     def backbone(self, task: Task) -> Backbone:
         """Build the configured backbone for a first task; what is drawn is the same each time."""

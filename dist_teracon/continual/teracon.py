@@ -151,7 +151,8 @@ class Teracon(Method):
     # -- a task begins and ends
 
     def begin_task(self, task: Task) -> None:
-        self.teacher = copy.deepcopy(self.network).requires_grad_(False) if self.learned else None
+        taught = bool(self.learned) and not self.context.for_use
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False) if taught else None
         self.learned.append(task.name)
         self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
         self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0

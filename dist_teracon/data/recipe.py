@@ -23,9 +23,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -44,9 +46,15 @@ class _Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values(cls, value: Any) -> Any:
-        if isinstance(value, dict) and (found := next((key for key, entry in value.items() if isinstance(entry, bool)), None)) is not None:
+        truths = [key for key, entry in value.items() if isinstance(entry, bool) and key != "repeats"] if isinstance(value, dict) else []
+        if found := next(iter(truths), None):
             raise ValueError(f"{found} is a truth value to YAML, as yes, no, on, off, true and false are; write names in quotes")
         return value
+
+
+def _without_default_repeats(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a part's fields without `repeats: true`, so that recipes without the field are stored, and hashed, as ever."""
+    return {name: value for name, value in values.items() if name != "repeats" or not value}
 
 
 class EventFilter(_Part):
@@ -79,6 +87,7 @@ class HistoryRule(_Part):
         padding: `token` fills every sequence up to `length`, on the left, with one more item, as the published code does; `none` does not.
         minimum: Users with fewer are dropped.
         min_count: Items with fewer occurrences in all sequences count as unseen.
+        repeats: Whether a user may take an item twice; where not, the first task's ranking leaves out what a history holds.
     """
 
     events: EventFilter = EventFilter()
@@ -86,6 +95,11 @@ class HistoryRule(_Part):
     padding: Literal["none", "token"] = "none"
     minimum: int = Field(default=1, ge=1, le=_MOST)
     min_count: int = Field(default=1, ge=1, le=_MOST)
+    repeats: bool = True
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default_repeats(serialize(self))
 
 
 class ItemTask(_Part):
@@ -97,6 +111,7 @@ class ItemTask(_Part):
         choose: Which of them: drawn by seed, the `first` in time, or the `next` ones after the date in `events.from`.
         label: `item`, or an attribute of items such as a category.
         min_count: Labels of fewer users are dropped before any are drawn.
+        repeats: Whether a label may be an item of the user's history; where not, rankings leave out what a history holds.
     """
 
     kind: Literal["item"]
@@ -105,12 +120,23 @@ class ItemTask(_Part):
     choose: Literal["random", "first", "next"] = "random"
     label: str = "item"
     min_count: int = Field(default=1, ge=1, le=_MOST)
+    repeats: bool = True
 
     @model_validator(mode="after")
     def _has_date(self) -> ItemTask:
         if self.choose == "next" and self.events.since is None:
             raise ValueError("'choose: next' requires a date in events.from, after which the next ones come")
         return self
+
+    @model_validator(mode="after")
+    def _repeats_of_items(self) -> ItemTask:
+        if not self.repeats and self.label != "item":
+            raise ValueError(f"'repeats: false' is for labels that are items, and these are items' '{self.label}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default_repeats(serialize(self))
 
 
 class ProfileTask(_Part):

@@ -17,8 +17,8 @@ from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
-from dist_teracon.data.schema import Split
-from dist_teracon.evaluate.candidates import no_outcomes, score_rows
+from dist_teracon.data.schema import DatasetInfo, Split
+from dist_teracon.evaluate.candidates import items_left_out, no_outcomes, score_rows
 from dist_teracon.evaluate.metrics import Metric, Outcomes, finite, joined, user_means
 from dist_teracon.models.heads import Head
 from dist_teracon.runtime import Runtime
@@ -78,13 +78,16 @@ class Score:
 @torch.no_grad()
 def score_task(
     encoder: Encoder, dataset: Dataset, task: str, split: Split, *,
-    metrics: Sequence[Metric], runtime: Runtime, batch: int, max_users: int | None, seed: int, progress: Progress | None = None,
+    metrics: Sequence[Metric], runtime: Runtime, batch: int, max_users: int | None, seed: int, exclude_seen: bool | None = None,
+    progress: Progress | None = None,
 ) -> Score:  # fmt: skip
     """Score a task on a split by its metrics, the first of which selects; every rank scores its shards and all get the whole.
 
-    Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32.
+    Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32. `exclude_seen` is
+    `evaluate.exclude_seen` of the configuration: a target that is in the sequence itself is a miss then, as it would not be offered.
     """
     info = dataset.info.task(task)
+    label_of_item = dataset.label_of_item(task) if excludes_seen(dataset.info, task, exclude_seen) else None
     seen = train_counts(dataset, task, runtime) > 0
     tally = _Tally(metrics, None if info.ranks_labels else info.labels)
     batches = evaluation_batches(
@@ -94,12 +97,26 @@ def score_task(
     for packed in (progress or NoProgress()).track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
         (examples,) = packed.examples
         hidden = encoder.encode(packed.to(runtime.device), task)
+        left_out = None
+        if label_of_item is not None:
+            left_out = items_left_out(packed.values.numpy(), packed.row_offsets.numpy(), label_of_item)
         found = score_rows(
-            encoder.head(task), hidden, examples.index, examples.labels, seen_Y=seen, keep_logits=not info.ranks_labels
+            encoder.head(task), hidden, examples.index, examples.labels, seen_Y=seen, keep_logits=not info.ranks_labels, left_out=left_out,
         )  # fmt: skip
         assert packed.user_hash is not None
         tally.add(found, examples.index.numpy(), packed.user_hash, unseen=int((~seen[examples.labels]).sum()))
     return tally.score(runtime)
+
+
+def excludes_seen(info: DatasetInfo, task: str, setting: bool | None) -> bool:
+    """Return whether a task is ranked without the items of a user's own sequence.
+
+    Args:
+        info: The data set.
+        task: The task's name.
+        setting: `evaluate.exclude_seen`; None for what the recipe has. Tasks whose labels are not items are never ranked so.
+    """
+    return info.labels_are_items(task) and (not info.repeats(task) if setting is None else setting)
 
 
 class _Tally:

@@ -102,6 +102,38 @@ class Backbone(nn.Module, ABC):
             positions: Which outputs are needed; what only others need is not to be computed.
         """
 
+    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+        """Return what `transform` makes of each row's last position, from padded rows and one mask: [B, C].
+
+        In plain operations of dynamic batch and length, for `torch.export` (`inference/padded.py`); a backbone need not have it.
+
+        Args:
+            x_BLC: Rows that begin at the left, zero behind their end.
+            lengths: int64 [B], at least 1 each.
+            mask_KC: The mask of the task; None for no masks.
+
+        Raises:
+            ConfigError: the backbone does not have it.
+        """
+        raise ConfigError(f"model.backbone: '{self.name}' cannot be exported (it has no `transform_padded`)")
+
+    @property
+    def reach(self) -> int | None:
+        """How many positions, itself included, an output can depend on, for a backbone that has `stream`; None for one that has not."""
+        return None
+
+    def stream(
+        self, x_VLC: Tensor, masks_VKC: Tensor | None, layers: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """Go on with a row: return the last position's output [V, C] under each of V masks, and what the next call needs.
+
+        Args:
+            x_VLC: Further embedded positions, one at least.
+            masks_VKC: A mask a view.
+            layers: What the call before returned; None at a row's begin.
+        """
+        raise NotImplementedError(f"{self.name} has no stream: `reach` is None")
+
     @abstractmethod
     def decay_parameters(self) -> set[str]:
         """Return the names of the parameters that weight decay acts on: matrices, and the item table's."""

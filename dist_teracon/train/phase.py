@@ -207,7 +207,7 @@ class PhaseTrainer:
             score_task(
                 self.method, self.shared.dataset, task.name, Split.VALIDATION, metrics=metrics_of(task, self.config.evaluate.metrics)[:1],
                 runtime=self.runtime, batch=self.config.evaluate.batch, max_users=self.config.evaluate.max_users, seed=self.config.seed,
-                progress=self._progress,
+                exclude_seen=self.config.evaluate.exclude_seen, progress=self._progress,
             )
             for task in self.phase.tasks
         ]  # fmt: skip

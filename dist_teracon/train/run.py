@@ -13,6 +13,7 @@ from dist_teracon.continual.registry import SINGLE_TASK
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
+from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, with_added_task, with_earlier_additions
 from dist_teracon.train.item_growth import grown_tensors, growth_lines, with_new_labels
@@ -95,6 +96,7 @@ def _create_or_verify(run: Run, added: AddedTask | None) -> None:
                 for note in notes:
                     run.console.log(note)
             if not problem:
+                run.folder.keep_vocabularies(run.dataset, run.tasks)
                 run.folder.commit(wait=True)
         except (TeraconError, OSError) as error:
             problem = str(error)
@@ -213,6 +215,10 @@ def _log_run(run: Run, events: EventLog, method: Method) -> None:
         f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events in {info.shards} shards; "
         f"{method.name}, seed {run.config.seed}, {world} process(es) on {run.runtime.device.type}"
     )
+    if without := [task.name for task in run.tasks if excludes_seen(info, task.name, run.config.evaluate.exclude_seen)]:
+        others = [task.name for task in run.tasks if task.ranks_labels and task.name not in without]
+        also = f"; all labels are ranked in {', '.join(others)}" if others else ""
+        run.console.log(f"what a user has taken is left out of the rankings of {', '.join(without)} (evaluate.exclude_seen){also}")
     if run.config.evaluate.max_users is not None:
         run.console.log(f"scores are taken on at most {run.config.evaluate.max_users} users a task and split (evaluate.max_users)")
 
@@ -235,5 +241,8 @@ def _write_baselines(run: Run) -> None:
     path = run.folder.path / "baselines.json"
     if not path.exists() or len(run.folder.read_json(path.name)["popularity"]) < len(run.tasks):
         config = run.config
-        table = baseline_table(run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log)
+        table = baseline_table(
+            run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log,
+            exclude_seen=config.evaluate.exclude_seen,
+        )  # fmt: skip
         run.folder.write_json(path.name, table)

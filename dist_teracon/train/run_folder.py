@@ -5,6 +5,7 @@ docs/architecture.md, A run on disk, lists the files. Everything that a run read
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -19,7 +20,8 @@ from dist_teracon.config import RunConfig
 from dist_teracon.config_io import dump_config, read_yaml, validate
 from dist_teracon.console import Log, no_log
 from dist_teracon.data.cache import cache_folder
-from dist_teracon.data.schema import DatasetInfo, info_from_json
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.schema import DatasetInfo, Task, info_from_json, vocabulary_file
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.runtime import Runtime
 from dist_teracon.store.commits import send_files
@@ -263,6 +265,26 @@ class RunFolder:
         if before != config:
             self.write_config(config)
         return "", change.notes
+
+    def keep_vocabularies(self, dataset: Dataset, tasks: Sequence[Task]) -> None:
+        """Copy the vocabularies of items and of tasks' labels, whose checksums are in `dataset.json`; what is there is kept.
+
+        With them raw ids go in and out of what was trained, wherever the data set is by then.
+        """
+        for name in ("items", *(task.name for task in tasks if not task.predicts_next)):
+            path = vocabulary_file(name)
+            if self.vocabulary(name) is None:
+                with io.atomic_write(self.path / path) as file:
+                    file.write(dataset.content(path))
+
+    def vocabulary(self, name: str) -> bytes | None:
+        """Return the Parquet file of a vocabulary, `items` or a task's; None where the run has none, or that of another data set."""
+        path = vocabulary_file(name)
+        entry, target = self.dataset_json().get("files", {}).get(path), self.path / path
+        if entry is None or not target.is_file():
+            return None
+        content = target.read_bytes()
+        return content if hashlib.sha256(content).hexdigest() == entry["sha256"] else None
 
     def finished_stages(self, tasks: Sequence[str]) -> int:
         """Return how many stages are there, from the first on."""

@@ -90,6 +90,8 @@ def _verify_run(path: Path) -> Iterator[tuple[str, str]]:
     info = info_from_json(folder.dataset_json())
     yield str(path / "dataset.json"), ""
     tasks = config.tasks or tuple(task.name for task in info.tasks)
+    for copy in sorted(path.glob("vocab/*.parquet")):
+        yield str(copy), "" if folder.vocabulary(copy.stem) is not None else "is not the data set's; it is renewed when the run goes on"
     yield str(path / "events.jsonl"), _events_problem(path / "events.jsonl")
     if gap := folder.missing_stage(tasks):
         yield gap, "is missing, though later stages are finished"

@@ -16,7 +16,7 @@ PACKAGES = {"dist_teracon": ROOT / "dist_teracon"} | {f"dist_teracon.{name}": RO
 # From the top down: a room imports from its own row and from the rows below, never from one above.
 ROWS = (
     {"launch", "__main__", "cli"},
-    {"train", "compare", "report", "bench"},
+    {"train", "compare", "report", "bench", "inference"},
     {"continual", "engine", "evaluate"},
     {"models"},
     {"kernels", "data"},

@@ -63,13 +63,7 @@ def read_parquet(
     collected, rows = Collected(uri, specs, context, constants=fixed, place=lambda row: f"{uri}: row {row + 1}"), 0
     with _opened(uri) as parquet:
         for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(written)):
-            columns, faulty = {}, {}
-            for name, spec in written.items():
-                columns[name], wrong = _cast(uri, name, batch.column(name), spec)
-                if wrong is not None:
-                    faulty[f"{name} is not UTF-8 text"] = wrong
-            collected.add(pa.table(columns), np.arange(rows, rows + batch.num_rows), faulty=faulty)
-            rows += batch.num_rows
+            rows = _add_batch(collected, uri, batch, written, rows)
     return collected.finish(rows)
 
 
@@ -88,6 +82,34 @@ def read_ids(uri: str, name: str, column: Any) -> Any:
     cleaned = clean_texts(texts, nan_is_missing=False).values
     found = whole_texts(cleaned)
     return cleaned if found is None else found[0]
+
+
+def read_arrow(table: Any, specs: Mapping[str, ColumnSpec], *, where: str, context: ReadContext) -> RawTable:
+    """Read columns of an Arrow table as those of a Parquet file; `where` is what messages call it.
+
+    Raises:
+        DataError: no rows, a missing column or one of a type that is not wanted, implausible times, or too many malformed rows.
+    """
+    for name in specs:
+        if name not in table.column_names:
+            raise column_missing(where, name, table.column_names)
+    if not len(table):
+        raise DataError(f"{where}: has no rows")
+    collected, rows = Collected(where, specs, context, constants={}, place=lambda row: f"{where}: row {row + 1}"), 0
+    for batch in table.select(list(specs)).to_batches(max_chunksize=_BATCH):
+        rows = _add_batch(collected, where, batch, specs, rows)
+    return collected.finish(rows)
+
+
+def _add_batch(collected: Collected, uri: str, batch: Any, specs: Mapping[str, ColumnSpec], rows: int) -> int:
+    """Add a batch that `rows` rows come before; returns how many there are now."""
+    columns, faulty = {}, {}
+    for name, spec in specs.items():
+        columns[name], wrong = _cast(uri, name, batch.column(name), spec)
+        if wrong is not None:
+            faulty[f"{name} is not UTF-8 text"] = wrong
+    collected.add(pa.table(columns), np.arange(rows, rows + batch.num_rows), faulty=faulty)
+    return rows + int(batch.num_rows)
 
 
 @contextmanager

@@ -187,6 +187,18 @@ def test_codes_of_unknown_are_texts_for_all_attributes_or_by_attribute():
     assert parse_recipe(by_name.to_json()) == by_name
 
 
+def test_repeats_is_stored_only_where_it_is_given():
+    """Else data sets that were prepared before the field was there would count as made from something else."""
+    plain = parse_recipe({"tasks": {"buys": {"kind": "item"}}}).to_json()
+    assert "repeats" not in plain["history"]
+    assert "repeats" not in plain["tasks"]["buys"]
+    once = parse_recipe({"history": {"repeats": False}, "tasks": {"buys": {"kind": "item", "repeats": False}}}).to_json()
+    assert once["history"]["repeats"] is once["tasks"]["buys"]["repeats"] is False
+    assert parse_recipe(once).history.repeats is False
+    with pytest.raises(ConfigError, match="'repeats: false' is for labels that are items"):
+        parse_recipe({"tasks": {"kinds": {"kind": "item", "label": "category", "repeats": False}}})
+
+
 def test_moments_without_a_zone_are_in_that_of_the_columns():
     value = {"columns": {"timezone": "Asia/Seoul"}, "history": {"events": {"from": "2020-09-14", "until": "2020-09-15T00:00:00Z"}}}
     recipe = parse_recipe(value)
