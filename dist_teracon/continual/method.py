@@ -112,6 +112,16 @@ class Method(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[ConfigModel]] = ConfigModel
+    # whether a finished run can learn one more task (`--add-task`)
+    adds_tasks: ClassVar[bool] = True
+
+    @classmethod
+    def check(cls, tasks: Sequence[Task], backbone: type[Backbone]) -> None:
+        """Refuse tasks, an order or a backbone that the method cannot learn; called before anything runs.
+
+        Raises:
+            ConfigError: it cannot.
+        """
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         self.context = context
@@ -146,9 +156,12 @@ class Method(ABC):
         for name, parameter in self.module().named_parameters():
             if not parameter.requires_grad:
                 continue
-            rate = training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(self.role(name)) else 1.0)
-            parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
+            parts.setdefault((self.learning_rate(name, training), training.weight_decay if name in decayed else 0.0), []).append(parameter)
         return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
+
+    def learning_rate(self, name: str, training: StageTraining) -> float:
+        """Return the learning rate of a parameter of the present task's module."""
+        return training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(self.role(name)) else 1.0)
 
     def role(self, name: str) -> Role:
         """Return what a parameter of the present task's module is for."""

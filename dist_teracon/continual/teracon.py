@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
-from dist_teracon.continual.method import Method, MethodContext, StageContext
+from dist_teracon.config import ConfigModel, StageTraining
+from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pseudo_labels import (
     Store,
     open_store,
@@ -25,14 +25,14 @@ from dist_teracon.continual.pseudo_labels import (
 )
 from dist_teracon.continual.registry import register
 from dist_teracon.continual.replay import ReplayStream
-from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_size, sampling_rates
+from dist_teracon.continual.sampling import Strategy, apply_strategy, divide_budget, rotation, sample_size, sampling_rates
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, squared_error_sum
-from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale
+from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale, clamp_embeddings, compensation
 from dist_teracon.models.network import Network, Role
 
 
@@ -45,7 +45,9 @@ class RetentionSettings(ConfigModel):
         scale: Scale of past tasks' masks in training: `s_max`, where stored labels were made, or `annealed` for comparison.
         sampling: ρ by the formula, its least value for all tasks, or everybody.
         constant: c in ρ.
-        minimum: Least rows of a past task in a global batch.
+        minimum: Least rows of a past task in a global batch; not with `budget`.
+        budget: Rows of all past tasks together, as a share of the batch, divided by ρ; tasks take turns where there are more of them than
+            rows. None: every past task has its own ρ · B rows, at least `minimum`.
         refresh_every: Optimiser steps between two refreshes of ρ.
         normalise: Divide a past task's loss by the variance of its pseudo-labels about their row's mean, so that no task counts more for
             having larger logits.
@@ -58,6 +60,7 @@ class RetentionSettings(ConfigModel):
     sampling: Strategy = "formula"
     constant: float = 6.0
     minimum: Annotated[int, Field(ge=1)] = 64
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
     refresh_every: Annotated[int, Field(ge=1)] = 10
     normalise: bool = False
     pool: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
@@ -74,6 +77,10 @@ class TeraconSettings(ConfigModel):
         relation, relation_init: See `TaskMasks`.
         embedding_range: Bounds of initial task embeddings.
         mask_regulariser: Weight of the mean of T1's mask in T1's loss; the published code has it off.
+        sparsity: Weight of the mean of the present task's mask in the loss of every stage, so that masks close.
+        sparsity_epochs: Epochs over which that weight grows from 0, linearly with the steps; 0: all of it from the first step on.
+        embedding_lr_scale: Factor on the learning rate of task embeddings, beside `pretrained_lr_scale` for those of past tasks.
+        compensation: HAT's compensation of the present embedding's gradient for the annealed scale; the published code has it off.
         retention: How past tasks are kept.
     """
 
@@ -84,6 +91,10 @@ class TeraconSettings(ConfigModel):
     relation_init: RelationInit = "extend"
     embedding_range: tuple[float, float] = (0.0, 2.0)
     mask_regulariser: Annotated[float, Field(ge=0)] = 0.0
+    sparsity: Annotated[float, Field(ge=0)] = 0.0
+    sparsity_epochs: Annotated[int, Field(ge=0)] = 0
+    embedding_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    compensation: bool = False
     retention: RetentionSettings = RetentionSettings()
 
     @model_validator(mode="after")
@@ -129,6 +140,7 @@ class Teracon(Method):
         self.rates: list[float] = []
         self.pending: Tensor | None = None
         self.steps_taken = 0
+        self.scale = settings.s_max
         self.batch = 1
         self.drawn: dict[str, int] = {}
 
@@ -161,11 +173,21 @@ class Teracon(Method):
     def module(self) -> nn.Module:
         return self.network
 
-    def parameter_groups(self, phase: Any) -> list[dict[str, Any]]:
+    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         for past in self.learned[:-1]:
             # without retention nothing reaches past heads, and every parameter handed to the engine must take part
             self.network.head(past).requires_grad_(bool(self.streams))
         return super().parameter_groups(phase)
+
+    def learning_rate(self, name: str, training: StageTraining) -> float:
+        scale = self.options.embedding_lr_scale if name.startswith("masks.embeddings.") else 1.0
+        return super().learning_rate(name, training) * scale
+
+    def gradient_hooks(self, phase: Phase) -> None:
+        if self.options.compensation:
+            assert self.network.masks is not None
+            embedding, s_max = self.network.masks.embeddings[-1], self.options.s_max
+            embedding.register_hook(lambda gradient: gradient * compensation(embedding.detach(), self.scale, s_max=s_max).to(gradient))
 
     def is_pretrained(self, role: Role) -> bool:
         """Also past tasks' heads, embeddings and relation layers: Adam makes whole steps of small gradients, too."""
@@ -184,8 +206,7 @@ class Teracon(Method):
             return batch
         self._refresh_rates()
         parts, terms = [], []
-        for past, rate in zip(self.learned, apply_strategy(self.rates, self.retention.sampling), strict=False):
-            size = sample_size(rate, self.batch, minimum=self.retention.minimum)
+        for past, size in zip(self.learned, self._sample_sizes(batch), strict=False):
             rows, targets, total = self.streams[past].draw(size)
             if targets is None:
                 scale = self._scale(batch)
@@ -195,26 +216,57 @@ class Teracon(Method):
             self.drawn[past] = total
         return batch.with_retention(parts, terms)
 
+    def _sample_sizes(self, batch: PackedBatch) -> list[int]:
+        """Return the replayed rows of each past task in the global batch."""
+        rates = apply_strategy(self.rates, self.retention.sampling)
+        if self.retention.budget is None:
+            return [sample_size(rate, self.batch, minimum=self.retention.minimum) for rate in rates]
+        return divide_budget(rates, self._budget_rows(), offset=rotation(self.context.seed, batch.epoch, batch.step))
+
+    def _budget_rows(self) -> int:
+        assert self.retention.budget is not None
+        return sample_size(self.retention.budget, self.batch, minimum=1)
+
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        scale = self._scale(batch)
+        self.scale = scale = self._scale(batch)
         past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
         masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
         hidden = self.network.encode(batch, masks)
         terms = self.classification_losses(batch, hidden)
-        weights = dict(zip(self.learned, _normalised(self.rates), strict=False))
+        counts = self._counts(batch)
         for part in batch.retention:
             head = self.network.head(part.task)
             error = squared_error_sum(head, hidden.index_select(0, part.index), part.targets, self._stored_head(part.task))
-            mean = error / (max(1, part.total) * head.labels * self.variances.get(part.task, 1.0))
-            terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
-        if len(self.learned) == 1 and self.options.mask_regulariser and masks is not None:
-            terms["masks"] = self.whole_term(self.options.mask_regulariser * masks.mean(), batch)
+            weight, rows = counts[part.task]
+            mean = error / (rows * head.labels * self.variances.get(part.task, 1.0))
+            terms[f"retention/{part.task}"] = self.retention.alpha * weight * mean
+        first = self.options.mask_regulariser if len(self.learned) == 1 else 0.0
+        if (first or self.options.sparsity) and masks is not None:
+            terms["masks"] = self.whole_term((first + self._sparsity(batch)) * masks[-1].mean(), batch)
         return terms
+
+    def _counts(self, batch: PackedBatch) -> dict[str, tuple[float, int]]:
+        """Return a past task's weight, and the rows that the sum over its rows is divided by.
+
+        ρ_j/Σρ and its own rows. On a budget these are divided in the same proportion: every row counts alike, and a task that has no row
+        in this step has more in others.
+        """
+        if self.retention.budget is not None:
+            rows = max(1, sum(part.total for part in batch.retention))
+            return {part.task: (1.0, rows) for part in batch.retention}
+        shares = dict(zip(self.learned, _normalised(self.rates), strict=False))
+        return {part.task: (shares[part.task], max(1, part.total)) for part in batch.retention}
+
+    def _sparsity(self, batch: PackedBatch) -> float:
+        """Return `sparsity` as far as it has grown."""
+        steps = batch.steps * self.options.sparsity_epochs
+        taken = (batch.epoch - 1) * batch.steps + batch.step
+        return self.options.sparsity * (min(1.0, taken / steps) if steps else 1.0)
 
     def project(self, engine: Engine) -> None:
         masks = self.network.masks
         assert masks is not None
-        engine.edit_masters(masks.embeddings, _clamp)
+        engine.edit_masters(masks.embeddings, clamp_embeddings)
         self.steps_taken += 1
 
     def logs(self) -> dict[str, Any]:
@@ -275,7 +327,7 @@ class Teracon(Method):
         share = pool_share(
             1.0 if online else self.retention.pool,
             users=info.users,
-            largest_rate=max(apply_strategy(self.rates, self.retention.sampling)),
+            largest_rate=self._largest_rate(),
             batch=self.batch,
             max_steps=context.max_steps,
         )
@@ -304,6 +356,13 @@ class Teracon(Method):
                 facts["variance"] = self.variances[past] = self._variance(context, targets, past)
             context.event("pseudo_labels", past=past, **facts)
         return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.context.seed, shards=shards, sizes=sizes)
+
+    def _largest_rate(self) -> float:
+        """Return the largest share of a batch that one past task's rows are."""
+        rates = apply_strategy(self.rates, self.retention.sampling)
+        if self.retention.budget is None:
+            return max(rates)
+        return max(_normalised(rates)) * self._budget_rows() / self.batch
 
     def _variance(self, context: StageContext, targets: Store, past: str) -> float:
         """Mean square of a past task's pseudo-logits about their row's mean, of some rows a shard, the same at any world size."""
@@ -344,10 +403,6 @@ class Teracon(Method):
         self.pending = None if state["pending"] is None else torch.tensor(state["pending"])
         for past, stream in self.streams.items():
             stream.load_state_dict(state["streams"][past])
-
-
-def _clamp(values: Tensor, _start: int) -> None:
-    values.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)
 
 
 def _normalised(rates: list[float]) -> list[float]:

@@ -130,3 +130,17 @@ def annealed_scale(batch: int, batches: int, *, s_max: float, paper: bool = Fals
     else:
         progress = batch / (batches - 1)
     return 1 / s_max + (s_max - 1 / s_max) * progress
+
+
+def compensation(embedding: Tensor, scale: float, *, s_max: float) -> Tensor:
+    """Return by what HAT multiplies an embedding's gradient, so that it is as large at every scale s as at s_max for m = σ(e).
+
+    `(s_max/s) · (cosh(clamp(s·e, ±50)) + 1) / (cosh(e) + 1)` (Serra et al., 2018, section 2.5).
+    """
+    wide = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    return s_max / scale * (torch.cosh((scale * wide).clamp(-50, 50)) + 1) / (torch.cosh(wide) + 1)
+
+
+def clamp_embeddings(values: Tensor, _start: int) -> None:
+    """Clamp task embeddings to ±`EMBEDDING_LIMIT` in place; an engine's `Edit`."""
+    values.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)
