@@ -19,6 +19,7 @@ METHODS = {
     "piggyback": "piggyback",
     "hat": "hat",
     "conure": "conure",
+    "lowrank": "lowrank",
     "popularity": "popularity",
 }
 # whose scores are those of every task learned alone, the denominator of forward transfer
