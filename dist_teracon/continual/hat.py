@@ -18,7 +18,7 @@ from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.engine.contract import Engine
 from dist_teracon.models.backbone import Backbone, LayerParameters
-from dist_teracon.models.masks import TaskMasks, annealed_scale, clamp_embeddings, compensation
+from dist_teracon.models.masks import TaskMasks, annealed_scale, clamp_embeddings, compensated
 from dist_teracon.models.network import Network
 
 Unguarded = Literal["frozen", "free"]
@@ -31,8 +31,8 @@ class HatSettings(ConfigModel):
         s_max: Largest scale of the masks, and that of inference.
         annealing: `epoch`: from 1/s_max at an epoch's first batch to s_max at its last; `paper`: short of s_max.
         embedding_range: Bounds of initial task embeddings.
-        regulariser: Weight λ of the share of channels, among those that no past task holds, that the present one opens.
-        compensation: Undo in the embeddings' gradient what the annealed scale does to it.
+        mask_regulariser: Weight λ of the share of channels, among those that no past task holds, that the present one opens.
+        gradient_compensation: Undo in the embeddings' gradient what the annealed scale does to it.
         norms: LayerNorms after the first stage, which no mask guards.
         embeddings: Item and position embeddings after the first stage, which no mask guards.
     """
@@ -40,8 +40,8 @@ class HatSettings(ConfigModel):
     s_max: Annotated[float, Field(gt=0)] = 50.0
     annealing: Literal["epoch", "paper"] = "epoch"
     embedding_range: tuple[float, float] = (0.0, 2.0)
-    regulariser: Annotated[float, Field(ge=0)] = 0.75
-    compensation: bool = True
+    mask_regulariser: Annotated[float, Field(ge=0)] = 0.75
+    gradient_compensation: bool = True
     norms: Unguarded = "frozen"
     embeddings: Unguarded = "frozen"
 
@@ -125,21 +125,19 @@ class Hat(OneNetwork):
         for name, factor in self.factors.items():
             if parameters[name].requires_grad:
                 scale_gradient(parameters[name], factor)
-        if self.options.compensation:
+        if self.options.gradient_compensation:
             embedding = self._masks.embeddings[-1]
-            embedding.register_hook(
-                lambda gradient: gradient * compensation(embedding.detach(), self.scale, s_max=self.options.s_max).to(gradient)
-            )
+            embedding.register_hook(lambda gradient: compensated(gradient, embedding, scale=self.scale, s_max=self.options.s_max))
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         self.scale = annealed_scale(batch.step, batch.steps, s_max=self.options.s_max, paper=self.options.annealing == "paper")
         masks = self.network.mask_table([self.options.s_max] * (len(self.learned) - 1) + [self.scale])
         assert masks is not None
         terms = self.classification_losses(batch, self.network.encode(batch, masks))
-        if self.options.regulariser:
+        if self.options.mask_regulariser:
             free = 1 - self.network.cumulative.to(masks)
             opened = (masks[-1] * free).sum() / free.sum().clamp_min(torch.finfo(free.dtype).tiny)
-            terms["masks"] = self.whole_term(self.options.regulariser * opened, batch)
+            terms["masks"] = self.whole_term(self.options.mask_regulariser * opened, batch)
         return terms
 
     def project(self, engine: Engine) -> None:

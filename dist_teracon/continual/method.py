@@ -156,18 +156,19 @@ class Method(ABC):
         for name, parameter in self.module().named_parameters():
             if not parameter.requires_grad:
                 continue
-            parts.setdefault((self.learning_rate(name, training), training.weight_decay if name in decayed else 0.0), []).append(parameter)
+            rate = training.learning_rate * self.lr_scale(self.role(name), training)
+            parts.setdefault((rate, training.weight_decay if name in decayed else 0.0), []).append(parameter)
         return [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
-
-    def learning_rate(self, name: str, training: StageTraining) -> float:
-        """Return the learning rate of a parameter of the present task's module."""
-        return training.learning_rate * (training.pretrained_lr_scale if self.is_pretrained(self.role(name)) else 1.0)
 
     def role(self, name: str) -> Role:
         """Return what a parameter of the present task's module is for."""
         network = self.module()
         assert isinstance(network, Network), "a method whose module is no Network overrides `role`"
         return network.role(name)
+
+    def lr_scale(self, role: Role, training: StageTraining) -> float:
+        """Return the factor on the learning rate of a parameter of this role."""
+        return training.pretrained_lr_scale if self.is_pretrained(role) else 1.0
 
     def is_pretrained(self, role: Role) -> bool:
         """Return whether earlier stages trained such a parameter, so that `pretrained_lr_scale` applies: the backbone, after T1."""

@@ -32,7 +32,16 @@ from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, squared_error_sum
-from dist_teracon.models.masks import EMBEDDING_LIMIT, Relation, RelationInit, TaskMasks, annealed_scale, clamp_embeddings, compensation
+from dist_teracon.models.masks import (
+    EMBEDDING_LIMIT,
+    Gate,
+    Relation,
+    RelationInit,
+    TaskMasks,
+    annealed_scale,
+    clamp_embeddings,
+    compensated,
+)
 from dist_teracon.models.network import Network, Role
 
 
@@ -74,13 +83,13 @@ class TeraconSettings(ConfigModel):
         annealing: `epoch`: from 1/s_max at an epoch's first batch to s_max at its last; `paper`: as published, short of s_max;
             `stage`: once, over the first `annealing_epochs` epochs, and s_max from then on.
         annealing_epochs: See `annealing`.
-        relation, relation_init: See `TaskMasks`.
+        relation, relation_init, gate: See `TaskMasks`.
         embedding_range: Bounds of initial task embeddings.
-        mask_regulariser: Weight of the mean of T1's mask in T1's loss; the published code has it off.
-        sparsity: Weight of the mean of the present task's mask in the loss of every stage, so that masks close.
-        sparsity_epochs: Epochs over which that weight grows from 0, linearly with the steps; 0: all of it from the first step on.
-        embedding_lr_scale: Factor on the learning rate of task embeddings, beside `pretrained_lr_scale` for those of past tasks.
-        compensation: HAT's compensation of the present embedding's gradient for the annealed scale; the published code has it off.
+        mask_lr_scale: Factor on the learning rate of the present task's embedding and relation layer.
+        gradient_compensation: Undo what the masks' scale does to the gradient of the present task's embedding (`compensated`).
+        mask_regulariser: Weight of the mean of the present task's mask in the loss; the published code has it off.
+        regularised: Whose: the `first` task's, or that of `all`.
+        regulariser_schedule: `constant`; `scale`: times s/s_max, so that it acts while masks are hard; `decay`: divided by the epoch.
         retention: How past tasks are kept.
     """
 
@@ -89,12 +98,13 @@ class TeraconSettings(ConfigModel):
     annealing_epochs: Annotated[int, Field(ge=1)] = 5
     relation: Relation = "per_channel"
     relation_init: RelationInit = "extend"
+    gate: Gate = "first"
     embedding_range: tuple[float, float] = (0.0, 2.0)
+    mask_lr_scale: Annotated[float, Field(gt=0, le=1e4)] = 1.0
+    gradient_compensation: bool = False
     mask_regulariser: Annotated[float, Field(ge=0)] = 0.0
-    sparsity: Annotated[float, Field(ge=0)] = 0.0
-    sparsity_epochs: Annotated[int, Field(ge=0)] = 0
-    embedding_lr_scale: Annotated[float, Field(gt=0)] = 1.0
-    compensation: bool = False
+    regularised: Literal["first", "all"] = "first"
+    regulariser_schedule: Literal["constant", "scale", "decay"] = "constant"
     retention: RetentionSettings = RetentionSettings()
 
     @model_validator(mode="after")
@@ -104,6 +114,8 @@ class TeraconSettings(ConfigModel):
             raise ValueError(f"embedding_range ascends within ±{EMBEDDING_LIMIT:g}, not {list(self.embedding_range)}")
         if self.retention.normalise and self.retention.teacher == "online":
             raise ValueError("retention.normalise takes the variance of stored pseudo-labels: set retention.teacher to store")
+        if self.gate == "all" and (self.relation == "none" or self.relation_init == "reinit"):
+            raise ValueError("gate: all is for masks with relations that are extended: set relation_init to extend")
         return self
 
 
@@ -130,6 +142,7 @@ class Teracon(Method):
                 channels=backbone.channels,
                 relation=settings.relation,
                 relation_init=settings.relation_init,
+                gate=settings.gate,
                 embedding_range=(low, high),
             ),
         )
@@ -140,8 +153,8 @@ class Teracon(Method):
         self.rates: list[float] = []
         self.pending: Tensor | None = None
         self.steps_taken = 0
-        self.scale = settings.s_max
         self.batch = 1
+        self.present_scale = settings.s_max
         self.drawn: dict[str, int] = {}
 
     # -- a task begins and ends
@@ -173,25 +186,26 @@ class Teracon(Method):
     def module(self) -> nn.Module:
         return self.network
 
-    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
+    def parameter_groups(self, phase: Any) -> list[dict[str, Any]]:
         for past in self.learned[:-1]:
             # without retention nothing reaches past heads, and every parameter handed to the engine must take part
             self.network.head(past).requires_grad_(bool(self.streams))
         return super().parameter_groups(phase)
 
-    def learning_rate(self, name: str, training: StageTraining) -> float:
-        scale = self.options.embedding_lr_scale if name.startswith("masks.embeddings.") else 1.0
-        return super().learning_rate(name, training) * scale
-
-    def gradient_hooks(self, phase: Phase) -> None:
-        if self.options.compensation:
-            assert self.network.masks is not None
-            embedding, s_max = self.network.masks.embeddings[-1], self.options.s_max
-            embedding.register_hook(lambda gradient: gradient * compensation(embedding.detach(), self.scale, s_max=s_max).to(gradient))
-
     def is_pretrained(self, role: Role) -> bool:
         """Also past tasks' heads, embeddings and relation layers: Adam makes whole steps of small gradients, too."""
         return super().is_pretrained(role) if role.task is None else role.task != self.learned[-1]
+
+    def lr_scale(self, role: Role, training: StageTraining) -> float:
+        scale = super().lr_scale(role, training)
+        return scale * self.options.mask_lr_scale if role.part == "mask" and not self.is_pretrained(role) else scale
+
+    def gradient_hooks(self, phase: Phase) -> None:
+        if not self.options.gradient_compensation:
+            return
+        assert self.network.masks is not None
+        embedding = self.network.masks.embeddings[-1]
+        embedding.register_hook(lambda gradient: compensated(gradient, embedding, scale=self.present_scale, s_max=self.options.s_max))
 
     def decay_parameters(self) -> set[str]:
         """In later stages the new head's alone: a pull towards zero made what past tasks read drift (docs/log/)."""
@@ -228,7 +242,7 @@ class Teracon(Method):
         return sample_size(self.retention.budget, self.batch, minimum=1)
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        self.scale = scale = self._scale(batch)
+        scale = self.present_scale = self._scale(batch)
         past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
         masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
         hidden = self.network.encode(batch, masks)
@@ -240,9 +254,8 @@ class Teracon(Method):
             weight, rows = counts[part.task]
             mean = error / (rows * head.labels * self.variances.get(part.task, 1.0))
             terms[f"retention/{part.task}"] = self.retention.alpha * weight * mean
-        first = self.options.mask_regulariser if len(self.learned) == 1 else 0.0
-        if (first or self.options.sparsity) and masks is not None:
-            terms["masks"] = self.whole_term((first + self._sparsity(batch)) * masks[-1].mean(), batch)
+        if masks is not None and (weight := self._regulariser(batch, scale)):
+            terms["masks"] = self.whole_term(weight * masks[-1].mean(), batch)
         return terms
 
     def _counts(self, batch: PackedBatch) -> dict[str, tuple[float, int]]:
@@ -257,11 +270,13 @@ class Teracon(Method):
         shares = dict(zip(self.learned, _normalised(self.rates), strict=False))
         return {part.task: (shares[part.task], max(1, part.total)) for part in batch.retention}
 
-    def _sparsity(self, batch: PackedBatch) -> float:
-        """Return `sparsity` as far as it has grown."""
-        steps = batch.steps * self.options.sparsity_epochs
-        taken = (batch.epoch - 1) * batch.steps + batch.step
-        return self.options.sparsity * (min(1.0, taken / steps) if steps else 1.0)
+    def _regulariser(self, batch: PackedBatch, scale: float) -> float:
+        """Return the weight of the mean of the present task's mask at this step."""
+        options = self.options
+        if len(self.learned) > 1 and options.regularised == "first":
+            return 0.0
+        by_schedule = {"constant": 1.0, "scale": scale / options.s_max, "decay": 1 / max(1, batch.epoch)}
+        return options.mask_regulariser * by_schedule[options.regulariser_schedule]
 
     def project(self, engine: Engine) -> None:
         masks = self.network.masks

@@ -162,14 +162,14 @@ class PackedBatch:
             return self
         return replace(
             self,
-            values=self.values.to(device, non_blocking=True),
-            row_offsets=self.row_offsets.to(device, non_blocking=True),
-            task_of_row=self.task_of_row.to(device, non_blocking=True),
-            dropout_key=None if self.dropout_key is None else self.dropout_key.to(device, non_blocking=True),
+            values=to_device(self.values, device),
+            row_offsets=to_device(self.row_offsets, device),
+            task_of_row=to_device(self.task_of_row, device),
+            dropout_key=None if self.dropout_key is None else to_device(self.dropout_key, device),
             host_row_offsets=self.row_offsets,
             host_task_of_row=self.task_of_row,
-            examples=tuple(replace(e, index=e.index.to(device), labels=e.labels.to(device)) for e in self.examples),
-            retention=tuple(replace(r, index=r.index.to(device), targets=r.targets.to(device)) for r in self.retention),
+            examples=tuple(replace(e, index=to_device(e.index, device), labels=to_device(e.labels, device)) for e in self.examples),
+            retention=tuple(replace(r, index=to_device(r.index, device), targets=to_device(r.targets, device)) for r in self.retention),
         )
 
     def with_retention(self, parts: Sequence[tuple[PackedRows, int]], terms: Sequence[tuple[str, Tensor, int]]) -> PackedBatch:
@@ -227,6 +227,13 @@ class PackedBatch:
             examples=examples,
             retention=retention,
         )
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; from the host to a GPU through pinned memory, as a copy from other memory waits for the GPU's work."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
 
 
 def ragged_positions(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -204,9 +204,12 @@ def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.gradient_clipping,  # DeepSpeed's own default is 1.0
         "zero_optimization": {"stage": config.zero},
-        "bf16": {"enabled": config.precision == "bf16"},
+        # a step whose gradients are not finite is not passed over in silence: the loss after it ends the run
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": False},
         "steps_per_print": 1 << 62,
     }
+    if config.zero and not config.gradient_clipping:
+        derived["zero_optimization"]["compute_grad_norm"] = False  # nobody reads it, and every step would wait for it
     if config.precision == "bf16":
         # one kind of ZeRO optimiser for stages 1 and 2; gradients are summed over ranks in fp32
         derived["data_types"] = {"grad_accum_dtype": "bf16"}

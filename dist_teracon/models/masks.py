@@ -11,8 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dist_teracon.data.batches import to_device
+
 Relation = Literal["none", "per_channel", "dense"]
 RelationInit = Literal["extend", "reinit"]
+Gate = Literal["first", "all"]
 
 EMBEDDING_LIMIT = 6.0
 
@@ -22,6 +25,7 @@ class TaskMasks(nn.Module):
 
     With one task, or without relations, `m = σ(s·e)`. With relations and n ≥ 2 tasks every task's mask, past ones included, is
     `m_k^t = σ(s·(g_t·e_k^t + w_{k,t}ᵀ X_{k,t} + b_{k,t}))`, `X_{k,t} = tanh(s·[e_k^t ; (e_k^j ; −e_k^j) for j ≠ t])`.
+    `g_t` is 1 for the task first learned plainly; for the others as `gate` has it.
 
     Args:
         layers: K.
@@ -29,6 +33,8 @@ class TaskMasks(nn.Module):
         relation: `per_channel` shares w over channels, `dense` is one dense layer `R^{(2n−1)C} → R^C`, `none` leaves plain masks.
         relation_init: What a new task does to past relation layers: `extend` keeps them and adds columns of zeros, so that past
             masks stay as they were; `reinit` draws all anew, as the public implementation.
+        gate: Whose own embedding enters its mask beside the relations (g = 1) where past layers are extended: the `first` task's, or
+            `all`, so that a later task's mask can differ from channel to channel before its relations have learned to.
         embedding_range: Bounds of the uniform initial task embeddings.
     """
 
@@ -39,11 +45,12 @@ class TaskMasks(nn.Module):
         channels: int,
         relation: Relation = "per_channel",
         relation_init: RelationInit = "extend",
+        gate: Gate = "first",
         embedding_range: tuple[float, float] = (0.0, 2.0),
     ) -> None:
         super().__init__()
         self.layers, self.channels = layers, channels
-        self.relation, self.relation_init = relation, relation_init
+        self.relation, self.relation_init, self.gate = relation, relation_init, gate
         self.embedding_range = embedding_range
         self.embeddings = nn.ParameterList()  # a task: [K, C]
         self.weights = nn.ParameterList()  # a task: per_channel [K, 2n − 1], dense [K, C, (2n − 1)·C]; none while one task is known
@@ -98,27 +105,38 @@ class TaskMasks(nn.Module):
         """Return the masks of all tasks, task t at scale `scales[t]`: [T, K, C] in the embeddings' dtype, at least fp32."""
         # the exponentials of s = 50 need more digits than bf16 has
         e_TKC = torch.stack([e.to(torch.promote_types(e.dtype, torch.float32)) for e in self.embeddings])
-        s_T11 = e_TKC.new_tensor(list(scales))[:, None, None]
+        s_T11 = to_device(torch.tensor(list(scales), dtype=e_TKC.dtype), e_TKC.device)[:, None, None]
         if not self.related:
             return torch.sigmoid(s_T11 * e_TKC)
         squashed = {scale: torch.tanh(scale * e_TKC) for scale in set(scales)}
         inner = torch.stack([self._related(task, squashed[scales[task]]) for task in range(self.tasks)])
         if self.relation_init == "extend":
-            # g: 1 for the task first learned plainly, 0 for the others
-            inner = torch.cat([inner[:1] + e_TKC[:1], inner[1:]])
+            # g: 1 for the task first learned plainly, and for the others under `gate: all`
+            inner = inner + e_TKC if self.gate == "all" else torch.cat([inner[:1] + e_TKC[:1], inner[1:]])
         return torch.sigmoid(s_T11 * inner)
 
     def _related(self, task: int, a_TKC: Tensor) -> Tensor:
         """`wᵀX + b` of one task: [K, C]; `a = tanh(s·e)`, so that tanh(−s·e) is −a and a pair of columns acts as w₊ − w₋."""
         weight, bias = self.weights[task].to(a_TKC.dtype), self.biases[task].to(a_TKC.dtype)
         others = [j for j in range(self.tasks) if j != task]
-        ordered = torch.cat([a_TKC[task : task + 1], a_TKC[others]])  # [n, K, C]
+        ordered = torch.stack([a_TKC[task], *(a_TKC[j] for j in others)])  # [n, K, C]; a list as an index would wait for a GPU
         if self.relation == "dense":
             columns = weight.view(self.layers, self.channels, 2 * self.tasks - 1, self.channels)
             folded = torch.cat([columns[:, :, :1], columns[:, :, 1::2] - columns[:, :, 2::2]], dim=2)  # [K, C, n, C]
             return torch.einsum("koni,nki->ko", folded, ordered) + bias
         folded = torch.cat([weight[:, :1], weight[:, 1::2] - weight[:, 2::2]], dim=1)  # [K, n]
         return torch.einsum("kn,nkc->kc", folded, ordered) + bias[:, None]
+
+
+def compensated(gradient: Tensor, embedding: Tensor, *, scale: float, s_max: float) -> Tensor:
+    """Return a task embedding's gradient freed of what the scale made of it (HAT, Serrà et al. 2018, section 2.5).
+
+    `∂σ(s·e)/∂e = s·σ'(s·e)` nearly vanishes at a large s; what is returned is as if s had been 1, times s_max:
+    `g · (s_max / s) · (cosh(s·e) + 1) / (cosh(e) + 1)`, with s·e within ±50.
+    """
+    e = embedding.detach().to(torch.promote_types(embedding.dtype, torch.float32))
+    factor = (s_max / scale) * (torch.cosh((scale * e).clamp(-50, 50)) + 1) / (torch.cosh(e) + 1)
+    return (gradient * factor).to(gradient.dtype)
 
 
 def annealed_scale(batch: int, batches: int, *, s_max: float, paper: bool = False) -> float:
@@ -130,15 +148,6 @@ def annealed_scale(batch: int, batches: int, *, s_max: float, paper: bool = Fals
     else:
         progress = batch / (batches - 1)
     return 1 / s_max + (s_max - 1 / s_max) * progress
-
-
-def compensation(embedding: Tensor, scale: float, *, s_max: float) -> Tensor:
-    """Return by what HAT multiplies an embedding's gradient, so that it is as large at every scale s as at s_max for m = σ(e).
-
-    `(s_max/s) · (cosh(clamp(s·e, ±50)) + 1) / (cosh(e) + 1)` (Serra et al., 2018, section 2.5).
-    """
-    wide = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-    return s_max / scale * (torch.cosh((scale * wide).clamp(-50, 50)) + 1) / (torch.cosh(wide) + 1)
 
 
 def clamp_embeddings(values: Tensor, _start: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_teracon.data.batches import Positions
+from dist_teracon.kernels.running_mean import running_mean
 
 
 def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps: float = 1e-8) -> Tensor:
@@ -23,17 +24,12 @@ def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps:
         positions: `all` for every position, `last` for each row's last.
         eps: Added to the variance.
     """
-    lengths = row_offsets.diff()
     if positions == "last":
         # a bag a row: its own items alone are added up, so what other rows hold changes no bit
         every = torch.arange(x_NC.shape[0], device=x_NC.device)
         wide = x_NC.to(torch.promote_types(x_NC.dtype, torch.float32))
-        sums, counts = nn.functional.embedding_bag(every, wide, row_offsets[:-1], mode="sum"), lengths
+        sums = nn.functional.embedding_bag(every, wide, row_offsets[:-1], mode="sum")
+        mean = (sums / row_offsets.diff().clamp_min(1)[:, None]).to(x_NC.dtype)
     else:
-        # one running sum over the whole batch, in float64 so that a row's differences do not depend on the rows before it
-        reached = torch.cat([x_NC.new_zeros(1, x_NC.shape[1], dtype=torch.float64), torch.cumsum(x_NC.double(), 0)])
-        starts = torch.repeat_interleave(row_offsets[:-1], lengths)
-        sums = reached[1:] - reached[starts]
-        counts = torch.arange(1, x_NC.shape[0] + 1, device=x_NC.device) - starts
-    mean = (sums / counts.clamp_min(1)[:, None]).to(x_NC.dtype)
+        mean = running_mean(x_NC, row_offsets)
     return nn.functional.layer_norm(mean, mean.shape[1:], eps=eps)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_teracon.data.batches import to_device
 from dist_teracon.models.heads import Head, in_chunks, rows_at_once
 
 Distribution = Literal["log_uniform", "in_batch"]
@@ -45,15 +46,15 @@ class Negatives:
         generator = torch.Generator().manual_seed(_mixed(self.seed, epoch, step))
         if self.distribution == "log_uniform":
             ranks, log_q = log_uniform_draws(self.train_counts.shape[0], self.count, generator)
-            drawn, own = self.by_frequency[ranks].to(labels_E.device), None
+            drawn, own = to_device(self.by_frequency[ranks], labels_E.device), None
         else:
             own = torch.arange(labels_E.shape[0])
             if labels_E.shape[0] > self.count:
                 own = torch.randperm(labels_E.shape[0], generator=generator)[: self.count]
-            own = own.to(labels_E.device)
+            own = to_device(own, labels_E.device)
             drawn = labels_E[own]
             log_q = (self.train_counts.double() / self.train_counts.sum()).log()[drawn.cpu()]
-        return sampled_cross_entropy_sum(head, hidden_EC, labels_E, drawn, log_q.to(hidden_EC.device), drawn_from_E=own)
+        return sampled_cross_entropy_sum(head, hidden_EC, labels_E, drawn, to_device(log_q, hidden_EC.device), drawn_from_E=own)
 
     @cached_property
     def by_frequency(self) -> Tensor:

@@ -199,7 +199,7 @@ def test_bf16_without_masters_is_an_error() -> None:
 
 def test_further_deepspeed_settings_do_not_drop_the_zero_stage() -> None:
     config = TrainConfig.model_validate({"zero": 2, "deepspeed": {"zero_optimization": {"reduce_bucket_size": 1000}}})
-    assert _deepspeed_config(config)["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+    assert _deepspeed_config(config)["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "compute_grad_norm": False}
 
 
 @pytest.mark.parametrize("setting", [{"gradient_clipping": 1.0}, {"bf16": {"enabled": True}}, {"zero_optimization": {"stage": 3}}])

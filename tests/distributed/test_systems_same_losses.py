@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "hat": {"name": "hat"},
     "conure": {"name": "conure"},
     "lowrank": {"name": "lowrank", "rank": 2},
-    "teracon on a budget": {"name": "teracon", "retention": {"budget": 0.2, "refresh_every": 3}, "compensation": True, "sparsity": 0.1},
+    "teracon on a budget": {"name": "teracon", "retention": {"budget": 0.2, "refresh_every": 3}},
 }
 CASES = [(method, backbone) for method in METHODS for backbone in BACKBONES]
 STEPS = 6

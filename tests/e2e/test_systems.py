@@ -243,7 +243,7 @@ def test_what_no_mask_guards_may_train_in_later_stages(alone: None, small: str, 
 
 
 def test_without_regulariser_and_compensation_the_first_stage_is_teracons(alone: None, small: str, tmp_path: Path) -> None:
-    plain = {"name": "hat", "regulariser": 0.0, "compensation": False}
+    plain = {"name": "hat", "mask_regulariser": 0.0, "gradient_compensation": False}
     runs = {}
     for name, method in (("hat", plain), ("teracon", {"name": "teracon"})):
         runs[name] = train_here(config(small, "nextitnet", method, tasks=TASKS[:1]), tmp_path / name)
@@ -258,9 +258,9 @@ def test_regulariser_and_compensation_act(alone: None, small: str, tmp_path: Pat
         method = {"name": "hat", **options}
         return weights(train_here(config(small, "nextitnet", method, tasks=TASKS[:1]), tmp_path / name), STAGES[0])["masks.embeddings.0"]
 
-    plain = masks("plain", regulariser=0.0, compensation=False)
-    assert masks("closing", regulariser=5.0, compensation=False).mean() < plain.mean() - 0.01
-    assert not torch.allclose(masks("compensated", regulariser=0.0), plain, atol=1e-3)
+    plain = masks("plain", mask_regulariser=0.0, gradient_compensation=False)
+    assert masks("closing", mask_regulariser=5.0, gradient_compensation=False).mean() < plain.mean() - 0.01
+    assert not torch.allclose(masks("compensated", mask_regulariser=0.0), plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

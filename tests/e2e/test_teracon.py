@@ -139,6 +139,35 @@ def test_the_mask_regulariser_weighs_the_same_under_accumulation(alone: None, sm
     assert told[0] == pytest.approx(told[1], abs=1e-6)
 
 
+@pytest.mark.parametrize(("schedule", "factor"), [("constant", 1.0), ("scale", 1 / 2500), ("decay", 1.0)])
+def test_masks_of_later_tasks_may_be_regularised(alone: None, small: str, tmp_path: Path, schedule: str, factor: float) -> None:
+    """At a stage's first step s = 1/s_max, where a mask of any embedding is near one half."""
+    method = {"name": "teracon", "mask_regulariser": 0.5, "regularised": "all", "regulariser_schedule": schedule}
+    run = train_here(settings(small, method=method, tasks=TASKS[:2], **SHORT), tmp_path / "run")
+    for stage in (1, 2):
+        assert _steps(run, stage)[0]["loss"]["masks"] == pytest.approx(0.5 * 0.5 * factor, rel=0.03)
+
+
+def test_masks_may_learn_at_a_rate_of_their_own(alone: None, small: str, tmp_path: Path) -> None:
+    """After one step of Adam every parameter has moved by its own learning rate."""
+    start, moved = {}, {}
+    for scale in (1.0, 10.0):
+        method = {"name": "teracon", "mask_lr_scale": scale, "gate": "all", "embedding_range": [-1.0, 1.0], "gradient_compensation": True}
+        for steps in (1, 2):
+            values = settings(small, method=method, tasks=TASKS[:1], max_steps=steps, **SHORT)
+            found = weights(train_here(values, tmp_path / f"{scale}-{steps}"), "01-next")
+            (start if steps == 1 else moved)[scale] = found
+    for name, factor in (("masks.embeddings.0", 10), ("heads.next.weight", 1)):
+        changes = [(moved[scale][name] - start[scale][name]).abs().median() for scale in (1.0, 10.0)]
+        assert float(changes[1] / changes[0]) == pytest.approx(factor, rel=0.35)
+
+
+def test_gate_all_is_refused_where_there_is_nothing_to_add_to() -> None:
+    for other in ({"relation": "none"}, {"relation_init": "reinit"}):
+        with pytest.raises(ValueError, match="gate: all"):
+            TeraconSettings.model_validate({"gate": "all", **other})
+
+
 def test_the_next_item_task_may_come_later(alone: None, small: str, tmp_path: Path) -> None:
     run = train_here(settings(small, tasks=("likes", "next"), **SHORT), tmp_path / "run")
     assert 0 <= _retention(_steps(run, 2)[0])["retention/likes"] < 1e-9

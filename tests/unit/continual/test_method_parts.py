@@ -23,7 +23,6 @@ from dist_teracon.continual.piggyback import packed_bits, unpacked_bits
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import make_backbone, resolve_backbone
-from dist_teracon.models.masks import compensation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 
@@ -75,21 +74,6 @@ def test_inner_matrices_which_no_mask_guards_do_not_move():
         free = (1 - a[k]).tolist()
         assert factors[f"{part}_bias"][0].tolist() == pytest.approx(free)
         assert factors[f"{part}_weight"][0].tolist() == [pytest.approx([value] * 4) for value in free]
-
-
-@pytest.mark.parametrize("scale", [1 / 50, 1.0, 20.0, 50.0])
-def test_compensation_is_as_the_formula_is_written(scale):
-    e = torch.tensor([-6.0, -0.7, 0.0, 0.4, 2.5], dtype=torch.float64)
-    expected = [50 / scale * (math.cosh(min(50, max(-50, scale * x))) + 1) / (math.cosh(x) + 1) for x in e.tolist()]
-    assert compensation(e, scale, s_max=50.0).tolist() == pytest.approx(expected, rel=1e-12)
-
-
-def test_compensated_gradients_are_those_of_a_plain_sigmoid_by_s_max():
-    """d σ(s·e)/de = s·σ'(s·e), and the factor turns it into s_max·σ'(e)."""
-    e = torch.tensor([-1.5, -0.2, 0.1, 1.0], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(torch.sigmoid(3.0 * e).sum(), e)
-    plain = torch.sigmoid(e) * (1 - torch.sigmoid(e))
-    torch.testing.assert_close(gradient * compensation(e.detach(), 3.0, s_max=50.0), 50 * plain.detach(), rtol=1e-12, atol=0)
 
 
 def _conure(model, tasks, **settings):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dist_teracon.models.masks import TaskMasks, annealed_scale
+from dist_teracon.models.masks import TaskMasks, annealed_scale, compensated
 from dist_teracon.models.network import Network
 from dist_teracon.models.nextitnet import NextItNet, NextItNetSettings
 
@@ -38,7 +38,7 @@ def literal(masks, task, scale, *, extend):
     n, result = masks.tasks, torch.zeros(K, C, dtype=torch.float64)
     e = [embedding.detach() for embedding in masks.embeddings]
     w, b = masks.weights[task].detach(), masks.biases[task].detach()
-    g = 1.0 if extend and task == 0 else 0.0
+    g = 1.0 if extend and (task == 0 or masks.gate == "all") else 0.0
     for k, c in itertools.product(range(K), range(C)):
         stacked = [e[task][k]]
         for j in range(n):
@@ -65,6 +65,24 @@ def test_relation_as_the_formula_is_written(relation, relation_init, tasks):
         torch.testing.assert_close(got[task].detach(), wanted, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("relation", ["per_channel", "dense"])
+def test_under_gate_all_every_task_has_its_own_embedding_beside_the_relations(relation):
+    masks = masks_of(3, relation=relation, gate="all")
+    for task, scale in enumerate((4.0, 5.0, 6.0)):
+        torch.testing.assert_close(masks([scale] * 3)[task], literal(masks, task, scale, extend=True), rtol=0, atol=1e-12)
+
+
+def test_a_compensated_gradient_is_that_of_scale_one_times_s_max():
+    """The gradient of σ(s·e), s·σ'(s·e), becomes s_max·σ'(e), as long as s·e is within ±50."""
+    embedding = torch.linspace(-1, 1, 9, dtype=torch.float64, requires_grad=True)
+    plain = torch.autograd.grad(torch.sigmoid(embedding).sum(), embedding)[0]
+    for scale in (0.1, 1.0, 20.0):
+        (gradient,) = torch.autograd.grad(torch.sigmoid(scale * embedding).sum(), embedding)
+        torch.testing.assert_close(compensated(gradient, embedding, scale=scale, s_max=50.0), 50 * plain, rtol=1e-6, atol=0)
+    far = torch.full((1,), 6.0)
+    assert compensated(torch.ones(1), far, scale=50.0, s_max=50.0).isfinite()
+
+
 def test_one_task_and_no_relation_give_plain_masks():
     for masks in (masks_of(1), masks_of(3, relation="none")):
         scales = [2.0, 50.0, 0.02][: masks.tasks]
@@ -74,12 +92,13 @@ def test_one_task_and_no_relation_give_plain_masks():
 
 
 @pytest.mark.parametrize("relation", ["per_channel", "dense"])
+@pytest.mark.parametrize("gate", ["first", "all"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_extend_leaves_past_masks_and_outputs_as_the_teacher_has_them(relation, dtype, tolerance, pack):
+def test_extend_leaves_past_masks_and_outputs_as_the_teacher_has_them(relation, gate, dtype, tolerance, pack):
     """At step 0 of stages 2, 3 and 4."""
     generator = torch.Generator().manual_seed(3)
     backbone = NextItNet(NextItNetSettings(dilations=(1, 2)), num_items=20, channels=C, generator=generator)
-    network = Network(backbone, TaskMasks(layers=K, channels=C, relation=relation)).to(dtype)
+    network = Network(backbone, TaskMasks(layers=K, channels=C, relation=relation, gate=gate)).to(dtype)
     batch = pack([[1, 2, 3], [4], [5, 6, 7, 8, 9]])
     for stage in range(4):
         teacher = copy.deepcopy(network)
