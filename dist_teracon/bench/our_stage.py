@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained: the data set, examples a step, replayed rows a past task and step."""
+    """What is trained: the data set, examples a step, replayed rows a past task and step, further settings of retention."""
 
     dataset: str
     channels: int
     batch: int
     replayed: int
+    retention: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OurStage:
@@ -85,7 +86,7 @@ def _config(size: Size, channels: int, precision: str) -> RunConfig:
     return make_config(
         {
             "dataset": size.dataset,
-            "method": {"name": "teracon", "retention": {"minimum": size.replayed}},
+            "method": {"name": "teracon", "retention": {"minimum": size.replayed, **size.retention}},
             "model": {
                 "channels": channels,
                 "item_init": "uniform",
