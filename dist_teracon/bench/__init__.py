@@ -7,7 +7,7 @@ BENCHMARKS = {
     "loader": "users a second into batches, at the size of TTL",
     "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
-    "replay": "a training step by the number of tasks, with replay on a floor and on a budget",
+    "replay": "a training step by the number of tasks and kind of replay",
     "masks": "how open and how alike finished runs' masks are, and their sampling rates",
     "ceiling": "the best scores that sequences of six-tasks-v1 allow",
 }
