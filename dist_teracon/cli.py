@@ -465,7 +465,7 @@ def _show(runs: Sequence[Path], page: Path, *, quiet: bool) -> None:
         print_lines([known[0].version_note])
     tables = write_tables(known, page)
     if not quiet:
-        print(f"tables: {', '.join(map(str, tables))}")
+        print_lines([f"tables: {', '.join(map(str, tables))}"])
     try:
         print(f"report: {write_page(known, page)}")
     except TeraconError as error:
