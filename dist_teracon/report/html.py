@@ -35,11 +35,11 @@ class Tile:
     note: str
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[Path | str], out: Path) -> Path:
     """Write the page of the first run, with a table that compares all of them.
 
     Args:
-        runs: Run folders, finished or not; at least one.
+        runs: Folders or URIs of runs, finished or not; at least one.
         out: The HTML file to write, atomically.
 
     Returns:
@@ -126,7 +126,7 @@ def _need(columns: int, *, first: float = 9.0, each: float = 5.6) -> int:
 def _notes(run: RunData) -> dict[str, Any]:
     """Return the data set's notes without what counts its raw rows, which `dist-teracon prepare` has printed."""
     notes = dict(run.dataset.notes) if run.dataset else {}
-    return {name: value for name, value in notes.items() if name not in ("matched", "appended")}
+    return {name: value for name, value in notes.items() if name not in ("matched", "appended", "files", "overlap")}
 
 
 def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:

@@ -6,8 +6,9 @@ entries may be null. What is not there is `None` or empty here; nothing is made 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dist_teracon.errors import RunError
 from dist_teracon.report.events import Events, read_events
 from dist_teracon.report.paired import Errors, read_errors
 from dist_teracon.report.values import as_list, as_mapping, as_number, as_whole
+from dist_teracon.store.view import fetch_view
 
 FORMAT_VERSION = 1
 
@@ -210,13 +212,22 @@ class RunData:
         return as_whole(as_mapping(self.config.get("evaluate")).get("max_users"))
 
 
+def _is_read(path: str) -> bool:
+    """Return whether reports read a file of a run."""
+    return "/" not in path
+
+
 def read_run(folder: Path | str) -> RunData:
-    """Read a run folder, finished or not.
+    """Read a run, finished or not: a folder, or the URI of one on a store.
 
     Raises:
         RunError: the folder is missing, is no run, or holds results of another format version.
-        DataError: a JSON file in it does not parse.
+        DataError: a JSON file in it does not parse, or the store fails.
     """
+    if not io.is_local(str(folder)):
+        with tempfile.TemporaryDirectory() as cache:
+            view = read_run(fetch_view(str(folder), Path(cache), wanted=_is_read))
+            return replace(view, folder=Path(str(folder)))
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; `dist-teracon train CONFIG --run {folder}` makes one")

@@ -31,6 +31,7 @@ from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
 from dist_teracon.train.stage_folder import StageCheckpoint, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
+from dist_teracon.train.stopping import ASK_EVERY
 from dist_teracon.train.weight_average import PARAMETER, load_parameters, swapped_parameters, update_average
 
 
@@ -124,15 +125,8 @@ class PhaseTrainer:
         else:
             state = self._resume(resumed)
         while not self._done(state):
-            began = time.monotonic()
-            state.epoch += 1
-            means = self._train_epoch(state, began)
-            score, better, snapshot = self._validate_epoch(state)
-            seconds = time.monotonic() - began
-            state.seconds += seconds
-            self._log_epoch(state, means, score, better=better, seconds=seconds)
-            self._save(state, snapshot)
-            del snapshot  # three times the weights, which would stay beside the next epoch's
+            with self.shared.stop.deferred():
+                self._run_epoch(state)
         self.engine.release()
         load_parameters(self.module, state.best if self.phase.select and state.best else state.average)
         return state
@@ -145,6 +139,19 @@ class PhaseTrainer:
         return state.epoch >= training.epochs or at_limit or state.stopping.is_exhausted(training.patience)
 
     # -- an epoch
+
+    def _run_epoch(self, state: PhaseState) -> None:
+        """Train an epoch, validate it and save it."""
+        began = time.monotonic()
+        state.epoch += 1
+        means = self._train_epoch(state, began)
+        score, better, snapshot = self._validate_epoch(state)
+        seconds = time.monotonic() - began
+        state.seconds += seconds
+        self._log_epoch(state, means, score, better=better, seconds=seconds)
+        self._save(state, snapshot)
+        if number := self.shared.stop.agreed(self.runtime):
+            self.shared.stop.stop(number)
 
     def _train_epoch(self, state: PhaseState, began: float) -> dict[str, float]:
         """Take an epoch's steps, the remaining ones of an epoch that was resumed; returns the mean of each loss term."""
@@ -165,8 +172,11 @@ class PhaseTrainer:
                 logs = state.steps % every == 0 or batch.step + 1 == batch.steps
                 if logs:
                     self._log_step(state, batch, meter.fetch())
-                if self._checkpoint_due(state.steps, logs=logs):
+                number = self._stop_due(state.steps, is_last=batch.step + 1 == batches.steps)
+                if number or self._checkpoint_due(state.steps, logs=logs):
                     self._save_within_epoch(state, batches, meter, time.monotonic() - began)
+                if number:
+                    self.shared.stop.stop(number)
         self._check(meter.fetch(), state.steps)
         return meter.means()
 
@@ -290,6 +300,12 @@ class PhaseTrainer:
         due = time.monotonic() - self._saved_at >= 60 * every.minutes
         return bool(self.runtime.all_reduce_sum(torch.tensor(float(due and self.runtime.is_main))))
 
+    def _stop_due(self, steps: int, *, is_last: bool) -> int:
+        """Return the signal after which to save and stop, or 0; several processes ask one another some steps apart."""
+        if self.runtime.world_size > 1 and not is_last and steps % min(ASK_EVERY, self.config.train.log_every):
+            return 0
+        return self.shared.stop.agreed(self.runtime)
+
     def _save_within_epoch(self, state: PhaseState, batches: Epoch, meter: LossMeter, seconds: float) -> None:
         self._check(meter.fetch(), state.steps)
         within = {"loader": batches.state_dict(), "meter": meter.state_dict(), "method": self.method.stage_state()}
@@ -310,6 +326,7 @@ class PhaseTrainer:
             }
             epoch, step = (state.epoch, 0) if within is None else (state.epoch - 1, within["loader"]["step"])
             self.folder.save_checkpoint(StageCheckpoint(self.number, epoch, step, small, engine, state.best, state.average))
+            self.shared.folder.commit()
         self.runtime.barrier()
         self._saved_at = time.monotonic()
 
