@@ -537,7 +537,7 @@ def _write_page(known: Sequence[RunData], page: Path, *, quiet: bool, put: Calla
 
     tables = [put(path) for path in write_tables(known, page)]
     if not quiet:
-        print(f"tables: {', '.join(tables)}")
+        print_lines([f"tables: {', '.join(tables)}"])
     try:
         print(f"report: {put(write_page(known, page))}")
     except TeraconError as error:
