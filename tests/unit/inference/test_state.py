@@ -69,8 +69,9 @@ def test_a_method_with_a_model_for_each_task(shop, tmp_path):
 @pytest.mark.parametrize("name", ["piggyback", "conure", "peterrec"])
 def test_a_method_that_changes_weights_or_inserts_modules_is_refused(shop, tmp_path, name):
     """Its backbone under masks alone is not what it computes; only `encode` asks the method."""
-    from dist_teracon.inference.padded import export_model
     from shop import make_shop_run
+
+    from dist_teracon.inference.padded import export_model
 
     model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": name}))
     assert model.encode([["p01", "p02"]], "buys").shape == (1, model.width("buys"))
