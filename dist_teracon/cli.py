@@ -6,8 +6,8 @@ import argparse
 import errno
 import importlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,18 @@ from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
+    from dist_teracon.config import RunConfig
     from dist_teracon.console import Progress
+    from dist_teracon.data.recipe import Recipe
     from dist_teracon.data.schema import DatasetInfo
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
 _COMMANDS = {
-    "prepare data": {"prepare": "turn raw logs into a data set"},
+    "prepare data": {
+        "init": "look at raw files and write a recipe with comments",
+        "prepare": "turn raw logs into a data set",
+        "inspect": "show a few users of a data set as a person reads them",
+    },
     "train": {"train": "learn the tasks in order; the same command again resumes"},
     "look at results": {
         "report": "print a run's table and write report.html, several runs side by side",
@@ -35,11 +41,36 @@ _COMMANDS = {
 }
 
 
+def _count(text: str) -> int:
+    """Return an option's whole number of 1 or more."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got '{text[:40]}'")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """Return an option's share, 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got '{text[:40]}'")
+    return value
+
+
 def _formats() -> tuple[str, ...]:
     """Return the formats of raw data that `prepare` reads; their readers are heavy to import."""
     from dist_teracon.data.sources.registry import SOURCES
 
     return (*SOURCES, "synthetic")
+
+
+def _path(text: str) -> Path:
+    """Return an option's path, `~` being the home folder."""
+    from dist_teracon.io import local_path
+
+    return local_path(text)
 
 
 class _Choices:
@@ -58,6 +89,8 @@ class _Choices:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a user's mistake is one message without a traceback and exits with 2."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be of a script that the terminal's encoding does not have
     try:
         status: int | None = options.run_command(options)
     except TeraconError as error:
@@ -88,7 +121,11 @@ def _system_message(error: OSError) -> str:
     """Return the message of an error of the operating system, with the file where it has one."""
     full = error.errno == errno.ENOSPC or "No space left" in str(error)
     message = "the disk is full" if full else error.strerror or str(error)
-    return f"{error.filename}: {message}" if error.filename else message
+    if not error.filename:
+        return message
+    from dist_teracon.io import shown_path
+
+    return f"{shown_path(Path(str(error.filename)))}: {message}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,17 +138,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dist-teracon {__version__}")
     commands = parser.add_subparsers(required=True, prog=parser.prog, metavar="COMMAND", help=argparse.SUPPRESS)
+    _add_init(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
     _add_train(commands)
     report = _add(commands, "report", _report)
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first in full, all side by side")
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
+    report.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run folders; the first in full, all side by side")
+    report.add_argument("--out", type=_path, help="the page (default: report.html in the first run)")
     verify = _add(commands, "verify", _verify)
     verify.add_argument("paths", nargs="+", metavar="PATH", help="run folders and data sets; exits with 1 where a file is damaged")
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
-    compare.add_argument("--out", type=Path, required=True, help="its folder; the same command again runs what is missing")
-    compare.add_argument("--parallel", type=int, help="runs at a time (default: one a core)")
+    compare.add_argument("--out", type=_path, required=True, help="its folder; the same command again runs what is missing")
+    compare.add_argument("--parallel", type=_count, help="runs at a time (default: one a core)")
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
     )
@@ -154,24 +193,43 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
     prepare.usage = "%(prog)s FORMAT SRC OUT [options]\n       %(prog)s synthetic OUT [options]"
     prepare.add_argument("format", choices=_Choices(_formats), metavar="FORMAT", help="what SRC holds: %(choices)s")
     prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
-    prepare.add_argument("--recipe", help="YAML file: how tasks are made from events")
+    prepare.add_argument("--recipe", help="YAML file, or the name of a shipped one: how tasks are made from events")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field, as split.seed=1")
     prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
-    prepare.add_argument("--max-bad-rows", type=float, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
-    prepare.add_argument("--shards", type=int, help="number of shards (default: from the size)")
+    prepare.add_argument("--max-bad-rows", type=_share, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
+    prepare.add_argument("--shards", type=_count, help="number of shards (default: from the size)")
     prepare.add_argument("--cluster", action="store_true", help="sequence-csv, ttl: work on a Ray cluster (RAY_ADDRESS or a Ray job)")
     prepare.add_argument("--append", metavar="DATASET", help="write OUT as a new version of DATASET, with new users, tasks and items added")
-    prepare.add_argument("--min-count", type=int, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
-    prepare.add_argument("--users", type=int, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
+    prepare.add_argument("--refresh", action="store_true", help="with --append: take old users' histories of today, too")
+    prepare.add_argument(
+        "--max-unmatched", type=_share, default=0.5, metavar="SHARE", help="stop where more of the ids of users (items) have no partner"
+    )
+    prepare.add_argument("--min-count", type=_count, metavar="N", help="items of fewer occurrences count as unseen; overrides the recipe")
+    prepare.add_argument("--users", type=_count, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
 
 
+def _add_init(commands: _Commands[argparse.ArgumentParser]) -> None:
+    init = _add(commands, "init", _init)
+    init.add_argument("folder", metavar="FOLDER", help="raw files of any format that `prepare` reads")
+    init.add_argument("--out", default="recipe.yaml", metavar="RECIPE", help="the recipe (default: recipe.yaml here); never overwritten")
+
+
+def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
+    inspect = _add(commands, "inspect", _inspect)
+    inspect.add_argument("dataset", metavar="DATASET", help="folder or URI of a data set, or synthetic:six-tasks-v1?users=2000")
+    inspect.add_argument("--users", type=_count, default=3, metavar="N", help="show so many users (default: 3)")
+    inspect.add_argument("--user", metavar="ID", help="show this user")
+    inspect.add_argument("--task", metavar="TASK", help="show users with labels of this task, and its most frequent labels")
+
+
 def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     train = _add(commands, "train", _train)
-    train.usage = "%(prog)s CONFIG --run RUN [options]"
+    train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
     train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
-    train.add_argument("--run", type=Path, required=True, help="folder of the run")
+    train.add_argument("--run", type=Path, help="folder of the run")
+    train.add_argument("--dry-run", action="store_true", help="print steps, parameters, memory and time of the run; train nothing")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
     train.add_argument(
@@ -199,7 +257,12 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.raw:
         _raw_files(options, Console())
         return
-    info = _prepare_into(options, options.paths[-1], Console()) if options.append is None else _append(options, Console())
+    if options.refresh and options.append is None:
+        raise ConfigError("--refresh goes with --append DATASET: it takes old users' histories from SRC, too")
+    if options.append is not None:
+        info = _append(options, Console())
+    else:
+        info = _prepare_into(options, options.paths[-1], _recipe(options), Console())
     print("\n".join(dataset_lines(info)))
 
 
@@ -211,52 +274,56 @@ def _raw_files(options: argparse.Namespace, progress: Progress) -> None:
     raw_files(options.paths[0], users=options.users, progress=progress)
 
 
-def _prepare_into(options: argparse.Namespace, out: str, progress: Progress) -> DatasetInfo:
-    if options.format == "synthetic":
-        if options.set or options.recipe:
-            raise ConfigError("--recipe, --set: synthetic data follows no recipe; see --users, --like, --split, --shards")
-        return _prepare_synthetic(options, out, progress)
+def _recipe(options: argparse.Namespace) -> Recipe | None:
+    """Return the recipe that the options name and override."""
     from dist_teracon.config_io import apply_overrides, read_yaml
-    from dist_teracon.data.prepare.pipeline import prepare
     from dist_teracon.data.recipe import parse_recipe
 
-    recipe = None
-    if options.recipe or options.set:
-        recipe = parse_recipe(
-            apply_overrides(read_yaml(options.recipe) if options.recipe else {}, options.set), where=options.recipe or "--set"
-        )
+    if options.format == "synthetic" and (options.set or options.recipe):
+        raise ConfigError("--recipe, --set: synthetic data follows no recipe; see --users, --like, --split, --shards")
+    if not (options.recipe or options.set):
+        return None
+    value = apply_overrides(read_yaml(options.recipe, folder="recipes") if options.recipe else {}, options.set)
+    return parse_recipe(value, where=options.recipe or "--set")
+
+
+def _prepare_into(
+    options: argparse.Namespace, out: str, recipe: Recipe | None, progress: Progress, *, shown: str | None = None
+) -> DatasetInfo:
+    if options.format == "synthetic":
+        return _prepare_synthetic(options, out, progress, shown=shown)
+    from dist_teracon.data.prepare.pipeline import prepare
+
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,
         max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, cluster=options.cluster,
-        log=Console().log, progress=progress,
+        max_unmatched=options.max_unmatched, shown=shown, log=Console().log, progress=progress,
     )  # fmt: skip
 
 
 def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
-    """Prepare what is added beside the old version, in as many shards, and merge the two."""
-    from dist_teracon import io
-    from dist_teracon.data.prepare.versions import append
+    """Prepare what is added beside the new version, in as many shards, and merge the two."""
+    from dist_teracon.data.prepare.appending import append_prepared, refuse_shape_options
+    from dist_teracon.data.prepare.pipeline import prepared_fingerprint
     from dist_teracon.data.schema import read_dataset_info
 
-    parent = read_dataset_info(options.append)
-    if options.shards is not None or options.split is not None:
-        raise ConfigError("--append: shards and split are those of the old version; leave --shards and --split out")
+    refuse_shape_options(options.shards, options.split)
+    parent, recipe, out = read_dataset_info(options.append), _recipe(options), options.paths[-1]
     options.shards, options.split = parent.shards, parent.split.by
-    out = options.paths[-1]
-    # on the disk of the result: what is added may be larger than the system's folder of temporary files
-    beside = io.local_path(out).absolute().parent if io.is_local(out) else None
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".added-", dir=beside) as folder:
-        added = str(Path(folder) / "added")
-        _prepare_into(options, added, progress)
-        info = append(options.append, added, out)
-    added_now = info.notes["appended"][-1]
-    Console().log(f"{options.append} and {added_now['users']} users, {added_now['items']} items, tasks: {', '.join(added_now['tasks'])}")
-    return info
+
+    def fingerprint() -> str | None:
+        return None if options.format == "synthetic" else prepared_fingerprint(
+            options.format, options.paths[0], recipe, split=options.split, max_bad_rows=options.max_bad_rows,
+            min_count=options.min_count, shards=options.shards,
+        )  # fmt: skip
+
+    return append_prepared(
+        options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out),
+        recipe=recipe, min_count=options.min_count, refresh=options.refresh, fingerprint=fingerprint, log=Console().log,
+    )  # fmt: skip
 
 
-def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress) -> DatasetInfo:
+def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress, *, shown: str | None) -> DatasetInfo:
     from dist_teracon.data.schema import SplitRule
 
     split = SplitRule(by=options.split or "users")
@@ -269,6 +336,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
             split=options.split,
             min_count=options.min_count,
             shards=options.shards,
+            shown=shown,
             log=Console().log,
             progress=progress,
         )
@@ -280,13 +348,36 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
     return prepare_tables(tables, out, split, shards=options.shards, log=Console().log)
 
 
+def _init(options: argparse.Namespace) -> None:
+    from dist_teracon.data.init.recipe import init_recipe
+
+    print("\n".join(init_recipe(options.folder, options.out)))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dist_teracon.data.inspection import inspect_lines
+    from dist_teracon.data.open import open_dataset
+
+    dataset = open_dataset(options.dataset, log=Console().log)
+    print("\n".join(inspect_lines(dataset, users=options.users, user=options.user, task=options.task)))
+
+
 def _train(options: argparse.Namespace) -> None:
     from dist_teracon.config_io import load_config
     from dist_teracon.console import set_up_logging
 
     config = load_config(options.config, options.set)
+    if options.dry_run:
+        _dry_run(config, options)
+        return
+    if options.run is None:
+        raise ConfigError("train: expected the folder of the run, as --run runs/first (or --dry-run, which needs none)")
     if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
         raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
+    from dist_teracon import io
+
+    io.output_folder(str(options.run))
+    options.run = io.local_path(str(options.run))
     if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
         raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
@@ -302,6 +393,21 @@ def _train(options: argparse.Namespace) -> None:
             _show(options.run, [options.run], options.run / "report.html")
 
 
+def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
+    if options.add_task is not None or options.with_single_task:
+        raise ConfigError("--dry-run: plans the stages of CONFIG alone; leave --add-task and --with-single-task out")
+    from dist_teracon.console import set_up_logging
+
+    set_up_logging(verbose=options.verbose)
+    from dist_teracon.runtime import process_group
+    from dist_teracon.train.dry_run import dry_run, dry_run_lines
+
+    with process_group() as runtime:
+        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main))
+        if runtime.is_main:
+            print("\n".join(dry_run_lines(plan)))
+
+
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
 
@@ -311,7 +417,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    importlib.import_module(f"dist_teracon.bench.{options.benchmark}").main(options.arguments)
+    importlib.import_module(f"dist_teracon.bench.{options.benchmark.replace('-', '_')}").main(options.arguments)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -338,7 +444,10 @@ def _show(run: Path, runs: Sequence[Path], page: Path) -> None:
     from dist_teracon.report.run_data import read_run
     from dist_teracon.report.table import print_scores
 
-    print_scores(read_run(run))
+    data = read_run(run)
+    print_scores(data)
+    if data.version_note:
+        print(data.version_note)
     try:
         print(f"report: {write_report(runs, page)}")
     except TeraconError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 
 class ConfigModel(BaseModel):
@@ -18,7 +18,7 @@ class ConfigModel(BaseModel):
     class: `train: {later: {epochs: 6}}` changes the epochs of later stages and nothing else.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -37,8 +37,22 @@ def _over(default: Any, given: Any) -> Any:
     return {**fields, **{part: _over(fields.get(part), value) for part, value in given.items()}}
 
 
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, lt=10)]
+def _no_boolean(value: Any) -> Any:
+    """Refuse `true` and `false`, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")  # noqa: TRY004  (pydantic reports values alone)
+    return value
+
+
+# Numbers. Every field has bounds of its own, so that what cannot be meant is an error at once and no loop without an end.
+Whole = Annotated[int, BeforeValidator(_no_boolean)]
+Real = Annotated[float, BeforeValidator(_no_boolean)]
+Positive = Annotated[Whole, Field(ge=1, le=1 << 31)]
+Examples = Annotated[Whole, Field(ge=1, le=1 << 24)]
+Epochs = Annotated[Whole, Field(ge=0, le=100_000)]
+Weight = Annotated[Real, Field(ge=0, le=1e6)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 
 HeadLoss = Literal["auto", "full", "sampled"]
@@ -57,7 +71,7 @@ class SampledSoftmax(ConfigModel):
             process's other examples, so that results depend on the number of processes.
     """
 
-    negatives: Positive = 1024
+    negatives: Annotated[Whole, Field(ge=1, le=1 << 20)] = 1024
     distribution: Literal["log_uniform", "in_batch"] = "log_uniform"
 
 
@@ -74,7 +88,7 @@ class HeadsConfig(ConfigModel):
     default: HeadLoss = "auto"
     by_task: dict[str, HeadLoss] = {}
     sampled: SampledSoftmax = SampledSoftmax()
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Share = 0.0
 
     def is_sampled(self, task: str, *, labels: int, output_dim: int) -> bool:
         """Return whether a task's head is trained with sampled labels; a representation has `output_dim` numbers."""
@@ -96,10 +110,10 @@ class ModelConfig(ConfigModel):
     """
 
     backbone: dict[str, Any] = {"name": "nextitnet"}
-    channels: Annotated[int, Field(ge=1, le=4096)] = 256
+    channels: Annotated[Whole, Field(ge=1, le=4096)] = 256
     pooling: Pooling = "concat"
     item_init: Literal["uniform", "svd"] = "svd"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    dropout: Share = 0.3
     heads: HeadsConfig = HeadsConfig()
 
     @field_validator("backbone", mode="before")
@@ -128,13 +142,13 @@ class StageTraining(ConfigModel):
     """
 
     learning_rate: Rate = 1e-3
-    batch: Positive = 1024
-    epochs: Annotated[int, Field(ge=0)] = 100
-    patience: Annotated[int, Field(ge=0)] = 5
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    pretrained_lr_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    probe_steps: Annotated[int, Field(ge=0)] = 0
+    batch: Examples = 1024
+    epochs: Epochs = 100
+    patience: Epochs = 5
+    weight_decay: Annotated[Real, Field(ge=0, le=10)] = 0.0
+    ema_decay: Share = 0.0
+    pretrained_lr_scale: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    probe_steps: Annotated[Whole, Field(ge=0, le=100_000)] = 0
 
 
 class CheckpointEvery(ConfigModel):
@@ -145,7 +159,7 @@ class CheckpointEvery(ConfigModel):
         steps: After every so many optimiser steps of a phase; None for never.
     """
 
-    minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    minutes: Annotated[Real, Field(gt=0, le=525_600)] | None = 10.0
     steps: Positive | None = None
 
 
@@ -161,8 +175,77 @@ _DEEPSPEED_TAKEN = {
     "gradient_clipping": "train.gradient_clipping",
     "bf16": "train.precision",
     "fp16": "train.precision",
+    "data_types": "train.precision",
     "optimizer": "the method's parameter groups",
+    "scheduler": "train.*.learning_rate",
+    "steps_per_print": "train.log_every",
+    "zero_optimization.stage": "train.zero",
 }
+
+
+class DeepSpeedZero(ConfigModel):
+    """DeepSpeed's `zero_optimization`, as far as ZeRO 0 to 2 with this program's own optimiser and checkpoints read it.
+
+    Attributes:
+        reduce_bucket_size, allgather_bucket_size: Elements that are reduced or gathered at a time; so large a buffer is held.
+        overlap_comm: Reduce gradients while others are computed.
+        contiguous_gradients, reduce_scatter, allgather_partitions, use_multi_rank_bucket_allreduce, round_robin_gradients,
+            parameter_alignment: As DeepSpeed documents them.
+    """
+
+    reduce_bucket_size: Positive | None = None
+    allgather_bucket_size: Positive | None = None
+    overlap_comm: bool | None = None
+    contiguous_gradients: bool | None = None
+    reduce_scatter: bool | None = None
+    allgather_partitions: bool | None = None
+    use_multi_rank_bucket_allreduce: bool | None = None
+    round_robin_gradients: bool | None = None
+    parameter_alignment: bool | None = None
+
+
+class CommsLogger(ConfigModel):
+    """DeepSpeed's log of collective operations."""
+
+    enabled: bool | None = None
+    verbose: bool | None = None
+    prof_all: bool | None = None
+    prof_ops: tuple[str, ...] | None = None
+    debug: bool | None = None
+
+
+class DeepSpeedSettings(ConfigModel):
+    """DeepSpeed's own settings that this program leaves to the user, under DeepSpeed's names; None leaves DeepSpeed's default.
+
+    Attributes:
+        zero_optimization: Of ZeRO; its stage is `train.zero`.
+        communication_data_type: In which numbers gradients are exchanged.
+        gradient_predivide_factor: Gradients are divided by it before they are summed over ranks, and by the rest after.
+        wall_clock_breakdown, memory_breakdown, dump_state, comms_logger: What DeepSpeed prints.
+    """
+
+    zero_optimization: DeepSpeedZero | None = None
+    communication_data_type: Literal["fp32", "fp16", "bf16"] | None = None
+    gradient_predivide_factor: Annotated[Real, Field(ge=1, le=65_536)] | None = None
+    wall_clock_breakdown: bool | None = None
+    memory_breakdown: bool | None = None
+    dump_state: bool | None = None
+    comms_logger: CommsLogger | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_further_settings(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            zero = value.get("zero_optimization")
+            inside = [f"zero_optimization.{name}" for name in zero] if isinstance(zero, Mapping) else []
+            for key in (*value, *inside):
+                if key in _DEEPSPEED_TAKEN:
+                    raise ValueError(f"'{key}' follows from {_DEEPSPEED_TAKEN[key]}; set that instead")
+        return value
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are given, as DeepSpeed takes them."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class TrainConfig(ConfigModel):
@@ -176,13 +259,13 @@ class TrainConfig(ConfigModel):
         zero: DeepSpeed's ZeRO stage.
         precision: `bf16` computes in bf16 with fp32 masters in the optimiser and needs ZeRO 1 or 2.
         gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
-        accumulation: Micro-batches a step.
+        accumulation: Micro-batches a step; at most as many as a stage's batch has examples.
         sparse_updates: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
             that a step reads (`engine/sparse_adamw.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
             0 and clipping is off.
         checkpoint_every: How often a stage is saved within an epoch.
         log_every: Optimiser steps between two `step` events.
-        deepspeed: Further DeepSpeed settings, merged over those that follow from this configuration.
+        deepspeed: Further DeepSpeed settings beside those that follow from this configuration.
     """
 
     first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, ema_decay=0.8)
@@ -190,14 +273,18 @@ class TrainConfig(ConfigModel):
     later: StageTraining = StageTraining(batch=256, ema_decay=0.7, pretrained_lr_scale=0.1, probe_steps=400)
     by_task: dict[str, StageTraining] = {}
     max_steps: Positive | None = None
-    zero: Literal[0, 1, 2] = 0
+    zero: Annotated[Literal[0, 1, 2], BeforeValidator(_no_boolean)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
-    gradient_clipping: Annotated[float, Field(ge=0)] = 0.0
-    accumulation: Positive = 1
+    gradient_clipping: Weight = 0.0
+    accumulation: Annotated[Whole, Field(ge=1, le=65_536)] = 1
     sparse_updates: Literal["auto", "on", "off"] = "auto"
     checkpoint_every: CheckpointEvery = CheckpointEvery()
     log_every: Positive = 10
-    deepspeed: dict[str, Any] = {}
+    deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+
+    @field_serializer("deepspeed")
+    def _only_given_settings(self, value: DeepSpeedSettings) -> dict[str, Any]:
+        return value.given()
 
     @field_serializer("by_task")
     def _only_given_fields(self, value: dict[str, StageTraining]) -> dict[str, dict[str, Any]]:
@@ -229,16 +316,6 @@ class TrainConfig(ConfigModel):
             return rows >= _LAZY_FROM and not self.zero and not self.gradient_clipping
         return self.sparse_updates == "on"
 
-    @field_validator("deepspeed")
-    @classmethod
-    def _only_further_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
-        zero = value.get("zero_optimization")
-        taken = [key for key in value if key in _DEEPSPEED_TAKEN]
-        if taken or (isinstance(zero, dict) and "stage" in zero):
-            key = taken[0] if taken else "zero_optimization.stage"
-            raise ValueError(f"'{key}' follows from {_DEEPSPEED_TAKEN.get(key, 'train.zero')}; set that instead")
-        return value
-
     def stage(self, position: int, task: str) -> StageTraining:
         """Return the settings of the task at `position` (0 for T1)."""
         base = (self.first, self.second)[position] if position < 2 else self.later
@@ -258,7 +335,7 @@ class EvaluateConfig(ConfigModel):
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("mrr@5", "accuracy")
     max_users: Positive | None = None
-    batch: Positive = 512
+    batch: Annotated[Whole, Field(ge=1, le=1 << 20)] = 512
 
 
 class RunConfig(ConfigModel):
@@ -272,10 +349,10 @@ class RunConfig(ConfigModel):
         method: `name` (TERACON where none is given) and the method's own settings.
     """
 
-    dataset: str
+    dataset: Annotated[str, Field(min_length=1)]
     preset: Literal["paper"] | None = None
     tasks: tuple[str, ...] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0, le=1 << 128)] = 0
     method: dict[str, Any] = {"name": "teracon"}
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

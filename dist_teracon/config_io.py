@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from dist_teracon import io
 from dist_teracon.config import ConfigModel, RunConfig
-from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.errors import ConfigError, nearest, shortened
 
 M = TypeVar("M", bound=ConfigModel)
+
+# What YAML 1.1 makes of scalars that look like times or numbers; `_Loader` has rules of its own.
+_AS_WRITTEN = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float")}
 
 # Fields that were renamed or moved, old dotted path to new: the error for an old one names the new one. `*` is any part of a path.
 _RENAMED = {
@@ -29,8 +33,14 @@ _RENAMED = {
 }
 
 
-def validate(model: type[M], value: Mapping[str, Any], *, where: str) -> M:
+def validate(model: type[M], value: Mapping[str, Any], *, where: str, group: str = "") -> M:
     """Validate a mapping against a part of the configuration.
+
+    Args:
+        model: The part.
+        value: Its fields.
+        where: The file, for messages.
+        group: Dotted path of the part, as `method`; the whole where it is empty.
 
     Raises:
         ConfigError: names `where`, each bad field with its dotted path, its value, what is allowed and the nearest known name.
@@ -38,23 +48,43 @@ def validate(model: type[M], value: Mapping[str, Any], *, where: str) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(model, problem) for problem in error.errors(include_url=False, include_context=False)]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        lines: dict[str, list[str]] = {}
+        for problem in error.errors(include_url=False, include_context=False):
+            path = _place(value, problem)
+            lines.setdefault(".".join(map(str, path)), []).append(_explain(model, path, problem, group))
+        # a field that may be one of several things has a finding for each
+        raise ConfigError("\n".join(f"{where}: {' or: '.join(dict.fromkeys(found))}" for found in lines.values())) from None
+    except RecursionError:
+        raise ConfigError(f"{where}: a field holds itself (an alias within its own anchor); write it out") from None
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+def _place(value: Any, problem: Any) -> tuple[int | str, ...]:
+    """Return the path of a finding's field; of a field that may be one of several things pydantic adds which of them it tried."""
+    path: list[int | str] = []
+    for number, part in enumerate(problem["loc"]):
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return (*path, part) if problem["type"] in ("missing", "extra_forbidden") or not number else tuple(path)
+        path.append(part)
+    return tuple(path)
+
+
+def _explain(model: type[BaseModel], place: Sequence[int | str], problem: Any, group: str) -> str:
+    path = ".".join(str(part) for part in (*filter(None, [group]), *place))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         if (now := _new_name(path)) is not None:
             return f"{path}: was renamed to {now}"
-        known = _known_fields(model, problem["loc"][:-1])
-        return f"{path}: unknown field{nearest(str(problem['loc'][-1]), known)} (known: {', '.join(sorted(known))})"
+        known = _known_fields(model, place[:-1])
+        return f"{path}: unknown field{nearest(str(place[-1]), known)} (known: {', '.join(sorted(known))})"
     if problem["type"] == "missing":
         return f"{path}: required field missing"
     if not path:
         return message
-    return f"{path}: {message} (is {problem['input']!r})"
+    if problem["type"] == "model_type":
+        message = "expected a mapping of fields"
+    return f"{path}: {message} (is {shortened(problem['input'])})"
 
 
 def _new_name(path: str) -> str | None:
@@ -76,19 +106,29 @@ def _known_fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str
             current = arguments[-1] if arguments else None
         else:
             current = field.annotation
+        # a group that may be left out, as `DeepSpeedZero | None`
+        inside = [part for part in getattr(current, "__args__", ()) if isinstance(part, type) and issubclass(part, BaseModel)]
+        current = inside[0] if type(None) in getattr(current, "__args__", ()) and inside else current
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
 
 
-def read_yaml(uri: str) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; a relative name that is no file is looked up among the packaged configurations.
+def read_yaml(uri: str, *, folder: str = "") -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; a relative name that is no file is looked up among those that are shipped.
+
+    Args:
+        uri: The file; or a shipped one, with or without its folder and ending: `configs/recipes/ml-100k.yaml`, `ml-100k`.
+        folder: Where in `configs/` a bare name stands: nowhere deeper for runs, `recipes`, `compare`.
 
     Raises:
         ConfigError: no such file, not YAML (with the line), or not a mapping.
     """
     try:
-        value = yaml.load(_read_text(uri), Loader=_Loader)  # a safe loader
+        value = yaml.load(_read_text(uri, folder), Loader=_Loader)  # a safe loader
+        _copy(value)  # comes to an end where no group holds itself
     except UnicodeDecodeError as error:
         raise ConfigError(f"{uri}: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ConfigError(f"{uri}: a group holds itself, or groups lie hundreds deep") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -99,7 +139,19 @@ def read_yaml(uri: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that refuses a key written twice, which YAML would let win silently."""
+    """YAML's safe loader that refuses a key written twice, which YAML would let win silently, and takes values as they are written.
+
+    Dates stay text, so that one that is in no calendar is told with its field. Numbers are decimal: `012` (to YAML 1.1 an octal ten),
+    `1_000` and `12:30` (to it a number of base 60) stay text, as they are names in recipes.
+    """
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a number of thousands of digits
+            if isinstance(error, yaml.YAMLError):
+                raise
+            raise yaml.constructor.ConstructorError(None, None, f"{shortened(node.value)}: {error}", node.start_mark) from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -113,19 +165,45 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_text(uri: str) -> str:
-    if io.exists(uri):
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _AS_WRITTEN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$", re.ASCII), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", re.ASCII),
+    list("-+0123456789."),
+)
+
+
+def _read_text(uri: str, folder: str) -> str:
+    packaged = _shipped(uri, folder)
+    if io.exists(uri) and (packaged is None or not io.is_folder(uri)):
         try:
             return io.read_bytes(uri).decode()
         except UnicodeDecodeError as error:
             raise ConfigError(f"{uri}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    packaged = resources.files("dist_teracon.configs").joinpath(*uri.removeprefix("configs/").split("/"))
-    if "://" not in uri and not uri.startswith("/") and packaged.is_file():
+    if packaged is not None:
         return packaged.read_text(encoding="utf-8")
-    folder = "recipes" if "recipe" in uri else ""
     listed = resources.files("dist_teracon.configs").joinpath(folder).iterdir()
-    shipped = sorted(entry.name for entry in listed if entry.name.endswith(".yaml"))
-    raise ConfigError(f"{uri}: no such file{nearest(Path(uri).name, shipped)} (shipped in configs/{folder}: {', '.join(shipped)})")
+    names = sorted(entry.name for entry in listed if entry.name.endswith(".yaml"))
+    place = "/".join(["configs", *filter(None, [folder])])
+    raise ConfigError(f"{uri}: no such file{nearest(Path(uri).name, names)} (shipped in {place}: {', '.join(names)})")
+
+
+def _shipped(uri: str, folder: str) -> Traversable | None:
+    """Return a shipped file by its path below `configs/`, or by its name in a folder there; None if there is none."""
+    parts = uri.removeprefix("configs/").split("/")
+    if "://" in uri or uri.startswith("/") or ".." in parts:
+        return None
+    root = resources.files("dist_teracon.configs")
+    for base in (root.joinpath(folder), root):
+        for ending in ("", ".yaml"):
+            found = base.joinpath(*parts[:-1], f"{parts[-1]}{ending}")
+            if found.name.endswith(".yaml") and found.is_file():
+                return found
+    return None
 
 
 def apply_overrides(value: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -147,9 +225,10 @@ def apply_overrides(value: dict[str, Any], overrides: Sequence[str]) -> dict[str
                 raise ConfigError(f"--set {override}: '{parent}' is {child!r}, it has no fields below it")
             node = child
         try:
-            node[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+            node[leaf] = yaml.load(text, Loader=_Loader)  # a safe loader
+        except (yaml.YAMLError, RecursionError) as error:
+            problem = getattr(error, "problem", None)
+            raise ConfigError(f"--set {override[:200]}: the value is not valid YAML{f': {problem}' if problem else ''}") from None
     return result
 
 

@@ -6,7 +6,9 @@ file is written under a temporary name next to its target and renamed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -15,8 +17,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 from uuid import uuid4
@@ -111,9 +113,85 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """Return the path of a local URI."""
+    """Return the path of a local URI; `~` at its beginning is the home folder."""
     match = _URI.match(uri)
-    return Path(match.group(2) if match else uri)
+    try:
+        return Path(match.group(2)) if match else Path(uri).expanduser()
+    except RuntimeError:  # `~name` of no user is a name as any
+        return Path(uri)
+
+
+def input_folder(uri: str) -> str:
+    """Return a folder's URI without `~`, `.` at its end and the like, so that names of its files and its own can follow from it.
+
+    Raises:
+        DataError: a local one is not there, or a file.
+    """
+    if not is_local(uri):
+        return uri
+    path = local_path(uri)
+    if not path.exists():
+        raise DataError(f"{uri}: no such folder" + (" (a symbolic link to nothing)" if path.is_symlink() else ""))
+    if not path.is_dir():
+        raise DataError(f"{uri}: is a file; name the folder that holds it")
+    return str(path.resolve() if path.name in ("", "..") else path)
+
+
+def output_folder(uri: str) -> Path:
+    """Return where a local folder really lies that is to be written, whether it is there or not.
+
+    Raises:
+        DataError: it is a file or lies below one, or a symbolic link on the way leads to nothing.
+    """
+    path = local_path(uri).absolute()
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            link = "" if part == path else f"{part} "
+            raise DataError(
+                f"{uri}: {link}is a symbolic link to {part.readlink()}, which is not there; make that folder or remove the link"
+            )
+        if part.exists():
+            if not part.is_dir():
+                raise DataError(f"{uri}: is a file; name a folder" if part == path else f"{uri}: {part} is a file; name another folder")
+            break
+    return path.resolve()
+
+
+_WORKING = re.compile(r"\..+\.(preparing|appending|drawing|new-[^.]*|[0-9a-f]{32})")
+
+
+def shown_path(path: Path) -> Path:
+    """Return a path for a person: the folder that holds it, where it is one of the hidden ones that work is done in."""
+    for place, part in enumerate(path.parts):
+        if _WORKING.fullmatch(part):
+            return Path(*path.parts[:place])
+    return path
+
+
+def place_folder(folder: Path, target: Path, *, last: str = "") -> None:
+    """Move a finished local folder to its place, which is not there or empty; what is in it appears at once.
+
+    Only where the place itself has to stay, as the working directory or a mounted disk, are the entries moved one by one, `last` at the
+    end.
+    """
+    if target.exists():
+        if target == Path.cwd() or os.path.ismount(target):
+            _fill(folder, target, last)
+            return
+        target.rmdir()
+    folder.replace(target)
+
+
+def _fill(folder: Path, target: Path, last: str) -> None:
+    try:
+        for entry in sorted(folder.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
+            entry.replace(target / entry.name)
+        folder.rmdir()
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy_folder(folder, str(target), last=last)
+        shutil.rmtree(folder)
 
 
 def join(folder: str, *parts: str) -> str:
@@ -164,7 +242,7 @@ def list_folder(uri: str) -> list[str]:
     """
     filesystem, path = url_to_fs(uri)
     if not filesystem.isdir(path):
-        raise DataError(f"{uri}: no such folder")
+        raise DataError(f"{uri}: is a file; name a folder" if filesystem.exists(path) else f"{uri}: no such folder")
     return sorted(Path(str(entry)).name for entry in filesystem.ls(path, detail=False))
 
 
@@ -251,8 +329,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a local folder under a temporary name next to `path` and rename it once it is whole.
+def atomic_folder(path: Path, *, last: str = "") -> Iterator[Path]:
+    """Fill a local folder under a temporary name next to `path` and move it there once it is whole.
+
+    What processes that were killed have left of it is removed.
+
+    Args:
+        path: Where it goes, no symbolic link.
+        last: The entry that makes it whole; see `place_folder`.
 
     Raises:
         DataError: `path` is there already and not empty.
@@ -260,12 +344,64 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path}: is there already; name a new folder or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
+        _remove_if_left(left)
+    temporary, held = _held_folder(path)
     try:
         temporary.chmod(0o755)
         yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.replace(path)
+        place_folder(temporary, path, last=last)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(held)
+
+
+def _held_folder(path: Path) -> tuple[Path, int]:
+    """Make a temporary folder that other processes can see to be in use while the file descriptor is open."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+        held = os.open(temporary, os.O_RDONLY)
+        with suppress(OSError):  # not every file system has locks of folders
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if temporary.exists():  # else another process took it for one that was left, in the moment before it was held
+            return temporary, held
+        os.close(held)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a temporary folder that no process holds."""
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass
+    finally:
+        os.close(held)
+
+
+def remove_temporary_folders(folder: Path) -> None:
+    """Remove what killed processes have left of `atomic_folder`s in a folder; those that a process holds stay."""
+    for path in folder.glob(".*.new-*"):
+        _remove_if_left(path)
+
+
+_TEMPORARY_FILE = re.compile(r"\.(.+)\.[0-9a-f]{32}")
+
+
+def remove_temporary_files(folder: Path, *, of: Collection[str] | None = None) -> None:
+    """Remove what killed processes have left of files in a folder that only the caller writes at this moment.
+
+    Args:
+        folder: A local folder.
+        of: Names of the files whose temporary ones are removed; None for all.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        match = _TEMPORARY_FILE.fullmatch(path.name)
+        if match and (of is None or match.group(1) in of) and path.is_file():
+            path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from dist_teracon.config import RunConfig
 from dist_teracon.config_io import make_config
 from dist_teracon.console import Console, NoProgress
 from dist_teracon.continual.method import Method, StageContext
+from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.open import open_dataset
 from dist_teracon.engine.contract import Engine
@@ -31,12 +32,15 @@ DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained: the data set, examples a step, replayed rows a past task and step, further settings of retention."""
+    """What is trained: the data set, width, examples a step, replayed rows a past task and step, sequences a step of the first stage,
+    further settings of retention.
+    """
 
     dataset: str
     channels: int
     batch: int
     replayed: int
+    first_batch: int = 32
     retention: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -52,8 +56,12 @@ class OurStage:
         self.epochs += 1
         self.method.begin_epoch(self.epochs)
         for batch in self.loader.epoch(self.epochs):
-            train_step(self.engine, self.method, batch, runtime=self.runtime, accumulation=1)
-            self.steps += 1
+            self.step(batch)
+
+    def step(self, batch: PackedBatch) -> None:
+        """Take one optimiser step."""
+        train_step(self.engine, self.method, batch, runtime=self.runtime, accumulation=1)
+        self.steps += 1
 
 
 def our_stage(size: Size, channels: int, stage: int, precision: str, runtime: Runtime, folder: Path) -> OurStage:
@@ -92,7 +100,13 @@ def _config(size: Size, channels: int, precision: str) -> RunConfig:
                 "item_init": "uniform",
                 "backbone": {"name": "nextitnet", "dilations": DILATIONS, "kernel_size": KERNEL_SIZE},
             },
-            "train": {"second": later, "later": later, "precision": precision, "zero": 1 if precision == "bf16" else 0},
+            "train": {
+                "first": {"batch": size.first_batch},
+                "second": later,
+                "later": later,
+                "precision": precision,
+                "zero": 1 if precision == "bf16" else 0,
+            },
         },
         where="bench",
     )

@@ -77,7 +77,7 @@ def read_plan(uri: str, metrics: Sequence[str] = ()) -> tuple[Plan, list[Cell]]:
     Raises:
         ConfigError: names file, variant and field.
     """
-    plan = validate(Plan, read_yaml(uri), where=uri)
+    plan = validate(Plan, read_yaml(uri, folder="compare"), where=uri)
     if metrics:
         plan = plan.model_copy(update={"metrics": tuple(metrics)})
     cells = list(_cells(plan, read_yaml(plan.config), uri))

@@ -11,7 +11,7 @@ from dist_teracon.compare.cells import is_finished, run_cells
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.tables import gather, markdown
 from dist_teracon.console import Console
-from dist_teracon.errors import RunError
+from dist_teracon.errors import ConfigError, RunError
 
 
 def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = ()) -> Path:
@@ -28,13 +28,15 @@ def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metr
         The tables' file.
 
     Raises:
-        ConfigError: the comparison or a cell's configuration is wrong.
+        ConfigError: the comparison or a cell's configuration is wrong, or no run may go at a time.
         RunError: cells failed; the tables of what is there are written all the same.
     """
+    if parallel is not None and parallel < 1:
+        raise ConfigError(f"--parallel: expected 1 run at a time or more, got {parallel}")
     plan, cells = read_plan(uri, metrics)
     failed: RunError | None = None
     try:
-        run_cells(cells, out, parallel=parallel or os.cpu_count() or 1, console=console)
+        run_cells(cells, out, parallel=(os.cpu_count() or 1) if parallel is None else parallel, console=console)
     except RunError as error:
         failed = error
     page = out / "tables.md"

@@ -20,7 +20,7 @@ from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.backbone import Backbone, make_backbone
-from dist_teracon.models.heads import Head, cross_entropy_sum
+from dist_teracon.models.heads import Head, cross_entropy_sum, head_key
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.network import Network, Role
 from dist_teracon.models.sampled_softmax import Negatives
@@ -178,7 +178,7 @@ class Method(ABC):
         """Return the module's parameters that weight decay acts on: the backbone's matrices and the present task's head's."""
         network = self.module()
         assert isinstance(network, Network), "a method whose module is no Network overrides `decay_parameters`"
-        return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {f"heads.{self.learned[-1]}.weight"}
+        return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {f"heads.{head_key(self.learned[-1])}.weight"}
 
     def gradient_hooks(self, phase: Phase) -> None:
         """Register hooks that edit gradients; called before the engine is made."""
@@ -189,6 +189,10 @@ class Method(ABC):
     def add_replay(self, batch: PackedBatch) -> PackedBatch:
         """Add rows to a batch, as replayed users."""
         return batch
+
+    def replay_bounds(self, batch: int, past: int) -> tuple[int, int]:
+        """Return the least and the most rows that a step replays of so many past tasks together, beside a batch of so many examples."""
+        return 0, 0
 
     @abstractmethod
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:

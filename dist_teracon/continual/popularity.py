@@ -13,7 +13,7 @@ from dist_teracon.continual.method import Method, MethodContext, Phase, StageCon
 from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
-from dist_teracon.models.heads import Head
+from dist_teracon.models.heads import Head, head_key
 
 
 @register
@@ -29,7 +29,7 @@ class Popularity(Method):
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)
         head = Head(1, task.labels, generator=self.context.generator(f"head:{task.name}"))
-        self.heads[task.name] = head.requires_grad_(False)
+        self.heads[head_key(task.name)] = head.requires_grad_(False)
 
     def prepare(self, context: StageContext) -> None:
         task = self.learned[-1]
@@ -52,7 +52,7 @@ class Popularity(Method):
         return self.head(task).weight.new_zeros(batch.rows, 1)
 
     def head(self, task: str) -> Head:
-        head = self.heads[task]
+        head = self.heads[head_key(task)]
         assert isinstance(head, Head)
         return head
 

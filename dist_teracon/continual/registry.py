@@ -7,7 +7,7 @@ import importlib
 from dist_teracon.config import ConfigModel, RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.continual.method import Method
-from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.errors import ConfigError, nearest, shortened
 
 # name -> module of that name's file beside this one, whose class of that name is the method
 METHODS = {
@@ -43,7 +43,7 @@ def method_class(name: str) -> type[Method]:
         importlib.import_module(f"dist_teracon.continual.{METHODS[name]}")
     if name not in _registered:
         known = sorted({*METHODS, *_registered})
-        raise ConfigError(f"method.name: no method '{name}'{nearest(name, known)} (known: {', '.join(known)})")
+        raise ConfigError(f"method.name: no method {shortened(name)}{nearest(name, known)} (known: {', '.join(known)})")
     return _registered[name]
 
 
@@ -61,4 +61,4 @@ def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], Conf
         kind = method_class(name)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return kind, validate(kind.Settings, values, where=f"{where}: method")
+    return kind, validate(kind.Settings, values, where=where, group="method")

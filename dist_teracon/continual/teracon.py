@@ -6,6 +6,7 @@ Legend: T tasks, K masked layers, C channels, s scale.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel, StageTraining
+from dist_teracon.config import ConfigModel, Examples, Positive, Real, StageTraining, Weight, Whole
 from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pseudo_labels import (
     Store,
@@ -28,7 +29,7 @@ from dist_teracon.continual.replay import ReplayStream
 from dist_teracon.continual.sampling import Strategy, apply_strategy, divide_budget, rotation, sample_size, sampling_rates
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
-from dist_teracon.data.schema import Task
+from dist_teracon.data.schema import Task, folder_of
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, squared_error_sum
@@ -63,16 +64,16 @@ class RetentionSettings(ConfigModel):
         pool: Share of users with pseudo-labels; `auto` takes all of a small task's.
     """
 
-    alpha: Annotated[float, Field(ge=0)] = 5.0
+    alpha: Weight = 5.0
     teacher: Literal["store", "online"] = "store"
     scale: Literal["s_max", "annealed"] = "s_max"
     sampling: Strategy = "formula"
-    constant: float = 6.0
-    minimum: Annotated[int, Field(ge=1)] = 64
-    budget: Annotated[float, Field(gt=0, le=1)] | None = None
-    refresh_every: Annotated[int, Field(ge=1)] = 10
+    constant: Annotated[Real, Field(ge=-1000, le=1000)] = 6.0
+    minimum: Examples = 64
+    budget: Annotated[Real, Field(gt=0, le=1)] | None = None
+    refresh_every: Positive = 10
     normalise: bool = False
-    pool: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
+    pool: Literal["auto"] | Annotated[Real, Field(gt=0, le=1)] = "auto"
 
 
 class TeraconSettings(ConfigModel):
@@ -93,16 +94,16 @@ class TeraconSettings(ConfigModel):
         retention: How past tasks are kept.
     """
 
-    s_max: Annotated[float, Field(gt=0)] = 50.0
+    s_max: Annotated[Real, Field(ge=1, le=10_000)] = 50.0
     annealing: Literal["epoch", "paper", "stage"] = "epoch"
-    annealing_epochs: Annotated[int, Field(ge=1)] = 5
+    annealing_epochs: Annotated[Whole, Field(ge=1, le=100_000)] = 5
     relation: Relation = "per_channel"
     relation_init: RelationInit = "extend"
     gate: Gate = "first"
-    embedding_range: tuple[float, float] = (0.0, 2.0)
-    mask_lr_scale: Annotated[float, Field(gt=0, le=1e4)] = 1.0
+    embedding_range: tuple[Real, Real] = (0.0, 2.0)
+    mask_lr_scale: Annotated[Real, Field(gt=0, le=1e4)] = 1.0
     gradient_compensation: bool = False
-    mask_regulariser: Annotated[float, Field(ge=0)] = 0.0
+    mask_regulariser: Weight = 0.0
     regularised: Literal["first", "all"] = "first"
     regulariser_schedule: Literal["constant", "scale", "decay"] = "constant"
     retention: RetentionSettings = RetentionSettings()
@@ -241,6 +242,18 @@ class Teracon(Method):
         assert self.retention.budget is not None
         return sample_size(self.retention.budget, self.batch, minimum=1)
 
+    def replay_bounds(self, batch: int, past: int) -> tuple[int, int]:
+        """By ρ's bounds: masks are positive, so that their cosine is at least 0."""
+        if self.retention.alpha == 0 or not past:
+            return 0, 0
+        if self.retention.budget is not None:
+            rows = sample_size(self.retention.budget, batch, minimum=1)
+            return rows, rows
+        rates = [0.5 - 0.5 * math.tanh(self.retention.constant * cosine / 2) for cosine in (0.0, 1.0)]  # 1 - σ(c·cos)
+        low, high = (1.0, 1.0) if self.retention.sampling == "all" else (min(rates), max(rates))
+        least, most = (sample_size(rate, batch, minimum=self.retention.minimum) for rate in (low, high))
+        return past * least, past * most
+
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         scale = self.present_scale = self._scale(batch)
         past_scale = scale if self.retention.scale == "annealed" or self.retention.teacher == "online" else self.options.s_max
@@ -355,7 +368,7 @@ class Teracon(Method):
             )
         targets = None
         if not online:
-            folder, began = context.folder / "pseudo_labels" / past, time.monotonic()
+            folder, began = context.folder / "pseudo_labels" / folder_of(past), time.monotonic()
             masks, logits = self.teacher_masks, self._stored_head(past) is None
             assert masks is not None
             written = write_pseudo_labels(

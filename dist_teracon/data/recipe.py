@@ -12,73 +12,28 @@
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Callable
-from datetime import UTC, date, datetime, time
+import codecs
 from itertools import pairwise
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dist_teracon.config_io import read_yaml
+from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, Texts, clean_name, zone_of
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.errors import ConfigError, nearest
-
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
-}  # fmt: skip
-_COMPARISON = re.compile(r"\s*(<=|>=|==|!=|<|>|=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-def parse_comparisons(text: str) -> list[tuple[Callable[[Any, Any], Any], float]]:
-    """Parse `<= 3` or `> 1, < 4` (all must hold) into (operator, number) pairs.
-
-    Raises:
-        ValueError: anything else.
-    """
-    pairs = []
-    for part in text.split(","):
-        if (match := _COMPARISON.fullmatch(part)) is None:
-            raise ValueError("expected comparisons such as '<= 3' or '> 1, < 4' (<, <=, ==, !=, >=, > and a number)")
-        pairs.append((_OPERATORS[match.group(1)], float(match.group(2))))
-    return pairs
-
-
-def _comparisons(value: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = f"== {value:g}"
-    if isinstance(value, str):
-        parse_comparisons(value)
-    return value
-
-
-def _seconds(value: Any) -> Any:
-    """Return a moment's seconds since 1970; dates without a time zone are read as UTC."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError("expected a date (2026-01-31), a date with a time, or seconds since 1970") from None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time())
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    return value
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
-
-
-Comparisons = Annotated[str, BeforeValidator(_comparisons)]
-Moment = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (found := next((key for key, entry in value.items() if isinstance(entry, bool)), None)) is not None:
+            raise ValueError(f"{found} is a truth value to YAML, as yes, no, on, off, true and false are; write names in quotes")
+        return value
 
 
 class EventFilter(_Part):
@@ -156,7 +111,7 @@ class ProfileTask(_Part):
 
     kind: Literal["profile"]
     attribute: str | None = None
-    bins: tuple[float, ...] | None = Field(default=None, min_length=1)
+    bins: tuple[Edge, ...] | None = Field(default=None, min_length=1)
     classes: Texts | None = Field(default=None, min_length=2)
 
     @field_validator("bins")
@@ -170,6 +125,8 @@ class ProfileTask(_Part):
     def _one_way(self) -> ProfileTask:
         if self.bins is not None and self.classes is not None:
             raise ValueError("give bins or classes, not both")
+        if self.classes is not None and (twice := next((name for name in self.classes if self.classes.count(name) > 1), None)):
+            raise ValueError(f"class '{twice}' stands there more than once")
         return self
 
 
@@ -195,15 +152,50 @@ class SplitPart(_Part):
         return self
 
 
+def _known_zone(name: str | None) -> str | None:
+    if name is not None:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("expected a time zone by its IANA name, as Asia/Seoul or UTC") from None
+    return name
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        codecs.getincrementaldecoder(name)("strict").decode(b"", final=True)
+        is_text = codecs.lookup(name)._is_text_encoding
+    except (LookupError, UnicodeError, TypeError):
+        is_text = False
+    if not is_text:
+        raise ValueError("expected an encoding of text that Python knows, as utf-8, cp949, utf-16 or latin-1")
+    return name
+
+
 class Columns(_Part):
-    """Names of a source's columns where they are not the format's own."""
+    """Names of a source's columns where they are not the format's own.
+
+    Attributes:
+        user, item, timestamp, type, value: The columns; `timestamp: null` takes the order of the files for that of the events.
+        timestamp_unit: Of times that are numbers, since 1970; `date` for digits as 20200131 or 20200131235959.
+        timezone: Of times that are dates without a zone, by its IANA name; UTC where it is left out.
+    """
 
     user: str | None = None
     item: str | None = None
     timestamp: str | None = None
     type: str | None = None
     value: str | None = None
-    timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
+    timestamp_unit: Literal["s", "ms", "us", "ns", "date"] = "s"
+    timezone: Annotated[str | None, AfterValidator(_known_zone)] = None
+
+
+class Files(_Part):
+    """Names or patterns of a source's files where they are not the format's own: `clicks-*.csv`; a folder stands for what it holds."""
+
+    events: Texts | None = Field(default=None, min_length=1)
+    users: Texts | None = Field(default=None, min_length=1)
+    items: Texts | None = Field(default=None, min_length=1)
 
 
 class Recipe(_Part):
@@ -211,32 +203,64 @@ class Recipe(_Part):
 
     Attributes:
         name: Name of the data set; the source's own where it is left out.
+        files, columns: Names of files and columns where they are not the format's own.
+        encoding: Of files that are text.
+        missing: Codes of unknown in attributes of users and items: of all of them, or by attribute. Not of ids.
         first_task: Name of the self-supervised first task.
         tasks: The later tasks in their order.
     """
 
     name: str | None = None
     seed: int = Field(default=0, ge=0)
+    files: Files = Files()
     columns: Columns = Columns()
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
+    missing: dict[str, Texts] | Texts = ()
     history: HistoryRule = HistoryRule()
     first_task: str = "next"
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)
     split: SplitPart = SplitPart()
 
-    @field_validator("first_task", "tasks")
+    @field_validator("first_task")
     @classmethod
-    def _fit_for_folders(cls, value: Any, info: ValidationInfo) -> Any:
-        for name in value if isinstance(value, dict) else (value,):
-            if not TASK_NAME.fullmatch(name) or name == "items":
-                raise ValueError(f"'{name}' cannot name a task: expected letters, digits, '_', '-', '.'; 'items' is reserved")
-            if info.field_name == "tasks" and name == info.data.get("first_task"):
-                raise ValueError(f"'{name}' is the first task's name already")
+    def _named(cls, value: str) -> str:
+        return clean_name(value)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        named: dict[str, Any] = {}
+        for key, task in value.items():
+            if isinstance(key, bool) or not isinstance(key, str | int | float):
+                raise ValueError(f"a task's name is {key!r} to YAML; write it in quotes")  # noqa: TRY004 (of a validator)
+            name = clean_name(str(key))
+            if name in named:
+                raise ValueError(f"two tasks are named '{name}'")
+            named[name] = task
+        return named
+
+    @field_validator("tasks")
+    @classmethod
+    def _others(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if (first := info.data.get("first_task")) in value:
+            raise ValueError(f"'{first}' is the first task's name already")
         return value
 
     def split_rule(self, by: Literal["users", "rows"] | None = None) -> SplitRule:
         """Return the split of the recipe, by users or rows as `by` has it where it is given."""
         part = self.split.model_dump()
         return SplitRule(**{**part, "by": by or part["by"], "seed": self.seed if part["seed"] is None else part["seed"]})
+
+    def filters(self) -> list[EventFilter]:
+        """Return every filter of events."""
+        return [self.history.events, *(task.events for task in self.tasks.values() if isinstance(task, ItemTask))]
+
+    def missing_in(self, attribute: str) -> frozenset[str]:
+        """Return the codes of unknown in an attribute."""
+        codes = self.missing.get(attribute, ()) if isinstance(self.missing, dict) else self.missing
+        return frozenset(codes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values, defaults written out."""
@@ -249,7 +273,7 @@ def read_recipe(uri: str) -> Recipe:
     Raises:
         ConfigError: the file is missing, no YAML, or has something that is not allowed; names the dotted field.
     """
-    return parse_recipe(read_yaml(uri), where=uri)
+    return parse_recipe(read_yaml(uri, folder="recipes"), where=uri)
 
 
 def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
@@ -261,13 +285,17 @@ def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of fields, as `history:` and `tasks:`, got {type(value).__name__}")
     try:
-        return Recipe.model_validate(value)
+        columns = value.get("columns")
+        # dates without a time zone are read in that of the columns
+        zone = zone_of(columns.get("timezone") if isinstance(columns, dict) else None)
+        return Recipe.model_validate(value, context={"timezone": zone})
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(where, value, problem) for problem in error.errors(include_url=False))) from None
 
 
 _PARTS: dict[Any, type[BaseModel]] = {
-    "columns": Columns, "history": HistoryRule, "events": EventFilter, "item": ItemTask, "profile": ProfileTask, "split": SplitPart,
+    "columns": Columns, "files": Files,
+    "history": HistoryRule, "events": EventFilter, "item": ItemTask, "profile": ProfileTask, "split": SplitPart,
 }  # fmt: skip
 
 

@@ -8,6 +8,8 @@ On disk (a folder or URI):
     users/shard-00042.parquet         user_id (string) · user_hash (uint64) · sequence (list<int32>, unpadded, oldest first)
     tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label)
 
+The name of a task's folder and vocabulary is `folder_of` its name: the same for plain names, a short one for those of other scripts.
+
 `user_hash` is a stable 64-bit hash of the user's identity; shard, split and the pools of pseudo-labels follow from it, so that
 users of one group (equal sequences, where a source has no user ids) stay together.
 A task of kind `next` predicts the item that follows: its label is the class of the sequence's last item, `item index − 2`.
@@ -17,12 +19,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, cast
 
 from dist_teracon import io
 from dist_teracon.errors import DataError, nearest
+from dist_teracon.hashing import plain_name
 
 FORMAT_VERSION = 1
 UNSEEN_ITEM = 1
@@ -44,7 +49,7 @@ class Task:
     """A task as the data set knows it.
 
     Attributes:
-        name: Unique in the data set; also the name of its folder.
+        name: Unique in the data set; its folder's follows from it (`folder_of`).
         kind: `next` (self-supervised next item), `item` (recommendation) or `profile` (classification).
         labels: Number of classes |Y|.
         users: Users with at least one label.
@@ -109,8 +114,9 @@ class DatasetInfo:
         split: How examples were split.
         tasks: The tasks in their order.
         files: Every file but `dataset.json`, by path within the data set.
-        source: Where it came from: format, fingerprint, recipe.
-        notes: Facts for the reader of a report, as rejected rows by kind or groups of equal sequences.
+        source: Where it came from: format, fingerprint, recipe; of an appended version also its ancestors.
+        notes: Facts for the reader of a report, as rejected rows by kind or groups of equal sequences; `matched` counts what filters,
+            joins and labels kept and left out. The fingerprint does not depend on them.
         parent: SHA-256 of the version that this one extends.
     """
 
@@ -134,6 +140,7 @@ class DatasetInfo:
         Raises:
             DataError: no such task; names the nearest one.
         """
+        name = unicodedata.normalize("NFC", name)
         for task in self.tasks:
             if task.name == name:
                 return task
@@ -141,13 +148,28 @@ class DatasetInfo:
         raise DataError(f"data set '{self.name}' has no task '{name}'{nearest(name, known)} (it has: {', '.join(known)})")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the description as JSON values."""
-        return asdict(self)
+        """Return the description as JSON values, with a checksum of them."""
+        value = asdict(self)
+        return {**value, "checksum": _checksum(value)}
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the description, and through the files' checksums of the whole data set."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        """SHA-256 of the description without its notes, and through the files' checksums of the whole data set."""
+        value = asdict(self)
+        del value["notes"]  # what is told of the raw data is no data
+        return _checksum(value)
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+
+
+def folder_of(task: str) -> str:
+    """Return the name of a task's folders: its own where every file system and store takes it as it is, else a short plain one."""
+    return task if _PLAIN.fullmatch(task) else plain_name(task)
 
 
 def users_file(shard: int) -> str:
@@ -157,12 +179,12 @@ def users_file(shard: int) -> str:
 
 def task_file(task: str, shard: int) -> str:
     """Path within the data set of a shard's labels for a task."""
-    return f"tasks/{task}/shard-{shard:05d}.parquet"
+    return f"tasks/{folder_of(task)}/shard-{shard:05d}.parquet"
 
 
 def vocabulary_file(name: str) -> str:
     """Path within the data set of a vocabulary, `items` or a task's name."""
-    return f"vocab/{name}.parquet"
+    return f"vocab/{folder_of(name)}.parquet"
 
 
 def read_dataset_info(uri: str) -> DatasetInfo:
@@ -180,12 +202,21 @@ def read_dataset_info(uri: str) -> DatasetInfo:
         raise DataError(f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; prepare the data set again")
     try:
         return info_from_json(cast("dict[str, Any]", value))
-    except (KeyError, TypeError, ValueError) as error:
+    except DataError as error:
+        raise DataError(f"{io.join(uri, '')}{error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a data set's description ({error!r}); prepare the data set again") from None
 
 
 def info_from_json(value: dict[str, Any]) -> DatasetInfo:
-    """Return the description that `DatasetInfo.to_json` gave."""
+    """Return the description that `DatasetInfo.to_json` gave.
+
+    Raises:
+        DataError: it was changed since; one without a checksum, of an earlier program, is taken as it is.
+    """
+    value = dict(value)
+    if (noted := value.pop("checksum", None)) is not None and noted != _checksum(value):
+        raise DataError("dataset.json: was damaged or changed since it was written; bring the file back, or prepare the data set again")
     tasks = tuple(
         Task(
             entry["name"], entry["kind"], int(entry["labels"]), int(entry["users"]), cast("tuple[int, int, int]", tuple(entry["examples"]))

@@ -214,4 +214,4 @@ def _deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         # one kind of ZeRO optimiser for stages 1 and 2; gradients are summed over ranks in fp32
         derived["data_types"] = {"grad_accum_dtype": "bf16"}
         derived["communication_data_type"] = "fp32"
-    return deep_merge(derived, config.deepspeed)
+    return deep_merge(derived, config.deepspeed.given())

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.config import EvaluateConfig
 from dist_teracon.data.schema import Task
-from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.errors import ConfigError, nearest, shortened
 
 Float = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
@@ -253,13 +253,13 @@ def parse_metric(name: str) -> Metric:
     entry = METRICS.get(family)
     if entry is None:
         items, profiles = (", ".join(metric_names(ranks_labels=kind)) for kind in (True, False))
-        raise ValueError(f"no metric '{name}'{nearest(family.lower(), METRICS)} (item tasks: {items}; profile tasks: {profiles})")
+        raise ValueError(f"no metric {shortened(name)}{nearest(family.lower(), METRICS)} (item tasks: {items}; profile tasks: {profiles})")
     if not entry.takes_cutoff:
         if at:
-            raise ValueError(f"'{name}': {family} takes no cutoff, expected '{family}'")
+            raise ValueError(f"{shortened(name)}: {family} takes no cutoff, expected '{family}'")
         return replace(entry, name=name)
     if not re.fullmatch(r"[1-9][0-9]{0,5}", cutoff):
-        raise ValueError(f"expected a cutoff of 1 to 999999 as in '{family}@10', got '{name}'")
+        raise ValueError(f"expected a cutoff of 1 to 999999 as in '{family}@10', got {shortened(name)}")
     return replace(entry, name=name, function=partial(entry.function, k=int(cutoff)))
 
 

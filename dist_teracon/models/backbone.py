@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from dist_teracon.config import ConfigModel, ModelConfig, Pooling
 from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
-from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.errors import ConfigError, nearest, shortened
 from dist_teracon.models.dropout import row_dropout
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.pooling import mean_so_far
@@ -224,10 +224,10 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
         importlib.import_module(f"dist_teracon.models.{BACKBONES[name]}")
     if name not in _registered:
         known = sorted({*BACKBONES, *_registered})
-        raise ConfigError(f"{where}: model.backbone.name: no backbone '{name}'{nearest(name, known)} (known: {', '.join(known)})")
+        raise ConfigError(f"{where}: model.backbone.name: no backbone {shortened(name)}{nearest(name, known)} (known: {', '.join(known)})")
     kind = _registered[name]
     settings = {key: value for key, value in values.items() if key != "name"}
-    return kind, validate(kind.Settings, settings, where=f"{where}: model.backbone")
+    return kind, validate(kind.Settings, settings, where=where, group="model.backbone")
 
 
 def make_backbone(model: ModelConfig, *, num_items: int, generator: torch.Generator, item_vectors: Tensor | None = None) -> Backbone:

@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
+from dist_teracon.hashing import plain_name
+
 # Logits held at a time, as numbers; 2^25 of them in fp32 are 128 MiB.
 LOGITS_AT_ONCE = 1 << 25
 
@@ -51,6 +53,14 @@ class Head(nn.Module):
     def forward(self, hidden_EC: Tensor) -> Tensor:
         """Return the logits [E, Y]."""
         return F.linear(hidden_EC, self.weight, self.bias)
+
+
+_EMPTY = nn.ModuleDict()
+
+
+def head_key(task: str) -> str:
+    """Return a task's key in a `ModuleDict` of heads: its name, unless that cannot be a module's attribute, as `v1.2` or `values`."""
+    return plain_name(task) if "." in task or hasattr(_EMPTY, task) else task
 
 
 def rows_at_once(labels: int) -> int:

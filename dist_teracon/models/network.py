@@ -15,7 +15,7 @@ from torch.profiler import record_function
 
 from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.models.backbone import Backbone, Patch
-from dist_teracon.models.heads import Head
+from dist_teracon.models.heads import Head, head_key
 from dist_teracon.models.masks import TaskMasks
 
 
@@ -45,23 +45,29 @@ class Network(nn.Module):
         self.backbone = backbone
         self.masks = masks
         self.heads = nn.ModuleDict()
+        self._task_of: dict[str, str] = {}  # by a head's key
 
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks that have a head, in the order in which they were added."""
-        return list(self.heads)
+        return list(self._task_of.values())
 
     def add_task(self, name: str, labels: int, *, generator: torch.Generator) -> None:
         """Add a head, and a mask where there are masks."""
         if self.masks is not None:
             self.masks.add_task(generator)
-        self.heads[name] = Head(self.backbone.output_dim, labels, generator=generator)
+        self._task_of[head_key(name)] = name
+        self.heads[head_key(name)] = Head(self.backbone.output_dim, labels, generator=generator)
 
     def head(self, name: str) -> Head:
         """Return a task's head."""
-        head = self.heads[name]
+        head = self.heads[head_key(name)]
         assert isinstance(head, Head)
         return head
+
+    def task_of(self, key: str) -> str:
+        """Return the task of a head's key (`head_key`)."""
+        return self._task_of[key]
 
     def mask_table(self, scales: Sequence[float]) -> Tensor | None:
         """Return the masks [T, K, C], task t at `scales[t]`; None for a network without masks."""
@@ -99,6 +105,6 @@ class Network(nn.Module):
         if part == "backbone":
             return Role("backbone", None)
         if part == "heads":
-            return Role("head", rest.rpartition(".")[0])
+            return Role("head", self.task_of(rest.rpartition(".")[0]))
         assert part == "masks" and self.masks is not None, name
         return Role("mask", self.tasks[self.masks.task_of(rest)])

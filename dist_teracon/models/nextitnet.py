@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.kernels.masked_dilated_conv_stack import (
     Layout,
@@ -38,8 +38,17 @@ class NextItNetSettings(ConfigModel):
         kernel_size: Taps of a convolution.
     """
 
-    dilations: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 4, 1, 4, 1, 4, 1, 4)
-    kernel_size: Annotated[int, Field(ge=2, le=5)] = 3
+    dilations: Annotated[tuple[Annotated[Whole, Field(ge=1, le=65_536)], ...], Field(min_length=1, max_length=128)] = (
+        1,
+        4,
+        1,
+        4,
+        1,
+        4,
+        1,
+        4,
+    )
+    kernel_size: Annotated[Whole, Field(ge=2, le=5)] = 3
 
 
 @register_backbone

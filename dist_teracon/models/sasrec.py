@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
@@ -37,11 +37,11 @@ class SasRecSettings(ConfigModel):
         max_positions: Places that have an embedding of their own; those behind share the last one.
     """
 
-    layers: Annotated[int, Field(ge=1)] = 2
-    heads: Annotated[int, Field(ge=1)] = 2
-    expansion: Annotated[int, Field(ge=1, le=8)] = 1
+    layers: Annotated[Whole, Field(ge=1, le=128)] = 2
+    heads: Annotated[Whole, Field(ge=1, le=4096)] = 2
+    expansion: Annotated[Whole, Field(ge=1, le=8)] = 1
     positions: Literal["learned", "none"] = "learned"
-    max_positions: Annotated[int, Field(ge=1, le=65_536)] = 256
+    max_positions: Annotated[Whole, Field(ge=1, le=65_536)] = 256
 
 
 @register_backbone

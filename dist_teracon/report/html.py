@@ -77,12 +77,18 @@ def render(runs: Sequence[RunData]) -> str:
         figures=make_figures(run),
         protocol=_protocol(run),
         protocol_tasks=_protocol_tasks(run),
-        notes=_flat(run.dataset.notes) if run.dataset else [],
+        notes=_flat(_notes(run)),
         configuration=_flat(run.config),
         environment=_environment(run),
         passes=_passes(run) if run.events.pseudo_labels else None,
         comparison=_comparison(runs) if len(runs) > 1 else None,
     )
+
+
+def _notes(run: RunData) -> dict[str, Any]:
+    """Return the data set's notes without what counts its raw rows, which `dist-teracon prepare` has printed."""
+    notes = dict(run.dataset.notes) if run.dataset else {}
+    return {name: value for name, value in notes.items() if name not in ("matched", "appended")}
 
 
 def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -131,9 +137,10 @@ def _tiles(run: RunData) -> list[Tile]:
 
 def _caution(runs: Sequence[RunData]) -> str:
     seeds = {run.seed for run in runs}
+    versions = f" {runs[0].version_note}".rstrip()
     if len(seeds) > 1:
-        return "Few runs: differences below the standard errors in the protocol are no evidence of a better method."
-    return "One seed: how much another would differ is unknown. Differences below the standard errors are no evidence."
+        return f"Few runs: differences below the standard errors in the protocol are no evidence of a better method.{versions}"
+    return f"One seed: how much another would differ is unknown. Differences below the standard errors are no evidence.{versions}"
 
 
 def _protocol(run: RunData) -> list[tuple[str, str]]:

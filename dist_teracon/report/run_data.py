@@ -87,6 +87,7 @@ class RunData:
         single_task: Score of each task learned alone.
         fwt, bwt: Transfer in percent, one entry a task.
         fwt_absolute, bwt_absolute: The same as differences of scores.
+        data_versions: The data set's fingerprint when each finished stage was scored, `None` where it is not known.
         test_examples, unseen_targets: Test examples a task, and those of them whose target training never saw.
         baselines: Scores of simple baselines, if they were computed.
         times: Seconds of the finished stages.
@@ -108,6 +109,7 @@ class RunData:
     bwt: Column
     fwt_absolute: Column
     bwt_absolute: Column
+    data_versions: tuple[str | None, ...]
     test_examples: tuple[int | None, ...]
     unseen_targets: tuple[int | None, ...]
     baselines: Baselines | None
@@ -124,6 +126,20 @@ class RunData:
     def learned(self) -> Column:
         """The first score of each task, R(i,i)."""
         return tuple(next((row[i] for row in self.scores if row[i] is not None), None) for i in range(len(self.tasks)))
+
+    @property
+    def version_note(self) -> str:
+        """Which stages were scored on a version of the data set whose scores do not compare with the last one's; empty for none."""
+        if self.dataset is None:
+            return ""
+        comparable = {self.dataset.fingerprint, *self.dataset.source.get("comparable", ()), None}
+        stages = [name for name, version in zip(self.stage_names, self.data_versions, strict=False) if version not in comparable]
+        if not stages:
+            return ""
+        return (
+            f"Scored on an earlier version of the data set, with other histories: after {', '.join(stages)}. These rows, and transfer that "
+            "is computed from them, do not compare exactly with those below."
+        )
 
     @property
     def further_metrics(self) -> dict[str, tuple[Column, ...]]:
@@ -206,6 +222,7 @@ def read_run(folder: Path | str) -> RunData:
         bwt=_column(results.get("bwt"), len(tasks)),
         fwt_absolute=_column(results.get("fwt_absolute"), len(tasks)),
         bwt_absolute=_column(results.get("bwt_absolute"), len(tasks)),
+        data_versions=tuple(str(version) if version else None for version in as_list(results.get("data_versions"))),
         test_examples=tuple(map(as_whole, _padded(results.get("test_examples"), len(tasks)))),
         unseen_targets=tuple(map(as_whole, _padded(results.get("unseen_targets"), len(tasks)))),
         baselines=_baselines(_optional_json(folder / "baselines.json"), len(tasks)),

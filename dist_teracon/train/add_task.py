@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,9 +127,8 @@ def _unfit_vectors(uri: str, dataset: Dataset, *, known: int, channels: int) -> 
 
 
 def _not_a_descendant(folder: RunFolder, before: dict[str, Any], info: DatasetInfo) -> str:
-    if before == json.loads(json.dumps(info.to_json())):
-        return ""
-    if info_from_json(before).fingerprint in ancestors(info):
+    known = info_from_json(before).fingerprint
+    if known == info.fingerprint or known in ancestors(info):
         return ""
     return (
         f"{folder}: the data set is neither the one of this run nor a version of it; make one with "

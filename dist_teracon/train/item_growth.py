@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_teracon.continual.method import Method
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
@@ -83,6 +84,25 @@ def growth_lines(report: dict[str, Any]) -> list[str]:
             f"a linear map from {report['mapped_from']} known items' vectors explains {report['explained']:.0%} of their rows' variance"
         )
     return lines
+
+
+def with_new_labels(tensors: dict[str, Tensor], method: Method) -> dict[str, Tensor]:
+    """Give heads of finished stages the rows that a refreshed version of the data set has more of, as its first task's new items.
+
+    A new label scores like an item that was never a target: its row is zero, its bias the smallest of the known ones.
+
+    Args:
+        tensors: A finished stage's.
+        method: Its structure, with heads for today's labels.
+    """
+    grown, tables = dict(tensors), method.item_tables()
+    for name, value in method.state_dict().items():
+        known = tensors.get(name)
+        if known is None or name in tables or known.shape[1:] != value.shape[1:] or known.shape[:1] >= value.shape[:1]:
+            continue
+        rows = known.new_zeros((value.shape[0] - known.shape[0], *known.shape[1:]))
+        grown[name] = torch.cat([known, rows if known.dim() > 1 else rows + known.min()])
+    return grown
 
 
 class ItemRowInitialiser(Protocol):

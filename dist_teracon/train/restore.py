@@ -12,6 +12,7 @@ from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.schema import Task, info_from_json
 from dist_teracon.errors import RunError
+from dist_teracon.train.item_growth import with_new_labels
 from dist_teracon.train.run_folder import RunFolder
 
 
@@ -54,4 +55,4 @@ def take_up(method: Method, learned: Sequence[Task], tensors: dict[str, Tensor] 
         method.begin_task(task)
         method.end_task()
     if tensors is not None:
-        method.load_state_dict(tensors)
+        method.load_state_dict(with_new_labels(tensors, method))

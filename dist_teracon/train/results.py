@@ -39,6 +39,7 @@ def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> Non
         "bwt": backward.percent,
         "fwt_absolute": forward.absolute if forward else None,
         "bwt_absolute": backward.absolute,
+        "data_versions": [state.get("dataset") for state in states],
         "test_examples": states[-1]["test_examples"],
         "unseen_targets": states[-1]["unseen_targets"],
     }

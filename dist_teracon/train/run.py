@@ -15,7 +15,7 @@ from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, with_added_task, with_earlier_additions
-from dist_teracon.train.item_growth import grown_tensors, growth_lines
+from dist_teracon.train.item_growth import grown_tensors, growth_lines, with_new_labels
 from dist_teracon.train.restore import take_up
 from dist_teracon.train.results import by_metric, write_results
 from dist_teracon.train.run_folder import EventLog, RunFolder
@@ -95,7 +95,7 @@ def _learn(run: Run, method: Method) -> None:
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
     if done < len(run.tasks) and run.stage_folder(done).in_progress:
         position = run.stage_folder(done).checkpoint_state()["events_bytes"]
-    events = EventLog(run.folder.path / "events.jsonl", writes=run.runtime.is_main, position=position)
+    events = EventLog(run.folder.path / "events.jsonl", writes=run.runtime.is_main, position=position, log=run.console.log)
     try:
         if not position:
             _log_run(run, events, method)
@@ -120,7 +120,7 @@ def _take_up(run: Run, method: Method, done: int) -> None:
         )  # fmt: skip
         for line in growth_lines(run.growth[done]):
             run.console.log(line)
-    method.load_state_dict(tensors)
+    method.load_state_dict(with_new_labels(tensors, method))
     if run.runtime.is_main:
         for number in range(done):
             run.stage_folder(number).drop_checkpoints()
@@ -172,6 +172,7 @@ def _stage_state(
         "unseen_targets": [score.unseen for score in scores.test],
         "epochs": summary.epochs,
         "items": run.dataset.info.items,
+        "dataset": run.dataset.info.fingerprint,
         **({"growth": run.growth[number]} if number in run.growth else {}),
         "events_bytes": events_bytes,
     }

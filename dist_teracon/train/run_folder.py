@@ -16,21 +16,38 @@ from typing import Any
 from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import dump_config, read_yaml, validate
+from dist_teracon.console import Log, no_log
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.stage_folder import StageFolder
 
+# Files of a run's folder itself that the process with the lock writes.
+_UNDER_LOCK = ("additions.json", "baselines.json", "config.yaml", "dataset.json", "results.json", "timing.json")
+
 
 class EventLog:
-    """`events.jsonl`: appended as the run goes, cut back to the checkpoint on resume; only the main process writes."""
+    """`events.jsonl`: appended as the run goes, cut back to the checkpoint on resume; only the main process writes.
 
-    def __init__(self, path: Path, *, writes: bool, position: int) -> None:
+    No result depends on it, so a run goes on where it is damaged or gone; its report lacks what is lost.
+
+    Args:
+        path: The file.
+        writes: Whether this process writes.
+        position: Its length at the checkpoint from which the run goes on.
+        log: Takes a line on what is lost.
+    """
+
+    def __init__(self, path: Path, *, writes: bool, position: int, log: Log = no_log) -> None:
         self._file = None
         if writes:
+            if position and (lost := _lost_events(path, position)):
+                log(f"warning: {path}: {lost}; results do not depend on it, the report's curves lack what is lost")
             self._file = path.open("ab")
             self._file.truncate(min(position, path.stat().st_size))
             self._file.seek(0, os.SEEK_END)  # else `tell` answers the old length until something is written
+            if self._file.tell() and _last_byte(path) != b"\n":
+                self._file.write(b"\n")  # what follows is a line of its own
         self.stage: dict[str, Any] = {}
 
     def write(self, event: str, **fields: Any) -> None:
@@ -52,6 +69,31 @@ class EventLog:
         if self._file is not None:
             self.commit()
             self._file.close()
+
+
+def _lost_events(path: Path, position: int) -> str:
+    """Return what is wrong with the events before a checkpoint, or nothing."""
+    if not path.exists():
+        return "the log of events is gone and begins anew"
+    size, unreadable, read = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            if read >= position:
+                break
+            read += len(line)
+            try:
+                unreadable += not isinstance(json.loads(line[: len(line) - max(0, read - position)]), dict)
+            except ValueError:
+                unreadable += 1
+    if size < position:
+        return f"the log of events is damaged: {position - size} of its {position} bytes are missing at the end"
+    return f"the log of events is damaged: {unreadable} of its lines cannot be read" if unreadable else ""
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
 
 
 class RunFolder:
@@ -183,4 +225,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         busy = RunError(f"{self.path}: another process is writing this run; wait for it or name another folder")
         with io.exclusive_lock(self.path / ".lock", busy):
+            self._remove_temporary_files()
             yield
+
+    def _remove_temporary_files(self) -> None:
+        """Remove what a killed process has left of files that are written under the lock alone; a report may be under way without it."""
+        io.remove_temporary_files(self.path, of=_UNDER_LOCK)
+        for folder in (self.path / "stages").glob("**/"):
+            io.remove_temporary_files(folder)
+        for progress in (self.path / "stages").glob("*/progress"):
+            io.remove_temporary_folders(progress)

@@ -115,15 +115,21 @@ def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Ta
     """Return the tasks in their order.
 
     Raises:
-        ConfigError: a field names a task that the data set does not have.
+        ConfigError: a field names a task that the data set does not have, or a step has more micro-batches than examples.
     """
     fields = (("train.by_task", config.train.by_task), ("model.heads.by_task", config.model.heads.by_task))
     for name, values in fields:
-        for task in values:
-            _task(dataset, task, f"{where}: {name}")
-    if config.tasks is None:
-        return dataset.info.tasks
-    return tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
+        for override in values:
+            _task(dataset, override, f"{where}: {name}")
+    tasks = dataset.info.tasks if config.tasks is None else tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
+    for position, task in enumerate(tasks):
+        batch = config.train.stage(position, task.name).batch
+        if config.train.accumulation > batch:
+            raise ConfigError(
+                f"{where}: train.accumulation: expected at most as many micro-batches as a step has examples ({batch} for task "
+                f"'{task.name}'), got {config.train.accumulation}"
+            )
+    return tasks
 
 
 def _task(dataset: Dataset, name: str, field: str) -> Task:

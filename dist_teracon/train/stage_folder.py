@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
+from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.evaluate.scorer import UserScores
 
@@ -103,7 +104,7 @@ class StageFolder:
     """`RUN/stages/03-star5`: a finished stage, or one with progress in it."""
 
     def __init__(self, run: Path, position: int, task: str) -> None:
-        self.path = run / "stages" / f"{position + 1:02d}-{task}"
+        self.path = run / "stages" / f"{position + 1:02d}-{folder_of(task)}"
         self._progress = self.path / "progress"
 
     @property

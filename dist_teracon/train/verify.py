@@ -31,7 +31,13 @@ def verify(uri: str) -> Iterator[tuple[str, str]]:
 
 
 def _verify_dataset(uri: str) -> Iterator[tuple[str, str]]:
-    info = read_dataset_info(uri)
+    description = io.join(uri, "dataset.json")
+    try:
+        info = read_dataset_info(uri)
+    except DataError as error:
+        yield description, str(error)
+        return
+    yield description, ""
     for path, entry in info.files.items():
         where = io.join(uri, path)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,6 +201,11 @@ def test_what_no_result_depends_on_may_change(finished: tuple[dict[str, Any], Pa
     assert "train.log_every is now 7 (was 1): no result depends on it" in capsys.readouterr().err
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["log_every"] == 7
     assert what_lasts(tmp_path / "run") == what_lasts(run)
+
+
+def test_a_seed_beyond_32_bits_trains_to_the_end(alone: None, small: str, tmp_path: Path) -> None:
+    run = train_here({**settings(small, method="sinmo", tasks=("age",), **SHORT), "seed": 2**32}, tmp_path / "run")
+    assert json.loads((run / "baselines.json").read_text())["svd_logistic_regression"][0]["score"] > 0
 
 
 def test_a_data_set_that_moved_is_the_same_data_set(small: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

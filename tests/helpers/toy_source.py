@@ -16,7 +16,7 @@ from dist_teracon.data.sources.base import EventData, Events, SourceFormat, fold
 from dist_teracon.errors import DataError
 
 
-def files(folder: str) -> list[str]:
+def files(folder: str, recipe: Recipe | None) -> list[str]:
     names = [name for name in io.list_folder(folder) if name.endswith(".jsonl")]
     if not names:
         raise DataError(f"{folder}: no *.jsonl file there")
@@ -24,7 +24,7 @@ def files(folder: str) -> list[str]:
 
 
 def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
-    events = [event for uri in files(folder) for event in _events(uri, context)]
+    events = [event for uri in files(folder, recipe) for event in _events(uri, context)]
     user, item = (Categorical.from_arrow(pa.array([event[part] for event in events], pa.string())) for part in (0, 1))
     return EventData(folder_name(folder), Events(user, item, np.array([time for *_, time in events], dtype=np.float64)))
 

@@ -118,3 +118,63 @@ def test_a_name_that_the_package_does_not_have() -> None:
 
 def test_the_version_is_the_distributions() -> None:
     assert importlib.metadata.version("dist-teracon") == dist_teracon.__version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "plan.yaml", "--out", "o", "--parallel", "0"),
+        ("compare", "plan.yaml", "--out", "o", "--parallel", "-1"),
+        ("prepare", "events", "raw", "out", "--shards", "0"),
+        ("prepare", "synthetic", "out", "--users", "1e24"),
+        ("prepare", "synthetic", "out", "--users", "0"),
+        ("prepare", "events", "raw", "out", "--min-count", "-3"),
+    ],
+)
+def test_counts_below_one_are_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert f"argument {arguments[-2]}: expected a whole number of 1 or more, got '{arguments[-1]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["nan", "1.5", "-0.1", "some"])
+def test_a_share_of_malformed_rows_is_a_share(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["prepare", "events", "raw", "out", f"--max-bad-rows={share}"])
+    assert f"argument --max-bad-rows: expected a share from 0 to 1, got '{share}'" in capsys.readouterr().err
+
+
+def test_no_run_at_a_time_is_refused_from_python_too(tmp_path: Path) -> None:
+    from dist_teracon.compare.run import compare
+    from dist_teracon.console import Console
+    from dist_teracon.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="--parallel: expected 1 run at a time or more, got 0"):
+        compare("configs/compare/rows-six-tasks.yaml", tmp_path / "out", parallel=0, console=Console(active=False))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["ml-100k", "ml-100k.yaml", "recipes/ml-100k", "recipes/ml-100k.yaml", "configs/recipes/ml-100k.yaml"])
+def test_shipped_recipes_are_found_by_name_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dist_teracon.data.recipe import read_recipe
+
+    monkeypatch.chdir(tmp_path)
+    assert set(read_recipe(name).tasks) == {"star4", "star5", "age", "gender", "occupation"}
+
+
+def test_shipped_runs_and_comparisons_are_found_by_name_and_files_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dist_teracon.compare.plan import read_plan
+    from dist_teracon.config_io import load_config
+
+    monkeypatch.chdir(tmp_path)
+    assert load_config("ml-100k").dataset == "data/ml-100k"
+    assert read_plan("rows-six-tasks")[0].config == "configs/six-tasks.yaml"
+    (tmp_path / "ttl").mkdir()  # a folder of that name, as of the raw files, does not hide it
+    assert load_config("ttl").dataset == "data/ttl"
+    (tmp_path / "ml-100k").write_text("dataset: mine\n")
+    assert load_config("ml-100k").dataset == "mine"
+
+
+def test_a_recipe_that_is_not_shipped_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prepare", "events", "raw", "out", "--recipe", "nver"]) == 2
+    assert "nver: no such file; did you mean 'naver.yaml'? (shipped in configs/recipes: ml-100k.yaml" in capsys.readouterr().err

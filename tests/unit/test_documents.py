@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
+from pydantic import BaseModel
+
+from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -63,3 +69,31 @@ def test_links_lead_to_pages_and_headings_that_are_there(page: Path) -> None:
         if not there.exists() or (section and section not in map(anchor, headings(there))):
             broken.append(target)
     assert broken == []
+
+
+def recipe_fields(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Yield the dotted names of a recipe's fields, `NAME` standing for a task's."""
+    for name, field in model.model_fields.items():
+        inside = [
+            part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type) and issubclass(part, BaseModel)
+        ]
+        if inside and inside[0] is not EventFilter:
+            yield from recipe_fields(inside[0], f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
+
+
+def test_the_page_on_own_data_has_every_field_of_a_recipe() -> None:
+    page = (DOCS / "own-data.md").read_text(encoding="utf-8")
+    fields = [*recipe_fields(Recipe), *(f"tasks.NAME.{name}" for kind in (ItemTask, ProfileTask) for name in kind.model_fields)]
+    assert len(fields) > 25
+    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert [name for name in fields if f"`{name}`" not in rows] == []
+    filters = page.partition("**Filters**")[2].partition("##")[0]
+    assert [name for name, field in EventFilter.model_fields.items() if f"`{field.alias or name}`" not in filters] == []
+
+
+def test_the_page_on_own_data_has_a_whole_recipe_that_is_read() -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "own-data.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    recipe = parse_recipe(yaml.safe_load(block))
+    assert list(recipe.tasks) == ["later-queries", "purchases", "category", "age", "sex"]

@@ -17,6 +17,7 @@ from fsspec.core import url_to_fs
 
 from dist_teracon import io
 from dist_teracon.console import Log, NoProgress, Progress, no_log
+from dist_teracon.data.prepare.matched import MAX_UNMATCHED
 from dist_teracon.data.prepare.padding import PaddedSource
 from dist_teracon.data.prepare.splits import effective
 from dist_teracon.data.prepare.tables import Tables, TablesSource
@@ -25,7 +26,9 @@ from dist_teracon.data.prepare.workspace import Workspace, workspace
 from dist_teracon.data.prepare.writer import write_dataset_files, write_on_workers
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext, Workers
-from dist_teracon.data.recipe import TASK_NAME, Recipe, read_recipe
+from dist_teracon.data.raw.listing import relative_name
+from dist_teracon.data.recipe import Recipe, read_recipe
+from dist_teracon.data.recipe_values import clean_name
 from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
 from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.data.sources.base import EventData, SourceFormat
@@ -49,6 +52,8 @@ def prepare(
     block: int | None = None,
     made_from: dict[str, Any] | None = None,
     cluster: bool = False,
+    max_unmatched: float = MAX_UNMATCHED,
+    shown: str | None = None,
     log: Log = no_log,
     progress: Progress | None = None,
 ) -> DatasetInfo:
@@ -68,6 +73,8 @@ def prepare(
         block: Bytes of a file that are looked at together; what is written does not depend on it.
         made_from: What to record as the origin; by default the files' checksums and the options.
         cluster: Do the work on a Ray cluster; what is written is the same.
+        max_unmatched: Largest share of the fewer ids of events and a table of attributes that may be without a partner.
+        shown: How messages name the result; `out` where None.
         log: Receives lines on what happens.
         progress: Shows how far it is.
 
@@ -79,15 +86,11 @@ def prepare(
     rules = recipe if isinstance(recipe, Recipe) or recipe is None else read_recipe(str(recipe))
     if rules is None and reader.needs_recipe:
         raise ConfigError(f"--recipe: format '{format}' requires a recipe, which defines how tasks come from events (see configs/recipes/)")
+    if not 0 <= max_unmatched <= 1:
+        raise ConfigError(f"--max-unmatched: expected a share from 0 to 1, got {max_unmatched:g}")
     rule = effective((rules or Recipe()).split_rule(split))
-    options = {
-        "recipe": None if rules is None else rules.to_json(),
-        "split": split,
-        "max_bad_rows": max_bad_rows,
-        "shards": shards,
-        **({} if min_count is None else {"min_count": min_count}),
-    }
-    raw = _RawFiles(format, source, reader.files(source), options, made_from)
+    check_output(out)
+    raw = _raw_files(format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from)
     there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
         log(f"{out}: is there already, made from the same input and options; nothing to do")
@@ -95,17 +98,18 @@ def prepare(
     raise_malloc_thresholds()
     sizes = raw.sizes()
     with ExitStack() as stack:
-        work = stack.enter_context(workspace(out, raw.key(sizes), log))
-        stack.enter_context(_full_disk(out, work))
-        bad = BadRows(max_bad_rows, work.root / REJECTED, source)
-        shown = progress or NoProgress()
-        context = ReadContext(bad, work.spill, shards=shards, min_count=min_count, total_bytes=sum(sizes.values()), progress=shown)
+        work = stack.enter_context(workspace(out, raw.key(sizes), log, shown=shown))
+        stack.enter_context(_full_disk(work))
+        bad, total = BadRows(max_bad_rows, work.root / REJECTED, raw.source), sum(sizes.values())
+        context = ReadContext(
+            bad, work.spill, shards=shards, min_count=min_count, total_bytes=total, progress=progress or NoProgress(), log=log
+        )
         if block is not None:
             context.block = block
         if cluster:
             context.workers = stack.enter_context(_ray_workers(out, work))
-        log(f"reading {source}")
-        data = _read(reader, source, rules, context, log)
+        log("reading what was drawn" if made_from else f"reading {source}")
+        data = _read(reader, raw.source, rules, context, log, max_unmatched=max_unmatched)
         data.source = raw.origin(context.sha256)
         info = _write(data, rule, work, context, log)
         work.publish()
@@ -135,9 +139,33 @@ class _RawFiles:
         """Return what `dataset.json` records as its source; files that have no checksum yet are read."""
         if self.made_from is not None:
             return self.made_from
-        files = {uri[len(self.source.rstrip("/")) + 1 :]: checksums.get(uri) or io.sha256(uri) for uri in self.uris}
+        files = {relative_name(uri, self.source): checksums.get(uri) or io.sha256(uri) for uri in self.uris}
         value = {"format": self.format, "files": files, **self.options}
         return {**value, "fingerprint": fingerprint(value)}
+
+
+def _raw_files(
+    format: str, source: str, recipe: Recipe | None, *,
+    split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None, made_from: dict[str, Any] | None = None,
+) -> _RawFiles:  # fmt: skip
+    folder = io.input_folder(source)
+    options = {
+        "recipe": None if recipe is None else recipe.to_json(),
+        "split": split,
+        "max_bad_rows": max_bad_rows,
+        "shards": shards,
+        **({} if min_count is None else {"min_count": min_count}),
+    }
+    return _RawFiles(format, folder, source_format(format).files(folder, recipe), options, made_from)
+
+
+def prepared_fingerprint(
+    format: str, source: str, recipe: Recipe | None, *, split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None
+) -> str:
+    """Return the fingerprint of what `prepare` would make, which it records as `source.fingerprint`; reads the files for checksums."""
+    raw = _raw_files(format, source, recipe, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards)
+    value: str = raw.origin({})["fingerprint"]
+    return value
 
 
 def _checked_format(format: str, *, max_bad_rows: float, shards: int | None, min_count: int | None, cluster: bool) -> SourceFormat:
@@ -160,17 +188,19 @@ def _ray_workers(out: str, work: Workspace) -> AbstractContextManager[Workers]:
     return ray_workers(str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing")
 
 
-def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext, log: Log) -> ShardSource:
+def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext, log: Log, *, max_unmatched: float) -> ShardSource:
     """Read raw files into what a data set is written from."""
     read = reader.read(source, rules, context)
     data: ShardSource
     if isinstance(read, EventData):
-        tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count)
+        tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched, log=log)
         _check(tables)
         data = TablesSource(tables)
     else:
         data = read
-    data.notes = {**data.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    data.notes = {**data.notes, **context.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
+    for name, why in context.notes.get("files", {}).get("not_read", {}).items():
+        log(f"not read: {name}, which {why}")
     for kind, count in data.notes["malformed_rows"].items():
         log(f"left out malformed rows: {count} × {kind}")
     if rules is not None and rules.history.padding == "token":
@@ -181,12 +211,12 @@ def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: Read
 
 def _write(data: ShardSource, rule: SplitRule, work: Workspace, context: ReadContext, log: Log) -> DatasetInfo:
     """Write a data set into the working folder, with the file of malformed rows where there are any."""
-    log(f"writing {len(data.user_hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {work.out}")
+    log(f"writing {len(data.user_hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {work.shown}")
     advance = partial(context.report, "writing")
     if context.workers is None:
         info = write_dataset_files(work.dataset, data, rule, context.shards, advance=advance)
     else:
-        target = str(work.dataset.absolute()) if io.is_local(work.out) else work.out
+        target = str(work.dataset) if io.is_local(work.out) else work.out
         info = write_on_workers(
             context.workers, work.dataset, target, data, rule, context.shards, kept_rows=context.kept_rows, advance=advance
         )
@@ -199,8 +229,8 @@ def _write(data: ShardSource, rule: SplitRule, work: Workspace, context: ReadCon
 class _full_disk:  # noqa: N801  (read as a function in a with statement)
     """Turn the error of a full disk into a user's."""
 
-    def __init__(self, out: str, work: Workspace) -> None:
-        self.out, self.work = out, work
+    def __init__(self, work: Workspace) -> None:
+        self.work = work
 
     def __enter__(self) -> None:
         pass
@@ -208,7 +238,7 @@ class _full_disk:  # noqa: N801  (read as a function in a with statement)
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
             raise DataError(
-                f"{self.work.root.parent}: the disk is full; nothing was written to {self.out}. "
+                f"{io.shown_path(self.work.root)}: the disk is full; nothing was written to {self.work.shown}. "
                 "Preparation needs room for about a quarter of the raw text there, and for the data set"
             ) from None
 
@@ -236,9 +266,8 @@ def existing_dataset(out: str, made_from: dict[str, Any]) -> DatasetInfo | None:
     Raises:
         DataError: `out` holds another data set, a damaged one, or something else.
     """
+    check_output(out)
     if not io.exists(io.join(out, "dataset.json")):
-        if io.is_local(out) and io.exists(out) and (not io.local_path(out).is_dir() or io.list_folder(out)):
-            raise DataError(f"{out}: is there already and is no data set; name a new folder or remove it")
         return None
     info = read_dataset_info(out)
     if info.source.get("fingerprint") != made_from["fingerprint"]:
@@ -252,6 +281,16 @@ def existing_dataset(out: str, made_from: dict[str, Any]) -> DatasetInfo | None:
         if not io.exists(uri) or _size(uri) != entry.bytes:
             raise DataError(f"{uri}: is missing or changed since the data set was made; remove {out} and prepare it again")
     return info
+
+
+def check_output(out: str) -> None:
+    """Check that a data set can be written to a place, or is there, before any work for it.
+
+    Raises:
+        DataError: a local place is a file, a link to nothing, or a folder that holds something else.
+    """
+    if io.is_local(out) and (folder := io.output_folder(out)).exists() and not (folder / "dataset.json").exists() and any(folder.iterdir()):
+        raise DataError(f"{out}: is there already and is no data set; name a new folder or remove it")
 
 
 def _size(uri: str) -> int:
@@ -277,7 +316,7 @@ def write_dataset(tables: Tables, out: str, split_rule: SplitRule, *, shards: in
     _check(tables)
     source = TablesSource(tables)
     if io.is_local(out):
-        with io.atomic_folder(io.local_path(out)) as folder:
+        with io.atomic_folder(io.output_folder(out), last="dataset.json") as folder:
             return write_dataset_files(folder, source, effective(split_rule), shards)
     with tempfile.TemporaryDirectory() as name:
         info = write_dataset_files(Path(name), source, effective(split_rule), shards)
@@ -289,8 +328,12 @@ def _check_names(data: ShardSource) -> None:
     """Raise DataError where tasks cannot have their names, or have one class only."""
     names = [data.next_task, *(task.name for task in data.tasks)]
     for name in names:
-        if not TASK_NAME.fullmatch(name) or name == "items":
-            raise DataError(f"task '{name}': expected a name of letters, digits, '_', '-', '.'; 'items' is reserved")
+        try:
+            same = clean_name(name) == name
+        except ValueError as error:
+            raise DataError(f"data set '{data.name}': {error}") from None
+        if not same:
+            raise DataError(f"data set '{data.name}': the task's name '{name}' is not in Unicode's composed form (NFC)")
     if len(set(names)) != len(names):
         raise DataError(f"data set '{data.name}': two tasks have one name ({', '.join(names)})")
     for task in data.tasks:

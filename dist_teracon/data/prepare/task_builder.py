@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
+from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
+from dist_teracon.data.prepare.matched import MAX_UNMATCHED, Funnel, check_join, join_of
+from dist_teracon.data.prepare.overlap import note_overlaps
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
-from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe, parse_comparisons
+from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe
+from dist_teracon.data.recipe_values import number_text
 from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.hashing import mix64, stable_hash
@@ -30,30 +34,66 @@ class _Users:
     row_of_code: NDArray[np.int64]
 
 
-def build_tables(recipe: Recipe, source: EventData, *, bad: BadRows, min_count: int | None = None) -> Tables:
+@dataclass(frozen=True)
+class _Job:
+    """What tables are made from, and `matched`, which grows on the way; see `build_tables`."""
+
+    recipe: Recipe
+    source: EventData
+    bad: BadRows
+    max_unmatched: float
+    log: Log
+    matched: dict[str, Any]
+
+    def note(self, name: str, funnel: Funnel) -> None:
+        self.matched[name] = funnel.to_json()
+
+
+def build_tables(
+    recipe: Recipe, source: EventData, *,
+    bad: BadRows, min_count: int | None = None, max_unmatched: float = MAX_UNMATCHED, log: Log = no_log,
+) -> Tables:  # fmt: skip
     """Make sequences and labels from events.
 
-    Users stand in the order of their names; items and labels in the order of descending count, then name.
+    Users stand in the order of their names; items and labels in the order of descending count, then name. `notes.matched` of the
+    tables says what was left out and why.
+
+    Args:
+        recipe: How.
+        source: The events, with attributes of users and items.
+        bad: Counts attributes that cannot be read.
+        min_count: Overrides the recipe's `history.min_count`.
+        max_unmatched: Largest share of the fewer ids of two tables that may be without a partner.
+        log: Receives a line on what nearly matches, and on labels that leak into histories (`notes.overlap`).
 
     Raises:
         ConfigError: the recipe names something that the source does not have.
-        DataError: no user is left, a task has no label or one only, or too many attributes cannot be read.
+        DataError: no user is left, a task has no label or one only, or too many attributes cannot be read or have no user.
     """
-    notes: dict[str, Any] = {}
     if min_count is not None:
         recipe = recipe.model_copy(update={"history": recipe.history.model_copy(update={"min_count": min_count})})
-    users, sequences, items = _sequences(recipe, source.events, notes)
-    labels = []
+    job = _Job(recipe, source, bad, max_unmatched, log, {})
+    notes: dict[str, Any] = {}
+    users, sequences, items = _sequences(job, notes)
+    _join_attributes(job, users)
+    labels, of_tasks = [], {}
     for name, task in recipe.tasks.items():
-        table = (
-            _item_task(name, task, recipe, source, users) if isinstance(task, ItemTask) else _profile_task(name, task, source, users, bad)
-        )
+        table, funnel = _item_task(name, task, job, users) if isinstance(task, ItemTask) else _profile_task(name, task, job, users)
+        of_tasks[name] = funnel.to_json()
         if len(table.values) == 0:
-            raise DataError(f"task '{name}': no user of {len(users.names)} has a label; check its events or attribute in the recipe")
+            why = ", ".join(f"{count} {reason}" for reason, count in funnel.left_out.items())
+            raise DataError(
+                f"task '{name}': no user of {len(users.names)} has a label; check its events or attribute in the recipe "
+                f"(of {funnel.total} {funnel.unit}: {why or 'none'})"
+            )
         if len(np.unique(table.values)) == 1:
             only = table.classes[int(table.values[0])]
             raise DataError(f"task '{name}': expected two labels or more, got '{only}' alone")
         labels.append(table)
+    everything = len(source.events)
+    notes["overlap"] = note_overlaps(
+        recipe, source.events, lambda where, rule: matching(where, rule, source.events, Funnel("events", everything)), log=log
+    )
     return Tables(
         name=recipe.name or source.name,
         items=items,
@@ -61,68 +101,66 @@ def build_tables(recipe: Recipe, source: EventData, *, bad: BadRows, min_count: 
         labels=labels,
         length_limit=recipe.history.length,
         next_task=recipe.first_task,
-        notes=notes,
+        notes={**notes, "matched": {**job.matched, "tasks": of_tasks}},
     )
 
 
-def _matching(where: str, rule: EventFilter, events: Events) -> NDArray[np.bool_]:
-    """Return which events fit a filter, bool [E]."""
-    mask = np.ones(len(events), dtype=bool)
-    if rule.type is not None:
-        if events.type is None:
-            raise ConfigError(f"{where}.type: the events have no column of types (columns.type in the recipe names one)")
-        for name in rule.type:
-            if name not in events.type.names:
-                known = list(events.type.names)
-                raise ConfigError(f"{where}.type: no event is of type '{name}'{nearest(name, known)} (there are: {', '.join(known[:20])})")
-        mask &= np.isin(events.type.codes, [events.type.names.index(name) for name in rule.type])
-    if rule.value is not None:
-        if events.value is None:
-            raise ConfigError(f"{where}.value: the events have no column of values (columns.value in the recipe names one)")
-        mask &= ~np.isnan(events.value)
-        for compare, number in parse_comparisons(rule.value):
-            mask &= compare(events.value, number)
-    for bound, name in ((rule.since, "from"), (rule.until, "until")):
-        if bound is not None:
-            moments = _timestamps(f"{where}.{name}", events)
-            mask &= moments >= bound if name == "from" else moments < bound
-    return mask
+def _matching(where: str, rule: EventFilter, job: _Job) -> tuple[NDArray[np.bool_], Funnel]:
+    """Return which events fit a filter, and what was counted on the way."""
+    events, funnel = job.source.events, Funnel("events", len(job.source.events))
+    mask = matching(where, rule, events, funnel)
+    for line in absent_types(where, rule, events):
+        job.log(line)
+    return mask, funnel
 
 
-def _timestamps(where: str, events: Events) -> NDArray[np.float64]:
-    if events.timestamp is None:
-        raise ConfigError(f"{where}: the events have no timestamps (columns.timestamp in the recipe names their column)")
-    return events.timestamp
+def _join_attributes(job: _Job, users: _Users) -> None:
+    """Count how events and tables of attributes meet.
 
-
-def _period(events: Events) -> str:
-    """Return when the events were, for an error's text."""
-    if events.timestamp is None:
-        return ""
-    try:
-        first, last = (datetime.fromtimestamp(float(edge), UTC).date() for edge in (events.timestamp.min(), events.timestamp.max()))
-    except (ValueError, OverflowError, OSError):
-        return "; their timestamps are no seconds since 1970 (columns.timestamp_unit sets another unit)"
-    return f"; they run from {first} to {last}"
+    Raises:
+        DataError: a task needs the table, and hardly any of its ids are those of events.
+    """
+    source, tasks = job.source, job.recipe.tasks
+    profiles = [f"tasks.{name}.attribute" for name, task in tasks.items() if isinstance(task, ProfileTask)]
+    labels = [f"tasks.{name}.label" for name, task in tasks.items() if isinstance(task, ItemTask) and task.label != "item"]
+    for noun, table, names, asked in (
+        ("users", source.users, source.events.user.names, profiles), ("items", source.items, source.events.item.names, labels),
+    ):  # fmt: skip
+        if table is None:
+            continue
+        join, file = join_of(names, table.rows), table.file.rsplit("/", 1)[-1]
+        rows = Funnel(f"rows of {file}", join.right)
+        rows.drop("no event", join.right - join.both)
+        if noun == "users":
+            rows.drop("no history", join.both - sum(name in table.rows for name in users.names))
+        job.note(f"{noun[:-1]} attributes", rows)
+        if asked and (warning := check_join(asked[0], join, noun=noun, left="the events", right=file, limit=job.max_unmatched)):
+            job.log(f"warning: {warning}")
 
 
 def _in_time(rows: NDArray[np.int64], events: Events, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order the chosen events by user row, then time, then file order."""
-    if events.timestamp is None:
+    if events.order is None:
         return chosen[np.argsort(rows[events.user.codes[chosen]], kind="stable")]
-    return chosen[np.lexsort((events.timestamp[chosen], rows[events.user.codes[chosen]]))]
+    return chosen[np.lexsort((events.order[chosen], rows[events.user.codes[chosen]]))]
 
 
-def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
-    rule = recipe.history
-    chosen = np.flatnonzero(_matching("history.events", rule.events, events))
+def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
+    rule, events = job.recipe.history, job.source.events
+    fits, funnel = _matching("history.events", rule.events, job)
+    chosen = np.flatnonzero(fits)
     counts = np.bincount(events.user.codes[chosen], minlength=len(events.user.names))
     kept = np.flatnonzero(counts >= rule.minimum)
     if len(kept) == 0:
         raise DataError(
-            f"history: no user has {rule.minimum} or more events; {len(chosen)} of {len(events)} events fit history.events{_period(events)}"
+            f"history: no user has {rule.minimum} or more events; {len(chosen)} of {len(events)} events fit history.events{period(events)}"
         )
     notes["users_with_too_short_history"] = len(events.user.names) - len(kept)
+    few = f"fewer than {rule.minimum} events"
+    of_users = Funnel("users", len(events.user.names))
+    of_users.drop("no event that fits", np.count_nonzero(counts == 0))
+    of_users.drop(few, np.count_nonzero((counts > 0) & (counts < rule.minimum)))
+    job.note("users", of_users)
 
     kept = np.array(sorted(kept.tolist(), key=events.user.names.__getitem__), dtype=np.int64)
     names = [events.user.names[code] for code in kept.tolist()]
@@ -133,13 +171,19 @@ def _sequences(recipe: Recipe, events: Events, notes: dict[str, Any]) -> tuple[_
     ordered = _in_time(row_of_code, events, chosen[row_of_code[events.user.codes[chosen]] >= 0])
     lengths = counts[kept]
     age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(ordered))  # 0 for a user's last event
+    funnel.drop(f"of users with {few}", len(chosen) - len(ordered))
     ordered = ordered[age < rule.length]
+    funnel.drop(f"before a user's last {rule.length}", int(lengths.sum()) - len(ordered))
+    job.note("history", funnel)
     offsets = ragged.offsets_of(np.minimum(lengths, rule.length))
 
     codes = events.item.codes[ordered]
     position, items = _catalogue(codes, events.item.names, min_count=rule.min_count)
     if not items:
         raise DataError(f"history.min_count: no item occurs {rule.min_count} times or more")
+    of_items = Funnel("items", len(np.unique(codes)))
+    of_items.drop(f"fewer than {rule.min_count} times: unseen", of_items.total - len(items))
+    job.note("items", of_items)
     return users, SequenceTable(names, users.hashes, position[codes], offsets), items
 
 
@@ -153,26 +197,32 @@ def _catalogue(codes: NDArray[np.integer[Any]], names: Sequence[str], *, min_cou
     return position, [names[code] for code in used]
 
 
-def _item_task(name: str, task: ItemTask, recipe: Recipe, source: EventData, users: _Users) -> LabelTable:
-    where, events = f"tasks.{name}", source.events
-    label_of = _labels_of_items(f"{where}.label", task.label, source)
-    chosen = np.flatnonzero(_matching(f"{where}.events", task.events, events))
-    chosen = chosen[(users.row_of_code[events.user.codes[chosen]] >= 0) & (label_of.codes[events.item.codes[chosen]] >= 0)]
+def _item_task(name: str, task: ItemTask, job: _Job, users: _Users) -> tuple[LabelTable, Funnel]:
+    where, events = f"tasks.{name}", job.source.events
+    label_of, no_label = _labels_of_items(f"{where}.label", task.label, job.source)
+    fits, funnel = _matching(f"{where}.events", task.events, job)
+    chosen = np.flatnonzero(fits)
+    chosen = _dropping(funnel, chosen, "of users without a history", users.row_of_code[events.user.codes[chosen]] >= 0)
+    for reason, of_item in no_label.items():
+        chosen = _dropping(funnel, chosen, reason, ~of_item[events.item.codes[chosen]])
     if task.choose != "random":
-        _timestamps(f"{where}.choose", events)
+        timestamps(f"{where}.choose", events)
     ordered = _in_time(users.row_of_code, events, chosen)
     rows, labels = users.row_of_code[events.user.codes[ordered]], label_of.codes[events.item.codes[ordered]].astype(np.int64)
 
     _, first = np.unique(rows * len(label_of.names) + labels, return_index=True)
     first.sort()  # a user's label once, where it came first
+    funnel.drop("a user's label once more", len(rows) - len(first))
     rows, labels = rows[first], labels[first]
     if task.min_count > 1:
         common = np.bincount(labels, minlength=len(label_of.names))[labels] >= task.min_count
+        funnel.drop(f"labels of fewer than {task.min_count} users", np.count_nonzero(~common))
         rows, labels = rows[common], labels[common]
     if task.choose == "random":
-        rows, labels = _shuffled(rows, labels, label_of.names, users, key=f"{recipe.seed}/{name}")
+        rows, labels = _shuffled(rows, labels, label_of.names, users, key=f"{job.recipe.seed}/{name}")
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     within = rank < (task.targets or len(rows))
+    funnel.drop(f"beyond a user's {task.targets} targets", np.count_nonzero(~within))
     rows, labels = rows[within], labels[within]
 
     position, classes = _catalogue(labels, label_of.names)
@@ -180,7 +230,12 @@ def _item_task(name: str, task: ItemTask, recipe: Recipe, source: EventData, use
     if task.choose == "random":  # a draw has no order
         values = values[np.lexsort((values, rows))]
     present, counts = np.unique(rows, return_counts=True)
-    return LabelTable(name, "item", classes, present, values, ragged.offsets_of(counts))
+    return LabelTable(name, "item", classes, present, values, ragged.offsets_of(counts)), funnel
+
+
+def _dropping(funnel: Funnel, chosen: NDArray[np.int64], reason: str, fits: NDArray[np.bool_]) -> NDArray[np.int64]:
+    funnel.drop(reason, np.count_nonzero(~fits))
+    return chosen[fits]
 
 
 def _shuffled(
@@ -193,16 +248,21 @@ def _shuffled(
     return rows[order], labels[order]
 
 
-def _labels_of_items(where: str, label: str, source: EventData) -> Categorical:
-    """Return the label of each of the events' item codes: the item itself, or an attribute of it."""
+def _labels_of_items(where: str, label: str, source: EventData) -> tuple[Categorical, dict[str, NDArray[np.bool_]]]:
+    """Return the label of each of the events' item codes, the item itself or an attribute of it; and by reason which items have none."""
     names = source.events.item.names
     if label == "item":
-        return Categorical(np.arange(len(names), dtype=np.int32), names)
+        return Categorical(np.arange(len(names), dtype=np.int32), names), {}
     if source.items is None:
         raise ConfigError(f"{where}: the source has no attributes of items, so expected 'item', got '{label}'")
     column = Categorical.from_arrow(_attribute(where, label, source.items))
     rows = np.array([source.items.rows.get(name, -1) for name in names], dtype=np.int64)
-    return Categorical(np.where(rows >= 0, column.codes[rows], np.int32(-1)).astype(np.int32), column.names)
+    codes = np.where(rows >= 0, column.codes[rows], np.int32(-1)).astype(np.int32)
+    file = source.items.file.rsplit("/", 1)[-1]
+    return Categorical(codes, column.names), {
+        f"items without a row in {file}": rows < 0,
+        f"items without {label}": (rows >= 0) & (codes < 0),
+    }
 
 
 def _attribute(where: str, name: str, attributes: Attributes) -> Any:
@@ -212,35 +272,40 @@ def _attribute(where: str, name: str, attributes: Attributes) -> Any:
     return attributes.columns[name]
 
 
-def _profile_task(name: str, task: ProfileTask, source: EventData, users: _Users, bad: BadRows) -> LabelTable:
-    where = f"tasks.{name}.attribute"
-    if source.users is None:
+def _profile_task(name: str, task: ProfileTask, job: _Job, users: _Users) -> tuple[LabelTable, Funnel]:
+    where, table, bad = f"tasks.{name}.attribute", job.source.users, job.bad
+    if table is None:
         raise ConfigError(f"{where}: the source has no attributes of users, so it cannot have a profile task")
-    column = _attribute(where, task.attribute or name, source.users)
-    found = np.array([source.users.rows.get(user, -1) for user in users.names], dtype=np.int64)
+    attribute = task.attribute or name
+    column = _attribute(where, attribute, table)
+    found = np.array([table.rows.get(user, -1) for user in users.names], dtype=np.int64)
     rows = np.flatnonzero(found >= 0)
+    funnel = Funnel("users", len(found))
+    funnel.drop(f"no row in {table.file.rsplit('/', 1)[-1]}", len(found) - len(rows))
     texts = column.take(found[rows]).to_pylist()
 
     labels = np.full(len(rows), -1, dtype=np.int32)
     classes = bin_names(task.bins) if task.bins else list(task.classes) if task.classes else _sorted_values(texts)
     index = {label: position for position, label in enumerate(classes)}
+    wrong = "not a number" if task.bins else "none of the recipe's classes"
     for row, text in enumerate(texts):
         if text is None:
+            funnel.drop(f"no {attribute}", 1)
             continue
         label = _bin(text, task.bins) if task.bins else index.get(text)
         if label is None:
-            kind = f"{task.attribute or name} is not a number" if task.bins else f"{task.attribute or name} is none of the recipe's classes"
-            bad.add(kind, source.users.where(int(found[rows[row]])), text=text)
+            bad.add(f"{attribute} is {wrong}", table.where(int(found[rows[row]])), text=text)
+            funnel.drop(wrong, 1)
         else:
             labels[row] = label
-    bad.check(source.users.file, len(source.users.rows))
+    bad.check(table.file, len(table.rows))
     rows, labels = rows[labels >= 0], labels[labels >= 0]
-    return LabelTable(name, "profile", classes, rows, labels, np.arange(len(rows) + 1, dtype=np.int64))
+    return LabelTable(name, "profile", classes, rows, labels, np.arange(len(rows) + 1, dtype=np.int64)), funnel
 
 
 def _bin(text: str, bins: Sequence[float]) -> int | None:
     try:
-        value = float(text)
+        value = float(text) if "_" not in text else float("nan")  # Python reads 1_000
     except ValueError:
         return None
     return int(np.searchsorted(bins, value, side="right")) if np.isfinite(value) else None
@@ -260,5 +325,6 @@ def bin_names(edges: Sequence[float]) -> list[str]:
         whole = [int(edge) for edge in edges]
         between = [f"{low}-{high - 1}" if high - low > 1 else f"{low}" for low, high in pairwise(whole)]
         return [f"<{whole[0]}", *between, f"{whole[-1]}+"]
-    between = [f"[{low:g}, {high:g})" for low, high in pairwise(edges)]
-    return [f"<{edges[0]:g}", *between, f"{edges[-1]:g}+"]
+    texts = [number_text(edge) for edge in edges]
+    between = [f"[{low}, {high})" for low, high in pairwise(texts)]
+    return [f"<{texts[0]}", *between, f"{texts[-1]}+"]

@@ -8,7 +8,12 @@ Both the old version and what is added are prepared data sets, so any source can
 - old tasks keep their labels, examples and files, byte for byte: new users take part in new tasks alone;
 - tasks whose names were not there are added, with the labels of old and new users.
 
-It is worked off shard by shard. `parent` in `dataset.json` is the old version's fingerprint, `source.ancestors` all before it.
+A refreshed version takes old users' sequences, too, from what is added, where they are there, and makes the first task's examples anew
+of all users' sequences; its classes are then all items. Splits, indices and the labels of all other old tasks stay.
+
+What is left out is counted (`notes.appended`). It is worked off shard by shard. `parent` in `dataset.json` is the old version's
+fingerprint, `source.ancestors` all before it, `source.comparable` those of them whose scores compare with this one's: old tasks have
+the same examples and histories since then.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +32,7 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, newer_events
 from dist_teracon.data.prepare.writer import FolderWriter
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
 from dist_teracon.data.shard_source import ShardLabels
@@ -39,13 +46,15 @@ def ancestors(info: DatasetInfo) -> list[str]:
     return list(info.source.get("ancestors", ()))
 
 
-def append(parent: str, added: str, out: str) -> DatasetInfo:
+def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: dict[str, Any] | None = None) -> DatasetInfo:
     """Write the version of `parent` that also holds what `added` has, or find that it is there already.
 
     Args:
         parent: Folder or URI of the old version.
         added: Folder or URI of a prepared data set with the same number of shards.
         out: Folder or URI of the new version.
+        refresh: Take old users' histories and the first task's examples from `added`, too.
+        recipe: The recipe to record, of the old tasks and of the new ones.
 
     Raises:
         DataError: the two do not fit, nothing new is in `added`, or `out` holds something else.
@@ -55,25 +64,33 @@ def append(parent: str, added: str, out: str) -> DatasetInfo:
         raise DataError(f"{parent}: sequences padded by history.padding cannot grow; prepare both without it")
     if old.info.shards != new.info.shards:
         raise DataError(
-            f"{added}: has {new.info.shards} shards and {parent} has {old.info.shards}; prepare it with --shards {old.info.shards}"
+            f"{new.info.name}: has {new.info.shards} shards and {parent} has {old.info.shards}; prepare it with --shards {old.info.shards}"
         )
     tasks = [task for task in new.info.tasks if not task.predicts_next and task.name not in {known.name for known in old.info.tasks}]
-    if not tasks:
-        known = ", ".join(task.name for task in old.info.tasks)
-        raise DataError(f"{new.info.name}: has no task that {parent} does not have ({known}); name the new task otherwise in the recipe")
-    made = hashlib.sha256(f"append:{old.info.fingerprint}:{new.info.fingerprint}".encode()).hexdigest()
+    if not tasks and not refresh:
+        raise no_new_task(new.info.name, parent, old.info)
+    made = hashlib.sha256(f"{'refresh' if refresh else 'append'}:{old.info.fingerprint}:{new.info.fingerprint}".encode()).hexdigest()
     if io.exists(io.join(out, "dataset.json")):
         there = Dataset(out).info
         if there.source.get("fingerprint") != made:
             raise DataError(f"{out}: holds a data set made from something else; name a new folder or remove it")
         return there
     if io.is_local(out):
-        with io.atomic_folder(io.local_path(out)) as folder:
-            return _Append(old, new, tasks, folder).write(made)
+        with io.atomic_folder(io.output_folder(out), last="dataset.json") as folder:
+            return _Append(old, new, tasks, folder, refresh=refresh).write(made, recipe)
     with tempfile.TemporaryDirectory() as name:
-        info = _Append(old, new, tasks, Path(name)).write(made)
+        info = _Append(old, new, tasks, Path(name), refresh=refresh).write(made, recipe)
         io.copy_folder(Path(name), out, last="dataset.json")
     return info
+
+
+def no_new_task(name: str, parent: str, old: DatasetInfo) -> DataError:
+    """Return the error for what adds no task to a data set."""
+    known = ", ".join(task.name for task in old.tasks)
+    return DataError(
+        f"{name}: has no task that {parent} does not have ({known}); name the new task otherwise in the recipe, "
+        "or take old users' new events with --refresh"
+    )
 
 
 @dataclass(frozen=True)
@@ -84,45 +101,61 @@ class _Users:
         row: int64, for each user of `added` its row in the new version.
         old: Users of the old version.
         split: int8, for each row of the new version its split under the split by user, `_UNKNOWN` where no label has one.
+        last: int32, for each row of the new version its last item; the unseen one's index where it has fewer than two.
     """
 
     row: NDArray[np.int64]
     old: int
     split: NDArray[np.int8]
+    last: NDArray[np.int32]
 
 
 class _Append:
-    def __init__(self, old: Dataset, new: Dataset, tasks: Sequence[Task], folder: Path) -> None:
-        self.old, self.new, self.tasks, self.folder = old, new, tasks, folder
+    def __init__(self, old: Dataset, new: Dataset, tasks: Sequence[Task], folder: Path, *, refresh: bool) -> None:
+        self.old, self.new, self.tasks, self.folder, self.refresh = old, new, tasks, folder, refresh
         self.writer = FolderWriter(folder)
         self.fresh_items: list[str] = []
-        self.added_users = self.added_events = 0
+        self.added_users = self.events = self.renewed = self.shorter = 0
+        self.left_out = LeftOut()
+        (self.first,) = (task for task in old.info.tasks if task.predicts_next)
+        self.same_item = np.zeros(0, dtype=np.int32)  # from an index of `added` to the old version's, −1 for an item that it does not have
+        self._rows: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
-    def write(self, fingerprint: str) -> DatasetInfo:
+    def write(self, fingerprint: str, recipe: dict[str, Any] | None) -> DatasetInfo:
         old = self.old.info
         for task in old.tasks:
             if not task.predicts_next:
                 self._copy(vocabulary_file(task.name), self.old)
-            for shard in range(old.shards):
+            for shard in range(old.shards) if not (task.predicts_next and self.refresh) else ():
                 self._copy(task_file(task.name, shard), self.old)
         item_of = self._item_indices()
         users = [self._users(shard, item_of) for shard in range(old.shards)]
+        kept = tuple(self._first_task(users) if task.predicts_next and self.refresh else task for task in old.tasks)
         added = tuple(self._task(task, users) for task in self.tasks)
+        self._count_labels(users)
         appended = {
             "users": self.added_users,
             "items": len(self.fresh_items),
             "tasks": [task.name for task in added],
             "source": self.new.info.source.get("fingerprint"),
+            "refreshed": self.refresh,
+            **({"renewed_histories": self.renewed, "shorter_histories": self.shorter} if self.refresh else {}),
+            "left_out": self.left_out.counts,
+            "matched": self.new.info.notes.get("matched", {}),
+        }
+        lineage = {
+            "ancestors": [*ancestors(old), old.fingerprint],
+            "comparable": [] if self.refresh else [*old.source.get("comparable", ()), old.fingerprint],
         }
         info = replace(
             old,
             users=old.users + self.added_users,
             items=old.items + len(self.fresh_items),
-            events=old.events + self.added_events,
+            events=self.events,
             length_limit=max(old.length_limit, self.new.info.length_limit),
-            tasks=(*old.tasks, *added),
+            tasks=(*kept, *added),
             files=self.writer.files,
-            source={"format": "append", "fingerprint": fingerprint, "ancestors": [*ancestors(old), old.fingerprint]},
+            source={"format": "append", "fingerprint": fingerprint, **lineage, **({} if recipe is None else {"recipe": recipe})},
             notes={**old.notes, "appended": [*old.notes.get("appended", ()), appended]},
             parent=old.fingerprint,
         )
@@ -133,12 +166,20 @@ class _Append:
         """Write the items' vocabulary; returns for each index of `added` the one of the new version."""
         table, theirs = self.old.vocabulary("items"), self.new.vocabulary("items")
         counts = np.zeros(self.new.info.items, dtype=np.int64)
+        ours = table["count"].to_numpy().astype(np.int64)
         for shard in range(self.new.info.shards):
-            data, rows = self.new.shard(shard), self._fresh(shard)
+            fresh, renewed = self._matching(shard)
+            data, rows = self.new.shard(shard), np.concatenate([fresh, renewed[renewed >= 0]])
             counts += np.bincount(ragged.take(data.values, data.offsets, rows)[0], minlength=self.new.info.items)
+            before = self.old.shard(shard)
+            replaced = ragged.take(before.values, before.offsets, np.flatnonzero(renewed >= 0))[0]
+            ours = ours - np.bincount(replaced, minlength=len(ours))
         known = {name: index for index, name in enumerate(table["item"].to_pylist()) if name is not None}
-        total = np.concatenate([table["count"].to_numpy(), np.zeros(len(theirs), dtype=np.int64)])
+        total = np.concatenate([ours, np.zeros(len(theirs), dtype=np.int64)])
         item_of = np.full(len(theirs), UNSEEN_ITEM, dtype=np.int32)
+        self.same_item = np.array(
+            [UNSEEN_ITEM if name is None else known.get(name, -1) for name in theirs["item"].to_pylist()], dtype=np.int32
+        )
         for index, name in enumerate(theirs["item"].to_pylist()):
             if index < FIRST_ITEM or not counts[index]:
                 continue
@@ -151,10 +192,20 @@ class _Append:
         self.writer.vocabulary("items", "item", pa.array(names, pa.string()), total[: len(names)])
         return item_of
 
-    def _fresh(self, shard: int) -> NDArray[np.int64]:
-        """Rows of a shard of `added` whose users the old version does not have."""
-        known = set(self._ids(self.old, shard))
-        return np.array([row for row, name in enumerate(self._ids(self.new, shard)) if name not in known], dtype=np.int64)
+    def _matching(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of `added` whose users are new, and for each old user the row of `added` that renews it, −1 for none."""
+        if shard not in self._rows:
+            ours, theirs = self._ids(self.old, shard), self._ids(self.new, shard)
+            known = {name: row for row, name in enumerate(ours)}
+            renewed = np.full(len(ours), -1, dtype=np.int64)
+            fresh = []
+            for row, name in enumerate(theirs):
+                if name not in known:
+                    fresh.append(row)
+                elif self.refresh:
+                    renewed[known[name]] = row
+            self._rows[shard] = np.array(fresh, dtype=np.int64), renewed
+        return self._rows[shard]
 
     @staticmethod
     def _ids(dataset: Dataset, shard: int) -> list[str]:
@@ -164,16 +215,29 @@ class _Append:
     def _users(self, shard: int, item_of: NDArray[np.int32]) -> _Users:
         ours, theirs = self.old.shard(shard), self.new.shard(shard)
         our_ids, their_ids = self._ids(self.old, shard), self._ids(self.new, shard)
-        fresh = self._fresh(shard)
+        fresh, renewed = self._matching(shard)
         row_of_id = {name: row for row, name in enumerate([*our_ids, *(their_ids[row] for row in fresh)])}
-        values, offsets = ragged.take(theirs.values, theirs.offsets, fresh)
-        sequences = ragged.concatenate([(ours.values, ours.offsets), (item_of[values], offsets)])
-        hashes = np.concatenate([ours.user_hash, theirs.user_hash[fresh]])
-        self.writer.users(shard, pa.array(list(row_of_id), pa.string()), hashes, *sequences)
-        self.added_users += len(fresh)
-        self.added_events += len(values)
         row = np.array([row_of_id[name] for name in their_ids], dtype=np.int64)
-        return _Users(row, len(our_ids), self._split(shard, hashes, len(our_ids)))
+        here = item_of[theirs.values]
+        both = ragged.concatenate([(ours.values, ours.offsets), (here, theirs.offsets)])
+        old = np.where(renewed >= 0, len(our_ids) + renewed, np.arange(len(our_ids)))
+        values, offsets = ragged.take(*both, np.concatenate([old, len(our_ids) + fresh]))
+        hashes = np.concatenate([ours.user_hash, theirs.user_hash[fresh]])
+        self.writer.users(shard, pa.array(list(row_of_id), pa.string()), hashes, values, offsets)
+        self.added_users += len(fresh)
+        self.events += len(values)
+        if self.refresh:
+            self.renewed += int((renewed >= 0).sum())
+            self.shorter += int((np.diff(offsets)[: len(our_ids)] < np.diff(ours.offsets)).sum())
+            self.left_out.add("old users without events today, whose history stays", int((renewed < 0).sum()))
+        else:
+            known = np.flatnonzero(row < len(our_ids))
+            self.left_out.add(
+                "events of old users, newer than their history",
+                newer_events(ours, row[known], (self.same_item[theirs.values], theirs.offsets), known),
+            )
+        last = np.where(np.diff(offsets) >= 2, values[offsets[1:] - 1], UNSEEN_ITEM).astype(np.int32)
+        return _Users(row, len(our_ids), self._split(shard, hashes, len(our_ids)), last)
 
     def _split(self, shard: int, hashes: NDArray[np.uint64], old: int) -> NDArray[np.int8]:
         """Each row's split as in the old version's labels, a group's being that of any of its users."""
@@ -200,13 +264,55 @@ class _Append:
             self.writer.labels(task.name, shard, ShardLabels(rows[order], values, offsets), split)
             sizes += np.bincount(split, minlength=len(Split))
             count += len(rows)
+        return self._counted(task, count, sizes)
+
+    def _first_task(self, users: Sequence[_Users]) -> Task:
+        """Write the first task's examples anew: the last item of each user who has one in either version."""
+        theirs = next(task.name for task in self.new.info.tasks if task.predicts_next)
+        sizes, count = np.zeros(len(Split), dtype=np.int64), 0
+        for shard, here in enumerate(users):
+            before, now = self.old.labels(self.first.name, shard), self.new.labels(theirs, shard)
+            split = np.full(len(here.split), _UNKNOWN, dtype=np.int8)
+            split[here.row[now.users]] = now.split
+            if self.old.info.split.by == "users":
+                split = np.where(here.split == _UNKNOWN, split, here.split).astype(np.int8)
+            split[before.users] = before.split
+            takes_part = np.zeros(len(here.last), dtype=bool)
+            takes_part[before.users] = takes_part[here.row[now.users]] = True
+            rows = np.flatnonzero(takes_part & (here.last >= FIRST_ITEM))
+            labels = ShardLabels(rows, here.last[rows] - np.int32(FIRST_ITEM), np.arange(len(rows) + 1, dtype=np.int64))
+            self.writer.labels(self.first.name, shard, labels, split[rows])
+            sizes += np.bincount(split[rows], minlength=len(Split))
+            count += len(rows)
+        return self._counted(replace(self.first, labels=self.old.info.items + len(self.fresh_items) - FIRST_ITEM), count, sizes)
+
+    def _count_labels(self, users: Sequence[_Users]) -> None:
+        """Count labels of old tasks that `added` has and the new version does not take."""
+        theirs = {task.name: task for task in self.new.info.tasks}
+        for task in self.old.info.tasks:
+            if task.predicts_next:
+                name = next(other.name for other in theirs.values() if other.predicts_next)
+            elif task.name in theirs:
+                name = task.name
+            else:
+                continue
+            for shard, here in enumerate(users) if not (task.predicts_next and self.refresh) else ():
+                labels = self.new.labels(name, shard)
+                rows = np.repeat(here.row[labels.users], np.diff(labels.offsets))
+                self.left_out.add(f"examples of new users in the old task '{task.name}'", int((rows >= here.old).sum()))
+                if not task.predicts_next:
+                    old = rows < here.old
+                    unknown = labels_not_in(self.old, self.new, task.name, shard, rows[old], labels.values[old])
+                    self.left_out.add(f"other labels of old users in the old task '{task.name}'", unknown)
+
+    def _counted(self, task: Task, users: int, sizes: NDArray[np.int64]) -> Task:
         train, validation, test = sizes.tolist()
         if not min(train, validation, test):
             raise DataError(
                 f"task '{task.name}': under the split of {self.old.uri} it has {train} training, {validation} validation, {test} test "
                 "examples; each part needs one: prepare it with more users"
             )
-        return replace(task, users=count, examples=(train, validation, test))
+        return replace(task, users=users, examples=(train, validation, test))
 
     def _copy(self, path: str, dataset: Dataset) -> None:
         self.writer.copy(path, dataset.content(path), dataset.info.files[path])

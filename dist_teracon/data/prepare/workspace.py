@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dist_teracon import io
 from dist_teracon.console import Log
@@ -24,10 +25,12 @@ class Workspace:
     Attributes:
         root: The folder; on the disk of a local `out`, else among the system's temporary files.
         out: Folder or URI of the result.
+        shown: How messages name the result.
     """
 
     root: Path
     out: str
+    shown: str
 
     @property
     def spill(self) -> Path:
@@ -44,36 +47,35 @@ class Workspace:
         if not io.is_local(self.out):
             io.copy_folder(self.dataset, self.out, last="dataset.json")
             return
-        target = io.local_path(self.out)
-        if target.exists():
-            target.rmdir()
-        self.dataset.replace(target)
+        io.place_folder(self.dataset, io.output_folder(self.out), last="dataset.json")
 
 
 @contextmanager
-def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
+def workspace(out: str, key: str, log: Log, *, shown: str | None = None) -> Iterator[Workspace]:
     """Hold the working folder of `out`; it is removed afterwards unless the process is stopped from outside.
 
     Args:
         out: Folder or URI of the result.
         key: What the work is made from; of work with another key nothing is kept.
         log: Receives a line when work that was stopped goes on.
+        shown: How messages name the result; `out` where None.
 
     Raises:
         DataError: another process holds it.
     """
     if io.is_local(out):
-        target = io.local_path(out).absolute()
+        target = io.output_folder(out)
         root = target.with_name(f".{target.name}.preparing")
     else:
         root = Path(tempfile.gettempdir()) / f"dist-teracon-{hashlib.sha256(out.encode()).hexdigest()[:16]}.preparing"
     root.mkdir(parents=True, exist_ok=True)
-    with io.exclusive_lock(root / "lock", DataError(f"{out}: another process prepares it at this moment (it holds {root})")):
-        work = Workspace(root, out)
+    name = shown or out
+    with io.exclusive_lock(root / "lock", DataError(f"{name}: another process prepares it at this moment; wait for it")):
+        work = Workspace(root, out, name)
         resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
         shutil.rmtree(work.dataset, ignore_errors=True)
         if resumed:
-            log(f"{out}: goes on from rows that were read before")
+            log(f"{name}: goes on from rows that were read before")
         else:
             for entry in root.iterdir():
                 if entry.name != "lock":
@@ -83,6 +85,37 @@ def workspace(out: str, key: str, log: Log) -> Iterator[Workspace]:
         work.dataset.mkdir()
         try:
             yield work
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def folder_beside(out: str, kind: Literal["appending", "drawing"]) -> Iterator[Path]:
+    """Hold a folder for what a result is made of: on the result's disk, as it may be larger than the system's temporary files.
+
+    It is removed afterwards unless the process is stopped from outside; then the next one removes what it has left, but for another
+    preparation's working folder in it.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    if not io.is_local(out):
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    target = io.output_folder(out)
+    root = target.with_name(f".{target.name}.{kind}")
+    root.mkdir(parents=True, exist_ok=True)
+    with io.exclusive_lock(root / "lock", DataError(f"{out}: another process prepares it at this moment; wait for it")):
+        for entry in root.iterdir():
+            if not entry.name.startswith(".") and entry.is_dir():
+                shutil.rmtree(entry)
+        try:
+            yield root
         except KeyboardInterrupt:
             raise
         except BaseException:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data import ragged
+from dist_teracon.data.prepare.matched import Funnel
 from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
 from dist_teracon.data.raw.context import Workers
 from dist_teracon.data.schema import (
@@ -50,6 +51,7 @@ class ShardStats:
         label_counts: The same of each later task's labels.
         tallies: int64 [3] a task: examples by split.
         users_of_task: Users with labels, by task.
+        cut: Events of users before their last `length_limit`, which are not written.
     """
 
     files: dict[str, FileEntry]
@@ -59,6 +61,7 @@ class ShardStats:
     label_counts: list[NDArray[np.int64]]
     tallies: list[NDArray[np.int64]]
     users_of_task: list[int]
+    cut: int = 0
 
     @classmethod
     def zero(cls, source: ShardSource) -> ShardStats:
@@ -71,6 +74,7 @@ class ShardStats:
     def add(self, other: ShardStats) -> None:
         """Add other shards."""
         self.files |= other.files
+        self.cut += other.cut
         self.users, self.events = self.users + other.users, self.events + other.events
         self.item_counts += other.item_counts
         for own, more in zip([*self.label_counts, *self.tallies], [*other.label_counts, *other.tallies], strict=True):
@@ -169,7 +173,7 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
         part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
-        part.users, part.events = len(rows.user_hash), len(indices)
+        part.users, part.events, part.cut = len(rows.user_hash), len(indices), len(rows.values) - len(indices)
         split_of = splitter.of_users(rows.user_hash)
         writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets)
         for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
@@ -210,10 +214,22 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         tasks=described,
         files={path: files[path] for path in order},
         source=source.source,
-        notes=source.notes,
+        notes={**source.notes, "matched": _matched(source, written)},
     )
     io.write_json(folder / "dataset.json", info.to_json())
     return info
+
+
+def _matched(source: ShardSource, written: ShardStats) -> dict[str, Any]:
+    """Return what was left out: as the source counted it, else what its shards show."""
+    history = Funnel("events", written.events + written.cut)
+    history.drop(f"before a user's last {source.length_limit}", written.cut)
+    tasks = {}
+    for task, users in zip(source.tasks, written.users_of_task[1:], strict=True):
+        funnel = Funnel("users", written.users)
+        funnel.drop("no label", written.users - users)
+        tasks[task.name] = funnel.to_json()
+    return {"history": history.to_json(), "tasks": tasks, **source.notes.get("matched", {})}
 
 
 def _all_tasks(source: ShardSource) -> list[TaskColumns]:

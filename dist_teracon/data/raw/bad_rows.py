@@ -85,9 +85,13 @@ class BadRows:
         kinds = sorted(counts, key=lambda kind: (-counts[kind], kind))
         lines = [f"  {counts[kind]} × {kind}, first at {examples[kind][0]}" for kind in kinds]
         head = f"{uri}: {bad} of {rows} rows are malformed; --max-bad-rows {self.limit:g} allows {int(self.limit * rows)}"
+        if any(kind.startswith("bytes that are not") for kind in kinds):
+            lines.append("  a text in another encoding is read by `encoding` in the recipe, as cp949 or latin-1")
         raise DataError("\n".join((head, *lines)))
 
 
 def column_missing(where: str, column: str, known: Collection[str]) -> DataError:
     """Return the error for a file without a required column; `where` is the header's file:line."""
-    return DataError(f"{where}: no column '{column}'{nearest(column, known)} (there are: {', '.join(known)})")
+    return DataError(
+        f"{where}: no column '{column}'{nearest(column, known)} (there are: {', '.join(known)}); `columns:` in the recipe names columns"
+    )

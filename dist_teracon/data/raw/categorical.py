@@ -26,6 +26,15 @@ class Categorical:
         builder = CategoricalBuilder()
         return builder.build(builder.encode(column))
 
+    def take(self, rows: NDArray[np.int64]) -> Categorical:
+        """Return some rows, with the names that they have in the order of their first appearance."""
+        codes = self.codes[rows]
+        used, first = np.unique(codes[codes >= 0], return_index=True)
+        used = used[np.argsort(first)]
+        own = np.full(len(self.names) + 1, -1, dtype=np.int32)
+        own[used] = np.arange(len(used), dtype=np.int32)
+        return Categorical(own[codes], [self.names[code] for code in used.tolist()])
+
     @classmethod
     def concatenate(cls, parts: Sequence[Categorical]) -> Categorical:
         """Concatenate the columns of several files."""
@@ -40,7 +49,7 @@ class Categorical:
 
 
 class CategoricalBuilder:
-    """Encodes blocks of one column, names standing in the order of their first appearance."""
+    """Joins blocks of one column, names standing in the order of their first appearance."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -48,10 +57,15 @@ class CategoricalBuilder:
     def encode(self, column: Any) -> NDArray[np.int32]:
         """Return the codes of a string array, −1 for nulls."""
         encoded = column.dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return self.add(Categorical(codes, encoded.dictionary.to_pylist()))
+
+    def add(self, column: Categorical) -> NDArray[np.int32]:
+        """Return a block's codes among all names so far."""
         index = self._index
-        own = np.array([*(index.setdefault(name, len(index)) for name in encoded.dictionary.to_pylist()), -1], dtype=np.int32)
-        return own[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        own = np.array([*(index.setdefault(name, len(index)) for name in column.names), -1], dtype=np.int32)
+        return own[column.codes]
 
     def build(self, codes: NDArray[np.int32]) -> Categorical:
-        """Return the column of codes that `encode` returned, of one block or of several one behind the other."""
+        """Return the column of codes that were returned, of one block or of several one behind the other."""
         return Categorical(codes, list(self._index))

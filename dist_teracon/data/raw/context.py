@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from dist_teracon.console import NoProgress, Progress
+from dist_teracon.console import Log, NoProgress, Progress, no_log
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.files import BLOCK
 
@@ -45,6 +45,8 @@ class ReadContext:
         sha256: By URI, of the files read so far.
         workers: Processes that share the work; None to do it here.
         kept_rows: Rows kept by task, where workers read them.
+        log: Receives lines on what was guessed, changed or left out.
+        notes: The same for the data set's notes.
     """
 
     bad: BadRows
@@ -57,12 +59,21 @@ class ReadContext:
     sha256: dict[str, str] = field(default_factory=dict)
     workers: Workers | None = None
     kept_rows: dict[str, int] = field(default_factory=dict)
+    log: Log = no_log
+    notes: dict[str, Any] = field(default_factory=dict)
     _read: dict[str, int] = field(default_factory=dict)
 
     def report_position(self, uri: str, position: int) -> None:
         """Report that a file was read up to a stored byte."""
         self._read[uri] = position
         self.progress.update("reading", sum(self._read.values()), self.total_bytes)
+
+    def note(self, group: str, key: str, value: Any, line: str = "") -> None:
+        """Keep a fact among the data set's notes, counts of one key added up, and log a line on it."""
+        facts = self.notes.setdefault(group, {})
+        facts[key] = facts[key] + value if isinstance(value, int) and key in facts else value
+        if line:
+            self.log(line)
 
     def report(self, what: str, done: int, total: int) -> None:
         """Report progress in another step."""

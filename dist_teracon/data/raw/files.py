@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import hashlib
 import io
@@ -25,7 +26,7 @@ from dist_teracon.io import PAUSES_S, redacted, with_retries
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_MAGIC = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00"}
+_MAGIC = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 BLOCK = 1 << 20
 
 _LONGEST_LINE = 64 << 20
@@ -34,12 +35,14 @@ _BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 _NEWLINE = 10
 
 
+def compression(name: str) -> str:
+    """Return the ending of a compression that a file's name has, in small letters, or an empty string."""
+    return next((ending for ending in COMPRESSIONS if name.lower().endswith(ending)), "")
+
+
 def without_compression(name: str) -> str:
-    """Return a file's name without the ending of a compression."""
-    for ending in COMPRESSIONS:
-        if name.endswith(ending):
-            return name[: -len(ending)]
-    return name
+    """Return a file's name without the ending of a compression, which may be in capitals."""
+    return name[: len(name) - len(compression(name))]
 
 
 class RawInput(io.RawIOBase):
@@ -125,18 +128,21 @@ def decompressed(file: io.BufferedReader[RawInput], name: str) -> IO[bytes]:
     """Return a stream of a file's content, decompressed by the name's ending.
 
     Raises:
-        DataError: the file does not begin as its name's ending requires.
+        DataError: the file does not begin as its name's ending requires, or is compressed and its name does not end so.
     """
-    for ending, magic in _MAGIC.items():
-        if name.endswith(ending) and (begin := file.peek(len(magic))) and not begin.startswith(magic):
-            raise DataError(f"{name}: expected content compressed as the name ends ({ending}); rename the file, or compress it")
-    if name.endswith(".gz"):
+    ending = compression(name)
+    begin = file.peek(8)[:8]
+    if ending and begin and not begin.startswith(_MAGIC[ending]):
+        raise DataError(f"{name}: expected content compressed as the name ends ({ending}); rename the file, or compress it")
+    if not ending and (found := next((key for key, magic in _MAGIC.items() if key != ".bz2" and begin.startswith(magic)), None)):
+        raise DataError(f"{name}: the content is compressed, which its name does not show; rename the file to end in {found}")
+    if ending == ".gz":
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
-    if name.endswith(".bz2"):
+    if ending == ".bz2":
         return cast("IO[bytes]", bz2.BZ2File(file))
-    if name.endswith((".xz", ".lzma")):
+    if ending == ".xz":
         return cast("IO[bytes]", lzma.LZMAFile(file))
-    if name.endswith(".zst"):
+    if ending == ".zst":
         return cast("IO[bytes]", pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
     return cast("IO[bytes]", file)
 
@@ -154,24 +160,55 @@ class LineBlock:
         return np.flatnonzero(np.frombuffer(self.content, dtype=np.uint8) == _NEWLINE)
 
 
+class _Transcoded:
+    """A text in another encoding as UTF-8 bytes; bytes that are no such text become bytes that are not UTF-8 either."""
+
+    def __init__(self, stream: IO[bytes], encoding: str, check_mark: Callable[[bytes], None]) -> None:
+        codecs.register_error("dist-teracon-mark", lambda error: ("\udcff", getattr(error, "end", 0)))
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors="dist-teracon-mark")
+        self._check_mark: Callable[[bytes], None] | None = check_mark
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, none at the end alone."""
+        while not self._ended:
+            chunk = self._stream.read(size)
+            self._ended = not chunk
+            if self._check_mark is not None:
+                while len(chunk) < len(_BOM) and (more := self._stream.read(size)):
+                    chunk += more
+                self._check_mark(chunk)
+                self._check_mark = None
+            if text := self._decoder.decode(chunk, final=self._ended):
+                return text.encode("utf-8", "surrogatepass")
+        return b""
+
+
 class LineBlocks:
-    """A text file as blocks of whole lines; reads CRLF and CR, a byte-order mark and a missing final newline.
+    """A text file as blocks of whole lines in UTF-8; reads CRLF and CR, a byte-order mark and a missing final newline.
 
     After the last block `sha256` is that of the file as it is stored. `position` counts the stored bytes read so far.
 
+    Args:
+        uri: The file.
+        size: Bytes that are read at once.
+        encoding: The file's encoding.
+
     Raises:
-        DataError: while iterating: no such file, a damaged one, one in UTF-16, or a line longer than 64 MiB.
+        DataError: while iterating: no such file, a damaged one, a byte-order mark of another encoding, or a line longer than 64 MiB.
     """
 
-    def __init__(self, uri: str, *, size: int = BLOCK) -> None:
+    def __init__(self, uri: str, *, size: int = BLOCK, encoding: str = "utf-8") -> None:
         self.uri, self.size = uri, size
         self.sha256 = ""
         self.position = 0
+        self._encoding = codecs.lookup(encoding).name
 
     def __iter__(self) -> Iterator[LineBlock]:
         line, carry = 1, b""
-        with open_raw(self.uri) as (stream, raw):
-            start = True
+        with open_raw(self.uri) as (stored, raw):
+            stream, start = self._decoded(stored), True
             while True:
                 chunk = self._read(stream, line, carry)
                 last = not chunk
@@ -179,8 +216,8 @@ class LineBlocks:
                     # a mark of three bytes may come in pieces
                     while len(chunk) < len(_BOM) and _BOM.startswith(chunk) and (more := self._read(stream, line, chunk)):
                         chunk += more
-                    if chunk.startswith(_BOMS_16):
-                        raise DataError(f"{self.uri}: expected UTF-8 text, got UTF-16; convert it (iconv -f UTF-16 -t UTF-8)")
+                    if stream is stored:
+                        self._check_mark(chunk)
                     chunk, start = chunk.removeprefix(_BOM), False
                 text = carry + chunk
                 if b"\r" in text:
@@ -203,7 +240,20 @@ class LineBlocks:
                     raise DataError(f"{self.uri}:{line}: the line is longer than {_LONGEST_LINE >> 20} MiB; is this a text file?")
             self.sha256 = raw.finish()
 
-    def _read(self, stream: IO[bytes], line: int, carry: bytes) -> bytes:
+    def _decoded(self, stream: IO[bytes]) -> IO[bytes] | _Transcoded:
+        return stream if self._encoding in ("utf-8", "utf-8-sig") else _Transcoded(stream, self._encoding, self._check_mark)
+
+    def _check_mark(self, begin: bytes) -> None:
+        """Raise DataError where a file begins with the byte-order mark of another encoding than it is read in."""
+        found = "utf-16" if begin.startswith(_BOMS_16) else "utf-8" if begin.startswith(_BOM) else None
+        if found is None or self._encoding.startswith((found, "utf-32")):
+            return
+        raise DataError(
+            f"{self.uri}: expected {self._encoding.upper()} text, got {found.upper()} (the file begins with its byte-order mark); "
+            f"set `encoding: {found}` in the recipe, or convert the file"
+        )
+
+    def _read(self, stream: IO[bytes] | _Transcoded, line: int, carry: bytes) -> bytes:
         try:
             return stream.read(self.size)
         except DataError:

@@ -1,101 +1,97 @@
 """Events as Parquet or CSV: a folder with `events.*`, and `users.*` and `items.*` where there are attributes.
 
 Columns of events: user, item, and where they mean something timestamp, type, value. Those of users: user and attributes; of items:
-item and attributes. A recipe's `columns` gives other names. `events` may also be a folder of such files, read in natural order.
+item and attributes. A recipe's `columns` gives other names, its `files` other files. Each may also be a folder of parts, at any depth,
+read in natural order; a source that is one file, or holds nothing but parts, is events alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-import pyarrow.parquet as pq
-from pyarrow import ArrowInvalid
-
-from dist_teracon import io
-from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.context import ReadContext
-from dist_teracon.data.raw.table import ColumnSpec, Dialect, RawTable, read_delimited, read_header, read_parquet
+from dist_teracon.data.raw.delimited import Dialect
+from dist_teracon.data.raw.listing import Layout, Listing, list_source, named_kind, stem
+from dist_teracon.data.raw.parts import open_parts, read_parts
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources.base import (
     Attributes,
     EventData,
     SourceFormat,
     attributes_from,
+    check_missing,
     event_column_specs,
     event_columns,
     events_from,
     folder_name,
-    natural_key,
+    wanted_attributes,
 )
 from dist_teracon.errors import DataError
 
 _OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
-_DIALECT = Dialect(delimiter=",", quote='"')
-_ENDINGS = (".parquet", ".csv", ".csv.gz")
+_ROLES = ("events", "users", "items")
 
 
-def files(folder: str) -> list[str]:
-    """Return the folder's files of events, users and items.
+def layout(source: str, recipe: Recipe | None = None) -> Layout:
+    """Return which files hold events, users and items.
 
     Raises:
+        ConfigError: the recipe's `files` names something that is not there.
         DataError: there are no events, or a table is there in two forms.
     """
-    return [uri for stem in ("events", "users", "items") for uri in _files_of(folder, stem)]
+    listing = list_source(source)
+    roles: dict[str, list[str]] = {}
+    for role in _ROLES:
+        patterns = getattr(recipe.files, role) if recipe else None
+        roles[role] = listing.match(patterns, where=f"files.{role}") if patterns else _own_files(listing, role)
+    if not roles["events"]:
+        roles["events"] = _events_alone(listing, [*roles["users"], *roles["items"]])
+    read = [name for names in roles.values() for name in names]
+    listing.leave_others(read, "is not named events, users or items (`files:` in the recipe names others)")
+    return Layout(listing, roles)
 
 
-def _files_of(folder: str, stem: str) -> list[str]:
-    names = io.list_folder(folder)
-    found = [name for name in names if name in {f"{stem}{ending}" for ending in _ENDINGS}]
-    inside = sorted(io.list_folder(io.join(folder, stem)), key=natural_key) if stem in names else []
-    parts = [io.join(stem, name) for name in inside if name.endswith(_ENDINGS)]
-    if not found and not parts and stem == "events":
-        raise DataError(f"{folder}: no events.parquet or events.csv there (has: {', '.join(names[:10]) or 'nothing'})")
-    if len(found) > 1 or (found and parts):
-        raise DataError(f"{folder}: {stem} are there more than once ({', '.join(found + parts[:1])}); keep one form")
-    return [io.join(folder, name) for name in found or parts]
+def _own_files(listing: Listing, role: str) -> list[str]:
+    if listing.is_file:
+        return listing.files if role == "events" else []
+    found = [name for name in listing.files if stem(name) == role and (named_kind(name) is not None or "." not in name)]
+    folders = [name for name in listing.folders if stem(name) == role]
+    parts = [part for folder in folders for part in listing.parts(folder)]
+    if len(found) > 1 or len(folders) > 1 or (found and parts):
+        raise DataError(f"{listing.source}: {role} are there more than once ({', '.join(found + parts[:1])}); keep one form")
+    return found or parts
 
 
-def read(folder: str, recipe: Recipe | None, context: ReadContext) -> EventData:
+def _events_alone(listing: Listing, others: Sequence[str]) -> list[str]:
+    """Return the parts of a folder that is a table of events itself: named as parts are, or in folders such as `date=2020-01-31`."""
+    is_part = [name for name in (*listing.files, *listing.folders) if name.startswith("part-") or "=" in name]
+    if is_part and not others:
+        return listing.parts("")
+    raise DataError(
+        f"{listing.source}: no events there, as events.csv or events.parquet or a folder of such parts (has: {listing.shown()}); "
+        "`files: {events: NAME}` in the recipe names others"
+    )
+
+
+def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     """Read a folder of events, users and items."""
+    found = layout(source, recipe)
+    context.notes["files"] = found.note
     columns = recipe.columns if recipe else Columns()
-    events = _files_of(folder, "events")
-    found = event_columns(columns, _header(events[0]), _OWN, where=events[0])
-    tables = [_read(uri, event_column_specs(found, columns), context) for uri in events]
-    users, items = (
-        _attributes(folder, stem, getattr(columns, key) or _OWN[key], context) for stem, key in (("users", "user"), ("items", "item"))
-    )
-    return EventData(folder_name(folder), events_from(tables, found), users, items)
+    dialect = Dialect(delimiter=",", quote='"', encoding=recipe.encoding if recipe else "utf-8")
+    parts = open_parts(found.uris("events"), dialect=dialect, context=context, guess=True)
+    roles = event_columns(columns, parts[0].header, _OWN, where=parts[0].uri, context=context)
+    events = events_from(read_parts(parts, event_column_specs(roles, recipe), context), roles)
+    tables: dict[str, Attributes] = {}
+    known: list[str] = []
+    for kind, key in (("users", columns.user or _OWN["user"]), ("items", columns.item or _OWN["item"])):
+        if uris := found.uris(kind):
+            parts = open_parts(uris, dialect=dialect, context=context, guess=True)
+            specs = wanted_attributes(recipe, kind, key, parts[0].header, file=parts[0].uri)
+            tables[kind] = attributes_from(read_parts(parts, specs, context), key, recipe=recipe, context=context)
+            known += [name for name in parts[0].header if name != key]
+    check_missing(recipe, known)
+    return EventData(folder_name(source), events, tables.get("users"), tables.get("items"))
 
 
-def _attributes(folder: str, stem: str, key: str, context: ReadContext) -> Attributes | None:
-    uris = _files_of(folder, stem)
-    if not uris:
-        return None
-    if len(uris) > 1:
-        raise DataError(f"{folder}: expected one file of {stem}, got {len(uris)}")
-    header = _header(uris[0])
-    if key not in header:
-        raise column_missing(f"{uris[0]}:1", key, header)
-    table = _read(uris[0], {name: ColumnSpec("token", required=name == key) for name in header}, context)
-    return attributes_from(table, key, file=uris[0], bad=context.bad)
-
-
-def _header(uri: str) -> list[str]:
-    if not uri.endswith(".parquet"):
-        return read_header(uri, _DIALECT)
-    with io.open_binary(uri) as file:
-        try:
-            return list(pq.read_schema(file).names)
-        except (ArrowInvalid, OSError) as error:
-            raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
-
-
-def _read(uri: str, specs: Mapping[str, ColumnSpec], context: ReadContext) -> RawTable:
-    return (
-        read_parquet(uri, specs, context=context)
-        if uri.endswith(".parquet")
-        else read_delimited(uri, specs, dialect=_DIALECT, context=context)
-    )
-
-
-FORMAT = SourceFormat(files, read)
+FORMAT = SourceFormat(lambda source, recipe: layout(source, recipe).all, read)

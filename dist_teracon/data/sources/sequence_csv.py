@@ -8,15 +8,16 @@ the unpadded sequence, and where it comes again within a task, its k-th occurren
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-from dist_teracon import io
 from dist_teracon.data.raw.context import ReadContext
-from dist_teracon.data.raw.files import COMPRESSIONS, without_compression
+from dist_teracon.data.raw.files import without_compression
+from dist_teracon.data.raw.listing import Layout, Listing, list_source, named_kind, natural_key
 from dist_teracon.data.recipe import Columns, Recipe
-from dist_teracon.data.sources.base import SourceFormat, folder_name, natural_key
+from dist_teracon.data.sources.base import SourceFormat, folder_name
 from dist_teracon.data.streaming.source import SequenceSource, TaskFiles, spill_rows
 from dist_teracon.data.streaming.spill import Partitioning, read_state, write_state
 from dist_teracon.data.streaming.staged import spill_on_workers
@@ -32,66 +33,76 @@ TTL_FILES = {
 }
 
 _TASK = re.compile(r"^task\d+[_-]?(?=.)", re.IGNORECASE)
-_ENDINGS = (".csv", *(f".csv{compression}" for compression in COMPRESSIONS))
+_ENDINGS = (".csv", ".txt")
 
 
-def task_name(uri: str) -> str:
+def task_name(name: str) -> str:
     """Return the task that a file holds: its stem without `taskN_`."""
-    return _TASK.sub("", without_compression(uri.rsplit("/", 1)[-1]).removesuffix(".csv"))
+    bare = without_compression(name.rsplit("/", 1)[-1])
+    bare = next((bare[: -len(ending)] for ending in _ENDINGS if bare.lower().endswith(ending)), bare)
+    return unicodedata.normalize("NFC", _TASK.sub("", bare))  # some systems name files in the decomposed form
 
 
-def _tasks(folder: str) -> list[TaskFiles]:
-    """Return the folder's tasks in natural order.
+@dataclass(frozen=True)
+class _Tasks:
+    """A source's tasks in their order, and what of its files is read."""
+
+    tasks: list[TaskFiles]
+    layout: Layout
+
+
+def _tasks(source: str) -> _Tasks:
+    """Return the source's tasks in natural order.
 
     Raises:
         DataError: there are none, or two have one name.
     """
-    names = [name for name in io.list_folder(folder) if not name.startswith(".")]
-    found = {name: [io.join(folder, name)] for name in names if name.endswith(_ENDINGS)}
-    for name in set(names) - set(found):
-        if "." not in name and io.is_folder(io.join(folder, name)):
-            parts = sorted((part for part in io.list_folder(io.join(folder, name)) if part.endswith(_ENDINGS)), key=natural_key)
-            found |= {name: [io.join(folder, name, part) for part in parts]} if parts else {}
+    listing = list_source(source)
+    found = {name: [name] for name in listing.files if without_compression(name).lower().endswith(_ENDINGS)}
+    for folder in listing.folders:
+        inside = Listing(source, [], []).parts(folder) if "." not in folder else []
+        if parts := [name for name in inside if named_kind(name) != "parquet"]:
+            listing.not_read.update(dict.fromkeys(set(listing.parts(folder)) - set(parts), "is no text"))
+            found[folder] = parts
     if not found:
-        raise DataError(f"{folder}: no *.csv file there; expected one a task")
-    tasks = [TaskFiles(task_name(name), found[name]) for name in sorted(found, key=natural_key)]
-    return _unique(folder, tasks)
+        raise DataError(f"{source}: no *.csv file there; expected one a task (has: {listing.shown()})")
+    listing.leave_others([name for names in found.values() for name in names], "is no *.csv file, and no folder of such parts")
+    return _of(listing, [(task_name(name), found[name]) for name in sorted(found, key=natural_key)])
 
 
-def _ttl_tasks(folder: str) -> list[TaskFiles]:
+def _ttl_tasks(source: str) -> _Tasks:
     """Return the tasks of TTL's public files, those that are there.
 
     Raises:
         DataError: the first task's file or all others are missing.
     """
-    names = io.list_folder(folder)
+    listing = list_source(source)
     tasks = []
     for stem, task in TTL_FILES.items():
-        found = [name for name in names if without_compression(name) == stem]
-        tasks += [TaskFiles(task, [io.join(folder, name)]) for name in found]
-    if not tasks or tasks[0].name != "watching":
-        raise DataError(f"{folder}: no {next(iter(TTL_FILES))} there (has: {', '.join(names[:10]) or 'nothing'})")
-    return _unique(folder, tasks)
+        found = [name for name in listing.files if without_compression(name).lower() == stem.lower()]
+        tasks += [(task, [name]) for name in found]
+    if not tasks or tasks[0][0] != "watching":
+        raise DataError(f"{source}: no {next(iter(TTL_FILES))} there (has: {listing.shown()})")
+    listing.leave_others([name for _, names in tasks for name in names], "is none of the set's public names")
+    return _of(listing, tasks)
 
 
-def _unique(folder: str, tasks: list[TaskFiles]) -> list[TaskFiles]:
-    names = [task.name for task in tasks]
+def _of(listing: Listing, tasks: Sequence[tuple[str, list[str]]]) -> _Tasks:
+    names = [name for name, _ in tasks]
     if len(set(names)) != len(names):
-        raise DataError(f"{folder}: two files hold a task of one name ({', '.join(names)})")
-    return tasks
+        raise DataError(f"{listing.source}: two files hold a task of one name ({', '.join(names)})")
+    return _Tasks([TaskFiles(name, [listing.uri(file) for file in files]) for name, files in tasks], Layout(listing, dict(tasks)))
 
 
-def _files(tasks: Sequence[TaskFiles]) -> list[str]:
-    return [uri for task in tasks for uri in task.uris]
-
-
-def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, context: ReadContext) -> SequenceSource:
+def _read(source: str, found: _Tasks, recipe: Recipe | None, context: ReadContext) -> SequenceSource:
     """Read task files; a recipe may choose tasks, set their kind, name the first one, and split.
 
     Raises:
         ConfigError: the recipe names a task that has no file, or asks for what this format cannot do.
         DataError: a missing or empty file, or too many malformed rows.
     """
+    tasks = found.tasks
+    context.notes["files"] = found.layout.note
     names = [task.name for task in tasks]
     kinds = _kinds(recipe, names[1:])
     chosen = [tasks[0], *(task for task in tasks[1:] if task.name in kinds)]
@@ -110,7 +121,7 @@ def _read(folder: str, tasks: list[TaskFiles], recipe: Recipe | None, context: R
     place = {task.name: number for number, task in enumerate(chosen)}
     length = recipe.history.length if recipe and "length" in recipe.history.model_fields_set else int(state["fields"])
     return SequenceSource(
-        name=(recipe.name if recipe else None) or folder_name(folder),
+        name=(recipe.name if recipe else None) or folder_name(source),
         next_task=recipe.first_task if recipe and "first_task" in recipe.model_fields_set else names[0],
         tasks=[(place[name], name, kind) for name, kind in kinds.items()],
         context=context,
@@ -127,6 +138,9 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
         return dict.fromkeys(names)
     if recipe.columns != Columns():
         raise ConfigError("columns: this format has no columns to name")
+    for field in ("files", "encoding", "missing"):
+        if field in recipe.model_fields_set and getattr(recipe, field) != Recipe.model_fields[field].default:
+            raise ConfigError(f"{field}: this format has a file of numbers a task, named after it; it cannot be set")
     if more := sorted(recipe.history.model_fields_set - {"length", "min_count", "padding"}):
         raise ConfigError(f"history.{more[0]}: this format has its sequences in the file; only length, min_count and padding are allowed")
     if not recipe.tasks:
@@ -142,14 +156,14 @@ def _kinds(recipe: Recipe | None, names: list[str]) -> dict[str, Literal["item",
 
 
 FORMAT = SourceFormat(
-    lambda folder: _files(_tasks(folder)),
-    lambda folder, recipe, context: _read(folder, _tasks(folder), recipe, context),
+    lambda source, _recipe: _tasks(source).layout.all,
+    lambda source, recipe, context: _read(source, _tasks(source), recipe, context),
     needs_recipe=False,
     on_cluster=True,
 )
 TTL = SourceFormat(
-    lambda folder: _files(_ttl_tasks(folder)),
-    lambda folder, recipe, context: _read(folder, _ttl_tasks(folder), recipe, context),
+    lambda source, _recipe: _ttl_tasks(source).layout.all,
+    lambda source, recipe, context: _read(source, _ttl_tasks(source), recipe, context),
     needs_recipe=False,
     on_cluster=True,
 )

@@ -224,8 +224,13 @@ class SequenceSource:
             groups, grouped_users = groups + part.groups, grouped_users + part.grouped_users
             context.report("counting", done, partitioning.partitions)
         self._hashes = np.concatenate(hashes)
-        self.notes: dict[str, Any] = {"groups_of_equal_sequences": groups, "users_in_groups_of_equal_sequences": grouped_users}
-        catalogue = by_count(*item_counts.found(), min_count=min_count)
+        distinct, occurrences = item_counts.found()
+        catalogue = by_count(distinct, occurrences, min_count=min_count)
+        rare = {f"fewer than {min_count} times: unseen": len(distinct) - len(catalogue)} if len(distinct) > len(catalogue) else {}
+        items = {"unit": "items", "total": len(distinct), "kept": len(catalogue), "left_out": rare}
+        self.notes: dict[str, Any] = {
+            "groups_of_equal_sequences": groups, "users_in_groups_of_equal_sequences": grouped_users, "matched": {"items": items},
+        }  # fmt: skip
         if len(catalogue) == 0:
             raise DataError(f"--min-count: no item occurs {min_count} times or more")
         self._items, self.items = NumberPlaces(catalogue), _texts(catalogue)

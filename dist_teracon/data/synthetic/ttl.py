@@ -12,7 +12,6 @@ Legend: B users of a block, L positions, V items, Y labels of a task, W targets 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -218,7 +217,7 @@ def raw_files(out: str, *, users: int | None = None, progress: Progress | None =
     count = DEFAULT_USERS if users is None else users
     if not io.is_local(out):
         raise ConfigError(f"--raw: raw files are written to a local folder, not to {out}")
-    for done in write_raw(count, io.local_path(out)):
+    for done in write_raw(count, io.output_folder(out)):
         (progress or NoProgress()).update("drawing", done, count)
 
 
@@ -229,11 +228,13 @@ def prepare_ttl(
     split: Literal["users", "rows"] | None = None,
     min_count: int | None = None,
     shards: int | None = None,
+    shown: str | None = None,
     log: Log = no_log,
     progress: Progress | None = None,
 ) -> DatasetInfo:
     """Prepare a data set of `users` users by way of its raw files, which are kept next to `out` meanwhile; raises as `prepare`."""
     from dist_teracon.data.prepare.pipeline import existing_dataset, fingerprint, prepare
+    from dist_teracon.data.prepare.workspace import folder_beside
 
     count = DEFAULT_USERS if users is None else users
     made_from = {"format": "synthetic", "name": NAME, "users": count, "seed": _ENTROPY}
@@ -242,13 +243,11 @@ def prepare_ttl(
     if (there := existing_dataset(out, made_from)) is not None:
         log(f"{out}: is there already, made from the same options; nothing to do")
         return there
-    folder = io.local_path(out).absolute().parent if io.is_local(out) else None
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ttl-raw-", dir=folder) as name:
-        raw_files(f"{name}/{NAME}", users=count, progress=progress)
+    with folder_beside(out, "drawing") as folder:
+        raw = str(folder / NAME)
+        raw_files(raw, users=count, progress=progress)
         return prepare(
-            "ttl", f"{name}/{NAME}", out, split=split, min_count=min_count, shards=shards, made_from=made_from, log=log, progress=progress
+            "ttl", raw, out, split=split, min_count=min_count, shards=shards, made_from=made_from, shown=shown, log=log, progress=progress
         )
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_teracon.cli import main
 from dist_teracon.data.prepare.task_builder import bin_names
-from dist_teracon.data.recipe import parse_comparisons, parse_recipe, read_recipe
+from dist_teracon.data.recipe import parse_recipe, read_recipe
+from dist_teracon.data.recipe_values import parse_comparisons
 from dist_teracon.errors import ConfigError
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
@@ -47,7 +49,35 @@ def wrong(tmp_path: Path, text: str) -> str:
         ("tasks: {a: {kind: item, events: {value: '<= 3; import os'}}}", ", got '<= 3; import os'"),
         ("tasks: {a: {kind: profile, bins: [3, 3]}}", ": tasks.a.bins: edges must ascend, got [3, 3]"),
         ("tasks: {a: {kind: profile, bins: [3], classes: [x, y]}}", ": tasks.a: give bins or classes, not both"),
-        ("tasks: {a/b: {kind: profile}}", ": tasks: 'a/b' cannot name a task"),
+        ("tasks: {items: {kind: profile}}", ": tasks: 'items' cannot name a task: it is reserved"),
+        ('tasks: {"a\\nb": {kind: profile}}', ": tasks: 'a\\nb' cannot name a task"),
+        ("tasks: {' a': {kind: profile}}", ": tasks: ' a' cannot name a task"),
+        ("tasks: {yes: {kind: profile}}", ": tasks: a task's name is True to YAML; write it in quotes"),
+        ("tasks: {a: {kind: profile, classes: [x, y, x]}}", ": tasks.a: class 'x' stands there more than once"),
+        ("tasks: {a: {kind: profile, classes: [yes, no]}}", ": tasks.a.classes: is a truth value to YAML"),
+        ("history: {length: yes}", ": history: length is a truth value to YAML"),
+        ("tasks: {a: {kind: item, targets: on}}", ": tasks.a: targets is a truth value to YAML"),
+        ("history: {events: {from: true}}", ": history.events: from is a truth value to YAML"),
+        ("tasks: {a: {kind: profile, bins: [9007199254740993]}}", ": tasks.a.bins.0: numbers are compared exactly up to 2^53"),
+        ("history: {events: {value: 9007199254740993}}", ": history.events.value: numbers are compared exactly up to 2^53"),
+        ("history: {events: {value: '> 1e300'}}", ": history.events.value: numbers are compared exactly up to 2^53"),
+        ("history: {events: {until: 2022-06-31}}", ": history.events.until: no such day in the calendar, got '2022-06-31'"),
+        ("history: {events: {until: 2021-02-29}}", ": history.events.until: no such day"),
+        ("history: {events: {until: 2021-02-28T24:00:00}}", ": history.events.until: no such day and time: hours run from 00 to 23"),
+        ("history: {events: {until: 2021-02-28T20:00:00+25:00}}", ": history.events.until: no such day and time: offsets from UTC"),
+        (
+            "history: {events: {from: 20200914}}",
+            ": history.events.from: a bare number counts seconds since 1970, and this one looks like a date: write '2020-09-14'",
+        ),
+        (
+            "history: {events: {from: 202009}}",
+            ": history.events.from: a bare number counts seconds since 1970, and this one looks like a date",
+        ),
+        ("history: {events: {from: 20200914123000}}", "looks like a date: write '2020-09-14T12:30:00'"),
+        (
+            "history: {events: {from: 1600041600000}}",
+            ": history.events.from: expected seconds since 1970; in milliseconds it is 2020-09-14 00:00:00 UTC",
+        ),
         ("tasks: {next: {kind: profile}}", ": tasks: 'next' is the first task's name already"),
         ("history: {events: {from: soon}}", ": history.events.from: expected a date (2026-01-31)"),
         ("history: {events: {from: 2020-02-01, until: 2020-01-01}}", ": history.events: 'from' must lie before 'until'"),
@@ -63,6 +93,49 @@ def wrong(tmp_path: Path, text: str) -> str:
 )
 def test_a_wrong_recipe_is_named_by_file_and_field(tmp_path, text, said):
     assert said in wrong(tmp_path, text)
+
+
+@pytest.mark.parametrize("day", ["2022-06-31", "2021-02-29", "2021-02-28T24:00:00", "2021-02-28T20:00:00+25:00"])
+def test_a_day_that_is_none_is_refused_on_the_command_line_too(tmp_path, capsys, day):
+    (tmp_path / "raw").mkdir()
+    arguments = ["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--set", f"history.events.until={day}"]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--set: history.events.until: no such day" in line
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("1000001", "== 1000001"), ("0.1234567", "== 0.1234567"), ("3", "== 3"), ("1e6", "== 1e6"), ("-0.5", "== -0.5"), ("'3'", "== 3"),
+        ("9007199254740991", "== 9007199254740991"),
+    ],
+)  # fmt: skip
+def test_a_bare_number_is_compared_as_it_is_written(tmp_path, written, read):
+    (tmp_path / "r.yaml").write_text(f"history: {{events: {{value: {written}}}}}")
+    assert read_recipe(str(tmp_path / "r.yaml")).history.events.value == read
+    ((_, number),) = parse_comparisons(read)
+    assert number == float(written.strip("'"))
+
+
+@given(st.one_of(st.integers(1 - 2**53, 2**53 - 1), st.floats(-1e15, 1e15)))
+def test_every_number_of_a_filter_and_of_bins_is_kept_exactly(number):
+    ((_, compared),) = parse_comparisons(parse_recipe({"history": {"events": {"value": number}}}).history.events.value)
+    assert compared == number
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=6, unique=True))
+def test_names_of_bins_never_collide(edges):
+    names = bin_names(sorted(edges))
+    assert len(set(names)) == len(names) == len(edges) + 1
+
+
+def test_names_keep_their_text(tmp_path):
+    (tmp_path / "r.yaml").write_text("history: {events: {type: [012, 1_000, 12:30, 0x1F, 7, 2020-01-02]}}\ntasks: {나이: {kind: profile}}")
+    recipe = read_recipe(str(tmp_path / "r.yaml"))
+    assert recipe.history.events.type == ("012", "1_000", "12:30", "0x1F", "7", "2020-01-02")
+    assert list(recipe.tasks) == ["나이"]
+    assert list(parse_recipe({"tasks": {"\u1102\u1161\u110b\u1175": {"kind": "profile"}}}).tasks) == ["나이"]
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
@@ -96,3 +169,12 @@ def test_moments_are_dates_times_or_seconds(tmp_path, written):
 def test_bins_are_named_for_people():
     assert bin_names([18, 25, 26]) == ["<18", "18-24", "25", "26+"]
     assert bin_names([0.5, 1.5]) == ["<0.5", "[0.5, 1.5)", "1.5+"]
+
+
+def test_moments_without_a_zone_are_in_that_of_the_columns():
+    value = {"columns": {"timezone": "Asia/Seoul"}, "history": {"events": {"from": "2020-09-14", "until": "2020-09-15T00:00:00Z"}}}
+    recipe = parse_recipe(value)
+    midnight = datetime(2020, 9, 14, tzinfo=UTC).timestamp()
+    assert (recipe.history.events.since, recipe.history.events.until) == (midnight - 9 * 3600, midnight + 86400)
+    assert parse_recipe(recipe.to_json()) == recipe
+    assert parse_recipe({"history": value["history"]}).history.events.since == midnight

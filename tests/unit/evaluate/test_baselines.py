@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,14 @@ def test_svd_is_deterministic_and_leaves_the_sequences_alone() -> None:
     assert np.array_equal(values, before[0]) and np.array_equal(offsets, before[1])
     assert np.array_equal(first.projected, second.projected)
     assert first.projected.dtype == np.float32
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**63, 2**64 + 1])
+def test_svd_takes_every_seed(seed: int) -> None:
+    values, offsets, _, split = planted()
+    options: dict[str, Any] = {"items": ITEMS, "train_users": np.flatnonzero(split == 0), "dimension": 4}
+    found = SvdFeatures.fit(values, offsets, **options, seed=seed)
+    assert np.array_equal(found.projected, SvdFeatures.fit(values, offsets, **options, seed=seed % 2**32).projected)
 
 
 def test_nothing_of_a_test_user_enters_the_fit() -> None:

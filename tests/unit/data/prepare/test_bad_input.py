@@ -40,7 +40,7 @@ def put(path: Path, line: int, text: str) -> None:
         ("1\t2\t3", "wrong number of columns"),
         ("1\t2\t3\t880000000\t9", "wrong number of columns"),
         ("1\t2\tgood\t880000000", "rating:float is not a number"),
-        ("1\t2\tnan\t880000000", "rating:float is not a number"),
+        ("1\t2\tinf\t880000000", "rating:float is not a number"),
         ("1\t2\t3\tyesterday", "timestamp:float is not a time"),
         ("1\t2\t3\t2020-13-45", "timestamp:float is not a time"),
         ("1\t2\t3\t", "empty timestamp:float"),
@@ -76,9 +76,12 @@ def test_malformed_rows_within_the_share_are_counted_by_kind_and_left_out(atomic
     assert "ml.inter:77: 'x'" in text
 
 
-def test_a_user_who_comes_twice(atomic):
-    put(atomic / "ml.user", 30, "7\t20\tM\tartist\t1")
-    assert "ml.user:30: '7'" in refused(atomic, "1 × user_id that came before")
+def test_a_user_who_comes_twice_keeps_the_first_values(atomic, tmp_path, read):
+    clean = prepare("recbole", str(atomic), str(tmp_path / "clean"), recipe=ML_100K)
+    put(atomic / "ml.user", 30, "7\t20\tM\tstudent\t1")
+    info = prepare("recbole", str(atomic), str(tmp_path / "out"), recipe=ML_100K)
+    assert info.files == clean.files
+    assert info.notes["conflicting"] == {"age": 1, "gender": 1}  # 17, F and student before
 
 
 def test_an_attribute_that_is_no_number(atomic):
@@ -105,7 +108,7 @@ def test_missing_folders_files_and_columns(atomic, tmp_path):
     (atomic / "ml.user").unlink()
     refused(atomic, r"tasks\.age\.attribute: the source has no attributes of users", error=ConfigError)
     (atomic / "other.inter").write_text("")
-    refused(atomic, r"expected one file \*\.inter or \*\.inter\.gz, got ml\.inter, other\.inter")
+    refused(atomic, r"expected one file \*\.inter, got ml\.inter, other\.inter; `files: ")
     (atomic / "other.inter").unlink()
     (atomic / "ml.inter").unlink()
     refused(atomic, r"no \*\.inter file there")
@@ -198,8 +201,8 @@ def tables(**changes: Any) -> Tables:
         ({"user_ids": ["u0"] * 60}, "a user id stands there more than once"),
         ({"classes": ["a"]}, "task 't': expected two labels or more"),
         ({"classes": ["a", "b"], "name": "next"}, "two tasks have one name"),
-        ({"name": "../t"}, "task '../t': expected a name of letters, digits"),
-        ({"name": "items"}, "'items' is reserved"),
+        ({"name": "t\n"}, "'t.n' cannot name a task: expected text of any script"),
+        ({"name": "items"}, "'items' cannot name a task: it is reserved"),
     ],
 )
 def test_tables_that_cannot_be_written(tmp_path, changes, said):

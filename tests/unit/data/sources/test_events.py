@@ -20,6 +20,7 @@ from dist_teracon.errors import ConfigError, DataError
 
 RECIPES = Path(__file__).parents[4] / "configs" / "recipes"
 USERS = 70
+START = 1_600_000_000
 
 
 def moment(text: str) -> float:
@@ -123,7 +124,7 @@ def small(**changes: Any) -> dict[str, list[Any]]:
     events: dict[str, list[Any]] = {
         "user": [f"{user:02d}" for user in range(60) for _ in range(6)],
         "item": [f"i{(user * 7 + place * place) % 23}" for user in range(60) for place in range(6)],
-        "timestamp": [float(1000 * place) for _ in range(60) for place in range(6)],
+        "timestamp": [START + float(1000 * place) for _ in range(60) for place in range(6)],
         "value": [float(place) for _ in range(60) for place in range(6)],
     }
     return {**events, **changes}
@@ -139,16 +140,16 @@ def test_several_types_and_values_choose_the_events(events_folder, tmp_path, rea
 
 @pytest.mark.parametrize(("unit", "scale"), [("s", 1), ("ms", 1000), ("us", 10**6), ("ns", 10**9)])
 def test_units_of_timestamps(events_folder, tmp_path, read, unit, scale):
-    folder = events_folder(small(timestamp=[int(1000 * place * scale) for _ in range(60) for place in range(6)]))
-    recipe = parse_recipe({"columns": {"timestamp_unit": unit}, "history": {"events": {"from": 2000, "until": 5000}}})
+    folder = events_folder(small(timestamp=[(START + 1000 * place) * scale for _ in range(60) for place in range(6)]))
+    recipe = parse_recipe({"columns": {"timestamp_unit": unit}, "history": {"events": {"from": START + 2000, "until": START + 5000}}})
     info = prepare("events", str(folder), str(tmp_path / "out"), recipe=recipe)
     assert info.events == 60 * 3
 
 
 def test_arrow_timestamps_need_no_unit(events_folder, tmp_path):
-    moments = pa.array([1000 * place * 1000 for _ in range(60) for place in range(6)], pa.timestamp("ms"))
+    moments = pa.array([(START + 1000 * place) * 1000 for _ in range(60) for place in range(6)], pa.timestamp("ms"))
     folder = events_folder(small(timestamp=moments))
-    recipe = parse_recipe({"columns": {"timestamp_unit": "ms"}, "history": {"events": {"from": 2000, "until": 5000}}})
+    recipe = parse_recipe({"columns": {"timestamp_unit": "ms"}, "history": {"events": {"from": START + 2000, "until": START + 5000}}})
     assert prepare("events", str(folder), str(tmp_path / "out"), recipe=recipe).events == 60 * 3
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
+from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.hashing import stable_hash
 
@@ -197,8 +198,13 @@ def test_one_label_only(folder, tmp_path):
         prepare("sequence-csv", str(folder), str(tmp_path / "out"))
 
 
-def test_names_that_cannot_be_folders(folder, tmp_path):
-    (folder / "task3_city.csv").rename(folder / "task3_home town.csv")
-    with pytest.raises(DataError, match=r"task 'home town': expected a name of letters, digits"):
-        prepare("sequence-csv", str(folder), str(tmp_path / "out"))
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+def test_a_name_that_cannot_be_a_folder_gets_a_short_one(folder, tmp_path):
+    plain = prepare("sequence-csv", str(folder), str(tmp_path / "plain"))
+    (folder / "task3_city.csv").rename(folder / "task3_\u1112\u1161 1/2 home town.csv".replace("/", "∕"))
+    info = prepare("sequence-csv", str(folder), str(tmp_path / "out"))
+    (name,) = {task.name for task in info.tasks} - {task.name for task in plain.tasks}
+    assert name == "하 1∕2 home town"
+    assert {path.name for path in (tmp_path / "out" / "tasks").iterdir()} == {folder_of(task.name) for task in info.tasks}
+    assert folder_of(name).isascii()
+    files = [path.read_bytes() for path in sorted((tmp_path / "out" / "tasks" / folder_of(name)).iterdir())]
+    assert files == [path.read_bytes() for path in sorted((tmp_path / "plain" / "tasks" / "city").iterdir())]

@@ -54,6 +54,7 @@ def test_flags_are_events_and_profiles_attributes(tmp_path, rows, parts, read):
     for user, pairs in back.labels["category"].items():
         assert {label for label, _ in pairs} == {str(int(item) % 4) for item in liked[user]}
     assert {user: pairs[0][0] for user, pairs in back.labels["age"].items()} == {user: str(int(user) % 7) for user in back.sequences}
+    assert {user: pairs[0][0] for user, pairs in back.labels["gender"].items()} == {user: str(1 + int(user) % 2) for user in back.sequences}
 
 
 def test_columns_that_are_not_tenrecs(tmp_path, rows):

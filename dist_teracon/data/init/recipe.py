@@ -1,0 +1,314 @@
+"""`dist-teracon init`: a first recipe with comments, from samples of raw files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from dist_teracon import io
+from dist_teracon.data.init.columns import Content, Guess, content_of, guess_roles, named_role
+from dist_teracon.data.init.samples import Folder, Sample, bare_name, sample_folder
+from dist_teracon.data.init.tasks import Proposal, Tables, propose
+from dist_teracon.data.raw.files import without_compression
+from dist_teracon.data.recipe import parse_recipe
+from dist_teracon.data.sources.base import folder_name
+from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.text_table import folded, table_lines
+
+_OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
+_OWN_RECBOLE = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", "type": "type", "value": "rating"}
+
+
+@dataclass
+class Draft:
+    """A recipe before it is written.
+
+    Attributes:
+        format: For `dist-teracon prepare`.
+        text: YAML with comments.
+        notes: What a person should know.
+    """
+
+    format: str
+    text: str
+    notes: list[str] = field(default_factory=list)
+
+
+def init_recipe(folder: str, out: str) -> list[str]:
+    """Write a recipe for the raw files in a folder; returns what was guessed, as lines for a terminal of 80 columns.
+
+    Raises:
+        ConfigError: `out` is there already, or lies on a store.
+        DataError: no table looks like events.
+    """
+    if not io.is_local(out):
+        raise ConfigError(f"--out {out}: expected a file on a local disk")
+    if io.exists(out):
+        raise ConfigError(f"--out {out}: is there already and is never overwritten; name another file")
+    found = sample_folder(folder)
+    kind = known_format(found)
+    draft = _DRAFTS[kind](found)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder_name(folder)).strip("-.") or "first"
+    prepare = shlex.join(["dist-teracon", "prepare", draft.format, folder, f"data/{name}", "--recipe", out])
+    then = [prepare, f"dist-teracon inspect data/{name}", f"dist-teracon train ml-100k --set dataset=data/{name} --run runs/{name}"]
+    head = [
+        f"# Written by `dist-teracon init {folder}` from samples of the files. Every line is a guess:",
+        "# look through it, change what is wrong, and leave out what is not wanted (docs/own-data.md has every field).",
+        *(f"#   {command}" for command in then),
+    ]
+    text = "\n".join([*head, draft.text.rstrip("\n"), ""])
+    parse_recipe(yaml.safe_load(text), where=out)  # what is written can be read
+    path = io.local_path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with io.atomic_write(path) as file:
+        file.write(text.encode())
+    return [
+        *folded(f"{folder}: format {draft.format}"),
+        *draft.notes,
+        *(
+            line
+            for name, why in found.not_read.items()
+            if name not in found.sequences
+            for line in folded(f"not read: {name}: {why}", indent="  ")
+        ),
+        "",
+        *folded(f"wrote {out}; look through it, then:"),
+        *(f"  {command}" for command in then),
+    ]
+
+
+def known_format(folder: Folder) -> str:
+    """Return the format that a folder's files have."""
+    names = [without_compression(name).lower() for name in folder.names]
+    if any(name.endswith(".inter") for name in names):
+        return "recbole"
+    if {"u.data", "ratings.dat"} & set(names) or {"ratings.csv", "movies.csv"} <= set(names):
+        return "movielens"
+    if "original_desen_pretrain.csv" in names:
+        return "ttl"
+    for sample in folder.tables.values():
+        header = set(sample.columns)
+        if {"user_id", "item_id"} <= header and header & {"click", "follow", "like", "share"}:
+            return "tenrec"
+    return "sequence-csv" if folder.sequences and not folder.tables else "events"
+
+
+# -- formats with columns of their own
+
+
+def _shipped(folder: Folder, name: str) -> str:
+    """Return a shipped recipe without its comments on top, under the folder's name."""
+    text = resources.files("dist_teracon.configs").joinpath("recipes", name).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return "\n".join(f"name: {scalar(folder_name(folder.uri))}" if line.startswith("name:") else line for line in lines)
+
+
+def _movielens(folder: Folder) -> Draft:
+    recipe = "ml-100k.yaml" if "u.data" in folder.names else "ml-1m.yaml"
+    text = _shipped(folder, recipe)
+    has_users = any(name in folder.names for name in ("u.user", "users.dat"))
+    if not has_users:
+        text = "\n".join(line for line in text.splitlines() if "kind: profile" not in line)
+    return Draft(
+        "movielens", text, ["a release of MovieLens: films rated 1 to 3 are the history, 4 and 5 two tasks,", "then the user's profile"]
+    )
+
+
+def _tenrec(folder: Folder) -> Draft:
+    header = {name for sample in folder.tables.values() for name in sample.columns}
+    wanted = {"like": "like", "share": "share", "category": "video_category", "age": "age", "gender": "gender"}
+    missing = [task for task, column in wanted.items() if column not in header]
+    text = "\n".join(
+        line for line in _shipped(folder, "tenrec.yaml").splitlines() if not any(line.strip().startswith(f"{task}:") for task in missing)
+    )
+    return Draft("tenrec", text, ["Tenrec's columns: clicks are the history; likes, shares, profiles are the tasks"])
+
+
+def _sequences(kind: str) -> Callable[[Folder], Draft]:
+    def draft(folder: Folder) -> Draft:
+        text = f"name: {scalar(folder_name(folder.uri))}\nseed: 0\nsplit: {{by: users, train: 0.8, validation: 0.05, test: 0.15}}"
+        return Draft(kind, text, ["files of sequences with their targets, a task a file; a recipe is optional"])
+
+    return draft
+
+
+# -- events
+
+
+def _recbole(folder: Folder) -> Draft:
+    tables = {}
+    for name, sample in folder.tables.items():
+        columns = {column.rpartition(":")[0] or column: values for column, values in sample.columns.items() if "_seq" not in column}
+        tables[name] = replace(sample, columns=columns)
+    by_ending = {
+        ending: next((sample for name, sample in tables.items() if without_compression(name).endswith(ending)), None)
+        for ending in (".inter", ".user", ".item")
+    }
+    if by_ending[".inter"] is None:
+        raise DataError(f"{folder.uri}: the *.inter file cannot be read ({'; '.join(folder.not_read.values())})")
+    return _draft("recbole", folder, by_ending[".inter"], by_ending[".user"], by_ending[".item"], own=_OWN_RECBOLE)
+
+
+def _events(folder: Folder) -> Draft:
+    events = _best(folder, "events", _events_rank)
+    if events is None:
+        shown = "; ".join(f"{name} ({', '.join(sample.columns)})" for name, sample in folder.tables.items()) or "no table"
+        raise DataError(
+            f"{folder.uri}: no table looks like events: expected a row an event, with a column of users, who occur more than once, and one "
+            f"of items (found: {shown})"
+        )
+    roles = guess_roles(events, {name: content_of(events, name) for name in events.columns})
+    users, items = (
+        _best(folder, f"{role}s", partial(_attribute_rank, role=role, key=roles[role].column), without=(events,))
+        for role in ("user", "item")
+    )
+    return _draft("events", folder, events, users, items if items is not users else None, own=_OWN)
+
+
+def _best(folder: Folder, stem: str, rank: Callable[[Sample], float], *, without: Sequence[Sample] = ()) -> Sample | None:
+    """Return the table that a stem names, or that of the highest rank above 0."""
+    others = [sample for sample in folder.tables.values() if sample not in without and sample.rows]
+    named = [sample for sample in others if bare_name(sample.name) == stem and rank(sample) > 0]
+    ranked = sorted((sample for sample in others if rank(sample) > 0), key=rank, reverse=True)
+    return next(iter(named or ranked), None)
+
+
+def _events_rank(sample: Sample) -> float:
+    roles = guess_roles(sample, contents := {name: content_of(sample, name) for name in sample.columns})
+    if "user" not in roles or "item" not in roles:
+        return 0.0
+    user = contents[roles["user"].column]
+    if user.distinct > 0.95 * user.filled:  # a row a user
+        return 0.0
+    return 1.0 + 4 * ("timestamp" in roles) + 2 * sum(roles[role].confidence != "guess" for role in ("user", "item")) + sample.rows / 1e6
+
+
+def _attribute_rank(sample: Sample, *, role: str, key: str) -> float:
+    column = key if key in sample.columns else next((name for name in sample.columns if named_role(name) == role), None)
+    if column is None or len(sample.columns) < 2:
+        return 0.0
+    content = content_of(sample, column)
+    return (2.0 if column == key else 1.0) if content.distinct > 0.95 * content.filled and content.filled > 0.95 * sample.rows else 0.0
+
+
+def _draft(
+    kind: str, folder: Folder, events: Sample, users: Sample | None, items: Sample | None, *, own: Mapping[str, str]
+) -> Draft:  # fmt: skip
+    contents = {name: content_of(events, name) for name in events.columns}
+    roles = guess_roles(events, contents)
+    draft = Draft(kind, "")
+    attributes: dict[str, tuple[Sample, dict[str, Content]] | None] = {}
+    for role, sample in (("user", users), ("item", items)):
+        key, attributes[role] = roles[role].column, None
+        if sample is not None and key in sample.columns:
+            attributes[role] = (sample, {name: content_of(sample, name) for name in sample.columns})
+        elif sample is not None:
+            other = next(name for name in sample.columns if named_role(name) == role)
+            told = f"{sample.name}: its {role}s stand in '{other}', those of the events in '{key}': give both one name to use it"
+            draft.notes += folded(told, indent="  ")
+    tables = Tables(events, roles, contents, attributes["user"], attributes["item"])
+    proposal = propose(tables)
+    draft.notes[:0] = _notes(tables, proposal, folder)
+    draft.text = "\n".join([*_top(folder, tables, own, kind), *_history_lines(tables, proposal), *_task_lines(proposal), *_SPLIT])
+    return draft
+
+
+_SPLIT = ["split: {by: users, train: 0.8, validation: 0.05, test: 0.15}    # users are cut once for all tasks"]
+
+
+def _notes(tables: Tables, proposal: Proposal, folder: Folder) -> list[str]:
+    read = [("events", tables.events), *((what, pair[0]) for what, pair in (("users", tables.users), ("items", tables.items)) if pair)]
+    rows = [(what, sample.name, f"{sample.rows:,}{'' if sample.whole else ' of more'}") for what, sample in read]
+    columns = [(role, guess.column, guess.confidence, guess.why) for role, guess in tables.roles.items()]
+    used = {id(sample) for _, sample in read}
+    others = [sample.name for sample in folder.tables.values() if id(sample) not in used]
+    return [
+        *table_lines(("", "table", "rows looked at"), rows, names=("", "table")),
+        "",
+        *table_lines(("events", "column", "how sure", "why"), columns, names=("events", "column", "how sure", "why")),
+        *folded(f"no column of: {', '.join(role for role in _OWN if role not in tables.roles) or 'nothing is missing'}"),
+        "",
+        *folded(f"history: {proposal.why}", indent="  "),
+        *(
+            line
+            for task in proposal.tasks
+            for line in folded(f"{'task' if task.is_active else 'as a comment, task'} {task.name}: {task.why}", indent="  ")
+        ),
+        *(line for name, why in proposal.left_out.items() for line in folded(f"no task: {name}: {why}", indent="  ")),
+        *folded(f"tables that nothing is made of: {', '.join(others)}" if others else "every table is used"),
+    ]
+
+
+def _top(folder: Folder, tables: Tables, own: Mapping[str, str], kind: str) -> list[str]:
+    lines = [f"name: {scalar(folder_name(folder.uri))}", "seed: 0"]
+    files = {"events": tables.events, **{what: pair[0] for what, pair in (("users", tables.users), ("items", tables.items)) if pair}}
+    renamed = {what: sample for what, sample in files.items() if kind == "events" and bare_name(sample.name) != what}
+    if renamed:
+        lines += ["files:", *(f"  {what}: {scalar(sample.name)}" for what, sample in renamed.items())]
+    named = {role: guess for role, guess in tables.roles.items() if guess.column != own[role]}
+    times = tables.contents[tables.roles["timestamp"].column].times if "timestamp" in tables.roles else None
+    if named or times not in (None, "iso", "s"):
+        lines.append("columns:")
+        lines += [f"  {role}: {scalar(guess.column)}    # {_comment(guess)}" for role, guess in named.items()]
+        if times not in (None, "iso", "s"):
+            lines.append(f"  timestamp_unit: {times}    # {tables.roles['timestamp'].why}")
+    if times == "iso":
+        lines.append("# dates without a zone are read as UTC; local times: `columns: {timezone: Asia/Seoul}`")
+    if times is None:
+        lines.append("# no column of times was found: a user's events stand in the order of the rows")
+    if tables.events.encoding != "utf-8":
+        lines.append(f"encoding: {tables.events.encoding}")
+    if missing := {
+        name: list(content.unknown)
+        for pair, key in ((tables.users, "user"), (tables.items, "item"))
+        for name, content in (pair[1].items() if pair else ())
+        if content.unknown and name != tables.roles[key].column
+    }:
+        lines += ["missing:    # codes of unknown", *(f"  {scalar(name)}: {scalar(codes)}" for name, codes in missing.items())]
+    return lines
+
+
+def _comment(guess: Guess) -> str:
+    return f"{guess.confidence}: {re.sub(r'[^ -~가-힣]', '?', guess.why)}"
+
+
+def _history_lines(tables: Tables, proposal: Proposal) -> list[str]:
+    lines = ["history:    # the first task: predict the next item", f"  # {_one_line(proposal.why)}"]
+    if proposal.history:
+        lines.append(f"  events: {scalar(proposal.history)}")
+    items = tables.contents[tables.roles["item"].column]
+    lines += ["  length: 100    # the last so many", f"  minimum: {proposal.minimum}    # users with fewer are left out"]
+    if items.distinct > 0.2 * items.filled:
+        lines.append("  # min_count: 2    # many items are rare: those of fewer occurrences count as unseen")
+    return [*lines, "first_task: next"]
+
+
+def _task_lines(proposal: Proposal) -> list[str]:
+    lines = ["tasks:    # learned in this order"] if any(task.is_active for task in proposal.tasks) else ["# no task is sure enough"]
+    for task in proposal.tasks:
+        mark = "" if task.is_active else "# "
+        lines += [f"  # {_one_line(task.why)}", f"  {mark}{scalar(task.name)}: {scalar(task.fields)}"]
+    return lines
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else "?" for letter in text))
+
+
+def scalar(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 30, sort_keys=False)
+    return text.strip().removesuffix("...").strip()
+
+
+_DRAFTS: dict[str, Callable[[Folder], Draft]] = {
+    "recbole": _recbole, "movielens": _movielens, "tenrec": _tenrec, "ttl": _sequences("ttl"), "sequence-csv": _sequences("sequence-csv"),
+    "events": _events,
+}  # fmt: skip

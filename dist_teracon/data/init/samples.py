@@ -1,0 +1,231 @@
+"""Samples of the raw files in a folder: their tables, columns and first, middle and last rows."""
+
+from __future__ import annotations
+
+import csv
+import io as text_io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dist_teracon import io
+from dist_teracon.data.raw.files import open_raw, without_compression
+from dist_teracon.data.sources.base import natural_key
+from dist_teracon.errors import DataError
+
+_BYTES = 1 << 21
+_ROWS = 20_000
+_TEXT = (".csv", ".tsv", ".txt", ".inter", ".user", ".item")
+_PARQUET = (".parquet", ".pq")
+_ENCODINGS = ("utf-8", "cp949")
+_DELIMITERS = (",", "\t", ";", "|")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some rows of a table, which may lie in several files.
+
+    Attributes:
+        name: As a recipe's `files` names it: a file, a folder, or a pattern.
+        files: URIs in natural order.
+        columns: Texts of each column, None for nothing; all of one length.
+        times: Columns that Parquet knows to be times.
+        encoding, delimiter: Of text.
+        whole: Whether these are all rows.
+        unread: Columns of lists and the like, which no recipe can use.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    columns: dict[str, list[str | None]]
+    times: frozenset[str] = frozenset()
+    encoding: str = "utf-8"
+    delimiter: str = ","
+    whole: bool = True
+    unread: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the sample."""
+        return len(next(iter(self.columns.values()), []))
+
+
+@dataclass
+class Folder:
+    """What a folder holds.
+
+    Attributes:
+        uri: The folder.
+        names: Of everything directly in it that is not hidden.
+        tables: Its tables by name, of those that can be sampled.
+        not_read: Files that are no table, and why.
+        sequences: Files without a header, of numbers between commas alone, as of sequences and their targets.
+    """
+
+    uri: str
+    names: list[str]
+    tables: dict[str, Sample] = field(default_factory=dict)
+    not_read: dict[str, str] = field(default_factory=dict)
+    sequences: list[str] = field(default_factory=list)
+
+
+class _NoHeaderError(DataError):
+    """A text file whose first line holds numbers alone."""
+
+
+def sample_folder(uri: str) -> Folder:
+    """Sample every table directly in a folder; a folder in it is a table in parts, and so are files whose names differ in digits alone.
+
+    Raises:
+        DataError: there is no such folder, or nothing in it.
+    """
+    names = [name for name in io.list_folder(uri) if not name.startswith((".", "_"))]
+    if not names:
+        raise DataError(f"{uri}: no files there")
+    folder = Folder(uri, sorted(names, key=natural_key))
+    for name, files in _grouped(folder):
+        try:
+            sample = _sample(name, files)
+        except (DataError, pa.ArrowInvalid, csv.Error, UnicodeDecodeError) as error:
+            folder.not_read[name] = str(error).removeprefix(f"{files[0]}: ")
+            folder.sequences += [name] if isinstance(error, _NoHeaderError) else []
+            continue
+        folder.tables[name] = sample
+    return folder
+
+
+def bare_name(name: str) -> str:
+    """Return a file's name in small letters without the endings of a table and of a compression."""
+    bare = without_compression(name.rsplit("/", 1)[-1]).lower()
+    return next((bare[: -len(ending)] for ending in (*_TEXT, *_PARQUET) if bare.endswith(ending)), bare)
+
+
+def _is_table(name: str) -> bool:
+    return without_compression(name).lower().endswith((*_TEXT, *_PARQUET))
+
+
+def _grouped(folder: Folder) -> Iterator[tuple[str, list[str]]]:
+    """Yield tables with their files, in the order of their names."""
+    groups: dict[str, list[str]] = {}
+    for name in folder.names:
+        inside = io.join(folder.uri, name)
+        if io.is_folder(inside):
+            parts = [part for part in sorted(io.list_folder(inside), key=natural_key) if _is_table(part)]
+            if parts:
+                yield name, [io.join(inside, part) for part in parts]
+            else:
+                folder.not_read[name] = "a folder without tables"
+        elif _is_table(name):
+            groups.setdefault(re.sub(r"[0-9]+([-_.][0-9]+)*", "*", name), []).append(name)
+        else:
+            folder.not_read[name] = "neither CSV nor Parquet by its name"
+    for pattern, names in groups.items():
+        yield (names[0] if len(names) == 1 else pattern), [io.join(folder.uri, name) for name in names]
+
+
+def _sample(name: str, files: Sequence[str]) -> Sample:
+    """Sample a table: its first file, the one in the middle and the last."""
+    read = _sample_parquet if without_compression(files[0]).lower().endswith(_PARQUET) else _sample_text
+    chosen = sorted({0, len(files) // 2, len(files) - 1})
+    parts = [read(name, files[place]) for place in chosen]
+    first = parts[0]
+    for place, part in zip(chosen, parts, strict=True):
+        if list(part.columns) != list(first.columns):
+            raise DataError(f"{files[place]}: its columns are others than those of {files[0]}")
+    columns = {column: [value for part in parts for value in part.columns[column]] for column in first.columns}
+    whole = all(part.whole for part in parts) and len(chosen) == len(files)
+    return Sample(name, tuple(files), columns, first.times, first.encoding, first.delimiter, whole, first.unread)
+
+
+def _sample_parquet(name: str, uri: str) -> Sample:
+    with io.open_binary(uri) as file:
+        table = pq.ParquetFile(file)
+        groups, kept = table.num_row_groups, []
+        for group in sorted({0, max(0, groups // 2), groups - 1}) if groups else ():
+            kept.append(next(table.iter_batches(batch_size=_ROWS, row_groups=[group]), None))
+        batches = [pa.Table.from_batches([batch]) for batch in kept if batch is not None]
+        schema = table.schema_arrow
+        whole = sum(len(batch) for batch in batches) == table.metadata.num_rows
+    rows = pa.concat_tables(batches) if batches else schema.empty_table()
+    columns: dict[str, list[str | None]] = {}
+    unread = []
+    for field_ in schema:
+        try:
+            columns[field_.name] = [None if text in (None, "", "nan") else text for text in rows[field_.name].cast(pa.string()).to_pylist()]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            unread.append(field_.name)
+    times = frozenset(field_.name for field_ in schema if pa.types.is_timestamp(field_.type) or pa.types.is_date(field_.type))
+    return Sample(name, (uri,), columns, times, whole=whole, unread=tuple(unread))
+
+
+def _sample_text(name: str, uri: str) -> Sample:
+    with open_raw(uri) as (stream, _):
+        head = _read(stream, _BYTES)
+        whole = not stream.read(1)
+    encoding = _encoding(uri, head, whole=whole)
+    texts = [_whole_lines(head, encoding, whole=whole), *([] if whole else _later(uri, encoding))]
+    delimiter = _delimiter(texts[0])
+    header, *rows = list(csv.reader(text_io.StringIO(texts[0], newline=""), delimiter=delimiter))[: _ROWS + 1] or [[]]
+    for text in texts[1:]:
+        rows += list(csv.reader(text_io.StringIO(text, newline=""), delimiter=delimiter))[:_ROWS]
+    if not header:
+        raise DataError(f"{uri}: is empty")
+    names = [column.strip() for column in header]
+    if len(names) > 3 and delimiter == "," and all(re.fullmatch(r"\d*", name) for name in names):
+        raise _NoHeaderError(f"{uri}: has no header line, only numbers")
+    rows = [row for row in rows if len(row) == len(names)]
+    whole = whole and len(rows) <= _ROWS
+    columns = {column: [row[place].strip() or None for row in rows] for place, column in enumerate(names)}
+    if len(columns) < len(names):
+        raise DataError(f"{uri}: two columns have one name ({', '.join(names)})")
+    return Sample(name, (uri,), columns, encoding=encoding, delimiter=delimiter, whole=whole)
+
+
+def _read(stream: Any, size: int) -> bytes:
+    parts = []
+    while size and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _encoding(uri: str, head: bytes, *, whole: bool) -> str:
+    """Return the encoding of a text, by its byte-order mark or by what it can be."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    checked = head if whole else head[: head.rfind(b"\n") + 1]
+    for encoding in _ENCODINGS:
+        try:
+            checked.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    raise DataError(f"{uri}: is text in none of {', '.join(_ENCODINGS)}, utf-16; give its `encoding` in a recipe")
+
+
+def _whole_lines(content: bytes, encoding: str, *, whole: bool) -> str:
+    text = content.decode(encoding, errors="replace").removeprefix("\ufeff")
+    return text if whole else text[: text.rfind("\n") + 1]
+
+
+def _later(uri: str, encoding: str) -> Iterator[str]:
+    """Yield pieces of the middle and of the end of a plain file, whole lines; nothing of a compressed one."""
+    if without_compression(uri) != uri or encoding == "utf-16":
+        return
+    with io.open_binary(uri) as file:
+        size = file.seek(0, 2)
+        for start in (size // 2, size - _BYTES // 2):
+            if start > _BYTES:
+                file.seek(start)
+                content = file.read(_BYTES // 2)
+                yield _whole_lines(content[content.find(b"\n") + 1 :], encoding, whole=False)
+
+
+def _delimiter(text: str) -> str:
+    """Return the delimiter that the first line has most of."""
+    line = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    return max(_DELIMITERS, key=lambda delimiter: (line.count(delimiter), delimiter == ","))

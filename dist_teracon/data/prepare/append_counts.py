@@ -1,0 +1,79 @@
+"""What an appended version leaves out, counted.
+
+Legend: U users, N items of all their sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_teracon.data.dataset import Dataset, Shard
+from dist_teracon.data.schema import UNSEEN_ITEM
+
+Ragged = tuple[NDArray[np.int32], NDArray[np.int64]]
+
+
+@dataclass
+class LeftOut:
+    """How much was left out, by reason."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, count: int) -> None:
+        """Count; none is not noted."""
+        if count:
+            self.counts[reason] = self.counts.get(reason, 0) + count
+
+
+def newer_events(before: Shard, rows: NDArray[np.int64], now: Ragged, rows_now: NDArray[np.int64]) -> int:
+    """Return how many events users have now behind the end of their sequence of before.
+
+    A sequence of now begins, after some items of before that have fallen out of it, with the rest of these: what stands behind the
+    longest such rest is newer.
+
+    Args:
+        before: Users and sequences of before.
+        rows: int64 [U], rows of the users in it.
+        now: Today's sequences, items by their index in the version before; −1 for those that it does not have.
+        rows_now: int64 [U], the same users' rows in it.
+    """
+    values, offsets = now
+    total = 0
+    for row, row_now in zip(rows.tolist(), rows_now.tolist(), strict=True):
+        old = before.values[before.offsets[row] : before.offsets[row + 1]].tolist()
+        new = values[offsets[row_now] : offsets[row_now + 1]].tolist()
+        total += len(new) - _overlap(old, new)
+    return total
+
+
+def _overlap(old: list[int], new: list[int]) -> int:
+    """Return the length of the longest end of `old` with which `new` begins."""
+    rare = UNSEEN_ITEM in old or UNSEEN_ITEM in new  # which items are rare may have changed
+    for length in range(min(len(old), len(new)), 0, -1):
+        if rare and all(one == other or UNSEEN_ITEM in (one, other) for one, other in zip(old[-length:], new, strict=False)):
+            return length
+        if not rare and old[-length] == new[0] and old[-length:] == new[:length]:
+            return length
+    return 0
+
+
+def labels_not_in(
+    old: Dataset, new: Dataset, task: str, shard: int, rows: NDArray[np.int64], labels: NDArray[np.int32]
+) -> int:  # fmt: skip
+    """Return how many of some users' labels the version before does not have for them.
+
+    Args:
+        old, new: The version before, and the data set that the labels are of.
+        task: The task, of the same name in both.
+        shard: The shard.
+        rows: int64 [E], of the labels' users in the version before.
+        labels: int32 [E], by their index in `new`.
+    """
+    names = {name: index for index, name in enumerate(old.vocabulary(task)["label"].to_pylist())}
+    index = np.array([names.get(name, -1) for name in new.vocabulary(task)["label"].to_pylist()], dtype=np.int64)
+    there = old.labels(task, shard)
+    known = np.repeat(there.users, np.diff(there.offsets)) * (len(names) + 1) + there.values
+    return int((~np.isin(rows * (len(names) + 1) + index[labels], known) | (index[labels] < 0)).sum())

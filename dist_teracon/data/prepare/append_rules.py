@@ -1,0 +1,96 @@
+"""Whether a recipe may append to a data set: what made its old users, tasks and items must not change, field by field."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from dist_teracon.data.prepare.splits import effective
+from dist_teracon.data.recipe import Recipe, parse_recipe
+from dist_teracon.data.schema import DatasetInfo
+from dist_teracon.errors import ConfigError
+
+# They say where text lies and how it is written, not what it means.
+_FREE = ("name", "files", "encoding")
+# A refreshed version takes all histories anew, so its window moves on.
+_WINDOW = ("history.events.from", "history.events.until")
+
+
+def resolved_recipe(recipe: Recipe, *, min_count: int | None, split_by: str | None) -> dict[str, Any]:
+    """Return a recipe as JSON values, with what the command line overrides."""
+    value = copy.deepcopy(recipe.to_json())
+    if min_count is not None:
+        value["history"]["min_count"] = min_count
+    rule = effective(recipe.split_rule())
+    value["split"] |= {"by": split_by or rule.by, "seed": rule.seed, "test": rule.test, "train": rule.train}
+    return value
+
+
+def recipe_of(info: DatasetInfo) -> dict[str, Any] | None:
+    """Return the recipe that made a data set, as `resolved_recipe` does; None where it was not recorded or another program wrote it."""
+    source = info.source
+    if not isinstance(source.get("recipe"), dict):
+        return None
+    try:
+        recipe = parse_recipe(source["recipe"])
+    except ConfigError:
+        return None
+    return resolved_recipe(recipe, min_count=source.get("min_count"), split_by=source.get("split"))
+
+
+def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any], *, info: DatasetInfo, refresh: bool) -> list[str]:
+    """Compare the recipe of what is added with the old version's.
+
+    Args:
+        parent: The old version, for messages.
+        before: Its recipe, None where it is not known.
+        now: The recipe of what is added.
+        info: The old version's description.
+        refresh: Whether old users' histories are taken anew.
+
+    Returns:
+        Lines on what changes and may.
+
+    Raises:
+        ConfigError: a field differs that must not; names each, old and new.
+    """
+    lines, problems = [], []
+    if before is None:
+        before = {"split": {name: getattr(info.split, name) for name in ("by", "seed", "train", "validation", "test", "folds", "fold")}}
+        before["history"] = {"length": info.length_limit}
+        now = {**now, "history": {"length": now["history"]["length"]}, "tasks": {}}
+        now = {name: now[name] for name in before}
+        lines.append(f"{parent}: its recipe was not recorded; only history.length and split are compared")
+    old, new = _flat({**before, "tasks": {}}), _flat({**now, "tasks": {}})
+    for name in sorted({*old, *new}):
+        if old.get(name) == new.get(name) or name.partition(".")[0] in _FREE or name.startswith("tasks"):
+            continue
+        if refresh and name in _WINDOW:
+            lines.append(f"{name} is now {new.get(name)!r} (was {old.get(name)!r}), for all users' histories")
+        else:
+            problems.append(f"  {name}: {old.get(name)!r} -> {new.get(name)!r}")
+    tasks = before.get("tasks", {})
+    for task in (task for task in now.get("tasks", {}) if task in tasks):
+        was, is_now = _flat(tasks[task]), _flat(now["tasks"][task])
+        for name in sorted({*was, *is_now}):
+            if was.get(name) != is_now.get(name):
+                problems.append(f"  tasks.{task}.{name}: {was.get(name)!r} -> {is_now.get(name)!r}")
+    if problems:
+        head = f"--append: the recipe differs from the one that made {parent} (old -> new), and a version has one recipe:"
+        tail = "use the old values, name a task of another definition otherwise, or prepare the data set anew"
+        raise ConfigError("\n".join([head, *problems, tail]))
+    return lines
+
+
+def merged_recipe(before: dict[str, Any] | None, now: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the recipe of a version: what is added, with the old tasks in front."""
+    if now is None:
+        return before
+    return {**now, "tasks": {**(before or {}).get("tasks", {}), **now["tasks"]}}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted name."""
+    if isinstance(value, dict):
+        return {name: leaf for key, entry in value.items() for name, leaf in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}

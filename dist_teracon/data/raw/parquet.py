@@ -1,0 +1,173 @@
+"""Parquet read by column, a batch of rows at a time; of any type that holds texts, numbers or times."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dist_teracon.data.raw.bad_rows import column_missing
+from dist_teracon.data.raw.context import ReadContext
+from dist_teracon.data.raw.files import compression, open_raw
+from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable
+from dist_teracon.errors import DataError
+from dist_teracon.io import open_binary
+
+_BATCH = 1 << 17
+_EXACT = 2.0**53  # whole numbers up to here are exact as floats
+_OTHER_TIMES = "a time of day or a span without a date"
+
+
+def parquet_header(uri: str) -> list[str]:
+    """Return the column names of a Parquet file.
+
+    Raises:
+        DataError: no such file, not Parquet, or two columns of one name.
+    """
+    with _opened(uri) as parquet:
+        names: list[str] = parquet.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{uri}: column '{twice[0]}' stands there more than once")
+    return names
+
+
+def parquet_rows(uri: str) -> int:
+    """Return how many rows a Parquet file has."""
+    with _opened(uri) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
+def read_parquet(
+    uri: str, specs: Mapping[str, ColumnSpec], *, context: ReadContext, constants: Mapping[str, str | None] | None = None
+) -> RawTable:
+    """Read columns of a Parquet file; arguments as of `read_delimited`.
+
+    Raises:
+        DataError: a missing file, one that is not Parquet, a missing column or one of a type that is not wanted, implausible times, or too
+            many malformed rows.
+    """
+    fixed = constants or {}
+    header = parquet_header(uri)
+    written = {name: spec for name, spec in specs.items() if name not in fixed}
+    for name in written:
+        if name not in header:
+            raise column_missing(uri, name, header)
+    collected, rows = Collected(uri, specs, context, constants=fixed, place=lambda row: f"{uri}: row {row + 1}"), 0
+    with _opened(uri) as parquet:
+        for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(written)):
+            columns, faulty = {}, {}
+            for name, spec in written.items():
+                columns[name], wrong = _cast(uri, name, batch.column(name), spec)
+                if wrong is not None:
+                    faulty[f"{name} is not UTF-8 text"] = wrong
+            collected.add(pa.table(columns), np.arange(rows, rows + batch.num_rows), faulty=faulty)
+            rows += batch.num_rows
+    return collected.finish(rows)
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[Any]:
+    with _stream(uri) as file:
+        try:
+            yield pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{uri}: cannot be read as Parquet ({error}); was the file cut off?") from None
+
+
+@contextmanager
+def _stream(uri: str) -> Iterator[IO[bytes]]:
+    if compression(uri):  # Parquet is read from its end, so what is compressed as a whole is taken into memory
+        with open_raw(uri) as (stream, _):
+            yield io.BytesIO(stream.read())
+    else:
+        with open_binary(uri) as file:
+            yield file
+
+
+def _cast(uri: str, name: str, column: Any, spec: ColumnSpec) -> tuple[Any, NDArray[np.bool_] | None]:
+    """Return a column as text, number or time, and which rows are bytes that are no text."""
+    column = plain(column)
+    if _is_binary(column.type):
+        return _decoded(column)
+    try:
+        return _converted(uri, name, column, spec), None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise _unwanted(uri, name, column.type, spec) from None
+
+
+def _converted(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_null(kind):
+        return column.cast(pa.string())
+    if spec.dtype == "time":
+        if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind) or _is_number(kind)):
+            raise _unwanted(uri, name, kind, spec)
+        return column.cast(pa.string()) if pa.types.is_decimal(kind) else column
+    if spec.dtype == "number":
+        if pa.types.is_temporal(kind):
+            raise _unwanted(uri, name, kind, spec)
+        return column.cast(pa.float64(), safe=False)
+    return _float_texts(uri, name, column, spec) if pa.types.is_floating(kind) else column.cast(pa.string())
+
+
+def _unwanted(uri: str, name: str, kind: Any, spec: ColumnSpec) -> DataError:
+    wanted = {"number": "numbers", "time": "a date with a time, or a number"}.get(spec.dtype, "text or whole numbers")
+    what = f"{kind} ({_OTHER_TIMES})" if pa.types.is_time(kind) or pa.types.is_duration(kind) else f"{kind}"
+    return DataError(f"{uri}: column '{name}': expected {wanted}, got {what}; name another column in `columns:`")
+
+
+def plain(column: Any) -> Any:
+    """Return a column without its wrapping: the values of a dictionary, the storage of an extension, text as `string`."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
+    return column
+
+
+def _is_binary(kind: Any) -> bool:
+    is_view = pa.types.is_binary_view(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or is_view)
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _decoded(column: Any) -> tuple[Any, NDArray[np.bool_] | None]:
+    try:
+        return column.cast(pa.binary()).cast(pa.string()), None
+    except pa.ArrowInvalid:
+        texts, wrong = [], np.zeros(len(column), dtype=bool)
+        for row, value in enumerate(column.to_pylist()):
+            try:
+                texts.append(None if value is None else value.decode())
+            except UnicodeDecodeError:
+                texts.append(value.decode(errors="replace"))
+                wrong[row] = True
+        return pa.array(texts, pa.string()), wrong
+
+
+def _float_texts(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
+    """Return floats as text: whole numbers without a point or an exponent, NaN as nothing."""
+    column = column.cast(pa.float64())
+    values = column.fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    there = ~np.isnan(values)
+    if spec.required and (np.abs(values[there]) > _EXACT).any():
+        raise DataError(
+            f"{uri}: column '{name}': expected ids as text or whole numbers, got {column.type} beyond 2^53, which holds no exact ids; "
+            "write them as text or int64"
+        )
+    whole = there & (np.abs(np.where(there, values, 0)) <= _EXACT) & (np.floor(values) == values)
+    numbers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
+    texts = pc.if_else(pa.array(whole), numbers, column.cast(pa.string()))
+    return pc.if_else(pa.array(there), texts, pa.scalar(None, pa.string()))

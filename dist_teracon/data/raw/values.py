@@ -1,0 +1,94 @@
+"""Cells of a raw column in their one form: blanks around them cut off, nothing where nothing stands.
+
+Missing are, in every format, null, an empty cell and, outside of ids that are written as text, NaN.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dist_teracon.data.raw.categorical import Categorical
+
+NAN_TEXTS = ("NaN", "nan")
+_NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+_WHOLE = r"^[-+]?[0-9]+\.0+$"
+_WHOLE_NAME = re.compile(r"([-+]?[0-9]+)\.0+")
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A column of texts: `values` (a `Categorical` for names, else a string array), and how many had blanks around them."""
+
+    values: Any
+    trimmed: int
+
+
+def clean_names(column: Any, *, nan_is_missing: bool) -> Cleaned:
+    """Return names as codes; blanks around them are cut off, and −1 stands where nothing is left."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    written: list[str | None] = encoded.dictionary.to_pylist()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+    none = ("", *NAN_TEXTS) if nan_is_missing else ("",)
+    names = ["" if name is None else name.strip() for name in written]
+    trimmed = np.array([*(name != (old or "") for name, old in zip(names, written, strict=True)), False], dtype=bool)
+    if not trimmed.any() and not set(none) & set(names):
+        return Cleaned(Categorical(codes, names), 0)
+    index: dict[str, int] = {}
+    own = [-1 if name in none else index.setdefault(name, len(index)) for name in names]
+    return Cleaned(Categorical(np.array([*own, -1], dtype=np.int32)[codes], list(index)), int(trimmed[codes].sum()))
+
+
+def clean_texts(column: Any, *, nan_is_missing: bool) -> Cleaned:
+    """Return a string array; blanks around the texts are cut off, and null stands where nothing is left."""
+    texts = pc.utf8_trim_whitespace(column)
+    trimmed = int(pc.sum(pc.not_equal(texts, column)).as_py() or 0)
+    none = pc.is_in(texts, pa.array(["", *(NAN_TEXTS if nan_is_missing else ())]))
+    return Cleaned(pc.if_else(none, pa.scalar(None, pa.string()), texts), trimmed)
+
+
+def read_numbers(column: Any) -> tuple[NDArray[np.float64], Mask]:
+    """Return float64 values (NaN for nothing) and a mask of those that are there and no numbers."""
+    if not pa.types.is_string(column.type):
+        values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        return values, np.isinf(values)
+    text = pc.utf8_trim_whitespace(column)
+    numeric = np.asarray(pc.fill_null(pc.match_substring_regex(text, _NUMBER), False))
+    missing = np.asarray(pc.fill_null(pc.is_in(text, pa.array(["", *NAN_TEXTS])), False)) | np.asarray(column.is_null())
+    values = np.full(len(column), np.nan)
+    values[numeric] = np.asarray(text.filter(pa.array(numeric)).cast(pa.float64()))
+    return values, ~missing & ~np.isfinite(values)
+
+
+def whole_names(column: Categorical) -> tuple[Categorical, str] | None:
+    """Return names that are all written as 1.0, as a table's numbers are where some are missing, as 1; with one of them as written.
+
+    None where there is another name.
+    """
+    found = []
+    for name in column.names:
+        if (match := _WHOLE_NAME.fullmatch(name)) is None:
+            return None
+        found.append("0" if match.group(1) in ("-0", "+0") else match.group(1))
+    if not found:
+        return None
+    index: dict[str, int] = {}
+    own = np.array([*(index.setdefault(name, len(index)) for name in found), -1], dtype=np.int32)
+    return Categorical(own[column.codes], list(index)), column.names[0]
+
+
+def whole_texts(column: Any) -> tuple[Any, str] | None:
+    """Return a string array of texts that are all written as 1.0, as 1; as `whole_names`."""
+    present = column.drop_null()
+    if not len(present) or not pc.all(pc.match_substring_regex(present, _WHOLE)).as_py():
+        return None
+    texts = pc.replace_substring_regex(pc.replace_substring_regex(column, r"\.0+$", ""), r"^[-+](0+)$", r"\1")
+    return texts, present[0].as_py()
