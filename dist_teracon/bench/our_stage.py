@@ -33,8 +33,7 @@ DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3
 @dataclass(frozen=True)
 class Size:
     """What is trained: the data set, width, examples a step, replayed rows a past task and step, sequences a step of the first stage,
-    further settings of retention.
-    """
+    further settings of retention."""
 
     dataset: str
     channels: int

@@ -75,6 +75,7 @@ class Conure(OneNetwork):
 
     name = "conure"
     Settings = ConureSettings
+    masks_alone = False
     network: _ConureNetwork
 
     def __init__(self, context: MethodContext, settings: ConureSettings) -> None:

@@ -94,6 +94,7 @@ class LowRank(OneNetwork):
 
     name = "lowrank"
     Settings = LowRankSettings
+    masks_alone = False
     network: _ExpertNetwork
 
     def __init__(self, context: MethodContext, settings: LowRankSettings) -> None:

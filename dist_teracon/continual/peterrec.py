@@ -101,6 +101,7 @@ class PeterRec(OneNetwork):
 
     name = "peterrec"
     Settings = PeterRecSettings
+    masks_alone = False
     network: _PatchedNetwork
 
     def __init__(self, context: MethodContext, settings: PeterRecSettings) -> None:

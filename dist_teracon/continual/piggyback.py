@@ -74,6 +74,7 @@ class Piggyback(OneNetwork):
 
     name = "piggyback"
     Settings = PiggybackSettings
+    masks_alone = False
     network: _PiggybackNetwork
 
     def __init__(self, context: MethodContext, settings: PiggybackSettings) -> None:

@@ -18,6 +18,7 @@ from dist_teracon.config import ConfigModel, Examples, Positive, Real, StageTrai
 from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pseudo_labels import (
     Store,
+    hash_of_weights,
     open_store,
     plain_batch,
     pool_of_users,
@@ -148,6 +149,7 @@ class Teracon(Method):
             ),
         )
         self.teacher: Network | None = None
+        self.teacher_hash = ""
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
         self.variances: dict[str, float] = {}
@@ -161,7 +163,8 @@ class Teracon(Method):
     # -- a task begins and ends
 
     def begin_task(self, task: Task) -> None:
-        self.teacher = copy.deepcopy(self.network).requires_grad_(False) if self.learned else None
+        taught = bool(self.learned) and not self.context.for_use
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False) if taught else None
         self.learned.append(task.name)
         self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
         self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0
@@ -171,6 +174,7 @@ class Teracon(Method):
         if self.teacher is None or self.retention.alpha == 0:
             return
         device = context.runtime.device
+        self.teacher_hash = hash_of_weights(self.teacher.state_dict())
         self.teacher.to(device)
         self.teacher_masks = self._teacher_masks(self.options.s_max)
         self.network.to(device)
@@ -231,28 +235,27 @@ class Teracon(Method):
             self.drawn[past] = total
         return batch.with_retention(parts, terms)
 
-    def _sample_sizes(self, batch: PackedBatch) -> list[int]:
-        """Return the replayed rows of each past task in the global batch."""
-        rates = apply_strategy(self.rates, self.retention.sampling)
-        if self.retention.budget is None:
-            return [sample_size(rate, self.batch, minimum=self.retention.minimum) for rate in rates]
-        return divide_budget(rates, self._budget_rows(), offset=rotation(self.context.seed, batch.epoch, batch.step))
-
-    def _budget_rows(self) -> int:
-        assert self.retention.budget is not None
-        return sample_size(self.retention.budget, self.batch, minimum=1)
-
     def replay_bounds(self, batch: int, past: int) -> tuple[int, int]:
         """By ρ's bounds: masks are positive, so that their cosine is at least 0."""
         if self.retention.alpha == 0 or not past:
             return 0, 0
         if self.retention.budget is not None:
-            rows = sample_size(self.retention.budget, batch, minimum=1)
-            return rows, rows
+            return self._budget_rows(batch), self._budget_rows(batch)
         rates = [0.5 - 0.5 * math.tanh(self.retention.constant * cosine / 2) for cosine in (0.0, 1.0)]  # 1 - σ(c·cos)
         low, high = (1.0, 1.0) if self.retention.sampling == "all" else (min(rates), max(rates))
-        least, most = (sample_size(rate, batch, minimum=self.retention.minimum) for rate in (low, high))
-        return past * least, past * most
+        minimum = self.retention.minimum
+        return past * sample_size(low, batch, minimum=minimum), past * sample_size(high, batch, minimum=minimum)
+
+    def _sample_sizes(self, batch: PackedBatch) -> list[int]:
+        """Return the replayed rows of each past task in the global batch."""
+        rates = apply_strategy(self.rates, self.retention.sampling)
+        if self.retention.budget is None:
+            return [sample_size(rate, self.batch, minimum=self.retention.minimum) for rate in rates]
+        return divide_budget(rates, self._budget_rows(self.batch), offset=rotation(self.context.seed, batch.epoch, batch.step))
+
+    def _budget_rows(self, batch: int) -> int:
+        assert self.retention.budget is not None
+        return sample_size(self.retention.budget, batch, minimum=1)
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         scale = self.present_scale = self._scale(batch)
@@ -373,7 +376,8 @@ class Teracon(Method):
             assert masks is not None
             written = write_pseudo_labels(
                 lambda batch: self._teach(batch, past, masks, logits=logits),
-                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards, log=context.log,
+                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards,
+                teacher=self.teacher_hash, log=context.log,
             )  # fmt: skip
             for _ in context.progress.track(written, len(shards), f"pseudo-labels of {past}"):
                 pass
@@ -390,7 +394,7 @@ class Teracon(Method):
         rates = apply_strategy(self.rates, self.retention.sampling)
         if self.retention.budget is None:
             return max(rates)
-        return max(_normalised(rates)) * self._budget_rows() / self.batch
+        return max(_normalised(rates)) * self._budget_rows(self.batch) / self.batch
 
     def _variance(self, context: StageContext, targets: Store, past: str) -> float:
         """Mean square of a past task's pseudo-logits about their row's mean, of some rows a shard, the same at any world size."""

@@ -93,6 +93,11 @@ class Backbone(nn.Module, ABC):
         """Numbers W of a representation."""
         return 2 * self.channels if self.pooling == "concat" else self.channels
 
+    @classmethod
+    def check(cls, settings: ConfigModel, *, channels: int) -> str:
+        """Return what is wrong with settings at a width C, a line that begins with the field; nothing where they fit."""
+        return ""
+
     @abstractmethod
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         """Return what the layers make of the embedded positions: [N, C] for `all`, [B, C] for `last`, zeros for an empty row.
@@ -105,6 +110,38 @@ class Backbone(nn.Module, ABC):
             masks_TKC: A mask for each task and masked layer; None for no masks.
             positions: Which outputs are needed; what only others need is not to be computed.
         """
+
+    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+        """Return what `transform` makes of each row's last position, from padded rows and one mask: [B, C].
+
+        In plain operations of dynamic batch and length, for `torch.export` (`inference/padded.py`); a backbone need not have it.
+
+        Args:
+            x_BLC: Rows that begin at the left, zero behind their end.
+            lengths: int64 [B], at least 1 each.
+            mask_KC: The mask of the task; None for no masks.
+
+        Raises:
+            ConfigError: the backbone does not have it.
+        """
+        raise ConfigError(f"model.backbone: '{self.name}' cannot be exported (it has no `transform_padded`)")
+
+    @property
+    def reach(self) -> int | None:
+        """How many positions, itself included, an output can depend on, for a backbone that has `stream`; None for one that has not."""
+        return None
+
+    def stream(
+        self, x_VLC: Tensor, masks_VKC: Tensor | None, layers: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """Go on with a row: return the last position's output [V, C] under each of V masks, and what the next call needs.
+
+        Args:
+            x_VLC: Further embedded positions, one at least.
+            masks_VKC: A mask a view.
+            layers: What the call before returned; None at a row's begin.
+        """
+        raise NotImplementedError(f"{self.name} has no stream: `reach` is None")
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what `transform` does without masks, with `patch` behind every masked layer's last matrix.
@@ -226,8 +263,10 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
         known = sorted({*BACKBONES, *_registered})
         raise ConfigError(f"{where}: model.backbone.name: no backbone {shortened(name)}{nearest(name, known)} (known: {', '.join(known)})")
     kind = _registered[name]
-    settings = {key: value for key, value in values.items() if key != "name"}
-    return kind, validate(kind.Settings, settings, where=where, group="model.backbone")
+    settings = validate(kind.Settings, {key: value for key, value in values.items() if key != "name"}, where=where, group="model.backbone")
+    if problem := kind.check(settings, channels=model.channels):
+        raise ConfigError(f"{where}: model.backbone.{problem}")
+    return kind, settings
 
 
 def make_backbone(model: ModelConfig, *, num_items: int, generator: torch.Generator, item_vectors: Tensor | None = None) -> Backbone:

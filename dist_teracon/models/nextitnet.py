@@ -26,8 +26,9 @@ from dist_teracon.kernels.masked_dilated_conv_stack import (
     with_empty_rows,
 )
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
+from dist_teracon.models.pooling import last_positions
 
-_EPS = 1e-8
+_EPS = 1e-8  # of the kernels' LayerNorm
 
 
 class NextItNetSettings(ConfigModel):
@@ -94,6 +95,39 @@ class NextItNet(Backbone):
                 sequences.row_offsets, sequences.task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions,
                 host_row_offsets=sequences.host_row_offsets, host_task_of_row=sequences.host_task_of_row,
             )  # fmt: skip
+
+    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+        # a position reads nothing behind itself, so what stands behind a row's end reaches none of its positions
+        for block, dilation in enumerate(self.dilations):
+            h = x_BLC
+            for k, d in ((2 * block, dilation), (2 * block + 1, 2 * dilation)):
+                padded = F.pad(h.transpose(1, 2), ((self.kernel_size - 1) * d, 0))
+                u = F.conv1d(padded, self.conv_weight[k], self.conv_bias[k], dilation=d).transpose(1, 2)
+                h = torch.relu(F.layer_norm(u, (self.channels,), self.norm_weight[k], self.norm_bias[k], _EPS))
+                h = h if mask_KC is None else h * mask_KC[k]
+            x_BLC = x_BLC + h
+        return last_positions(x_BLC, lengths)
+
+    @property
+    def reach(self) -> int:
+        return 1 + sum(3 * (self.kernel_size - 1) * dilation for dilation in self.dilations)
+
+    def stream(
+        self, x_VLC: Tensor, masks_VKC: Tensor | None, layers: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        kept = []
+        for block, dilation in enumerate(self.dilations):
+            h = x_VLC
+            for k, d in ((2 * block, dilation), (2 * block + 1, 2 * dilation)):
+                past = (self.kernel_size - 1) * d
+                before = h.new_zeros(h.shape[0], past, self.channels) if layers is None else layers[k]
+                whole = torch.cat([before, h], dim=1)
+                kept.append(whole[:, -past:].clone())
+                u = F.conv1d(whole.transpose(1, 2), self.conv_weight[k], self.conv_bias[k], dilation=d).transpose(1, 2)
+                h = torch.relu(F.layer_norm(u, (self.channels,), self.norm_weight[k], self.norm_bias[k], _EPS))
+                h = h if masks_VKC is None else h * masks_VKC[:, k : k + 1]
+            x_VLC = x_VLC + h
+        return x_VLC[:, -1], tuple(kept)
 
     def decay_parameters(self) -> set[str]:
         return {"item_embedding.weight", "conv_weight"}

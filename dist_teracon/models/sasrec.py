@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
-from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
+from dist_teracon.models.pooling import last_positions
 
 _EPS = 1e-8
 
@@ -46,19 +46,20 @@ class SasRecSettings(ConfigModel):
 
 @register_backbone
 class SasRec(Backbone):
-    """Pre-norm layers; the outputs of both sub-layers are masked before they are added to the residual stream, so K = 2 · layers.
-
-    Raises:
-        ConfigError: the heads do not divide the channels.
-    """
+    """Pre-norm layers; the outputs of both sub-layers are masked before they are added to the residual stream, so K = 2 · layers."""
 
     name = "sasrec"
     Settings = SasRecSettings
 
+    @classmethod
+    def check(cls, settings: ConfigModel, *, channels: int) -> str:
+        assert isinstance(settings, SasRecSettings)
+        fits = channels % settings.heads == 0
+        return "" if fits else f"heads: expected a divisor of model.channels ({channels}), got {settings.heads}"
+
     def __init__(self, settings: SasRecSettings, *, channels: int, generator: torch.Generator, **shared: Any) -> None:
         super().__init__(settings, channels=channels, generator=generator, **shared)
-        if channels % settings.heads:
-            raise ConfigError(f"model.backbone.heads: expected a divisor of model.channels ({channels}), got {settings.heads}")
+        assert channels % settings.heads == 0
         self.heads, self.num_masked_layers = settings.heads, 2 * settings.layers
         C, inner, layers = channels, settings.expansion * channels, settings.layers
 
@@ -91,6 +92,19 @@ class SasRec(Backbone):
             x_NC = self._layer(x_NC, rows, layer, last=positions == "last" and layer == layers - 1, patch=patch)
         hidden = F.layer_norm(x_NC, (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
         return hidden if positions == "all" else rows.with_empty_rows(hidden)
+
+    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+        if self.position_embedding is not None:
+            place = torch.arange(x_BLC.shape[1], device=x_BLC.device).clamp_max(self.position_embedding.shape[0] - 1)
+            x_BLC = x_BLC + F.embedding(place, self.position_embedding)
+        for layer in range(self.num_masked_layers // 2):
+            parts = F.linear(self._norm(x_BLC, 2 * layer), self.in_weight[layer], self.in_bias[layer]).split(self.channels, dim=2)
+            mixed = F.linear(self._attend(*parts, is_causal=True), self.out_weight[layer], self.out_bias[layer])
+            x_BLC = x_BLC + (mixed if mask_KC is None else mixed * mask_KC[2 * layer])
+            inner = F.relu(F.linear(self._norm(x_BLC, 2 * layer + 1), self.inner_weight[layer], self.inner_bias[layer]))
+            outer = F.linear(inner, self.outer_weight[layer], self.outer_bias[layer])
+            x_BLC = x_BLC + (outer if mask_KC is None else outer * mask_KC[2 * layer + 1])
+        return F.layer_norm(last_positions(x_BLC, lengths), (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
 
     def _layer(self, x_NC: Tensor, rows: _Rows, layer: int, *, last: bool, patch: Patch | None) -> Tensor:
         """Return a layer's output at every position, or where `last` at the last position of each row that has any."""

@@ -154,7 +154,7 @@ def _measure(run: Run, method: Method, phase: Phase, number: int, *, rows: float
         run, method, phase, number, folder=run.stage_folder(number), events=nowhere, label="", carried=Carried(0.0, 0, 0.0)
     )
     # what is replayed reaches the past tasks' parts too, which stay out of a step without it
-    replays = method.replay_bounds(phase.training.batch, number)[1] > 0
+    replays = method.replay_bounds(phase.training.batch, number)[1] > 0 and number > 0
     trained = sum(value.numel() for value in trainer.module.parameters() if value.requires_grad or replays)
     began, seconds, kept = time.monotonic(), [], 0.0
     method.begin_epoch(1)

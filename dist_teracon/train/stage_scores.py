@@ -42,7 +42,7 @@ def _score(run: Run, method: Method, task: Task, split: Split) -> Score:
     evaluate = run.config.evaluate
     return score_task(
         method, run.dataset, task.name, split, metrics=metrics_of(task, evaluate.metrics), runtime=run.runtime, batch=evaluate.batch,
-        max_users=evaluate.max_users, seed=run.config.seed, progress=run.console,
+        max_users=evaluate.max_users, seed=run.config.seed, exclude_seen=evaluate.exclude_seen, progress=run.console,
     )  # fmt: skip
 
 
