@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import TextIOWrapper
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
-from dist_teracon.console import Console
-from dist_teracon.errors import ConfigError, TeraconError
+from dist_teracon.console import Console, complain, print_lines
+from dist_teracon.errors import ConfigError, PeerError, TeraconError
 from dist_teracon.inference.commands import COMMANDS as INFERENCE
 from dist_teracon.inference.commands import add_commands
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from dist_teracon.console import Progress
     from dist_teracon.data.recipe import Recipe
     from dist_teracon.data.schema import DatasetInfo
+    from dist_teracon.report.run_data import RunData
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
 _COMMANDS = {
@@ -42,6 +45,7 @@ _COMMANDS = {
         "compare": "run variants on several seeds and write tables with intervals",
         "bench": "time kernels, heads, loader, preparation, a step; see bench --help",
     },
+    "look after machines": {"doctor": "check what a machine or a cluster has, and what is missing"},
 }
 
 
@@ -98,27 +102,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int | None = options.run_command(options)
     except TeraconError as error:
-        print(f"dist-teracon: error: {error}", file=sys.stderr)
+        # of several processes the one that fails says why, and the main one that it stops because of it
+        if not isinstance(error, PeerError) or os.environ.get("RANK", "0") == "0":
+            complain(f"error: {_of_rank(error)}{error}")
         return 2
     except BrokenPipeError:
         return 141
     except OSError as error:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
-        print(f"dist-teracon: error: {_system_message(error)}; what was finished is kept", file=sys.stderr)
+        complain(f"error: {_system_message(error)}; what was finished is kept")
         return 2
     except Exception as error:
         from dist_teracon import io
 
         if not io.is_store_error(error):
             raise
-        print(
-            f"dist-teracon: error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept", file=sys.stderr
-        )
+        complain(f"error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept")
         return 2
     except KeyboardInterrupt:
-        print("dist-teracon: stopped; the same command goes on from here", file=sys.stderr)
+        complain("stopped; the same command goes on from here")
         return 130
     return status or 0
+
+
+def _of_rank(error: TeraconError) -> str:
+    """Return which process of several an error is of, in front of its text."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+    return f"rank {os.environ['RANK']}: " if several and not isinstance(error, PeerError) else ""
 
 
 def _system_message(error: OSError) -> str:
@@ -148,18 +158,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     add_commands(partial(_add, commands))
     report = _add(commands, "report", _report)
-    report.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run folders; the first in full, all side by side")
-    report.add_argument("--out", type=_path, help="the page (default: report.html in the first run)")
+    report.add_argument("runs", nargs="+", type=_place, metavar="RUN", help="run folders or URIs; the first in full, all side by side")
+    report.add_argument(
+        "--out", type=_path, help="the page (default: report.html in the first run); its tables as CSV and JSON lie beside it"
+    )
+    _add_quiet(report)
     verify = _add(commands, "verify", _verify)
-    verify.add_argument("paths", nargs="+", metavar="PATH", help="run folders and data sets; exits with 1 where a file is damaged")
+    verify.add_argument(
+        "paths", nargs="+", metavar="PATH", help="runs and data sets, folders or URIs; exits with 1 where a file is damaged"
+    )
     compare = _add(commands, "compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=_path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=_count, help="runs at a time (default: one a core)")
+    _add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
     )
     _add_bench(commands)
+    doctor = _add(commands, "doctor", _doctor)
+    doctor.add_argument("--ray", metavar="ADDRESS", help="check the nodes of a Ray cluster too, as 10.0.0.1:6379 or auto")
+    doctor.add_argument("--json", action="store_true", help="print what was found as JSON")
     return parser
 
 
@@ -181,6 +200,10 @@ def _add(
     parser = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run_command=run)
     return parser
+
+
+def _add_quiet(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print warnings, errors and the last line alone")
 
 
 def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -213,6 +236,7 @@ def _add_prepare(commands: _Commands[argparse.ArgumentParser]) -> None:
     prepare.add_argument("--users", type=_count, help="synthetic: number of users (default: 20,000; 1.47 million for ttl)")
     prepare.add_argument("--like", default="six-tasks-v1", help="synthetic: which set, six-tasks-v1 or ttl")
     prepare.add_argument("--raw", action="store_true", help="synthetic ttl: the raw files of the public format instead of a data set")
+    _add_quiet(prepare)
 
 
 def _add_init(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -232,10 +256,21 @@ def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
 def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     train = _add(commands, "train", _train)
     train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
+    add_train_options(train)
+
+
+def add_train_options(train: argparse.ArgumentParser) -> None:
+    """Add the options of `train`, which launchers share."""
     train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
-    train.add_argument("--run", type=Path, help="folder of the run")
+    train.add_argument("--run", type=_place, help="folder of the run, or its URI on a store, as s3://bucket/run")
+    train.add_argument(
+        "--scratch", metavar="DIR", help="where a run on a store is written on this machine (default: DIST_TERACON_SCRATCH, or temporary)"
+    )
     train.add_argument("--dry-run", action="store_true", help="print steps, parameters, memory and time of the run; train nothing")
     train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
+    train.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS), or Ray on this machine"
+    )
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
     train.add_argument(
         "--add-task", metavar="NAME", help="one more stage on a finished run; the data set may be a version made by --append"
@@ -245,7 +280,9 @@ def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
-    train.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
+    volume = train.add_mutually_exclusive_group()
+    volume.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
+    _add_quiet(volume)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -260,15 +297,14 @@ def _prepare(options: argparse.Namespace) -> None:
             else f"prepare {options.format}: expected two paths, got {len(options.paths)}: dist-teracon prepare {options.format} SRC OUT"
         )
     if options.raw:
-        _raw_files(options, Console())
+        _raw_files(options, Console(quiet=options.quiet))
         return
     if options.refresh and options.append is None:
         raise ConfigError("--refresh goes with --append DATASET: it takes old users' histories from SRC, too")
-    if options.append is not None:
-        info = _append(options, Console())
-    else:
-        info = _prepare_into(options, options.paths[-1], _recipe(options), Console())
-    print("\n".join(dataset_lines(info)))
+    console = Console(quiet=options.quiet)
+    info = _append(options, console) if options.append is not None else _prepare_into(options, options.paths[-1], _recipe(options), console)
+    lines = dataset_lines(info)
+    print_lines(lines[:1] if options.quiet else lines)
 
 
 def _raw_files(options: argparse.Namespace, progress: Progress) -> None:
@@ -302,7 +338,7 @@ def _prepare_into(
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,
         max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, cluster=options.cluster,
-        max_unmatched=options.max_unmatched, shown=shown, log=Console().log, progress=progress,
+        max_unmatched=options.max_unmatched, shown=shown, log=Console(quiet=options.quiet).log, progress=progress,
     )  # fmt: skip
 
 
@@ -324,7 +360,8 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
 
     return append_prepared(
         options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out),
-        recipe=recipe, min_count=options.min_count, refresh=options.refresh, fingerprint=fingerprint, log=Console().log,
+        recipe=recipe, min_count=options.min_count, refresh=options.refresh,
+        synthetic=options.format == "synthetic", fingerprint=fingerprint, log=Console(quiet=options.quiet).log,
     )  # fmt: skip
 
 
@@ -342,7 +379,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
             min_count=options.min_count,
             shards=options.shards,
             shown=shown,
-            log=Console().log,
+            log=Console(quiet=options.quiet).log,
             progress=progress,
         )
     from dist_teracon.data.prepare.pipeline import prepare_tables
@@ -350,7 +387,7 @@ def _prepare_synthetic(options: argparse.Namespace, out: str, progress: Progress
 
     users = DEFAULT_USERS if options.users is None else options.users
     tables = parse_synthetic(f"synthetic:{options.like}?users={users}")
-    return prepare_tables(tables, out, split, shards=options.shards, log=Console().log)
+    return prepare_tables(tables, out, split, shards=options.shards, log=Console(quiet=options.quiet).log)
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -367,35 +404,43 @@ def _inspect(options: argparse.Namespace) -> None:
     print("\n".join(inspect_lines(dataset, users=options.users, user=options.user, task=options.task)))
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from dist_teracon.config_io import load_config
     from dist_teracon.console import set_up_logging
 
     config = load_config(options.config, options.set)
     if options.dry_run:
         _dry_run(config, options)
-        return
+        return 0
     if options.run is None:
         raise ConfigError("train: expected the folder of the run, as --run runs/first (or --dry-run, which needs none)")
-    if "://" in str(options.run) or str(options.run).startswith(("s3:/", "gs:/")):
-        raise ConfigError(f"--run {options.run}: a run folder lies on a local disk; data sets may lie on any store")
-    from dist_teracon import io
+    if isinstance(options.run, Path):
+        from dist_teracon import io
 
-    io.output_folder(str(options.run))
-    options.run = io.local_path(str(options.run))
+        io.output_folder(str(options.run))
     if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
         raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
-    from dist_teracon.runtime import process_group
+    if options.scratch is not None:
+        os.environ["DIST_TERACON_SCRATCH"] = str(Path(options.scratch).absolute())
+    from dist_teracon.launch.job import TrainJob, train_in_process
     from dist_teracon.train.add_task import AddedTask
-    from dist_teracon.train.run import train
 
-    with process_group() as runtime:
-        console = Console(active=runtime.is_main)
-        added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
-        train(config, runtime, options.run, where=options.config, console=console, with_single_task=options.with_single_task, added=added)
-        if runtime.is_main and not options.no_report:
-            _show(options.run, [options.run], options.run / "report.html")
+    added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
+    job = TrainJob(config, options.run, options.config, options.with_single_task, added, options.verbose, options.quiet)
+    if options.launcher == "ray":
+        from dist_teracon.launch.ray_train import WorkersError, train_on_ray
+
+        try:
+            train_on_ray(job, Console(quiet=options.quiet))
+        except WorkersError as error:
+            complain(f"error: {error}")
+            return 1
+    elif not train_in_process(job):
+        return 0
+    if not options.no_report:
+        _show([options.run], None, quiet=options.quiet)
+    return 0
 
 
 def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
@@ -408,16 +453,20 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
     from dist_teracon.train.dry_run import dry_run, dry_run_lines
 
     with process_group() as runtime:
-        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main))
+        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main, quiet=options.quiet))
         if runtime.is_main:
             print("\n".join(dry_run_lines(plan)))
 
 
 def _compare(options: argparse.Namespace) -> None:
     from dist_teracon.compare.run import compare
+    from dist_teracon.compare.terminal import fitted
+    from dist_teracon.text import terminal_width
 
-    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(), metrics=options.metric)
-    print(page.read_text(encoding="utf-8"))
+    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
+    if not options.quiet:
+        text = page.read_text(encoding="utf-8")
+        print_lines(fitted(text, terminal_width(sys.stdout)) if sys.stdout.isatty() else text.splitlines())
     print(f"tables: {page}")
 
 
@@ -425,8 +474,14 @@ def _bench(options: argparse.Namespace) -> None:
     importlib.import_module(f"dist_teracon.bench.{options.benchmark.replace('-', '_')}").main(options.arguments)
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from dist_teracon.launch.doctor import doctor
+
+    return doctor(ray_address=options.ray, as_json=options.json)
+
+
 def _report(options: argparse.Namespace) -> None:
-    _show(options.runs[0], options.runs, options.out or options.runs[0] / "report.html")
+    _show(options.runs, options.out, quiet=options.quiet)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -443,20 +498,50 @@ def _verify(options: argparse.Namespace) -> int:
     return int(damaged > 0)
 
 
-def _show(run: Path, runs: Sequence[Path], page: Path) -> None:
-    """Print the table of a run and write the page of all."""
-    from dist_teracon.report.html import write_report
+def _place(text: str) -> Path | str:
+    """Return the place of a run: a folder, or a URI as it is written."""
+    from dist_teracon import io
+
+    return io.local_path(text) if io.is_local(text) else text.rstrip("/")
+
+
+def _show(runs: Sequence[Path | str], page: Path | None, *, quiet: bool) -> None:
+    """Print the table of the first run, and write the page and the tables of all, by default into the first run, also on a store."""
+    from dist_teracon import io
     from dist_teracon.report.run_data import read_run
     from dist_teracon.report.table import print_scores
 
-    data = read_run(run)
-    print_scores(data)
-    if data.version_note:
-        print(data.version_note)
+    known = [read_run(run) for run in runs]
+    if not quiet:
+        print_scores(known[0])
+    if known[0].version_note:
+        print_lines([known[0].version_note])
+    first = runs[0]
+    if page is None and isinstance(first, str):
+
+        def upload(path: Path) -> str:
+            uri = io.join(first, path.name)
+            io.put(path, uri)
+            return uri
+
+        with tempfile.TemporaryDirectory() as folder:
+            _write_page(known, Path(folder) / "report.html", quiet=quiet, put=upload)
+    else:
+        _write_page(known, page or Path(first) / "report.html", quiet=quiet, put=str)
+
+
+def _write_page(known: Sequence[RunData], page: Path, *, quiet: bool, put: Callable[[Path], str]) -> None:
+    """Write page and tables; `put` brings a file to where it is read, and returns that."""
+    from dist_teracon.report.export import write_tables
+    from dist_teracon.report.html import write_page
+
+    tables = [put(path) for path in write_tables(known, page)]
+    if not quiet:
+        print(f"tables: {', '.join(tables)}")
     try:
-        print(f"report: {write_report(runs, page)}")
+        print(f"report: {put(write_page(known, page))}")
     except TeraconError as error:
-        print(f"the table is whole, the page is left out: {error}", file=sys.stderr)
+        complain(f"warning: the tables are whole, the page is left out: {error}")
 
 
 if __name__ == "__main__":

@@ -265,7 +265,8 @@ class TrainConfig(ConfigModel):
             0 and clipping is off.
         checkpoint_every: How often a stage is saved within an epoch.
         log_every: Optimiser steps between two `step` events.
-        deepspeed: Further DeepSpeed settings beside those that follow from this configuration.
+        deepspeed: Further DeepSpeed settings beside those that follow from this configuration; in a file also the path of a
+            DeepSpeed JSON (`config_io.py`), whose ZeRO stage, precision, clipping and accumulation become the fields above.
     """
 
     first: StageTraining = StageTraining(batch=32, epochs=16, weight_decay=1.0, ema_decay=0.8)
@@ -341,6 +342,46 @@ class EvaluateConfig(ConfigModel):
     exclude_seen: bool | None = None
 
 
+class LaunchConfig(ConfigModel):
+    """What `train --launcher ray` asks a Ray cluster for (docs/distributed.md); no result depends on it but for rounding.
+
+    Attributes:
+        workers: Processes that train together.
+        min_workers: Start and go on with as few as these while the cluster has no more; None: always all `workers`.
+        cpus_per_worker: CPUs that a worker reserves.
+        gpus_per_worker: GPUs that a worker reserves; None: one where the cluster has any, else none.
+        resources_per_worker: Further resources, as `{memory: 8.0e9}` (bytes) or the names that a cluster gives its own.
+        placement: How workers are spread over nodes.
+        max_failures: After how many failures of workers the run is given up, -1 for never; a user's mistake ends it at once.
+        resize_seconds: With `min_workers`, how often the number of workers is reconsidered while all is well.
+        wait_minutes: How long to wait for nodes that have the resources.
+    """
+
+    workers: Annotated[Whole, Field(ge=1, le=65_536)] = 1
+    min_workers: Annotated[Whole, Field(ge=1, le=65_536)] | None = None
+    cpus_per_worker: Annotated[Real, Field(gt=0, le=4096)] = 1.0
+    gpus_per_worker: Annotated[Real, Field(ge=0, le=1)] | None = None
+    resources_per_worker: dict[str, Annotated[Real, Field(gt=0)]] = {}
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    max_failures: Annotated[Whole, Field(ge=-1, le=1 << 31)] = 3
+    resize_seconds: Annotated[Real, Field(gt=0, le=86_400)] = 60.0
+    wait_minutes: Annotated[Real, Field(gt=0, le=10_080)] = 10.0
+
+    @model_validator(mode="after")
+    def _fewer_at_least(self) -> LaunchConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than workers ({self.workers})")
+        return self
+
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _have_fields_of_their_own(cls, value: dict[str, float]) -> dict[str, float]:
+        own = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+        if taken := [name for name in value if name in own]:
+            raise ValueError(f"'{taken[0]}' has a field of its own: launch.{own[taken[0]]}")
+        return value
+
+
 class RunConfig(ConfigModel):
     """A whole run.
 
@@ -350,6 +391,7 @@ class RunConfig(ConfigModel):
         tasks: Which tasks, in which order; None for the data set's in its order.
         seed: Seed of initial values, batches and samples.
         method: `name` (TERACON where none is given) and the method's own settings.
+        launch: What a Ray cluster is asked for.
     """
 
     dataset: Annotated[str, Field(min_length=1)]
@@ -360,6 +402,7 @@ class RunConfig(ConfigModel):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    launch: LaunchConfig = LaunchConfig()
 
     @field_validator("method")
     @classmethod

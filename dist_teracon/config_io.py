@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -187,9 +188,13 @@ def _read_text(uri: str, folder: str) -> str:
     if packaged is not None:
         return packaged.read_text(encoding="utf-8")
     listed = resources.files("dist_teracon.configs").joinpath(folder).iterdir()
-    names = sorted(entry.name for entry in listed if entry.name.endswith(".yaml"))
+    names = sorted(entry.name for entry in listed if entry.name.endswith(_SHIPPED))
     place = "/".join(["configs", *filter(None, [folder])])
     raise ConfigError(f"{uri}: no such file{nearest(Path(uri).name, names)} (shipped in {place}: {', '.join(names)})")
+
+
+# What shipped files' names end in.
+_SHIPPED = (".yaml", ".json")
 
 
 def _shipped(uri: str, folder: str) -> Traversable | None:
@@ -199,9 +204,9 @@ def _shipped(uri: str, folder: str) -> Traversable | None:
         return None
     root = resources.files("dist_teracon.configs")
     for base in (root.joinpath(folder), root):
-        for ending in ("", ".yaml"):
+        for ending in ("", *_SHIPPED):
             found = base.joinpath(*parts[:-1], f"{parts[-1]}{ending}")
-            if found.name.endswith(".yaml") and found.is_file():
+            if found.name.endswith(_SHIPPED) and found.is_file():
                 return found
     return None
 
@@ -253,7 +258,51 @@ def make_config(value: dict[str, Any], *, where: str) -> RunConfig:
     """
     if (preset := value.get("preset")) == "paper":
         value = deep_merge(read_yaml(f"configs/presets/{preset}.yaml"), value)
+    train = value.get("train")
+    if isinstance(train, dict) and isinstance(train.get("deepspeed"), str):
+        value = {**value, "train": _with_deepspeed_file(train, where=f"{where}: train.deepspeed")}
     return validate(RunConfig, value, where=where)
+
+
+# Where this program keeps what a DeepSpeed JSON says, and how it is read from there.
+_OF_DEEPSPEED = {
+    "zero": ("zero_optimization", "stage"),
+    "gradient_clipping": ("gradient_clipping",),
+    "accumulation": ("gradient_accumulation_steps",),
+}
+
+
+def _with_deepspeed_file(train: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """Return the fields of `train` with those of the DeepSpeed JSON that `deepspeed` names; values of `auto` are left to this program.
+
+    Raises:
+        ConfigError: no such file, no JSON mapping, or a setting that contradicts a field of `train`.
+    """
+    uri = train["deepspeed"]
+    try:
+        settings = json.loads(_read_text(uri, "deepspeed"))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {uri}: not valid JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{where}: {uri}: expected a mapping of DeepSpeed's settings, got {type(settings).__name__}")
+    rest, found = _without_auto(settings), {}
+    for field, path in _OF_DEEPSPEED.items():
+        group = rest if len(path) == 1 else rest.get(path[0])
+        if isinstance(group, dict) and path[-1] in group:
+            found[field] = group.pop(path[-1])
+    for precision in ("bf16", "fp16"):
+        group = rest.pop(precision, None)
+        if isinstance(group, dict) and group.get("enabled"):
+            found["precision"] = precision  # fp16 is refused as any precision that is not known
+    rest = {key: value for key, value in rest.items() if value != {}}
+    for field, value in found.items():
+        if field in train and train[field] != value:
+            raise ConfigError(f"{where}: {uri} gives {value!r} and train.{field} is {train[field]!r}; leave one of them out")
+    return {**train, **found, "deepspeed": rest}
+
+
+def _without_auto(value: Any) -> Any:
+    return {key: _without_auto(entry) for key, entry in value.items() if entry != "auto"} if isinstance(value, dict) else value
 
 
 def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,10 @@ class TrainingError(TeraconError):
     """Training cannot go on, as after a loss that is not a number."""
 
 
+class PeerError(TeraconError):
+    """Another process of the run has given up, or has gone; that one's own error is the reason."""
+
+
 # Longer ones are no misspelt names, and comparing them takes long.
 _LONGEST_NAME = 200
 

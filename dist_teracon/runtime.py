@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,8 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_teracon.errors import ConfigError, RunError, TeraconError
+from dist_teracon.errors import ConfigError, PeerError, RunError, TeraconError
 from dist_teracon.memory import raise_malloc_thresholds
+
+# A process whose peer has given up waits so long before it says so: the peer's own message is to stand first.
+_PEER_FIRST_S = 0.5
+# What a collective's error says where a peer's process is gone: of gloo, and of the store.
+_LOST_PEER = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "connection was likely closed")
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,13 @@ class Runtime:
             problem: What is wrong, for a person; empty for nothing. The other ranks' is not read.
 
         Raises:
-            RunError: the main process has a problem.
+            RunError: the main process has a problem; on the others it is a PeerError.
         """
         problems = [problem]
         if self.world_size > 1:
             dist.broadcast_object_list(problems, src=0)
         if problems[0]:
-            raise RunError(problems[0])
+            raise RunError(problems[0]) if self.is_main else PeerError(problems[0])
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def process_group(device: torch.device | None = None) -> Iterator[Runtime]:
 
     Raises:
         ConfigError: there is a `RANK` without the variables that go with it.
-        TeraconError: another process of the group has given up with that message.
+        PeerError: another process of the group has given up, with that message, or is gone.
     """
     raise_malloc_thresholds()
     device = device or _default_device()
@@ -99,22 +105,40 @@ def process_group(device: torch.device | None = None) -> Iterator[Runtime]:
     if not adopted:
         _join("nccl" if device.type == "cuda" else "gloo")
     reason = _FailureReason()
+    runtime = Runtime(dist.get_rank(), dist.get_world_size(), device)
     try:
-        yield Runtime(dist.get_rank(), dist.get_world_size(), device)
-    except (TeraconError, OSError) as error:
-        reason.leave(str(error))
-        raise
+        yield runtime
     except RuntimeError as error:
-        if (text := reason.of_another()) is not None:
-            raise TeraconError(f"another process has given up: {text}") from error
+        _raise_peers(reason, runtime, error)
+        reason.leave(runtime.rank, f"{type(error).__name__}: {error}")
+        raise
+    except Exception as error:
+        reason.leave(runtime.rank, str(error) if isinstance(error, TeraconError | OSError) else f"{type(error).__name__}: {error}")
         raise
     finally:
         if not adopted:
             _leave()
 
 
+def _raise_peers(reason: _FailureReason, runtime: Runtime, error: RuntimeError) -> None:
+    """Raise the reason of the process that gave up first, where a collective broke because of it; else do nothing.
+
+    Raises:
+        PeerError: another process has given up, or its connection is gone.
+    """
+    if (text := reason.of_another()) is not None:
+        time.sleep(_PEER_FIRST_S)
+        raise PeerError(f"another process has given up: {text}") from error
+    lost = isinstance(error, dist.DistError) or any(part in str(error).lower() for part in _LOST_PEER)
+    if runtime.world_size > 1 and lost:
+        raise PeerError(
+            "another process of this run is gone and left no message (killed, or out of memory, or its machine is off); "
+            "the same command goes on from the newest checkpoint"
+        ) from error
+
+
 class _FailureReason:
-    """Why a process of the group has given up, for the others, in the group's store; under a name that every run in a process counts up."""
+    """Why a process of the group gave up first, for the others, in the group's store; under a name that runs in a process count up."""
 
     _runs = 0
 
@@ -123,9 +147,9 @@ class _FailureReason:
         self._key = f"dist-teracon/failure/{self._runs}"
         self._store = dist.distributed_c10d._get_default_store()
 
-    def leave(self, text: str) -> None:
+    def leave(self, rank: int, text: str) -> None:
         with suppress(RuntimeError):  # the store may have gone with the process that held it
-            self._store.set(self._key, text)
+            self._store.compare_set(self._key, "", f"rank {rank}: {text}")  # the first one's stays
 
     def of_another(self) -> str | None:
         with suppress(RuntimeError):

@@ -18,6 +18,7 @@ from dist_teracon.config import ConfigModel, Examples, Positive, Real, StageTrai
 from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pseudo_labels import (
     Store,
+    hash_of_weights,
     open_store,
     plain_batch,
     pool_of_users,
@@ -136,6 +137,7 @@ class Teracon(Method):
             ),
         )
         self.teacher: Network | None = None
+        self.teacher_hash = ""
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
         self.variances: dict[str, float] = {}
@@ -160,6 +162,7 @@ class Teracon(Method):
         if self.teacher is None or self.retention.alpha == 0:
             return
         device = context.runtime.device
+        self.teacher_hash = hash_of_weights(self.teacher.state_dict())
         self.teacher.to(device)
         self.teacher_masks = self._teacher_masks(self.options.s_max)
         self.network.to(device)
@@ -335,7 +338,8 @@ class Teracon(Method):
             assert masks is not None
             written = write_pseudo_labels(
                 lambda batch: self._teach(batch, past, masks, logits=logits),
-                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards, log=context.log,
+                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards,
+                teacher=self.teacher_hash, log=context.log,
             )  # fmt: skip
             for _ in context.progress.track(written, len(shards), f"pseudo-labels of {past}"):
                 pass

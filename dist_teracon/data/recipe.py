@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -33,7 +34,10 @@ from pydantic import (
 from dist_teracon.config_io import read_yaml
 from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, Texts, clean_name, zone_of
 from dist_teracon.data.schema import SplitRule
-from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.errors import ConfigError, nearest, shortened
+
+# Of counts: more cannot be meant, and would not fit the arrays that are made from them.
+_MOST = (1 << 31) - 1
 
 
 class _Part(BaseModel):
@@ -87,10 +91,10 @@ class HistoryRule(_Part):
     """
 
     events: EventFilter = EventFilter()
-    length: int = Field(default=100, ge=1)
+    length: int = Field(default=100, ge=1, le=_MOST)
     padding: Literal["none", "token"] = "none"
-    minimum: int = Field(default=1, ge=1)
-    min_count: int = Field(default=1, ge=1)
+    minimum: int = Field(default=1, ge=1, le=_MOST)
+    min_count: int = Field(default=1, ge=1, le=_MOST)
     repeats: bool = True
 
     @model_serializer(mode="wrap")
@@ -112,10 +116,10 @@ class ItemTask(_Part):
 
     kind: Literal["item"]
     events: EventFilter = EventFilter()
-    targets: int | None = Field(default=None, ge=1)
+    targets: int | None = Field(default=None, ge=1, le=_MOST)
     choose: Literal["random", "first", "next"] = "random"
     label: str = "item"
-    min_count: int = Field(default=1, ge=1)
+    min_count: int = Field(default=1, ge=1, le=_MOST)
     repeats: bool = True
 
     @model_validator(mode="after")
@@ -173,8 +177,8 @@ class SplitPart(_Part):
     train: float = Field(default=0.8, gt=0, lt=1)
     validation: float = Field(default=0.05, gt=0, lt=1)
     test: float = Field(default=0.15, gt=0, lt=1)
-    folds: int = Field(default=1, ge=1)
-    fold: int = Field(default=0, ge=0)
+    folds: int = Field(default=1, ge=1, le=1000)
+    fold: int = Field(default=0, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _whole(self) -> SplitPart:
@@ -205,6 +209,20 @@ def _known_encoding(name: str) -> str:
     if not is_text:
         raise ValueError("expected an encoding of text that Python knows, as utf-8, cp949, utf-16 or latin-1")
     return name
+
+
+def _codes(value: Any) -> Any:
+    """Return codes of unknown: a tuple of texts, or one by attribute."""
+    if isinstance(value, dict):
+        return {str(name): _listed_codes(codes) for name, codes in value.items()}
+    return _listed_codes(value)
+
+
+def _listed_codes(value: Any) -> tuple[str, ...]:
+    listed = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(code, str | int | float) and not isinstance(code, bool) for code in listed):
+        raise ValueError("expected a list of codes, as ['0', '-'], or such lists by attribute")
+    return tuple(map(str, listed))
 
 
 class Columns(_Part):
@@ -250,7 +268,7 @@ class Recipe(_Part):
     files: Files = Files()
     columns: Columns = Columns()
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
-    missing: dict[str, Texts] | Texts = ()
+    missing: Annotated[dict[str, tuple[str, ...]] | tuple[str, ...], BeforeValidator(_codes)] = ()
     history: HistoryRule = HistoryRule()
     first_task: str = "next"
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)
@@ -346,9 +364,9 @@ def _explain(where: str, recipe: dict[str, Any], problem: Any) -> str:
         return f"{where}: {dotted}: unknown field{nearest(str(loc[-1]), known)} (known: {', '.join(known)})"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = problem["input"].get("kind") if isinstance(problem["input"], dict) else problem["input"]
-        return f"{where}: {dotted}.kind: expected 'item' or 'profile', got {given!r}"
+        return f"{where}: {dotted}.kind: expected 'item' or 'profile', got {shortened(given)}"
     if problem["type"] == "missing":
         return f"{where}: {dotted}: required field missing"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
+    shown = "" if isinstance(problem["input"], dict | BaseModel) else f", got {shortened(problem['input'])}"
     return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"

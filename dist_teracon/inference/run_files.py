@@ -1,6 +1,6 @@
-"""The files of a run that inference reads: a local folder as it is, a copied run on a store through the local cache.
+"""The files of a run that inference reads: a local folder as it is; a run on a store, written there or copied, through the local cache.
 
-From a store come the small files at every load, and a stage's weights only where the cache does not hold them yet.
+Of a copied run the small files come at every load, and a stage's weights only where the cache does not hold them yet.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fsspec.core import url_to_fs
 from dist_teracon import io
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.errors import DataError, RunError
+from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.stage_folder import FORMAT_VERSION
 
 _SMALL = ("config.yaml", "dataset.json", "additions.json")
@@ -34,10 +35,27 @@ def local_run(uri: str, stage: int | None) -> Path:
         path = io.local_path(uri).expanduser()
         _check(str(path), path)
         return path
+    if io.is_folder(io.join(uri, "manifests")):  # a run that was written on the store
+        return _view(uri, stage)
     path = cache_folder() / "runs" / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:32]
     _fetch(uri, path, stage)
     _check(uri, path)
     return path
+
+
+def _view(uri: str, stage: int | None) -> Path:
+    """Return the newest state of a run that was written on a store, with the weights of one stage."""
+
+    def small(path: str) -> bool:
+        of_stage = path.startswith("stages/") and path.endswith("/state.json") and path.count("/") == 2
+        return path in _SMALL or path.startswith("vocab/") or of_stage
+
+    path = RunFolder.open_for_reading(uri, wanted=small).path
+    _check(uri, path)
+    finished = sorted(state.parent.name for state in path.glob("stages/*/state.json"))
+    chosen = finished[-1:] if stage is None else [name for name in finished if name.startswith(f"{stage:02d}-")]
+    weights = {f"stages/{name}/model.safetensors" for name in chosen}
+    return RunFolder.open_for_reading(uri, wanted=lambda path: path in weights or small(path)).path
 
 
 def _check(shown: str, path: Path) -> None:

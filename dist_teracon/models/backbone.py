@@ -84,6 +84,11 @@ class Backbone(nn.Module, ABC):
         """Numbers W of a representation."""
         return 2 * self.channels if self.pooling == "concat" else self.channels
 
+    @classmethod
+    def check(cls, settings: ConfigModel, *, channels: int) -> str:  # noqa: ARG003  (backbones override it)
+        """Return what is wrong with settings at a width C, a line that begins with the field; nothing where they fit."""
+        return ""
+
     @abstractmethod
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         """Return what the layers make of the embedded positions: [N, C] for `all`, [B, C] for `last`, zeros for an empty row.
@@ -227,8 +232,10 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
         known = sorted({*BACKBONES, *_registered})
         raise ConfigError(f"{where}: model.backbone.name: no backbone {shortened(name)}{nearest(name, known)} (known: {', '.join(known)})")
     kind = _registered[name]
-    settings = {key: value for key, value in values.items() if key != "name"}
-    return kind, validate(kind.Settings, settings, where=where, group="model.backbone")
+    settings = validate(kind.Settings, {key: value for key, value in values.items() if key != "name"}, where=where, group="model.backbone")
+    if problem := kind.check(settings, channels=model.channels):
+        raise ConfigError(f"{where}: model.backbone.{problem}")
+    return kind, settings
 
 
 def make_backbone(model: ModelConfig, *, num_items: int, generator: torch.Generator, item_vectors: Tensor | None = None) -> Backbone:

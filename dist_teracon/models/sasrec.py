@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
-from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone, LayerParameters, register_backbone
 from dist_teracon.models.pooling import last_positions
 
@@ -47,19 +46,20 @@ class SasRecSettings(ConfigModel):
 
 @register_backbone
 class SasRec(Backbone):
-    """Pre-norm layers; the outputs of both sub-layers are masked before they are added to the residual stream, so K = 2 · layers.
-
-    Raises:
-        ConfigError: the heads do not divide the channels.
-    """
+    """Pre-norm layers; the outputs of both sub-layers are masked before they are added to the residual stream, so K = 2 · layers."""
 
     name = "sasrec"
     Settings = SasRecSettings
 
+    @classmethod
+    def check(cls, settings: ConfigModel, *, channels: int) -> str:
+        assert isinstance(settings, SasRecSettings)
+        fits = channels % settings.heads == 0
+        return "" if fits else f"heads: expected a divisor of model.channels ({channels}), got {settings.heads}"
+
     def __init__(self, settings: SasRecSettings, *, channels: int, generator: torch.Generator, **shared: Any) -> None:
         super().__init__(settings, channels=channels, generator=generator, **shared)
-        if channels % settings.heads:
-            raise ConfigError(f"model.backbone.heads: expected a divisor of model.channels ({channels}), got {settings.heads}")
+        assert channels % settings.heads == 0
         self.heads, self.num_masked_layers = settings.heads, 2 * settings.layers
         C, inner, layers = channels, settings.expansion * channels, settings.layers
 

@@ -17,6 +17,8 @@ _FREE = {
     "train.checkpoint_every.steps": _NOTHING,
     "evaluate.batch": _ROUNDING,
 }
+# How many processes train, and where: sums are added in another order.
+_LAUNCH = "launch."
 # Compared stage by stage, by what each resolves to.
 _STAGES = ("train.first.", "train.second.", "train.later.", "train.by_task.")
 
@@ -46,6 +48,9 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     for name in sorted({*old, *new}):
         if old.get(name) == new.get(name) or f"{name}.".startswith(_STAGES):
+            continue
+        if name.startswith(_LAUNCH):
+            notes.append(f"{name} is now {new.get(name)!r} (was {old.get(name)!r}): {_ROUNDING}")
             continue
         if name not in _FREE:
             return ConfigChange(f"{name} was {old.get(name)!r} and is now {new.get(name)!r}", [])

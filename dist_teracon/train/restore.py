@@ -19,10 +19,10 @@ from dist_teracon.train.run_folder import RunFolder
 
 
 def restore_method(run: Path | str, stage: int | None = None) -> Method:
-    """Restore the method of a run, on the CPU, from the run's folder alone: the data set need not be at hand.
+    """Restore the method of a run, on the CPU, from the run alone: the data set need not be at hand.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or its URI on a store.
         stage: Which stage's weights, counted from 1; None for the last finished one.
 
     Returns:
@@ -31,7 +31,7 @@ def restore_method(run: Path | str, stage: int | None = None) -> Method:
     Raises:
         RunError: there is no run, no such stage, or another version of this program has written it.
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder.open_for_reading(run, wanted=lambda path: path.count("/") < 3 and not path.startswith("single-task/"))
     if not folder.exists:
         raise RunError(f"{folder}: is no run (config.yaml is missing)")
     config, info = folder.config(), info_from_json(folder.dataset_json())
@@ -49,7 +49,7 @@ def restore_method(run: Path | str, stage: int | None = None) -> Method:
     with _NoDraws():
         method = kind(context, settings)
         take_up(method, tasks[: chosen + 1], None)
-    method.load_state_dict(source.tensors())
+    method.load_state_dict(with_new_labels(source.tensors(), method))
     return method
 
 

@@ -28,6 +28,7 @@ from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.stage_folder import StageFolder
+from dist_teracon.train.stopping import StopSignals
 
 _PACKAGES = ("dist-teracon", "torch", "deepspeed", "ray", "triton", "numpy", "pyarrow")
 
@@ -44,6 +45,7 @@ class Run:
         console: What a person sees.
         vectors: File of given vectors of new items, where a task is added with them.
         growth: By stage, what was done to the item tables before it.
+        stop: Whether this process was asked to stop.
     """
 
     config: RunConfig
@@ -54,6 +56,7 @@ class Run:
     console: Console
     vectors: str | None = None
     growth: dict[int, dict[str, Any]] = field(default_factory=dict)
+    stop: StopSignals = field(default_factory=StopSignals)
 
     def stage_folder(self, position: int) -> StageFolder:
         """Return the folder of a stage; positions count from 0."""

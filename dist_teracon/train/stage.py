@@ -50,6 +50,7 @@ class Stage:
             self.shared.console.log(f"warning: {problem}; {after}")
         self.method.begin_task(self.task)
         self.method.prepare(self._context(logs=resumed is None))
+        self.shared.folder.share_pseudo_labels(self.folder.path, self.shared.runtime)
         probed = resumed is None and self._fit_linear_probe()
         carried = Carried(time.monotonic() - started, 0, 0.0) if resumed is None else Carried(**resumed.state["carried"])
         for number, phase in enumerate(self.method.phases(self.task)):

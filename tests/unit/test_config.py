@@ -35,7 +35,7 @@ def test_unknown_fields_name_the_nearest():
     wrong({"sead": 3}, "sead: unknown field; did you mean 'seed'?")
     wrong({"train": {"first": {"learning_rat": 1}}}, "train.first.learning_rat: unknown field; did you mean 'learning_rate'?")
     wrong({"train": {"by_task": {"age": {"epoch": 1}}}}, "train.by_task.age.epoch: unknown field; did you mean 'epochs'?")
-    wrong({"zzz": 1}, "zzz: unknown field (known: dataset, evaluate, method,")
+    wrong({"zzz": 1}, "zzz: unknown field (known: dataset, evaluate, launch, method,")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import compression, open_raw
-from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable
+from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable, one_array
+from dist_teracon.data.raw.values import clean_texts, whole_texts
 from dist_teracon.errors import DataError
 from dist_teracon.io import open_binary
 
@@ -92,6 +93,23 @@ def _add_batch(collected: Collected, uri: str, batch: Any, specs: Mapping[str, C
             faulty[f"{name} is not UTF-8 text"] = wrong
     collected.add(pa.table(columns), np.arange(rows, rows + batch.num_rows), faulty=faulty)
     return rows + int(batch.num_rows)
+
+
+def read_ids(uri: str, name: str, column: Any) -> Any:
+    """Return a column of ids as a string array in the one form that tables of events are read in: blanks cut off, 1.0 as 1, null for none.
+
+    Raises:
+        DataError: the column holds neither text nor whole numbers.
+    """
+    spec = ColumnSpec("token", required=True)
+    texts, wrong = _cast(uri, name, one_array(column), spec)
+    if pa.types.is_floating(column.type) and pc.any(pc.match_substring(texts, ".")).as_py():
+        raise _unwanted(uri, name, column.type, spec)
+    if wrong is not None:
+        raise DataError(f"{uri}: row {int(np.argmax(wrong)) + 1}: column '{name}': expected UTF-8 text, got other bytes")
+    cleaned = clean_texts(texts, nan_is_missing=False).values
+    found = whole_texts(cleaned)
+    return cleaned if found is None else found[0]
 
 
 @contextmanager
@@ -181,8 +199,9 @@ def _decoded(column: Any) -> tuple[Any, NDArray[np.bool_] | None]:
 
 def _float_texts(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
     """Return floats as text: whole numbers without a point or an exponent, NaN as nothing."""
-    column = column.cast(pa.float64())
-    values = column.fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    values = column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     there = ~np.isnan(values)
     if spec.required and (np.abs(values[there]) > _EXACT).any():
         raise DataError(

@@ -15,7 +15,7 @@ from dist_teracon.data.schema import Split
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.candidates import outcomes
 from dist_teracon.evaluate.metrics import metrics_of, parse_metric
-from dist_teracon.evaluate.scorer import score_task
+from dist_teracon.evaluate.scorer import score_task, standard_error
 from dist_teracon.models import heads
 from dist_teracon.models.heads import Head
 from dist_teracon.runtime import Runtime
@@ -125,9 +125,25 @@ def test_ranks_add_up_to_the_score_of_one(dataset, world, monkeypatch):
     )
     for rank in range(world):
         run(model, dataset, "likes", runtime=Runtime(rank, world, torch.device("cpu")))
-    value, examples, _, unseen = torch.stack(sums).sum(0).tolist()
+    value, examples, users, unseen, *squares = torch.stack(sums).sum(0).tolist()
     whole = run(model, dataset, "likes")
+    assert standard_error(value / examples, examples, users, *squares) == pytest.approx(whole.error, rel=1e-9)
     assert (value / examples, examples, unseen) == (pytest.approx(whole.value, rel=1e-12), whole.examples, whole.unseen)
+
+
+@pytest.mark.parametrize(("task", "metric"), [("likes", "mrr@5"), ("likes", "recall@3"), ("age", "accuracy")])
+def test_the_standard_error_is_that_of_users_drawn_anew(dataset, task, metric):
+    score = run(Model(dataset), dataset, task, Split.TRAIN, names=(metric, "mrr@5", "accuracy"))
+    sums, counts = score.by_user.score, score.by_user.examples
+    counts = np.minimum(counts, 1) if metric.startswith("recall") else counts
+    assert sums.sum() / counts.sum() == pytest.approx(score.value)
+    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=20_000)
+    assert score.error == pytest.approx(np.std(drawn @ sums / (drawn @ counts)), rel=0.1)
+
+
+def test_what_is_no_mean_and_what_has_one_user_have_no_standard_error(dataset):
+    assert run(Model(dataset), dataset, "age", names=("macro-f1",)).error is None
+    assert run(Model(dataset), dataset, "next", max_users=1).error is None
 
 
 def test_a_constant_model_scores_chance(dataset):

@@ -1,0 +1,70 @@
+"""A run to train, as the command line hands it to a launcher, and how a process trains its part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_teracon.config import RunConfig
+from dist_teracon.console import Console
+from dist_teracon.runtime import process_group
+from dist_teracon.train.add_task import AddedTask
+from dist_teracon.train.run import train
+from dist_teracon.train.run_setup import resolve
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What `train` was asked for.
+
+    Attributes:
+        config: The run's configuration.
+        run: The run's folder, or its URI on a store.
+        where: Where the configuration came from, for error messages.
+        with_single_task: Train every task alone too.
+        added: A task to add to a finished run.
+        verbose: Log more of what is chosen and why.
+        quiet: Show warnings and errors alone.
+    """
+
+    config: RunConfig
+    run: Path | str
+    where: str
+    with_single_task: bool = False
+    added: AddedTask | None = None
+    verbose: bool = False
+    quiet: bool = False
+
+
+def resolved(job: TrainJob) -> TrainJob:
+    """Return the job free of this process's working directory, with every field of its method and backbone.
+
+    Raises:
+        ConfigError: an unknown method, backbone, field or value.
+    """
+    config, _, _ = resolve(job.config, where=job.where)
+    return replace(job, config=config, run=job.run.expanduser().absolute() if isinstance(job.run, Path) else job.run)
+
+
+def train_in_process(job: TrainJob, *, device: torch.device | None = None, console: Console | None = None) -> bool:
+    """Train in this process, one of those that torchrun or Ray started, or alone.
+
+    Args:
+        job: The run.
+        device: Where this process computes, as its launcher assigned it.
+        console: What a person sees; by default the main process's standard error.
+
+    Returns:
+        Whether this is the main process.
+    """
+    run: Any = job.run  # a folder; or a URI, where training takes one
+    with process_group(device) as runtime:
+        console = console or Console(active=runtime.is_main, quiet=job.quiet)
+        train(
+            job.config, runtime, run,
+            where=job.where, console=console, with_single_task=job.with_single_task, added=job.added,
+        )  # fmt: skip
+        return runtime.is_main

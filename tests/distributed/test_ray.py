@@ -1,0 +1,119 @@
+"""`train --launcher ray` on a cluster of this machine: the steps of one process, one clear error, and resuming after deaths."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_clusters import Cluster, ray_cluster
+from ray_runs import finished, same_steps, same_users, train, values, wait_for
+from small_runs import events, run_worlds, what_lasts, write_small
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of three CPUs."""
+    with ray_cluster(cpus=3) as cluster:
+        yield cluster
+
+
+def test_two_and_three_workers_take_the_steps_of_one_process_and_score_each_user_once(cluster: Cluster, tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    run_worlds([{"config": values(tmp_path / "set"), "run": str(tmp_path / "alone")}], tmp_path)
+    two = values(tmp_path / "set", zero=2, accumulation=2)
+    code, said = finished(train(cluster, tmp_path, "two", two, "--set", "launch.workers=2"))
+    assert code == 0, said
+    assert "2 worker(s), each with 1 CPU, on CPUs (gloo)" in said
+    assert "stage 3/3 age · epoch" in said  # the main worker's log
+    code, said = finished(train(cluster, tmp_path, "three", values(tmp_path / "set", zero=1), "--set", "launch.workers=3"))
+    assert code == 0, said
+    for name, workers in (("two", 2), ("three", 3)):
+        assert events(tmp_path / name, "run")[0]["world_size"] == workers
+        same_steps(tmp_path / "alone", tmp_path / name)
+        same_users(tmp_path / "alone", tmp_path / name)
+
+
+def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dist_teracon", "doctor", "--ray", cluster.address, "--json"]
+    done = subprocess.run(command, env=cluster.environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    here, node = found
+    assert here == "this machine"
+    assert re.fullmatch(r"node [0-9a-f]{8} \([0-9.]+\)", node)
+    assert found[node][0] == {"name": "offers Ray", "status": "ok", "found": "3 CPU", "mend": ""}
+    assert found[node][1:] == [*found[here]]  # the node is this machine
+    done = subprocess.run(
+        command, env={**cluster.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, cwd=tmp_path, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"--ray={cluster.address}: the cluster wants its token" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_ends_the_run_with_the_workers_own_error_first_and_without_another_attempt(cluster: Cluster, tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    shard = tmp_path / "set/users/shard-00003.parquet"  # of the second worker
+    shard.write_bytes(shard.read_bytes()[:-7])
+    code, said = finished(train(cluster, tmp_path, "run", values(tmp_path / "set"), "--set", "launch.workers=2"))
+    assert code == 2
+    errors = [line for line in said.splitlines() if "error" in line.lower()]
+    assert errors[0].startswith("dist-teracon: error: rank 1: ")
+    assert "shard-00003.parquet" in errors[0]
+    assert "Traceback" not in said
+    assert "attempt 2" not in said
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(cluster: Cluster, tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    config = values(tmp_path / "set")
+    config["train"]["checkpoint_every"] = {"minutes": None, "steps": 3}
+    run_worlds([{"config": config, "run": str(tmp_path / "whole"), "world": 2}], tmp_path)
+    process = train(cluster, tmp_path, "run", config, "--set", "launch.workers=2")
+    kill_a_worker(process, cluster, tmp_path / "run/stages/02-likes/progress")
+    code, said = finished(process)
+    assert code == 0, said
+    why = r"workers are started anew \(rank [01]: its process is gone \(.*: attempt 2, 2 worker\(s\), from the newest checkpoint"
+    assert re.search(why, said), said
+    assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "whole")
+
+
+def kill_a_worker(process: subprocess.Popen[str], cluster: Cluster, after: Path) -> None:
+    """Kill a worker of the cluster's run once a file or folder is there."""
+    wait_for(after, process)
+    named = [other for other in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(other.info["cmdline"] or [])]
+    token = cluster.environment["RAY_AUTH_TOKEN_PATH"]  # other clusters may run on this machine
+    workers = [worker for worker in named if worker.environ().get("RAY_AUTH_TOKEN_PATH") == token]
+    workers[-1].send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_allowed(cluster: Cluster, tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    config = values(tmp_path / "set")
+    process = train(cluster, tmp_path, "run", config, "--set", "launch.workers=2")
+    wait_for(tmp_path / "run/stages/01-next/progress", process)
+    process.send_signal(signal.SIGINT)
+    code, said = finished(process)
+    assert code == 130, said
+    assert "the same command goes on from here" in said
+    process = train(cluster, tmp_path, "run", config, "--set", "launch.workers=2", "--set", "launch.max_failures=0")
+    kill_a_worker(process, cluster, tmp_path / "run/stages/02-likes/progress")
+    code, said = finished(process)
+    assert code == 1, said
+    errors = [line for line in said.splitlines() if "error" in line.lower()]
+    assert re.match(r"dist-teracon: error: rank [01]: its process is gone \(killed, ", errors[0]), said
+    assert "\n(raylet) A worker died" in said  # and Ray's own words after it
+    code, said = finished(train(cluster, tmp_path, "run", config, "--set", "launch.workers=1"))
+    assert code == 0, said
+    assert re.search(r"[12] of 3 stages are there, going on with (likes|age)", said), said
+    assert "launch.workers is now 1 (was 2): last digits may differ" in said
