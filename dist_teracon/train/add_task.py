@@ -57,6 +57,14 @@ def with_added_task(config: RunConfig, added: AddedTask, folder: RunFolder) -> R
     return config.model_copy(update={"tasks": tasks if added.name in tasks else (*tasks, added.name)})
 
 
+def takes_addition(folder: RunFolder, added: AddedTask) -> bool:
+    """Return whether there is a run that a task is added to, or was: none that was begun with it."""
+    if not folder.exists:
+        return False
+    begun_with = folder.config().tasks or ()
+    return added.name not in begun_with or any(entry["task"] == added.name for entry in folder.additions())
+
+
 def with_earlier_additions(config: RunConfig, folder: RunFolder) -> RunConfig:
     """Return the configuration with the tasks that were added to the run since it was begun, and the data set that they came from.
 

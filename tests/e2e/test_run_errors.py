@@ -203,7 +203,7 @@ def test_weights_that_a_last_step_has_broken_are_never_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(phase_module, "train_step", poisoned)
-        with pytest.raises(TrainingError, match=r"task 'gender'.*step 6: after it, a value of .*heads.gender.bias.* is not a finite number"):
+        with pytest.raises(TrainingError, match=r"task 'gender'.*step 6: after it, .*heads.gender.bias.* is not a finite number"):
             train_here(values, tmp_path / "run")
     assert sum(seen) == 6
     assert len(results(tmp_path / "run")["scores"]) == 1
