@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_teracon import cli
+from dist_teracon.console import no_log
+from dist_teracon.launch import submit
 from dist_teracon.launch.submit import main
 from dist_teracon.launch.wheel import program_wheel
 
@@ -48,6 +51,20 @@ def test_a_variable_that_is_not_set_and_a_bad_field_are_refused_before_the_clust
     where = ("--address", "http://127.0.0.1:9", config, "--run", "/r")
     assert "--env NO_SUCH_THING: is not set here" in refused(capsys, *where, "--env", "NO_SUCH_THING")
     assert "launch.workers" in refused(capsys, *where, "--set", "launch.workers=0")
+
+
+@pytest.mark.parametrize("volume", ["--quiet", "--verbose"])
+def test_the_job_has_every_option_of_train(config: str, volume: str) -> None:
+    chosen = [
+        config, "--run", "s3://bucket/run", "--scratch", "/big", "--with-single-task", "--no-report", volume,
+        "--add-task", "gender", "--new-items", "text", "--item-vectors", "/vectors.parquet",
+    ]  # fmt: skip
+    command = submit._submission(submit._parser().parse_args(["--address", "http://head:8265", *chosen]), no_log).command
+    there, here = (vars(cli._parser().parse_args(arguments)) for arguments in (command[3:], ["train", *chosen]))
+    assert {name: value for name, value in there.items() if name not in ("config", "launcher")} == {
+        name: value for name, value in here.items() if name not in ("config", "launcher")
+    }
+    assert there["launcher"] == "ray"
 
 
 def test_the_wheel_is_made_once_and_runs_without_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
-"""Workers that take a run over from an attempt before wait until that one has left it."""
+"""What workers take over: a job free of the driver's working directory, and a run that the attempt before has left."""
 
 from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from dist_teracon.config import RunConfig
 from dist_teracon.errors import RunError
 from dist_teracon.launch import ray_train
-from dist_teracon.launch.job import TrainJob
+from dist_teracon.launch.job import TrainJob, resolved
 from dist_teracon.store.lease import Lease
 from dist_teracon.store.objects import Objects
+from dist_teracon.train.add_task import AddedTask
 
 LASTS_S = 0.6
 
@@ -54,3 +57,14 @@ def test_a_holder_that_stays_is_training_s_to_report(monkeypatch: pytest.MonkeyP
         Lease(Objects(uri), lasts_s=LASTS_S).acquire()
     before.check()
     before.release()
+
+
+def test_a_job_for_other_machines_has_no_relative_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = replace(job_of("runs/first"), run=Path("runs/first"), added=AddedTask("gender", "text", "vectors.parquet"))
+    sent = resolved(job)
+    assert sent.run == tmp_path / "runs/first"
+    assert sent.config.dataset == str(tmp_path / "nowhere")
+    assert sent.added == AddedTask("gender", "text", str(tmp_path / "vectors.parquet"))
+    far = AddedTask("gender", "text", "s3://bucket/vectors.parquet")
+    assert resolved(replace(job, added=far)).added == far
