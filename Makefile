@@ -9,7 +9,7 @@ TORCH ?= auto
 PIP_OPTIONS ?=
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint types gate fuzz clean help
+.PHONY: install demo test lint types gate fuzz chaos clean help
 
 help:
 	@echo "make demo     set up, train on six synthetic tasks in order, print the table, write runs/demo/report.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make gate     the tests and those too slow for every change"
 	@echo "make install  set up alone; TORCH=cpu, default or the URL of an index chooses the build of torch"
 	@echo "make fuzz     20,000 damaged inputs through every reader of raw data"
+	@echo "make chaos    break a run in 100 random ways; after each the same command has to end with the same bits"
 
 install: $(INSTALLED)
 
@@ -38,6 +39,12 @@ FUZZ_INPUTS ?= 20000
 FUZZ_SEED ?= 0
 fuzz: install
 	$(BIN)/python tests/fuzz/sources.py --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
+
+# faults at random points of a run of six stages: POINTS of them, others with another CHAOS_SEED
+POINTS ?= 100
+CHAOS_SEED ?= 0
+chaos: install
+	$(BIN)/python tests/chaos/chaos.py --points $(POINTS) --seed $(CHAOS_SEED)
 
 lint: install
 	$(BIN)/ruff check .

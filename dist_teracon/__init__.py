@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dist_teracon.config_io import load_config
     from dist_teracon.data.open import open_dataset
+    from dist_teracon.inference.model import from_pretrained
     from dist_teracon.train.api import train_tasks
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_config", "open_dataset", "train_tasks"]
+__all__ = ["__version__", "from_pretrained", "load_config", "open_dataset", "train_tasks"]
 
 # name -> the module that has it. Training is `train_tasks`, because `train` is a package of this one.
 _PUBLIC = {
+    "from_pretrained": "dist_teracon.inference.model",
     "load_config": "dist_teracon.config_io",
     "open_dataset": "dist_teracon.data.open",
     "train_tasks": "dist_teracon.train.api",

@@ -332,11 +332,14 @@ class EvaluateConfig(ConfigModel):
             early, and R, FWT and BWT hold it.
         max_users: Score at most so many users a task and split, drawn by the run's seed; for trials.
         batch: Users encoded at a time.
+        exclude_seen: Rank without the items of the user's history, in tasks whose labels are items; None as the data set's recipe has it
+            (`repeats: false`).
     """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("mrr@5", "accuracy")
     max_users: Positive | None = None
     batch: Annotated[Whole, Field(ge=1, le=1 << 20)] = 512
+    exclude_seen: bool | None = None
 
 
 class LaunchConfig(ConfigModel):

@@ -93,17 +93,26 @@ def with_retries(
 
 
 @contextmanager
-def exclusive_lock(path: Path, busy: TeraconError) -> Iterator[None]:
+def exclusive_lock(path: Path, busy: Callable[[str], TeraconError], *, note: str = "") -> Iterator[None]:
     """Hold a lock on a local file, which is made if it is not there; it is released when the process ends, however it ends.
+
+    Args:
+        path: The file.
+        busy: From the note of the process that holds the lock to the error to raise.
+        note: Who holds it, for others; written into the file.
 
     Raises:
         TeraconError: `busy`, where another process holds it.
     """
-    with path.open("w") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise busy from None
+            file.seek(0)
+            raise busy(file.read(4096)) from None
+        file.truncate(0)
+        file.write(note)
+        file.flush()
         yield
 
 
@@ -121,19 +130,17 @@ def local_path(uri: str) -> Path:
         return Path(uri)
 
 
-def input_folder(uri: str) -> str:
-    """Return a folder's URI without `~`, `.` at its end and the like, so that names of its files and its own can follow from it.
+def input_path(uri: str) -> str:
+    """Return a folder's or a file's URI without `~`, `.` at its end and the like, so that names in it and its own can follow from it.
 
     Raises:
-        DataError: a local one is not there, or a file.
+        DataError: a local one is not there.
     """
     if not is_local(uri):
         return uri
     path = local_path(uri)
     if not path.exists():
         raise DataError(f"{uri}: no such folder" + (" (a symbolic link to nothing)" if path.is_symlink() else ""))
-    if not path.is_dir():
-        raise DataError(f"{uri}: is a file; name the folder that holds it")
     return str(path.resolve() if path.name in ("", "..") else path)
 
 

@@ -27,6 +27,7 @@ class TrainJob:
         with_single_task: Train every task alone too.
         added: A task to add to a finished run.
         verbose: Log more of what is chosen and why.
+        quiet: Show warnings and errors alone.
     """
 
     config: RunConfig
@@ -35,6 +36,7 @@ class TrainJob:
     with_single_task: bool = False
     added: AddedTask | None = None
     verbose: bool = False
+    quiet: bool = False
 
 
 def resolved(job: TrainJob) -> TrainJob:
@@ -60,7 +62,7 @@ def train_in_process(job: TrainJob, *, device: torch.device | None = None, conso
     """
     run: Any = job.run  # a folder; or a URI, where training takes one
     with process_group(device) as runtime:
-        console = console or Console(active=runtime.is_main)
+        console = console or Console(active=runtime.is_main, quiet=job.quiet)
         train(
             job.config, runtime, run,
             where=job.where, console=console, with_single_task=job.with_single_task, added=job.added,

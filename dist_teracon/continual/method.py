@@ -80,6 +80,7 @@ class MethodContext:
         tasks: All tasks in the order in which they will be learned.
         training: Stage settings, one a task.
         item_vectors: Initial item vectors [V, C] from a task's own training users, where they are not drawn.
+        for_use: The method is restored to be used and not to be trained, so what training alone needs may be left out.
     """
 
     model: ModelConfig
@@ -88,6 +89,7 @@ class MethodContext:
     tasks: tuple[Task, ...]
     training: tuple[StageTraining, ...]
     item_vectors: Callable[[Task], Tensor] | None = None
+    for_use: bool = False
 
     def backbone(self, task: Task) -> Backbone:
         """Build the configured backbone for a first task; what is drawn is the same each time."""
@@ -112,6 +114,18 @@ class Method(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[ConfigModel]] = ConfigModel
+    # whether `model()`'s backbone under `masks()` is all that `encode` computes; not where weights are changed or modules inserted
+    masks_alone: ClassVar[bool] = True
+    # whether a finished run can learn one more task (`--add-task`)
+    adds_tasks: ClassVar[bool] = True
+
+    @classmethod
+    def check(cls, tasks: Sequence[Task], backbone: type[Backbone]) -> None:
+        """Refuse tasks, an order or a backbone that the method cannot learn; called before anything runs.
+
+        Raises:
+            ConfigError: it cannot.
+        """
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         self.context = context
@@ -180,8 +194,8 @@ class Method(ABC):
         """Add rows to a batch, as replayed users."""
         return batch
 
-    def replay_bounds(self, batch: int) -> tuple[int, int]:
-        """Return the least and the most rows that a step replays of each past task, beside a batch of so many examples."""
+    def replay_bounds(self, batch: int, past: int) -> tuple[int, int]:
+        """Return the least and the most rows that a step replays of `past` tasks together, beside a batch of so many examples."""
         return 0, 0
 
     @abstractmethod

@@ -2,14 +2,16 @@
 Retention).
 
 On disk, a past task and shard: `pseudo_labels/<past task>/shard-00042.arrow` with `row` (int32, of the user in the shard) and
-`target` (fixed-size list of float32: the teacher's logits, or its representation where the labels are too many to store).
+`target` (fixed-size list of float32: the teacher's logits, or its representation where the labels are too many to store). Beside it
+`shard-00042.json`: the SHA-256 of the shard and of the teacher that made it.
 
 Legend: n rows, C channels, Y labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +71,13 @@ def write_pseudo_labels(
     folder: Path,
     mask_index: int,
     shards: range,
+    teacher: str = "",
     batch: int = 1024,
     log: Log = no_log,
 ) -> Iterator[Path]:
     """Run the teacher over a pool, shard by shard; yields each shard's file once it is whole. What is there is kept and extended.
+
+    A shard that is damaged, or that another teacher has made, is made anew.
 
     Args:
         teach: Maps a packed batch of whole sequences to targets [n, d].
@@ -80,16 +85,17 @@ def write_pseudo_labels(
         folder: Where the shards' files go.
         mask_index: Row of the teacher's mask table.
         shards: The shards that this rank owns.
+        teacher: Hash of the teacher (`hash_of_weights`).
         batch: Users encoded at a time.
         log: Takes a line on what is made anew.
     """
     for shard in shards:
         path = folder / f"shard-{shard:05d}.arrow"
         rows, targets = np.zeros(0, dtype=np.int32), None
-        if path.exists() and not (damage := damage_of(path)):
+        if path.exists() and not (unfit := damage_of(path) or _other_teacher(path, teacher)):
             rows, targets = read_shard(path)
         elif path.exists():
-            log(f"warning: {path}: {damage}; these pseudo-labels are made anew")
+            log(f"warning: {path}: {unfit}; these pseudo-labels are made anew")
         kept = min(len(rows), len(pool[shard]))
         if not np.array_equal(rows[:kept], pool[shard][:kept]):
             kept = 0  # made for another pool
@@ -100,7 +106,7 @@ def write_pseudo_labels(
             packed = take_rows(data.values, data.offsets, missing[first : first + batch])
             parts.append(teach(plain_batch(packed, mask_index)).float().cpu().numpy())
         if missing.size or targets is None:
-            _write_shard(path, pool[shard], np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32))
+            _write_shard(path, pool[shard], np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32), teacher)
         yield path
 
 
@@ -114,13 +120,13 @@ def plain_batch(rows: PackedRows, mask_index: int) -> PackedBatch:
     )
 
 
-def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[np.float32]) -> None:
+def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[np.float32], teacher: str) -> None:
     values = pa.FixedSizeListArray.from_arrays(pa.array(targets.reshape(-1)), targets.shape[1])
     table = pa.table({"row": pa.array(rows.astype(np.int32)), "target": values})
     _checksum_file(path).unlink(missing_ok=True)  # a shard without one is made anew
     with io.atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    io.write_json(_checksum_file(path), {"sha256": io.sha256(str(path))})
+    io.write_json(_checksum_file(path), {"sha256": io.sha256(str(path)), "teacher": teacher})
 
 
 def _checksum_file(path: Path) -> Path:
@@ -137,6 +143,21 @@ def damage_of(path: Path) -> str:
     except DataError:
         return "its checksum was damaged"
     return "" if isinstance(known, dict) and known.get("sha256") == io.sha256(str(path)) else "it is not as it was written"
+
+
+def _other_teacher(path: Path, teacher: str) -> str:
+    """Return that another teacher has made a sound shard, or nothing."""
+    return "" if io.read_json(str(_checksum_file(path))).get("teacher", "") == teacher else "another teacher has made it"
+
+
+def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_shard(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

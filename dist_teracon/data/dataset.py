@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io as bytes_io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ class Dataset:
         self._shards: dict[int, Shard] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
         self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
+        self._label_of_item: dict[str, NDArray[np.int64] | None] = {}
 
     def shard(self, index: int) -> Shard:
         """Return a shard's users."""
@@ -107,6 +108,10 @@ class Dataset:
             path = users_file(index)
             self._shards[index] = Shard(**self._columns(path, _SHARD, lambda: _users_columns(self.table(path, ["user_hash", "sequence"]))))
         return self._shards[index]
+
+    def forget(self, index: int) -> None:
+        """Drop a shard's users from memory, where each shard is read once."""
+        self._shards.pop(index, None)
 
     def labels(self, task: str, index: int) -> Labels:
         """Return a shard's labels of a task, all splits."""
@@ -129,6 +134,21 @@ class Dataset:
         if (task, chosen) not in self._train_counts:
             self._train_counts[task, chosen] = self._count_training_targets(task, chosen)
         return self._train_counts[task, chosen]
+
+    def label_of_item(self, task: str) -> NDArray[np.int64] | None:
+        """Return which label of a task each item is, int64 [items], −1 for none; None for a task whose labels are not items.
+
+        Labels are items in the first task, and in item tasks whose recipe has `label: item`.
+        """
+        if task not in self._label_of_item:
+            found = None
+            if self.info.task(task).predicts_next:
+                found = next_label_of_item(self.info.items, self.info.task(task).labels)
+            elif self.info.labels_are_items(task):
+                items, labels = self.vocabulary("items")["item"].to_pylist(), self.vocabulary(task)["label"].to_pylist()
+                found = label_of_name(items, labels)
+            self._label_of_item[task] = found
+        return self._label_of_item[task]
 
     def vocabulary(self, name: str) -> pa.Table:
         """Return a vocabulary, `items` or a task's."""
@@ -184,6 +204,18 @@ class Dataset:
         if entry is None:
             raise DataError(f"{io.join(self.uri, path)}: dataset.json does not list this file; prepare the data set again")
         return entry
+
+
+def next_label_of_item(items: int, labels: int) -> NDArray[np.int64]:
+    """Return which of the first task's labels each item is, int64 [items]; −1 for the reserved ones, and for items that came later."""
+    label = np.arange(items, dtype=np.int64) - FIRST_ITEM
+    return np.where((label >= 0) & (label < labels), label, -1)
+
+
+def label_of_name(items: Sequence[str | None], labels: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place among `labels` of each item's name, −1 for none."""
+    place = {label: index for index, label in enumerate(labels)}
+    return np.array([-1 if name is None else place.get(name, -1) for name in items], dtype=np.int64)
 
 
 _SHARD = ("user_hash", "values", "offsets", "targets")

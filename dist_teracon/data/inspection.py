@@ -81,7 +81,7 @@ def readable(text: Any) -> str:
 
 
 def _joined(names: Sequence[str]) -> str:
-    return f"{_GAP}· ".join(names)
+    return f"{_GAP}· ".join(name.replace(" ", _GAP) for name in names)
 
 
 class _Reader:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.raw.parquet import read_ids
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import DataError
 
@@ -63,9 +64,7 @@ def read_item_vectors(uri: str, dataset: Dataset) -> ItemVectors:
 
 
 def _ids(column: pa.ChunkedArray, uri: str) -> pa.Array:
-    if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{uri}: column 'item': expected text or whole numbers, got {column.type}")
-    ids = column.combine_chunks().cast(pa.string())
+    ids = read_ids(uri, "item", column)
     if ids.null_count:
         raise DataError(f"{uri}: row {np.flatnonzero(np.asarray(ids.is_null()))[0] + 1}: no item id")
     counted = pc.value_counts(ids)

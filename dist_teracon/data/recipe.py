@@ -17,12 +17,27 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dist_teracon.config_io import read_yaml
 from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, Texts, clean_name, zone_of
 from dist_teracon.data.schema import SplitRule
-from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.errors import ConfigError, nearest, shortened
+
+# Of counts: more cannot be meant, and would not fit the arrays that are made from them.
+_MOST = (1 << 31) - 1
 
 
 class _Part(BaseModel):
@@ -31,9 +46,15 @@ class _Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values(cls, value: Any) -> Any:
-        if isinstance(value, dict) and (found := next((key for key, entry in value.items() if isinstance(entry, bool)), None)) is not None:
+        truths = [key for key, entry in value.items() if isinstance(entry, bool) and key != "repeats"] if isinstance(value, dict) else []
+        if found := next(iter(truths), None):
             raise ValueError(f"{found} is a truth value to YAML, as yes, no, on, off, true and false are; write names in quotes")
         return value
+
+
+def _without_default_repeats(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a part's fields without `repeats: true`, so that recipes without the field are stored, and hashed, as ever."""
+    return {name: value for name, value in values.items() if name != "repeats" or not value}
 
 
 class EventFilter(_Part):
@@ -66,13 +87,19 @@ class HistoryRule(_Part):
         padding: `token` fills every sequence up to `length`, on the left, with one more item, as the published code does; `none` does not.
         minimum: Users with fewer are dropped.
         min_count: Items with fewer occurrences in all sequences count as unseen.
+        repeats: Whether a user may take an item twice; where not, the first task's ranking leaves out what a history holds.
     """
 
     events: EventFilter = EventFilter()
-    length: int = Field(default=100, ge=1)
+    length: int = Field(default=100, ge=1, le=_MOST)
     padding: Literal["none", "token"] = "none"
-    minimum: int = Field(default=1, ge=1)
-    min_count: int = Field(default=1, ge=1)
+    minimum: int = Field(default=1, ge=1, le=_MOST)
+    min_count: int = Field(default=1, ge=1, le=_MOST)
+    repeats: bool = True
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default_repeats(serialize(self))
 
 
 class ItemTask(_Part):
@@ -84,20 +111,32 @@ class ItemTask(_Part):
         choose: Which of them: drawn by seed, the `first` in time, or the `next` ones after the date in `events.from`.
         label: `item`, or an attribute of items such as a category.
         min_count: Labels of fewer users are dropped before any are drawn.
+        repeats: Whether a label may be an item of the user's history; where not, rankings leave out what a history holds.
     """
 
     kind: Literal["item"]
     events: EventFilter = EventFilter()
-    targets: int | None = Field(default=None, ge=1)
+    targets: int | None = Field(default=None, ge=1, le=_MOST)
     choose: Literal["random", "first", "next"] = "random"
     label: str = "item"
-    min_count: int = Field(default=1, ge=1)
+    min_count: int = Field(default=1, ge=1, le=_MOST)
+    repeats: bool = True
 
     @model_validator(mode="after")
     def _has_date(self) -> ItemTask:
         if self.choose == "next" and self.events.since is None:
             raise ValueError("'choose: next' requires a date in events.from, after which the next ones come")
         return self
+
+    @model_validator(mode="after")
+    def _repeats_of_items(self) -> ItemTask:
+        if not self.repeats and self.label != "item":
+            raise ValueError(f"'repeats: false' is for labels that are items, and these are items' '{self.label}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default_repeats(serialize(self))
 
 
 class ProfileTask(_Part):
@@ -138,8 +177,8 @@ class SplitPart(_Part):
     train: float = Field(default=0.8, gt=0, lt=1)
     validation: float = Field(default=0.05, gt=0, lt=1)
     test: float = Field(default=0.15, gt=0, lt=1)
-    folds: int = Field(default=1, ge=1)
-    fold: int = Field(default=0, ge=0)
+    folds: int = Field(default=1, ge=1, le=1000)
+    fold: int = Field(default=0, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _whole(self) -> SplitPart:
@@ -170,6 +209,20 @@ def _known_encoding(name: str) -> str:
     if not is_text:
         raise ValueError("expected an encoding of text that Python knows, as utf-8, cp949, utf-16 or latin-1")
     return name
+
+
+def _codes(value: Any) -> Any:
+    """Return codes of unknown: a tuple of texts, or one by attribute."""
+    if isinstance(value, dict):
+        return {str(name): _listed_codes(codes) for name, codes in value.items()}
+    return _listed_codes(value)
+
+
+def _listed_codes(value: Any) -> tuple[str, ...]:
+    listed = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(code, str | int | float) and not isinstance(code, bool) for code in listed):
+        raise ValueError("expected a list of codes, as ['0', '-'], or such lists by attribute")
+    return tuple(map(str, listed))
 
 
 class Columns(_Part):
@@ -215,7 +268,7 @@ class Recipe(_Part):
     files: Files = Files()
     columns: Columns = Columns()
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
-    missing: dict[str, Texts] | Texts = ()
+    missing: Annotated[dict[str, tuple[str, ...]] | tuple[str, ...], BeforeValidator(_codes)] = ()
     history: HistoryRule = HistoryRule()
     first_task: str = "next"
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)
@@ -311,9 +364,9 @@ def _explain(where: str, recipe: dict[str, Any], problem: Any) -> str:
         return f"{where}: {dotted}: unknown field{nearest(str(loc[-1]), known)} (known: {', '.join(known)})"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = problem["input"].get("kind") if isinstance(problem["input"], dict) else problem["input"]
-        return f"{where}: {dotted}.kind: expected 'item' or 'profile', got {given!r}"
+        return f"{where}: {dotted}.kind: expected 'item' or 'profile', got {shortened(given)}"
     if problem["type"] == "missing":
         return f"{where}: {dotted}: required field missing"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
+    shown = "" if isinstance(problem["input"], dict | BaseModel) else f", got {shortened(problem['input'])}"
     return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"

@@ -33,6 +33,9 @@ FORMAT_VERSION = 1
 UNSEEN_ITEM = 1
 FIRST_ITEM = 2
 
+# Formats whose tasks number their labels on their own, so that a label and an item of one name are different things.
+LABELS_OF_THEIR_OWN = ("sequence-csv", "ttl")
+
 TaskKind = Literal["next", "item", "profile"]
 
 
@@ -146,6 +149,30 @@ class DatasetInfo:
                 return task
         known = [task.name for task in self.tasks]
         raise DataError(f"data set '{self.name}' has no task '{name}'{nearest(name, known)} (it has: {', '.join(known)})")
+
+    @property
+    def labels_of_their_own(self) -> bool:
+        """Whether later tasks number their labels on their own, as formats do that come with tasks."""
+        return self.source.get("format") in LABELS_OF_THEIR_OWN or bool(self.source.get("labels_of_their_own"))
+
+    def labels_are_items(self, task: str) -> bool:
+        """Return whether a task's labels are the items of the sequences, so far as that is known: the first task's, or by the recipe."""
+        if self.task(task).predicts_next:
+            return True
+        if self.labels_of_their_own:
+            return False
+        rule = self._rule(task)
+        return rule.get("kind") == "item" and rule.get("label", "item") == "item"
+
+    def repeats(self, task: str) -> bool:
+        """Return whether a task's label may be an item of the user's history: unless the recipe has `repeats: false`."""
+        return bool(self._rule(task).get("repeats", True))
+
+    def _rule(self, task: str) -> dict[str, Any]:
+        """Return a task's part of the recipe, the history's for the first task; nothing where there was none."""
+        recipe = self.source.get("recipe") or {}
+        rule = recipe.get("history") if self.task(task).predicts_next else recipe.get("tasks", {}).get(task)
+        return cast("dict[str, Any]", rule or {})
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values, with a checksum of them."""

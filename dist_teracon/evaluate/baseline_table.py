@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.console import Log
+from dist_teracon.data import ragged
 from dist_teracon.data.batches import take_rows
-from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.dataset import Dataset, Labels
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baselines import SvdFeatures, popularity_score, svd_logistic_regression
+from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.metrics import metrics_of
+from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.hashing import mix64, stable_hash
 
 Int = NDArray[np.int64]
@@ -23,7 +26,9 @@ Int = NDArray[np.int64]
 SVD_USERS = 100_000
 
 
-def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, metrics: Sequence[str], seed: int, log: Log) -> dict[str, Any]:
+def baseline_table(
+    dataset: Dataset, tasks: Sequence[Task], *, metrics: Sequence[str], seed: int, log: Log, exclude_seen: bool | None = None
+) -> dict[str, Any]:
     """Score popularity on item tasks, majority and SVD with logistic regression on profile tasks, on the whole test split.
 
     Of more than `SVD_USERS` users the SVD takes a sample, training and test users alike, and its entries say of how many (`users`).
@@ -34,6 +39,7 @@ def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, metrics: Sequence
         metrics: Names; the first that a task has is that of its baselines.
         seed: Of the SVD and its sample of users.
         log: Takes messages.
+        exclude_seen: `evaluate.exclude_seen` of the configuration: popularity then leaves out what models' rankings leave out.
 
     Returns:
         `popularity`, `majority`, `svd_logistic_regression`: lists over `tasks`, None where a baseline does not apply.
@@ -44,10 +50,24 @@ def baseline_table(dataset: Dataset, tasks: Sequence[Task], *, metrics: Sequence
         parts = [dataset.labels(task.name, shard).of(Split.TEST) for shard in range(dataset.info.shards)]
         targets, users = np.concatenate([part.values for part in parts]), np.concatenate([part.counts for part in parts])
         metric, counts = metrics_of(task, metrics)[0], dataset.train_counts(task.name)
-        score = popularity_score(metric, counts, targets, np.repeat(np.arange(users.size), users)) if targets.size else None
+        left_out = _left_out(dataset, task, parts) if excludes_seen(dataset.info, task.name, exclude_seen) else None
+        rows = np.repeat(np.arange(users.size), users)
+        score = popularity_score(metric, counts, targets, rows, left_out) if targets.size else None
         popularity.append(score if task.ranks_labels else None)
         majority.append(None if task.ranks_labels else score)
     return {"popularity": popularity, "majority": majority, "svd_logistic_regression": _svd(dataset, tasks, metrics, seed, log)}
+
+
+def _left_out(dataset: Dataset, task: Task, parts: Sequence[Labels]) -> LeftOut:
+    """Return what the rankings of each shard's users leave out, shard behind shard."""
+    found = []
+    for shard, part in enumerate(parts):
+        data = dataset.shard(shard)
+        rows = take_rows(data.values, data.offsets, part.users, without_last=task.predicts_next)
+        label_of_item = dataset.label_of_item(task.name)
+        assert label_of_item is not None
+        found.append(items_left_out(rows.values, rows.offsets, label_of_item))
+    return LeftOut(*ragged.concatenate([(part.labels, part.offsets) for part in found]))
 
 
 def _svd(dataset: Dataset, tasks: Sequence[Task], metrics: Sequence[str], seed: int, log: Log) -> list[dict[str, Any] | None]:

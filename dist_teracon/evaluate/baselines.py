@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data import ragged
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import TeraconError
+from dist_teracon.evaluate.candidates import LeftOut
 from dist_teracon.evaluate.metrics import BEYOND_EVERY_CUTOFF, Metric, Outcomes
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ _CHUNK = 65_536
 
 
 def popularity_score(
-    metric: Metric, train_counts: NDArray[np.int64], targets: NDArray[np.int64], users: NDArray[np.int64] | None = None
-) -> float | None:
+    metric: Metric, train_counts: NDArray[np.int64], targets: NDArray[np.int64], users: NDArray[np.int64] | None = None,
+    left_out: LeftOut | None = None,
+) -> float | None:  # fmt: skip
     """Return the score of ranking all classes by how often training saw them; None where the metric is not defined.
 
     Equal counts stand in random order, in expectation; a class that training never saw is a miss. For a profile task this is the
@@ -41,6 +44,7 @@ def popularity_score(
         train_counts: int64 [Y], training examples by class.
         targets: integers [E], classes of the examples to score.
         users: int64 [E], number of each example's user, which means over users read.
+        left_out: Labels that each user's ranking leaves out, by the user's number.
 
     Raises:
         ValueError: there is no target.
@@ -54,7 +58,29 @@ def popularity_score(
     if not metric.ranks_labels:
         with np.errstate(divide="ignore"):
             logits_EY = np.broadcast_to(np.log(train_counts.astype(np.float64)), (len(targets), len(train_counts)))
-    return metric.score(Outcomes(targets.astype(np.int64), greater_Y[targets], equal_Y[targets], logits_EY), users)
+    greater_E, equal_E = greater_Y[targets], equal_Y[targets]
+    if left_out is not None and users is not None:
+        greater_E, equal_E = _without(left_out, train_counts, targets, users, greater_E, equal_E)
+    return metric.score(Outcomes(targets.astype(np.int64), greater_E, equal_E, logits_EY), users)
+
+
+def _without(
+    left_out: LeftOut, counts_Y: NDArray[np.int64], targets: NDArray[np.int64], users: NDArray[np.int64], greater_E: Any, equal_E: Any
+) -> tuple[Any, Any]:
+    """Return the candidates of each example that remain without what its user's ranking leaves out; a target left out is a miss."""
+    labels, offsets = ragged.distinct(left_out.labels, left_out.offsets)
+    lengths = offsets[users + 1] - offsets[users]
+    example = np.repeat(np.arange(len(users)), lengths)
+    labels = labels[ragged.positions(offsets[users], lengths)]
+    own, other = counts_Y[targets[example]], counts_Y[labels]
+    is_target = labels == targets[example]
+
+    def each(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(example[chosen], minlength=len(users))
+
+    missed = (each(is_target) > 0) | (greater_E == BEYOND_EVERY_CUTOFF)
+    greater_E = np.where(missed, BEYOND_EVERY_CUTOFF, greater_E - each(other > own))
+    return greater_E, np.maximum(0, equal_E - each((other == own) & ~is_target))
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ Legend: B rows (users), C channels, E examples, Y labels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_teracon.data import ragged
 from dist_teracon.evaluate.metrics import BEYOND_EVERY_CUTOFF, Outcomes, joined
 from dist_teracon.models.heads import Head, rows_at_once
 
@@ -43,9 +46,43 @@ def count_candidates(logits_BY: Tensor, labels_E: Tensor, *, rows_E: Tensor | No
     return greater, equal.clamp_min(0)
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Labels that rows' rankings leave out: row r's are `labels[offsets[r]:offsets[r + 1]]`.
+
+    Attributes:
+        labels: int64 [P].
+        offsets: int64 [B + 1].
+    """
+
+    labels: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def remove(self, logits_RY: Tensor, rows_R: Tensor) -> None:
+        """Set the logits of what some rows leave out to minus infinity, in place."""
+        rows = rows_R.numpy()
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        labels = torch.from_numpy(self.labels[ragged.positions(self.offsets[rows], lengths)])
+        row_of_label = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
+        logits_RY[row_of_label.to(logits_RY.device), labels.to(logits_RY.device)] = -torch.inf
+
+
+def items_left_out(values: NDArray[np.int32], offsets: NDArray[np.int64], label_of_item: NDArray[np.int64]) -> LeftOut:
+    """Return the labels that are items of rows' own sequences.
+
+    Args:
+        values: int32 [N], item indices, row behind row.
+        offsets: int64 [B + 1].
+        label_of_item: int64 [items], each item's label, −1 for none.
+    """
+    labels = label_of_item[values]
+    return LeftOut(*ragged.keep(labels, offsets, labels >= 0))
+
+
 def score_rows(
-    head: Head, hidden_BC: Tensor, index_E: Tensor, labels_E: Tensor, *, seen_Y: Tensor | None = None, keep_logits: bool = False
-) -> Outcomes:
+    head: Head, hidden_BC: Tensor, index_E: Tensor, labels_E: Tensor, *,
+    seen_Y: Tensor | None = None, keep_logits: bool = False, left_out: LeftOut | None = None,
+) -> Outcomes:  # fmt: skip
     """Score examples with a head, in chunks that never hold more logits than fit; logits are fp32 at least, as in bf16 half would tie.
 
     Args:
@@ -55,6 +92,7 @@ def score_rows(
         labels_E: Targets, int64 on the CPU.
         seen_Y: Whether training saw a label; a target that it never saw is a miss. None for all.
         keep_logits: Whether the outcomes hold the class scores, which profile tasks' metrics read.
+        left_out: Labels that do not take part in a row's ranking; as a target such a label is a miss.
     """
     dtype = torch.promote_types(hidden_BC.dtype, torch.float32)
     weight, bias, hidden_BC = head.weight.to(dtype), head.bias.to(dtype), hidden_BC.to(dtype)
@@ -62,7 +100,13 @@ def score_rows(
     for chunk in torch.arange(index_E.shape[0]).split(rows_at_once(head.labels)):
         rows, example_row = torch.unique(index_E[chunk], return_inverse=True)
         logits = F.linear(hidden_BC[rows.to(hidden_BC.device)], weight, bias)
-        parts.append(outcomes(logits, labels_E[chunk], rows_E=example_row, seen_Y=seen_Y, keep_logits=keep_logits))
+        if left_out is not None:
+            left_out.remove(logits, rows)
+        found = outcomes(logits, labels_E[chunk], rows_E=example_row, seen_Y=seen_Y, keep_logits=keep_logits)
+        if left_out is not None:
+            gone = logits[example_row.to(logits.device), labels_E[chunk].to(logits.device)].isneginf().cpu().numpy()
+            found = replace(found, greater=np.where(gone, BEYOND_EVERY_CUTOFF, found.greater))
+        parts.append(found)
     return joined(parts) if parts else no_outcomes(head.labels if keep_logits else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,8 +17,8 @@ from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
-from dist_teracon.data.schema import Split
-from dist_teracon.evaluate.candidates import no_outcomes, score_rows
+from dist_teracon.data.schema import DatasetInfo, Split
+from dist_teracon.evaluate.candidates import items_left_out, no_outcomes, score_rows
 from dist_teracon.evaluate.metrics import Metric, Outcomes, finite, joined, user_means
 from dist_teracon.models.heads import Head
 from dist_teracon.runtime import Runtime
@@ -59,12 +60,14 @@ class Score:
         examples: How many there were.
         unseen: Targets that training never saw; each is a miss.
         by_user: This rank's users, for intervals over users.
+        error: Standard error of `value` over users; None where it is no mean, or of fewer than two users.
     """
 
     values: dict[str, float | None]
     examples: int
     unseen: int
     by_user: UserScores
+    error: float | None = None
 
     @property
     def value(self) -> float | None:
@@ -75,13 +78,16 @@ class Score:
 @torch.no_grad()
 def score_task(
     encoder: Encoder, dataset: Dataset, task: str, split: Split, *,
-    metrics: Sequence[Metric], runtime: Runtime, batch: int, max_users: int | None, seed: int, progress: Progress | None = None,
+    metrics: Sequence[Metric], runtime: Runtime, batch: int, max_users: int | None, seed: int, exclude_seen: bool | None = None,
+    progress: Progress | None = None,
 ) -> Score:  # fmt: skip
     """Score a task on a split by its metrics, the first of which selects; every rank scores its shards and all get the whole.
 
-    Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32.
+    Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32. `exclude_seen` is
+    `evaluate.exclude_seen` of the configuration: a target that is in the sequence itself is a miss then, as it would not be offered.
     """
     info = dataset.info.task(task)
+    label_of_item = dataset.label_of_item(task) if excludes_seen(dataset.info, task, exclude_seen) else None
     seen = train_counts(dataset, task, runtime) > 0
     tally = _Tally(metrics, None if info.ranks_labels else info.labels)
     batches = evaluation_batches(
@@ -91,12 +97,26 @@ def score_task(
     for packed in (progress or NoProgress()).track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
         (examples,) = packed.examples
         hidden = encoder.encode(packed.to(runtime.device), task)
+        left_out = None
+        if label_of_item is not None:
+            left_out = items_left_out(packed.values.numpy(), packed.row_offsets.numpy(), label_of_item)
         found = score_rows(
-            encoder.head(task), hidden, examples.index, examples.labels, seen_Y=seen, keep_logits=not info.ranks_labels
+            encoder.head(task), hidden, examples.index, examples.labels, seen_Y=seen, keep_logits=not info.ranks_labels, left_out=left_out,
         )  # fmt: skip
         assert packed.user_hash is not None
         tally.add(found, examples.index.numpy(), packed.user_hash, unseen=int((~seen[examples.labels]).sum()))
     return tally.score(runtime)
+
+
+def excludes_seen(info: DatasetInfo, task: str, setting: bool | None) -> bool:
+    """Return whether a task is ranked without the items of a user's own sequence.
+
+    Args:
+        info: The data set.
+        task: The task's name.
+        setting: `evaluate.exclude_seen`; None for what the recipe has. Tasks whose labels are not items are never ranked so.
+    """
+    return info.labels_are_items(task) and (not info.repeats(task) if setting is None else setting)
 
 
 class _Tally:
@@ -112,6 +132,7 @@ class _Tally:
         self._metrics, self._classes = metrics, classes
         self._examples, self._users, self._unseen = 0, 0, 0
         self._sums = np.zeros(len(self._means))
+        self._squares = np.zeros(3)  # Σ s², Σ s·n, Σ n² over users, of the metric that selects
         self._by_user: list[tuple[NDArray[np.uint64], NDArray[np.int64], list[NDArray[np.float64]]]] = []
         self._kept: list[Outcomes] = []
 
@@ -130,14 +151,18 @@ class _Tally:
             else:
                 columns.append(np.bincount(users_E, weights=values, minlength=len(counts)).astype(np.float64))
             self._sums[place] += float(torch.from_numpy(values).sum())
+        if self._metrics[0].is_mean:
+            sums = columns[0]
+            weights = (counts > 0).astype(np.float64) if self._metrics[0].over == "users" else counts.astype(np.float64)
+            self._squares += [sums @ sums, sums @ weights, weights @ weights]
         self._by_user.append((user_hash_B, counts, columns))
         if len(self._means) < len(self._metrics):
             self._kept.append(found)
 
     def score(self, runtime: Runtime) -> Score:
         """Return the score over all ranks; all call it."""
-        own = torch.tensor([*self._sums, self._examples, self._users, self._unseen], dtype=torch.float64)
-        *sums, examples, users, unseen = runtime.all_reduce_sum(own).tolist()
+        own = torch.tensor([*self._sums, self._examples, self._users, self._unseen, *self._squares], dtype=torch.float64)
+        *sums, examples, users, unseen, square, cross, weight = runtime.all_reduce_sum(own).tolist()
         values: dict[str, float | None] = dict.fromkeys(metric.name for metric in self._metrics)
         if examples:
             for metric, total in zip(self._means, sums, strict=True):
@@ -145,7 +170,11 @@ class _Tally:
         if len(self._means) < len(self._metrics):
             whole = joined([part for of_rank in runtime.gather(self._kept) for part in of_rank] or [no_outcomes(self._classes)])
             values.update({metric.name: metric.score(whole) for metric in self._metrics if not metric.is_mean})
-        return Score(values, int(examples), int(unseen), self._user_scores())
+        first, error = self._metrics[0], None
+        if first.is_mean and users > 1:
+            total = users if first.over == "users" else examples
+            error = standard_error(sums[0] / total, total, users, square, cross, weight)
+        return Score(values, int(examples), int(unseen), self._user_scores(), error)
 
     def _user_scores(self) -> UserScores:
         parts = self._by_user or [(np.zeros(0, np.uint64), np.zeros(0, np.int64), [np.zeros(0)] * len(self._means))]
@@ -153,6 +182,19 @@ class _Tally:
         columns = {metric.name: np.concatenate([part[2][place] for part in parts]) for place, metric in enumerate(self._means)}
         first = columns.pop(self._metrics[0].name, np.full(len(hashes), np.nan))
         return UserScores(hashes, first, counts, columns)
+
+
+def standard_error(mean: float, total: float, users: float, square: float, cross: float, weight: float) -> float:
+    """Return the standard error of Σ s / Σ n over users: `√(Σ (s − mean·n)² · U / (U − 1)) / Σ n`.
+
+    Args:
+        mean: Σ s / Σ n.
+        total: Σ n.
+        users: U, at least two.
+        square, cross, weight: Σ s², Σ s·n, Σ n².
+    """
+    spread = max(0.0, square - 2 * mean * cross + mean**2 * weight)
+    return math.sqrt(spread * users / (users - 1)) / total
 
 
 def train_counts(dataset: Dataset, task: str, runtime: Runtime) -> Tensor:

@@ -12,6 +12,12 @@ from dist_teracon.data.batches import Positions
 from dist_teracon.kernels.running_mean import running_mean
 
 
+def last_positions(x_BLC: Tensor, lengths: Tensor) -> Tensor:
+    """Return each padded row's last position [B, C]; `lengths` int64 [B], at least 1 each."""
+    place = (lengths - 1)[:, None, None].expand(-1, 1, x_BLC.shape[2])
+    return x_BLC.gather(1, place).squeeze(1)
+
+
 def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps: float = 1e-8) -> Tensor:
     """Mean of a row's inputs up to each position, normalised over channels: [N, C], or [B, C] over whole rows.
 

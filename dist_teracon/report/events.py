@@ -13,17 +13,21 @@ from dist_teracon.report.values import as_list, as_mapping, as_number, as_whole
 
 @dataclass(frozen=True)
 class Step:
-    """One logged training step; `rho` holds the sampling rate of each past task."""
+    """One logged training step; for each past task `rho` has the formula's sampling rate, `rows` the replayed rows of the batch."""
 
     stage: int
     epoch: int
     step: int
     rho: dict[str, float]
+    rows: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of a stage; epoch 0 is the state before training, with a validation score only."""
+    """One epoch of a stage; epoch 0 is the state before training, with a validation score only.
+
+    `error` is the standard error of the validation score, where it was logged.
+    """
 
     stage: int
     phase: str
@@ -32,6 +36,7 @@ class Epoch:
     validation: float | None
     metric: str | None
     best: bool
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def read_events(path: Path) -> Events:
                 stages[stage] = str(entry.get("task", ""))
             case "step":
                 step = as_whole(entry.get("step")) or 0
-                steps[stage, phase, epoch, step] = Step(stage, epoch, step, _numbers(entry.get("rho")))
+                steps[stage, phase, epoch, step] = Step(stage, epoch, step, _numbers(entry.get("rho")), _numbers(entry.get("rows")))
             case "epoch":
                 epochs[stage, phase, epoch] = _epoch(entry, stage, phase, epoch)
             case "masks":
@@ -167,6 +172,7 @@ def _epoch(entry: Mapping[str, Any], stage: int, phase: str, epoch: int) -> Epoc
         validation=as_number(entry.get("validation")),
         metric=str(metric) if metric else None,
         best=entry.get("best") is True,
+        error=as_number(entry.get("validation_error")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -14,12 +14,16 @@ from dist_teracon import io
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.evaluate.metrics import is_metric, parse_metric
-from dist_teracon.report.figures import make_figures, stage_title
-from dist_teracon.report.plot import SERIES
-from dist_teracon.report.run_data import Baselines, RunData, read_run
-from dist_teracon.report.summary import above_baselines, headline, standard_error
-from dist_teracon.report.table import metric_title, score_rows
+from dist_teracon.report.axes import stage_title
+from dist_teracon.report.figures import make_figures
+from dist_teracon.report.plot import Figure
+from dist_teracon.report.run_data import Baselines, Column, RunData, read_run
+from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
+from dist_teracon.report.table import by_task, metric_title, score_rows
 from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
+
+# From more tasks than this the page shows a task a row, and R folded up.
+MANY_TASKS = 8
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,11 @@ class Tile:
     note: str
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[Path | str], out: Path) -> Path:
     """Write the page of the first run, with a table that compares all of them.
 
     Args:
-        runs: Run folders, finished or not; at least one.
+        runs: Folders or URIs of runs, finished or not; at least one.
         out: The HTML file to write, atomically.
 
     Returns:
@@ -47,7 +51,12 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     if not runs:
         raise RunError("no run folder given; name at least one, as in `dist-teracon report RUN`")
-    page = render([read_run(run) for run in runs])
+    return write_page([read_run(run) for run in runs], out)
+
+
+def write_page(runs: Sequence[RunData], out: Path) -> Path:
+    """Write the page of runs that are read; see `write_report`."""
+    page = render(runs)
     with io.atomic_write(Path(out)) as file:
         file.write(page.encode("utf-8", "replace"))
     return Path(out)
@@ -64,17 +73,21 @@ def render(runs: Sequence[RunData]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = Markup  # drawings come from `plot`, which escapes the names in them
     template = environment.from_string(here.joinpath("template.html").read_text(encoding="utf-8"))
+    figures = make_figures(run)
     return template.render(
         css=Markup(here.joinpath("report.css").read_text(encoding="utf-8")),
         run=run,
-        series=range(SERIES),
+        contents=_contents(run, figures, several=len(runs) > 1),
+        need=_need,
         facts=_facts(run),
         headline=headline(run),
         tiles=_tiles(run),
         caution=_caution(runs),
         rows=score_rows(run),
+        many=len(run.tasks) > MANY_TASKS,
+        by_task=by_task(run),
         further=_further(run),
-        figures=make_figures(run),
+        figures=figures,
         protocol=_protocol(run),
         protocol_tasks=_protocol_tasks(run),
         notes=_flat(_notes(run)),
@@ -85,10 +98,35 @@ def render(runs: Sequence[RunData]) -> str:
     )
 
 
+def _contents(run: RunData, figures: Mapping[str, Figure], *, several: bool) -> list[tuple[str, str]]:
+    """Return anchor and title of the sections that the page has."""
+    sections = (
+        ("comparison", "Runs side by side", several),
+        ("scores", "Scores", bool(run.scores)),
+        ("learning", "Learning", bool({"learning", "loss"} & set(figures))),
+        ("retention", "Knowledge retention", bool({"rho", "retention", "similarity", "histograms"} & set(figures))),
+        ("time", "Time", "seconds" in figures or bool(run.events.pseudo_labels)),
+        ("protocol", "Protocol", True),
+        ("configuration", "Configuration", bool(run.config)),
+        ("environment", "Environment", bool(_environment(run))),
+    )
+    return [(anchor, title) for anchor, title, there in sections if there]
+
+
+# Widths in em below which a table of so many columns of numbers has to scroll, as the style sheet has rules for them.
+_NEEDS = (24, 32, 40, 48, 56, 64, 80, 96, 120)
+
+
+def _need(columns: int, *, first: float = 9.0, each: float = 5.6) -> int:
+    """Return the class of tables that scroll in a box narrower than so many em: what their columns need, rounded up."""
+    needed = first + each * columns
+    return next((need for need in _NEEDS if need >= needed), _NEEDS[-1])
+
+
 def _notes(run: RunData) -> dict[str, Any]:
     """Return the data set's notes without what counts its raw rows, which `dist-teracon prepare` has printed."""
     notes = dict(run.dataset.notes) if run.dataset else {}
-    return {name: value for name, value in notes.items() if name not in ("matched", "appended")}
+    return {name: value for name, value in notes.items() if name not in ("matched", "appended", "files", "overlap")}
 
 
 def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -123,24 +161,32 @@ def _facts(run: RunData) -> list[str]:
 def _tiles(run: RunData) -> list[Tile]:
     tiles = []
     if bwt := [value for value in run.bwt if value is not None]:
-        kept = sum(value >= 0 for value in bwt)
-        tiles.append(Tile(percent_text(fmean(bwt)), "mean BWT", f"{kept} of {len(bwt)} earlier tasks kept or gained"))
+        tiles.append(Tile(percent_text(fmean(bwt)), "mean BWT", _judged(backward_verdicts(run), run.bwt_error, len(bwt), "earlier")))
     if fwt := [value for value in run.fwt if value is not None]:
-        gained = sum(value > 0 for value in fwt)
-        tiles.append(Tile(percent_text(fmean(fwt)), "mean FWT", f"{gained} of {len(fwt)} later tasks above learning alone"))
-    if above := above_baselines(run):
-        tiles.append(Tile(f"{sum(above.values())} of {len(above)}", "tasks above every baseline", "popularity, majority, SVD + LR"))
+        tiles.append(Tile(percent_text(fmean(fwt)), "mean FWT", _judged(forward_verdicts(run), run.fwt_error, len(fwt), "later")))
+    if found := list(against_baselines(run).values()):
+        within, below = found.count(""), found.count("worse")
+        rest = [f"{within} within a standard error"] * bool(within) + [f"{below} below"] * bool(below)
+        above = f"{found.count('better')} of {len(found)}"
+        tiles.append(Tile(above, "tasks above every baseline", ", ".join(rest) or "popularity, majority, SVD + LR"))
     if run.seconds is not None:
         tiles.append(Tile(seconds_text(run.seconds), "in all", f"{len(run.scores)} of {len(run.tasks)} stages finished"))
     return tiles
 
 
+def _judged(verdicts: Sequence[str], errors: Column, known: int, which: str) -> str:
+    """Return how many tasks gained and lost more than a standard error."""
+    if not any(error is not None for error in errors):
+        return f"{known} {which} tasks, no standard errors"
+    return f"of {known} {which} tasks {verdicts.count('better')} gained, {verdicts.count('worse')} lost more than a standard error"
+
+
 def _caution(runs: Sequence[RunData]) -> str:
-    seeds = {run.seed for run in runs}
+    errors = "Standard errors are over test users, paired where a task is compared with itself; differences below them are no evidence."
     versions = f" {runs[0].version_note}".rstrip()
-    if len(seeds) > 1:
-        return f"Few runs: differences below the standard errors in the protocol are no evidence of a better method.{versions}"
-    return f"One seed: how much another would differ is unknown. Differences below the standard errors are no evidence.{versions}"
+    if len({run.seed for run in runs}) > 1:
+        return f"Few runs: how much other seeds would differ is hardly known. {errors}{versions}"
+    return f"One seed: how much another would differ is unknown. {errors}{versions}"
 
 
 def _protocol(run: RunData) -> list[tuple[str, str]]:
@@ -184,10 +230,10 @@ def _protocol_tasks(run: RunData) -> list[tuple[str, ...]]:
         examples = run.test_examples[i]
         unseen = run.unseen_targets[i]
         share = f" ({100 * unseen / examples:.1f} %)" if unseen and examples else ""
-        error = standard_error(run.metrics[i], run.final[i], examples)
+        error = final_error(run, i)
         rows.append(
             (
-                task,
+                f"{i + 1} {task}",
                 known.kind if known else "",
                 ", ".join(run.metrics_of(i)),
                 count_text(known.labels if known else None),
@@ -211,7 +257,8 @@ def _passes(run: RunData) -> dict[str, Any]:
         seconds = [entry.seconds for entry in made.values() if entry.seconds is not None]
         users = [count_text(made[task].rows) if task in made else "" for task in tasks]
         rows.append([stage_title(run, stage), *users, seconds_text(sum(seconds) if seconds else None)])
-    return {"tasks": tasks, "rows": rows}
+    places = {task: place for place, task in enumerate(run.tasks, start=1)}
+    return {"tasks": [(places.get(task, "–"), task) for task in tasks], "rows": rows}
 
 
 def _environment(run: RunData) -> list[tuple[str, str]]:
@@ -228,6 +275,8 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
     if run.dataset:
         entries.append(("data set version", run.dataset.fingerprint[:16]))
         entries += [(f"source.{name}", value) for name, value in _flat(run.dataset.source)]
+    if run.errors.unreadable:
+        entries.append(("scores by user", f"could not be read, so some standard errors are missing: {', '.join(run.errors.unreadable)}"))
     if run.events.unreadable:
         entries.append(("events.jsonl", f"{run.events.unreadable} lines could not be read and are left out"))
     return entries
@@ -254,17 +303,20 @@ def _comparison(runs: Sequence[RunData]) -> dict[str, Any]:
     rows = []
     for run, final in zip(runs, finals, strict=True):
         transfer = dict(zip(run.tasks, run.bwt, strict=True))
-        known = [value for value in run.bwt if value is not None]
+        words = dict(zip(run.tasks, backward_verdicts(run), strict=True))
         cells = []
         for task in metrics:
             score, bwt = final.get(task), transfer.get(task)
             is_best = run.finished and score is not None and score == best.get(task)
-            cells.append((score_text(score), "" if bwt is None else percent_text(bwt), is_best))
+            cells.append((score_text(score), "" if bwt is None else percent_text(bwt), is_best, words.get(task, "")))
         about = [run.method, run.dataset_name, *([f"seed {run.seed}"] if run.seed is not None else [])]
         about += [] if run.finished else ["unfinished"]
-        mean = percent_text(fmean(known) if known else None)
         name = run.folder.name or str(run.folder)
-        rows.append({"folder": name, "about": " · ".join(about), "cells": cells, "bwt": mean, "seconds": seconds_text(run.seconds)})
+        means = [percent_text(fmean(known) if (known := [v for v in values if v is not None]) else None) for values in (run.bwt, run.fwt)]
+        wins = sum(cell[2] for cell in cells)
+        rows.append(
+            {"folder": name, "about": " · ".join(about), "cells": cells, "means": means, "wins": wins, "seconds": seconds_text(run.seconds)}
+        )
     return {"tasks": list(metrics.items()), "rows": rows, "comparable": comparable}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from dist_teracon.errors import TeraconError
+from dist_teracon.text import cells
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 SERIES = 8
+OPEN_PANELS = 8
 
 INK, MUTED, LINE, SOFT, ACCENT, BETTER, WORSE = (f"#0101{k:02x}" for k in range(1, 8))
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", SOFT: "soft", ACCENT: "accent", BETTER: "better", WORSE: "worse"}
@@ -87,7 +89,7 @@ class Panel:
 class Figure:
     """What the page shows under one heading: panels that belong together, a legend and a caption.
 
-    `wide` figures take the page's whole width.
+    `wide` figures take the page's whole width; `open` ones are shown without a click.
     """
 
     name: str
@@ -96,6 +98,11 @@ class Figure:
     panels: tuple[Panel, ...]
     legend: tuple[Key, ...] = ()
     wide: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the figure is shown at once; many panels are folded up."""
+        return len(self.panels) <= OPEN_PANELS
 
 
 def series_colour(index: int) -> str:
@@ -143,6 +150,7 @@ class Plot:
     height: int
     description: str
     tips: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     axes: Axes = field(init=False)
 
     def __enter__(self) -> Plot:
@@ -163,12 +171,34 @@ class Plot:
         artist.set_gid(name)
         self.tips[name] = text
 
+    def rows(self, names: Sequence[str]) -> None:
+        """Name the places 0, 1, … of the vertical axis."""
+        self.axes.set_yticks(range(len(names)), [_stand_in(name) for name in names])
+        self._restore(self.axes.get_yticklabels(), names)
+
+    def columns(self, names: Sequence[str]) -> None:
+        """Name the places 0, 1, … of the horizontal axis."""
+        self.axes.set_xticks(range(len(names)), [_stand_in(name) for name in names])
+        self._restore(self.axes.get_xticklabels(), names)
+
+    def _restore(self, labels: Sequence[Artist], names: Sequence[str]) -> None:
+        for label, name in zip(labels, names, strict=True):
+            if _stand_in(name) != name:
+                mark = f"text-{len(self.texts)}"
+                label.set_gid(mark)
+                self.texts[mark] = name
+
     def panel(self, title: str) -> Panel:
         """Render the drawing."""
         buffer = io.BytesIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         self._figure.savefig(buffer, format="svg", metadata=nothing)
         return Panel(title, _inline(buffer.getvalue(), self), self.width)
+
+
+def _stand_in(text: str) -> str:
+    """Return a text as wide as one with Hangul or kanji, which the font of the drawing does not have; the page has the real one."""
+    return "".join("W" if cells(sign) == 2 else sign for sign in text)
 
 
 def _inline(svg: bytes, plot: Plot) -> str:
@@ -181,9 +211,11 @@ def _inline(svg: bytes, plot: Plot) -> str:
         match for element in root.iter() for value in element.attrib.values() for match in re.findall(r"^(?:url\()?#([\w-]+)", value)
     }
     salt = re.sub(r"\W+", "-", plot.description.encode("ascii", "ignore").decode())[:60]
-    for element in root.iter():
+    for element in list(root.iter()):  # titles are added on the way, and keep their text
         element.tag = element.tag.removeprefix(_SVG)
         tip = plot.tips.get(element.get("id", ""))
+        if (real := plot.texts.get(element.get("id", ""))) is not None and (shown := element.find(f"{_SVG}text")) is not None:
+            shown.text = real
         _clean(element, referred, salt)
         if element.tag != "text":
             element.text = None

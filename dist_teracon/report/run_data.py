@@ -6,8 +6,9 @@ entries may be null. What is not there is `None` or empty here; nothing is made 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from dist_teracon import io
 from dist_teracon.data.schema import DatasetInfo, read_dataset_info
 from dist_teracon.errors import RunError
 from dist_teracon.report.events import Events, read_events
+from dist_teracon.report.paired import Errors, read_errors
 from dist_teracon.report.values import as_list, as_mapping, as_number, as_whole
+from dist_teracon.store.view import fetch_view
 
 FORMAT_VERSION = 1
 
@@ -93,6 +96,7 @@ class RunData:
         times: Seconds of the finished stages.
         machine: Where the run was made.
         events: The run's log.
+        errors: Standard errors of scores and of their changes, over users.
     """
 
     folder: Path
@@ -116,6 +120,7 @@ class RunData:
     times: tuple[StageTime, ...]
     machine: Machine | None
     events: Events
+    errors: Errors
 
     @property
     def final(self) -> Column:
@@ -126,6 +131,21 @@ class RunData:
     def learned(self) -> Column:
         """The first score of each task, R(i,i)."""
         return tuple(next((row[i] for row in self.scores if row[i] is not None), None) for i in range(len(self.tasks)))
+
+    @property
+    def bwt_error(self) -> Column:
+        """Paired standard error of each task's `bwt_absolute`."""
+        return _padded_column(self.errors.changes[-1] if self.errors.changes else (), self.bwt_absolute)
+
+    @property
+    def fwt_error(self) -> Column:
+        """Paired standard error of each task's `fwt_absolute`."""
+        return _padded_column(self.errors.forward, self.fwt_absolute)
+
+    @property
+    def final_error(self) -> Column:
+        """Standard error of each task's final score, over users."""
+        return _last(self.errors.scores, len(self.tasks))
 
     @property
     def version_note(self) -> str:
@@ -154,6 +174,14 @@ class RunData:
         """Return the names of a task's metrics, the one that selects first."""
         first, further = self.metrics[task], [name for name in self.further_metrics if self.final_by(name)[task] is not None]
         return [*([first] if first else []), *further]
+
+    def batch_of(self, stage: int) -> int | None:
+        """Return the rows of a batch in a stage, counted from 1, by the configuration."""
+        train = as_mapping(self.config.get("train"))
+        group = as_mapping(train.get({1: "first", 2: "second"}.get(stage, "later")))
+        task = self.events.stages.get(stage) or (self.tasks[stage - 1] if 0 < stage <= len(self.tasks) else "")
+        own = as_mapping(as_mapping(train.get("by_task")).get(task))
+        return as_whole(own.get("batch")) or as_whole(group.get("batch"))
 
     @property
     def finished(self) -> bool:
@@ -184,13 +212,22 @@ class RunData:
         return as_whole(as_mapping(self.config.get("evaluate")).get("max_users"))
 
 
+def _is_read(path: str) -> bool:
+    """Return whether reports read a file of a run."""
+    return "/" not in path or path.endswith("/scores.parquet")
+
+
 def read_run(folder: Path | str) -> RunData:
-    """Read a run folder, finished or not.
+    """Read a run, finished or not: a folder, or the URI of one on a store.
 
     Raises:
         RunError: the folder is missing, is no run, or holds results of another format version.
-        DataError: a JSON file in it does not parse.
+        DataError: a JSON file in it does not parse, or the store fails.
     """
+    if not io.is_local(str(folder)):
+        with tempfile.TemporaryDirectory() as cache:
+            view = read_run(fetch_view(str(folder), Path(cache), wanted=_is_read))
+            return replace(view, folder=Path(str(folder)))
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; `dist-teracon train CONFIG --run {folder}` makes one")
@@ -206,6 +243,7 @@ def read_run(folder: Path | str) -> RunData:
         raise RunError(f"{folder / 'results.json'}: format version {version!r}, this program reads {FORMAT_VERSION}; update it")
     dataset = read_dataset_info(str(folder)) if (folder / "dataset.json").is_file() else None
     tasks = _task_names(results, events, config, dataset)
+    metrics, scores = _metrics(results, tasks, events), _matrix(results.get("scores"), len(tasks))
     timing = _optional_json(folder / "timing.json")
     return RunData(
         folder=folder,
@@ -214,8 +252,8 @@ def read_run(folder: Path | str) -> RunData:
         config=config,
         dataset=dataset,
         tasks=tasks,
-        metrics=_metrics(results, tasks, events),
-        scores=_matrix(results.get("scores"), len(tasks)),
+        metrics=metrics,
+        scores=scores,
         scores_by_metric={str(name): _matrix(rows, len(tasks)) for name, rows in as_mapping(results.get("scores_by_metric")).items()},
         single_task=_column(results.get("single_task"), len(tasks)),
         fwt=_column(results.get("fwt"), len(tasks)),
@@ -229,6 +267,7 @@ def read_run(folder: Path | str) -> RunData:
         times=tuple(map(_stage_time, as_list(timing.get("stages")))),
         machine=_machine(as_mapping(timing.get("machine")), events),
         events=events,
+        errors=read_errors(folder, tasks=tasks, metrics=metrics, stages=len(scores)),
     )
 
 
@@ -262,6 +301,12 @@ def _metrics(results: Mapping[str, Any], tasks: Sequence[str], events: Events) -
 
 def _last(rows: Sequence[Column], tasks: int) -> Column:
     return tuple(next((row[i] for row in reversed(rows) if row[i] is not None), None) for i in range(tasks))
+
+
+def _padded_column(errors: Column, values: Column) -> Column:
+    """Return the errors of the values that there are."""
+    known = (*errors, *[None] * len(values))[: len(values)]
+    return tuple(None if value is None else error for error, value in zip(known, values, strict=True))
 
 
 def _matrix(value: object, tasks: int) -> tuple[Column, ...]:

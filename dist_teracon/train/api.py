@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from dist_teracon.config import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.runtime import process_group
 from dist_teracon.train.run import train
+from dist_teracon.train.run_folder import RunFolder
 
 
 def train_tasks(config: RunConfig, folder: Path | str, *, with_single_task: bool = False) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def train_tasks(config: RunConfig, folder: Path | str, *, with_single_task: bool
 
     Args:
         config: As `load_config` returns it.
-        folder: The run's folder.
+        folder: The run's folder, or its URI on a store, as `s3://bucket/run`.
         with_single_task: Train every task alone too, for forward transfer.
 
     Returns:
@@ -26,10 +27,11 @@ def train_tasks(config: RunConfig, folder: Path | str, *, with_single_task: bool
     Raises:
         TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
     """
-    folder = Path(folder)
     with process_group() as runtime:
         console = Console(active=runtime.is_main)
         train(config, runtime, folder, where="config", console=console, with_single_task=with_single_task)
         runtime.barrier()
-        results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory() as cache:
+            run = RunFolder.open_for_reading(folder, Path(cache), wanted=lambda path: path == "results.json")
+            results: dict[str, Any] = run.read_json("results.json")
     return results

@@ -31,6 +31,7 @@ from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
 from dist_teracon.train.stage_folder import StageCheckpoint, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
+from dist_teracon.train.stopping import ASK_EVERY
 from dist_teracon.train.weight_average import PARAMETER, load_parameters, swapped_parameters, update_average
 
 
@@ -64,6 +65,14 @@ class PhaseState:
     best: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     within_epoch: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A validation score and its standard error over users; None where there is none."""
+
+    value: float | None
+    error: float | None
 
 
 class PhaseTrainer:
@@ -116,15 +125,8 @@ class PhaseTrainer:
         else:
             state = self._resume(resumed)
         while not self._done(state):
-            began = time.monotonic()
-            state.epoch += 1
-            means = self._train_epoch(state, began)
-            score, better, snapshot = self._validate_epoch(state)
-            seconds = time.monotonic() - began
-            state.seconds += seconds
-            self._log_epoch(state, means, score, better=better, seconds=seconds)
-            self._save(state, snapshot)
-            del snapshot  # three times the weights, which would stay beside the next epoch's
+            with self.shared.stop.deferred():
+                self._run_epoch(state)
         self.engine.release()
         load_parameters(self.module, state.best if self.phase.select and state.best else state.average)
         return state
@@ -137,6 +139,19 @@ class PhaseTrainer:
         return state.epoch >= training.epochs or at_limit or state.stopping.is_exhausted(training.patience)
 
     # -- an epoch
+
+    def _run_epoch(self, state: PhaseState) -> None:
+        """Train an epoch, validate it and save it."""
+        began = time.monotonic()
+        state.epoch += 1
+        means = self._train_epoch(state, began)
+        score, better, snapshot = self._validate_epoch(state)
+        seconds = time.monotonic() - began
+        state.seconds += seconds
+        self._log_epoch(state, means, score, better=better, seconds=seconds)
+        self._save(state, snapshot)
+        if number := self.shared.stop.agreed(self.runtime):
+            self.shared.stop.stop(number)
 
     def _train_epoch(self, state: PhaseState, began: float) -> dict[str, float]:
         """Take an epoch's steps, the remaining ones of an epoch that was resumed; returns the mean of each loss term."""
@@ -153,23 +168,27 @@ class PhaseTrainer:
             for batch in self._progress.track(islice(ready, steps), steps, f"epoch {state.epoch}"):
                 meter.add(train_step(self.engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
                 state.steps += 1
+                self.shared.console.advance(self.carried.epochs + state.epoch - 1 + (batch.step + 1) / batches.steps)
                 logs = state.steps % every == 0 or batch.step + 1 == batch.steps
                 if logs:
                     self._log_step(state, batch, meter.fetch())
-                if self._checkpoint_due(state.steps, logs=logs):
+                number = self._stop_due(state.steps, is_last=batch.step + 1 == batches.steps)
+                if number or self._checkpoint_due(state.steps, logs=logs):
                     self._save_within_epoch(state, batches, meter, time.monotonic() - began)
+                if number:
+                    self.shared.stop.stop(number)
         self._check(meter.fetch(), state.steps)
         return meter.means()
 
     def _validate_start(self, state: PhaseState, *, is_candidate: bool) -> None:
         """Score the weights before training."""
         score = self._validate()
-        better = is_candidate and state.stopping.update(score, 0)
+        better = is_candidate and state.stopping.update(score.value, 0)
         if better:
             state.best = _parameters(self.engine.state_dict())
         self._log_epoch(state, {}, score, better=better)
 
-    def _validate_epoch(self, state: PhaseState) -> tuple[float | None, bool, dict[str, Tensor]]:
+    def _validate_epoch(self, state: PhaseState) -> tuple[Validation, bool, dict[str, Tensor]]:
         """Score an epoch's weights, or their average, and keep the best; returns score, whether it is the best, the engine's state."""
         snapshot = self.engine.state_dict()
         weights = _parameters(snapshot)
@@ -177,23 +196,27 @@ class PhaseTrainer:
             weights = state.average = update_average(state.average, weights, keep=keep, epoch=state.epoch)
         with swapped_parameters(self.module, state.average):
             score = self._validate()
-        better = state.stopping.update(score, state.epoch)
+        better = state.stopping.update(score.value, state.epoch)
         if better:
             state.best = weights
         return score, better, snapshot
 
-    def _validate(self) -> float | None:
+    def _validate(self) -> Validation:
         """Mean validation score of the phase's tasks; None where no task has validation examples."""
         scores = [
             score_task(
                 self.method, self.shared.dataset, task.name, Split.VALIDATION, metrics=metrics_of(task, self.config.evaluate.metrics)[:1],
                 runtime=self.runtime, batch=self.config.evaluate.batch, max_users=self.config.evaluate.max_users, seed=self.config.seed,
-                progress=self._progress,
-            ).value
+                exclude_seen=self.config.evaluate.exclude_seen, progress=self._progress,
+            )
             for task in self.phase.tasks
         ]  # fmt: skip
-        known = [score for score in scores if score is not None]
-        return sum(known) / len(known) if known else None
+        known = [score for score in scores if score.value is not None]
+        errors = [score.error for score in known if score.error is not None]
+        return Validation(
+            sum(score.value or 0.0 for score in known) / len(known) if known else None,
+            math.hypot(*errors) / len(errors) if errors and len(errors) == len(known) else None,
+        )
 
     # -- what is trained, and how
 
@@ -248,13 +271,15 @@ class PhaseTrainer:
                     "with a new --run folder; this one keeps its finished stages"
                 )
 
-    def _log_epoch(self, state: PhaseState, means: dict[str, float], score: float | None, *, better: bool, seconds: float = 0.0) -> None:
+    def _log_epoch(self, state: PhaseState, means: dict[str, float], score: Validation, *, better: bool, seconds: float = 0.0) -> None:
         metric, where = (
             metrics_of(self.phase.tasks[0], self.config.evaluate.metrics)[0].name,
             {"phase": self.phase.name, "epoch": state.epoch},
         )
-        self.events.write("epoch", **where, loss=means, validation=score, metric=metric, best=better, seconds=seconds)
-        shown = "–" if score is None else f"{score:.4f}"
+        self.events.write(
+            "epoch", **where, loss=means, validation=score.value, validation_error=score.error, metric=metric, best=better, seconds=seconds
+        )
+        shown = "–" if score.value is None else f"{score.value:.4f}"
         if better and not state.epoch:
             self.shared.console.log(f"{self.label} · start: validation {metric} {shown}")
         if state.epoch:
@@ -274,6 +299,12 @@ class PhaseTrainer:
             return False
         due = time.monotonic() - self._saved_at >= 60 * every.minutes
         return bool(self.runtime.all_reduce_sum(torch.tensor(float(due and self.runtime.is_main))))
+
+    def _stop_due(self, steps: int, *, is_last: bool) -> int:
+        """Return the signal after which to save and stop, or 0; several processes ask one another some steps apart."""
+        if self.runtime.world_size > 1 and not is_last and steps % min(ASK_EVERY, self.config.train.log_every):
+            return 0
+        return self.shared.stop.agreed(self.runtime)
 
     def _save_within_epoch(self, state: PhaseState, batches: Epoch, meter: LossMeter, seconds: float) -> None:
         self._check(meter.fetch(), state.steps)
@@ -295,6 +326,7 @@ class PhaseTrainer:
             }
             epoch, step = (state.epoch, 0) if within is None else (state.epoch - 1, within["loader"]["step"])
             self.folder.save_checkpoint(StageCheckpoint(self.number, epoch, step, small, engine, state.best, state.average))
+            self.shared.folder.commit()
         self.runtime.barrier()
         self._saved_at = time.monotonic()
 

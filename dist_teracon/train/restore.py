@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.registry import resolve_method
@@ -17,10 +19,10 @@ from dist_teracon.train.run_folder import RunFolder
 
 
 def restore_method(run: Path | str, stage: int | None = None) -> Method:
-    """Restore the method of a run, on the CPU, from the run's folder alone: the data set need not be at hand.
+    """Restore the method of a run, on the CPU, from the run alone: the data set need not be at hand.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or its URI on a store.
         stage: Which stage's weights, counted from 1; None for the last finished one.
 
     Returns:
@@ -29,7 +31,7 @@ def restore_method(run: Path | str, stage: int | None = None) -> Method:
     Raises:
         RunError: there is no run, no such stage, or another version of this program has written it.
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder.open_for_reading(run, wanted=lambda path: path.count("/") < 3 and not path.startswith("single-task/"))
     if not folder.exists:
         raise RunError(f"{folder}: is no run (config.yaml is missing)")
     config, info = folder.config(), info_from_json(folder.dataset_json())
@@ -43,10 +45,21 @@ def restore_method(run: Path | str, stage: int | None = None) -> Method:
     state: dict[str, Any] = source.state()
     kind, settings = resolve_method(config, where=str(folder))
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
-    context = MethodContext(model=config.model, seed=config.seed, num_items=state["items"], tasks=tasks, training=training)
-    method = kind(context, settings)
-    take_up(method, tasks[: chosen + 1], source.tensors())
+    context = MethodContext(model=config.model, seed=config.seed, num_items=state["items"], tasks=tasks, training=training, for_use=True)
+    with _NoDraws():
+        method = kind(context, settings)
+        take_up(method, tasks[: chosen + 1], None)
+    method.load_state_dict(with_new_labels(source.tensors(), method))
     return method
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the drawing of initial values, which takes seconds for large tables and is overwritten by what is loaded."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.uniform_, torch.Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def take_up(method: Method, learned: Sequence[Task], tensors: dict[str, Tensor] | None) -> None:

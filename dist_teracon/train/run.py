@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon.config import RunConfig
-from dist_teracon.console import Console
+from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
+from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, with_added_task, with_earlier_additions
 from dist_teracon.train.item_growth import grown_tensors, growth_lines, with_new_labels
@@ -22,6 +23,7 @@ from dist_teracon.train.run_folder import EventLog, RunFolder
 from dist_teracon.train.run_setup import (
     Run,
     check_kernels,
+    check_method,
     chosen_tasks,
     machine,
     method_context,
@@ -30,13 +32,15 @@ from dist_teracon.train.run_setup import (
     resolve,
     run_lock,
 )
+from dist_teracon.train.run_store import open_run
 from dist_teracon.train.stage import Stage, StageSummary
 from dist_teracon.train.stage_folder import FORMAT_VERSION
 from dist_teracon.train.stage_scores import StageScores, score_stage
+from dist_teracon.train.stopping import StopSignals, stop_signals
 
 
 def train(
-    config: RunConfig, runtime: Runtime, folder: Path, *,
+    config: RunConfig, runtime: Runtime, folder: Path | str | RunFolder, *,
     where: str, console: Console, with_single_task: bool = False, added: AddedTask | None = None,
 ) -> None:  # fmt: skip
     """Learn the tasks in their order; the same call again goes on where a killed run stopped, or finds it finished.
@@ -44,7 +48,7 @@ def train(
     Args:
         config: The run's configuration.
         runtime: This process's place in the world; the default process group exists.
-        folder: The run's folder.
+        folder: The run's folder, or its URI on a store.
         where: Where the configuration came from, for error messages.
         console: What a person sees.
         with_single_task: Train every task alone too (in `folder/single-task`), for forward transfer.
@@ -54,14 +58,23 @@ def train(
         TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
     """
     check_kernels(runtime)
-    own = RunFolder(folder)
+    resolve(config, where=where)  # a mistake is told before anything is opened
+    with stop_signals(says=console.active) as stop, open_run(folder, runtime, console) as own:
+        _train(config, runtime, own, where=where, console=console, stop=stop, with_single_task=with_single_task, added=added)
+
+
+def _train(
+    config: RunConfig, runtime: Runtime, own: RunFolder, *,
+    where: str, console: Console, stop: StopSignals, with_single_task: bool, added: AddedTask | None,
+) -> None:  # fmt: skip
     config, kind, settings = resolve(config, where=where)
     config = with_earlier_additions(config, own) if added is None else with_added_task(config, added, own)
     check_metrics(config.evaluate.metrics, where=where)
     dataset = open_on_all_ranks(config, runtime, console)
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
-    run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors)
+    check_method(kind, config, tasks, where=where, adds=added is not None)
+    run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop)
     with run_lock(run):
         _create_or_verify(run, added)
         _learn(run, kind(method_context(run), settings))
@@ -70,7 +83,8 @@ def train(
         if runtime.is_main:
             _write_baselines(run)
             own.write_timing(machine(runtime))
-            write_results(folder, config, tasks)
+            write_results(own.path, config, tasks)
+            own.commit(wait=True)
 
 
 def _create_or_verify(run: Run, added: AddedTask | None) -> None:
@@ -83,6 +97,9 @@ def _create_or_verify(run: Run, added: AddedTask | None) -> None:
                 problem, notes = run.folder.create_or_verify(run.config, run.dataset.info, [task.name for task in run.tasks])
                 for note in notes:
                     run.console.log(note)
+            if not problem:
+                run.folder.keep_vocabularies(run.dataset, run.tasks)
+                run.folder.commit(wait=True)
         except (TeraconError, OSError) as error:
             problem = str(error)
     run.runtime.raise_on_all_ranks(problem)
@@ -93,16 +110,27 @@ def _learn(run: Run, method: Method) -> None:
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
     if done < len(run.tasks) and run.stage_folder(done).in_progress:
         position = run.stage_folder(done).checkpoint_state()["events_bytes"]
-    events = EventLog(run.folder.path / "events.jsonl", writes=run.runtime.is_main, position=position, log=run.console.log)
+    events = run.folder.open_log(writes=run.runtime.is_main, position=position, log=run.console.log)
     try:
         if not position:
             _log_run(run, events, method)
         if done:
             _take_up(run, method, done)
+        run.console.outlook = _outlook(run, done)
         for number in range(done, len(run.tasks)):
             _learn_task(run, method, number, events)
     finally:
+        run.console.outlook = None
         events.close()
+
+
+def _outlook(run: Run, done: int) -> Outlook:
+    """Return how long the run will take, by the epochs of its stages and what the finished ones took."""
+    timings = [run.stage_folder(number).timing() for number in range(done)]
+    return Outlook(
+        [run.config.train.stage(number, task.name).epochs for number, task in enumerate(run.tasks)],
+        [(timing.get("epochs", 0), timing.get("seconds", 0.0)) for timing in timings],
+    )
 
 
 def _take_up(run: Run, method: Method, done: int) -> None:
@@ -134,11 +162,14 @@ def _learn_task(run: Run, method: Method, number: int, events: EventLog) -> None
     label = f"stage {number + 1}/{len(run.tasks)} {task.name}"
     summary = Stage(run, method, task, folder=folder, events=events, label=label).run()
     scores = score_stage(run, method, number, folder, events, label=label)
+    if run.console.outlook is not None:
+        run.console.outlook.end_stage(summary.epochs)
     if run.runtime.is_main:
         folder.write_timing(_timing(run, number, summary, scores))
         folder.finish(method.state_dict(), _stage_state(run, method, number, summary, scores, events.commit()))
         run.folder.write_timing(machine(run.runtime))
         write_results(run.folder.path, run.config, run.tasks)
+        run.folder.commit(wait=True)
     run.runtime.barrier()
 
 
@@ -186,6 +217,10 @@ def _log_run(run: Run, events: EventLog, method: Method) -> None:
         f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events in {info.shards} shards; "
         f"{method.name}, seed {run.config.seed}, {world} process(es) on {run.runtime.device.type}"
     )
+    if without := [task.name for task in run.tasks if excludes_seen(info, task.name, run.config.evaluate.exclude_seen)]:
+        others = [task.name for task in run.tasks if task.ranks_labels and task.name not in without]
+        also = f"; all labels are ranked in {', '.join(others)}" if others else ""
+        run.console.log(f"what a user has taken is left out of the rankings of {', '.join(without)} (evaluate.exclude_seen){also}")
     if run.config.evaluate.max_users is not None:
         run.console.log(f"scores are taken on at most {run.config.evaluate.max_users} users a task and split (evaluate.max_users)")
 
@@ -196,15 +231,20 @@ def _learn_single_tasks(run: Run, where: str, added: AddedTask | None) -> None:
         return
     run.console.log(f"every task alone, for forward transfer ({SINGLE_TASK})")
     alone = run.config.model_copy(update={"method": {"name": SINGLE_TASK}})
-    folder = run.folder.path / "single-task"
+    folder = run.folder.below("single-task")
     # tasks that were trained alone with the run before are there; without them all are trained now
-    there = run.runtime.gather(RunFolder(folder).exists)[0]
-    train(alone, run.runtime, folder, where=where, console=run.console, added=added if there else None)
+    there = run.runtime.gather(folder.exists)[0]
+    _train(
+        alone, run.runtime, folder, where=where, console=run.console, stop=run.stop, with_single_task=False, added=added if there else None
+    )  # fmt: skip
 
 
 def _write_baselines(run: Run) -> None:
     path = run.folder.path / "baselines.json"
     if not path.exists() or len(run.folder.read_json(path.name)["popularity"]) < len(run.tasks):
         config = run.config
-        table = baseline_table(run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log)
+        table = baseline_table(
+            run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log,
+            exclude_seen=config.evaluate.exclude_seen,
+        )  # fmt: skip
         run.folder.write_json(path.name, table)

@@ -5,11 +5,13 @@ docs/architecture.md, A run on disk, lists the files. Everything that a run read
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,16 @@ from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import dump_config, read_yaml, validate
 from dist_teracon.console import Log, no_log
-from dist_teracon.data.schema import DatasetInfo, info_from_json
+from dist_teracon.data.cache import cache_folder
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.schema import DatasetInfo, Task, info_from_json, vocabulary_file
 from dist_teracon.errors import ConfigError, RunError
+from dist_teracon.runtime import Runtime
+from dist_teracon.store.commits import send_files
+from dist_teracon.store.holder import Holder
+from dist_teracon.store.manifest import Part
+from dist_teracon.store.mirror import Mirror
+from dist_teracon.store.view import everything, fetch_view
 from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.stage_folder import StageFolder
 
@@ -101,13 +111,80 @@ class RunFolder:
 
     Args:
         path: Where it is; it need not exist.
+        uri: Of a run on a store, which is written in `path`.
+
+    Attributes:
+        mirror: Uploads what is written, on the main process of a run on a store.
+        machines: How many of its machines have a folder of their own; 1 for a run on a disk.
+        leads: Whether this process sends what its machine has made; none does on the main process's.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, uri: str = "") -> None:
+        self.path, self.uri = path, uri
+        self.mirror: Mirror | None = None
+        self.machines, self.leads = 1, False
+        self._above = ""
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.uri or str(self.path)
+
+    def below(self, name: str) -> RunFolder:
+        """Return a run of its own in a folder of this one."""
+        folder = RunFolder(self.path / name, uri=self.uri and f"{self.uri}/{name}")
+        folder.mirror, folder._above = self.mirror, f"{self._above}{name}/"
+        folder.machines, folder.leads = self.machines, self.leads
+        return folder
+
+    def commit(self, *, wait: bool = False) -> None:
+        """Have the present state kept on the run's store; a local run is kept as it is written.
+
+        Args:
+            wait: Return when it is there; else it is uploaded while the run goes on.
+
+        Raises:
+            RunError: another process has taken the run over; or the store has failed for too long.
+        """
+        if self.mirror is not None:
+            self.mirror.commit(wait=wait)
+
+    def share_pseudo_labels(self, stage: Path, runtime: Runtime) -> None:
+        """Have a run's store keep the pseudo-labels that the ranks of other machines have made for a stage; all ranks call it."""
+        if self.machines == 1:
+            return
+        made: dict[str, Part] = {}
+        if self.leads:
+            root = self.uri.removesuffix(f"/{self._above.rstrip('/')}") if self._above else self.uri
+            made = send_files(root, stage / "pseudo_labels", below=f"{self._above}{stage.relative_to(self.path).as_posix()}/pseudo_labels")
+        gathered = runtime.gather(made)
+        if self.mirror is not None:
+            self.mirror.add_files({path: part for of_rank in gathered for path, part in of_rank.items()})
+
+    def open_log(self, *, writes: bool, position: int, log: Log = no_log) -> EventLog:
+        """Open the event log, cut to a length; only the main process writes."""
+        events = EventLog(self.path / "events.jsonl", writes=writes, position=position, log=log)
+        if self.mirror is not None:
+            self.mirror.cut_log(f"{self._above}events.jsonl", position)
+        return events
+
+    @classmethod
+    def open_for_reading(
+        cls, run: str | Path, cache: Path | None = None, *, wanted: Callable[[str], bool] = everything
+    ) -> RunFolder:  # fmt: skip
+        """Return a run to read: a local one as it lies there, or the newest state of one on a store, brought to this machine.
+
+        The view of a run on a store is a folder that never changes; a later state gets another one. Nothing may be written into it.
+
+        Args:
+            run: Folder or URI.
+            cache: Where views lie; by default `runs` in `DIST_TERACON_CACHE`, as data sets' columns. It may be deleted at any time.
+            wanted: Which files to bring from a store, by their path in the run's folder, as `stages/01-next/model.safetensors`.
+
+        Raises:
+            RunError: there is no run on the store, or a part of it is damaged.
+        """
+        if io.is_local(str(run)):
+            return cls(io.local_path(str(run)).expanduser())
+        return cls(fetch_view(str(run), cache or cache_folder() / "runs", wanted=wanted))
 
     @property
     def exists(self) -> bool:
@@ -129,8 +206,7 @@ class RunFolder:
             return validate(RunConfig, read_yaml(str(written)), where=str(written))
         except ConfigError as error:
             raise RunError(
-                f"{self.path}: config.yaml was damaged, or written by another version of this program ({error}); "
-                "name a new folder with --run"
+                f"{self}: config.yaml was damaged, or written by another version of this program ({error}); name a new folder with --run"
             ) from None
 
     def write_config(self, config: RunConfig) -> None:
@@ -179,16 +255,36 @@ class RunFolder:
             return f"{gap}: is missing, though later stages are finished; bring it back, or remove this stage and those after it", []
         change = compare_configs(before, config, tasks=tasks, finished=self.finished_stages(tasks))
         if change.problem:
-            problem = f"{self.path}: was started with another configuration: {change.problem}"
+            problem = f"{self}: was started with another configuration: {change.problem}"
             return f"{problem}; use the old value or name a new folder with --run", []
         if info_from_json(self.dataset_json()).fingerprint != info.fingerprint:
             return (
-                f"{self.path}: the data set {config.dataset} has changed since this run began (dataset.json differs); "
+                f"{self}: the data set {config.dataset} has changed since this run began (dataset.json differs); "
                 "bring the old one back or name a new folder with --run"
             ), []
         if before != config:
             self.write_config(config)
         return "", change.notes
+
+    def keep_vocabularies(self, dataset: Dataset, tasks: Sequence[Task]) -> None:
+        """Copy the vocabularies of items and of tasks' labels, whose checksums are in `dataset.json`; what is there is kept.
+
+        With them raw ids go in and out of what was trained, wherever the data set is by then.
+        """
+        for name in ("items", *(task.name for task in tasks if not task.predicts_next)):
+            path = vocabulary_file(name)
+            if self.vocabulary(name) is None:
+                with io.atomic_write(self.path / path) as file:
+                    file.write(dataset.content(path))
+
+    def vocabulary(self, name: str) -> bytes | None:
+        """Return the Parquet file of a vocabulary, `items` or a task's; None where the run has none, or that of another data set."""
+        path = vocabulary_file(name)
+        entry, target = self.dataset_json().get("files", {}).get(path), self.path / path
+        if entry is None or not target.is_file():
+            return None
+        content = target.read_bytes()
+        return content if hashlib.sha256(content).hexdigest() == entry["sha256"] else None
 
     def finished_stages(self, tasks: Sequence[str]) -> int:
         """Return how many stages are there, from the first on."""
@@ -216,15 +312,22 @@ class RunFolder:
             RunError: another process is writing it, or it is something else; then nothing is written into it.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path}: is a file; name a folder for the run")
+            raise RunError(f"{self}: is a file; name a folder for the run")
         if self.path.is_dir() and not self.exists:
             # a run killed before its configuration was whole has left these at most
             others = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "dataset.json")
             if others:
-                raise RunError(f"{self.path}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
+                raise RunError(f"{self}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        busy = RunError(f"{self.path}: another process is writing this run; wait for it or name another folder")
-        with io.exclusive_lock(self.path / ".lock", busy):
+
+        def busy(note: str) -> RunError:
+            try:
+                holder = f" ({known})" if (known := Holder.from_json(json.loads(note))) else ""
+            except ValueError:
+                holder = ""
+            return RunError(f"{self}: another process is writing this run{holder}; wait for it or name another folder")
+
+        with io.exclusive_lock(self.path / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))):
             self._remove_temporary_files()
             yield
 

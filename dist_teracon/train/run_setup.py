@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -28,6 +28,7 @@ from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.stage_folder import StageFolder
+from dist_teracon.train.stopping import StopSignals
 
 _PACKAGES = ("dist-teracon", "torch", "deepspeed", "ray", "triton", "numpy", "pyarrow")
 
@@ -44,6 +45,7 @@ class Run:
         console: What a person sees.
         vectors: File of given vectors of new items, where a task is added with them.
         growth: By stage, what was done to the item tables before it.
+        stop: Whether this process was asked to stop.
     """
 
     config: RunConfig
@@ -54,6 +56,7 @@ class Run:
     console: Console
     vectors: str | None = None
     growth: dict[int, dict[str, Any]] = field(default_factory=dict)
+    stop: StopSignals = field(default_factory=StopSignals)
 
     def stage_folder(self, position: int) -> StageFolder:
         """Return the folder of a stage; positions count from 0."""
@@ -137,6 +140,20 @@ def _task(dataset: Dataset, name: str, field: str) -> Task:
         return dataset.info.task(name)
     except DataError as error:
         raise ConfigError(f"{field}: {error}") from None
+
+
+def check_method(kind: type[Method], config: RunConfig, tasks: Sequence[Task], *, where: str, adds: bool) -> None:
+    """Check that a method can learn these tasks on this backbone, and one more where `adds`.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if adds and not kind.adds_tasks:
+        raise ConfigError(f"{where}: method '{kind.name}' learns its tasks together, so none can be added to a run; train a new one")
+    try:
+        kind.check(tasks, resolve_backbone(config.model, where=where)[0])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def method_context(run: Run) -> MethodContext:

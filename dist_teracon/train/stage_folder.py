@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.data.schema import folder_of
-from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.errors import DataError, RunError, TeraconError
 from dist_teracon.evaluate.scorer import UserScores
 
 _USER_SCORES = pa.schema(
@@ -139,6 +139,15 @@ class StageFolder:
     def write_timing(self, timing: dict[str, Any]) -> None:
         """Write what the stage took."""
         io.write_json(self.path / "timing.json", timing)
+
+    def timing(self) -> dict[str, Any]:
+        """Return what the stage took; empty where it is not known, as no result depends on it."""
+        path = self.path / "timing.json"
+        try:
+            timing: dict[str, Any] = io.read_json(str(path)) if path.exists() else {}
+        except DataError:
+            return {}
+        return timing
 
     def save_user_scores(self, parts: Sequence[tuple[str, str, UserScores]]) -> None:
         """Write `scores.parquet` in one order always: split, task, user_hash, examples, and `UserScores.score` and each of `others`.

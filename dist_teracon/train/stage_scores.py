@@ -28,7 +28,8 @@ class StageScores:
 def score_stage(run: Run, method: Method, number: int, folder: StageFolder, events: EventLog, *, label: str) -> StageScores:
     """Score all tasks up to stage `number` (from 0), and write and log what came out."""
     began = time.monotonic()
-    method.module().to(run.runtime.device)  # the engine gives its module back where it trained; a stage may have had none
+    # all tasks' weights: the engine moves what trains, and those of a resumed run's earlier tasks may still be on the CPU
+    method.model().to(run.runtime.device)
     test = [_score(run, method, task, Split.TEST) for task in run.tasks[: number + 1]]
     validation = [_score(run, method, task, Split.VALIDATION) for task in run.tasks[: number + 1]]
     _write_user_scores(run, folder, {"test": test, "validation": validation})
@@ -41,7 +42,7 @@ def _score(run: Run, method: Method, task: Task, split: Split) -> Score:
     evaluate = run.config.evaluate
     return score_task(
         method, run.dataset, task.name, split, metrics=metrics_of(task, evaluate.metrics), runtime=run.runtime, batch=evaluate.batch,
-        max_users=evaluate.max_users, seed=run.config.seed, progress=run.console,
+        max_users=evaluate.max_users, seed=run.config.seed, exclude_seen=evaluate.exclude_seen, progress=run.console,
     )  # fmt: skip
 
 

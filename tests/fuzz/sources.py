@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dist_teracon.data.prepare.pipeline import prepare
-from dist_teracon.data.raw import bad_rows
+from dist_teracon.data.raw import bad_rows, delimited
 from dist_teracon.data.recipe import Recipe, parse_recipe
 from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.errors import TeraconError
@@ -200,8 +200,8 @@ def _alarm(*_: Any) -> None:
     raise _TooSlowError
 
 
-def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None]:
-    """Prepare damaged files; returns how it ended, and what is wrong with that, if anything."""
+def run_one(target: Target, files: Files, folder: Path, *, block: int = 1 << 20) -> tuple[str, str | None]:
+    """Prepare damaged files, so many bytes at once; returns how it ended, and what is wrong with that, if anything."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "raw").mkdir(parents=True)
     for name, content in files.items():
@@ -209,7 +209,8 @@ def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None
     signal.signal(signal.SIGALRM, _alarm)
     signal.alarm(SLOW_S)
     try:
-        info = prepare(target.format, str(folder / "raw"), str(folder / "out"), recipe=target.recipe, max_bad_rows=0.9, shards=1)
+        raw, out = str(folder / "raw"), str(folder / "out")
+        info = prepare(target.format, raw, out, recipe=target.recipe, max_bad_rows=0.9, shards=1, block=block)
     except TeraconError as error:
         left = sorted(path.name for path in folder.iterdir())
         said = None if str(error).strip() else "an error without words"
@@ -227,17 +228,21 @@ def run_one(target: Target, files: Files, folder: Path) -> tuple[str, str | None
         reported[row["file"]].add(row["line"])
     if sum(map(len, reported.values())) != sum(info.notes["malformed_rows"].values()):
         return "kept", "rejected.jsonl and the counts differ"
-    if target.format not in ("sequence-csv", "ttl"):
-        return "kept", difference(target, files, folder / "out", info, reported)
-    return "kept", target.lost(info, files, reported)
+    return judged(target, files, folder / "out", info, reported)
 
 
-def difference(target: Target, files: Files, out: Path, info: DatasetInfo, reported: Reported) -> str | None:
-    """Return how a data set differs from what the oracle reads, None where it does not or the oracle does not judge."""
+def judged(target: Target, files: Files, out: Path, info: DatasetInfo, reported: Reported) -> tuple[str, str | None]:
+    """Return whether a data set could be judged, and what is wrong with it."""
+    if target.format in ("sequence-csv", "ttl"):
+        return "kept", target.lost(info, files, reported)
     try:
-        want = oracle.expected(target.format, files)
+        return "kept", difference(oracle.expected(target.format, files), out, info, reported)
     except oracle.GiveUpError:
-        return None
+        return "kept, not judged", None
+
+
+def difference(want: oracle.Expected, out: Path, info: DatasetInfo, reported: Reported) -> str | None:
+    """Return how a data set differs from what the oracle reads, None where it does not."""
     for name, lines in want.rejected.items():
         if lines != reported[name]:
             return f"{name}: rejected lines {sorted(lines ^ reported[name])[:5]} differ (oracle {len(lines)}, reader {len(reported[name])})"
@@ -263,6 +268,7 @@ def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path 
     ends: Counter[str] = Counter()
     wrong: list[str] = []
     bad_rows._SAMPLES = sys.maxsize  # every rejected row is reported, so that they can be counted
+    delimited._LEAST_BLOCK = 64  # so that rows lie across blocks
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as name:
         for target in chosen:
             end, problem = run_one(target, target.files, Path(name) / "case")
@@ -280,7 +286,7 @@ def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path 
             files = {**target.files, damaged: content}
             if number and number % 1000 == 0:
                 print(f"{number} of {inputs} inputs, {len(wrong)} wrong", file=sys.stderr, flush=True)
-            end, problem = run_one(target, files, Path(name) / "case")
+            end, problem = run_one(target, files, Path(name) / "case", block=(64, 700, 1 << 20)[int(draw.integers(3))])
             ends[f"{target.format}: {end}"] += 1
             if problem is not None:
                 wrong.append(f"input {number} of seed {seed}, {target.format}, {damaged}: {problem}")

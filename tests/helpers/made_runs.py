@@ -7,10 +7,15 @@ import json
 import math
 import random
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 
 from dist_teracon.report.run_data import RunData
@@ -29,16 +34,30 @@ VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "met
 
 
 def make_run(
-    folder: Path, *, stages: int = 6, seed: int = 0, names: tuple[str, ...] | None = None, extras: bool = True, method: str = "teracon"
-) -> Path:
-    """Write a plausible run folder; `extras` adds baselines, single-task scores, the data set, timing and the log."""
+    folder: Path, *, stages: int | None = None, seed: int = 0, names: tuple[str, ...] | None = None, extras: bool = True,
+    method: str = "teracon", users: bool = True,
+) -> Path:  # fmt: skip
+    """Write a plausible run folder of as many tasks as there are names, six by default.
+
+    Args:
+        folder: Where; it does not exist yet.
+        stages: Finished ones; all by default.
+        seed: Of the made-up numbers.
+        names: Of the tasks, whose kinds are those of `TASKS`, over and over but for the first.
+        extras: Add baselines, single-task scores, the data set, timing and the log.
+        method: Its name.
+        users: Add scores by user, from which standard errors come.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True)
     tasks = names or tuple(name for name, _, _ in TASKS)
-    metrics = [names[0] for names in _METRICS]
-    learned = [score * (1 + rng.uniform(-0.04, 0.3)) for score in ALONE]
+    stages, last = len(tasks) if stages is None else stages, len(tasks) - 1
+    metrics = [_metrics(i)[0] for i in range(len(tasks))]
+    alone = [alone_of(i) for i in range(len(tasks))]
+    learned = [score * (1 + rng.uniform(-0.04, 0.3)) for score in alone]
     scores = [[learned[i] * (1 + (j - i) * rng.uniform(-0.02, 0.012)) for i in range(j + 1)] for j in range(stages)]
-    last = scores[-1]
+    final = scores[-1]
+    places = range(len(tasks))
     results: dict[str, Any] = {
         "format_version": 1,
         "method": method,
@@ -47,40 +66,86 @@ def make_run(
         "metrics": metrics,
         "scores": scores,
         "scores_by_metric": _by_metric(scores),
-        "single_task": list(ALONE) if extras else None,
-        "fwt": [100 * (learned[i] / ALONE[i] - 1) if 0 < i < stages else None for i in range(6)] if extras else None,
-        "fwt_absolute": [learned[i] - ALONE[i] if 0 < i < stages else None for i in range(6)] if extras else None,
-        "bwt": [100 * (last[i] / learned[i] - 1) if i < stages - 1 else None for i in range(6)],
-        "bwt_absolute": [last[i] - learned[i] if i < stages - 1 else None for i in range(6)],
-        "test_examples": [141, 612, 548, 141, 141, 141],
-        "unseen_targets": [3, 17, 12, 0, 0, 0],
+        "single_task": alone if extras else None,
+        "fwt": [100 * (learned[i] / alone[i] - 1) if 0 < i < stages else None for i in places] if extras else None,
+        "fwt_absolute": [learned[i] - alone[i] if 0 < i < stages else None for i in places] if extras else None,
+        "bwt": [100 * (final[i] / learned[i] - 1) if i < stages - 1 else None for i in places],
+        "bwt_absolute": [final[i] - learned[i] if i < stages - 1 else None for i in places],
+        "test_examples": [(141, 612, 548, 141, 141, 141)[_kind(i)] for i in places],
+        "unseen_targets": [(3, 17, 12, 0, 0, 0)[_kind(i)] for i in places],
     }
+    assert last + 1 >= stages
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "config.yaml").write_text(_CONFIG.format(seed=seed, method=method))
+    if users:
+        write_user_scores(folder, tasks, scores, spread=0.3)
+    if users and extras:
+        write_user_scores(folder / "single-task", tasks, [[None] * j + [alone[j]] for j in range(stages)], spread=0.3)
     if extras:
         (folder / "dataset.json").write_text(json.dumps(_dataset(tasks)))
-        (folder / "baselines.json").write_text(json.dumps(BASELINES))
+        (folder / "baselines.json").write_text(json.dumps(_baselines(tasks)))
         (folder / "timing.json").write_text(json.dumps(_timing(tasks, stages, rng)))
         (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in _events(tasks, stages, rng)))
     return folder
 
 
+def _kind(task: int) -> int:
+    """Return the place in `TASKS` of the kind that a task has."""
+    return task if task < len(TASKS) else 1 + (task - 1) % (len(TASKS) - 1)
+
+
+def _metrics(task: int) -> list[str]:
+    return ["accuracy", "log-loss"] if TASKS[_kind(task)][1] == "profile" else ["mrr@5", "ndcg@10"]
+
+
+def alone_of(task: int) -> float:
+    """Return the score of a task learned alone."""
+    return ALONE[_kind(task)]
+
+
+def write_user_scores(
+    folder: Path, tasks: Sequence[str], scores: Sequence[Sequence[float | None]], *, spread: float, users: int = 200
+) -> None:
+    """Write `scores.parquet` of each stage whose means are the scores given.
+
+    A user's score is the mean plus a number of its own, the same in all stages, and one of the stage's, `spread` as large as the mean.
+    """
+    generator = np.random.default_rng(7)
+    own = {task: _centred(generator, users) for task in tasks}
+    for j, row in enumerate(scores):
+        parts = []
+        for task, mean in zip(tasks, row, strict=False):
+            if mean is not None:
+                values = mean * (1 + own[task] + spread * _centred(generator, users))
+                parts.append(pa.table({
+                    "split": ["test"] * users, "task": [task] * users, "user_hash": np.arange(users, dtype=np.uint64) * np.uint64(9973),
+                    "score": values, "examples": np.ones(users, dtype=np.int32),
+                }))  # fmt: skip
+        stage = folder / "stages" / f"{j + 1:02d}-{j + 1}"
+        stage.mkdir(parents=True)
+        pq.write_table(pa.concat_tables(parts), stage / "scores.parquet")
+
+
+def _centred(generator: np.random.Generator, users: int) -> NDArray[np.float64]:
+    numbers = generator.normal(size=users)
+    return (numbers - numbers.mean()) / numbers.std()
+
+
 def _by_metric(scores: list[list[float]]) -> dict[str, list[list[float | None]]]:
     """Made-up scores by every metric: the first's own, the further ones twice as much."""
-    names = dict.fromkeys(name for names in _METRICS for name in names)
+    names = dict.fromkeys(name for task in range(len(scores[-1])) for name in _metrics(task))
     return {
-        name: [[score * (1 + _METRICS[i].index(name)) if name in _METRICS[i] else None for i, score in enumerate(row)] for row in scores]
+        name: [[score * (1 + _metrics(i).index(name)) if name in _metrics(i) else None for i, score in enumerate(row)] for row in scores]
         for name in names
     }
 
 
-_METRICS = [["accuracy", "log-loss"] if kind == "profile" else ["mrr@5", "ndcg@10"] for _, kind, _ in TASKS]
 _CONFIG = """
 dataset: data/ml-100k
 seed: {seed}
-method: {{name: {method}, alpha: 0.7, retention: {{scale: full, pool: auto}}, relation_init: extend}}
+method: {{name: {method}, alpha: 0.7, retention: {{scale: full, pool: auto, minimum: 64}}, relation_init: extend}}
 model: {{backbone: nextitnet, channels: 64, dilations: [1, 4, 1, 4]}}
-train: {{epochs: 30, patience: 5, batch: 256, rates: {{next: 0.001, later: 0.0001}}, clip: null}}
+train: {{epochs: 30, patience: 5, batch: 256, first: {{batch: 32}}, second: {{batch: 256}}, later: {{batch: 256}}, clip: null}}
 evaluate: {{max_users: 5000, with_single_task: true}}
 """
 BASELINES: dict[str, list[Any]] = {
@@ -94,8 +159,12 @@ BASELINES: dict[str, list[Any]] = {
 }
 
 
+def _baselines(tasks: Sequence[str]) -> dict[str, list[Any]]:
+    return {name: [values[_kind(i)] for i in range(len(tasks))] for name, values in BASELINES.items()}
+
+
 def _dataset(tasks: tuple[str, ...]) -> dict[str, Any]:
-    kinds = zip(tasks, TASKS, strict=True)
+    kinds = [(name, TASKS[_kind(i)]) for i, name in enumerate(tasks)]
     return {
         "name": "ml-100k",
         "users": 943,
@@ -128,7 +197,14 @@ def _timing(tasks: tuple[str, ...], stages: int, rng: random.Random) -> dict[str
 
 def _events(tasks: tuple[str, ...], stages: int, rng: random.Random) -> list[dict[str, Any]]:
     log: list[dict[str, Any]] = [
-        {"event": "run", "method": "teracon", "seed": 0, "tasks": list(tasks), "metrics": _METRICS, "world_size": 1}
+        {
+            "event": "run",
+            "method": "teracon",
+            "seed": 0,
+            "tasks": list(tasks),
+            "metrics": [_metrics(i) for i in range(len(tasks))],
+            "world_size": 1,
+        }
     ]
     for stage in range(1, stages + 1):
         task, past = tasks[stage - 1], tasks[: stage - 1]
@@ -139,14 +215,15 @@ def _events(tasks: tuple[str, ...], stages: int, rng: random.Random) -> list[dic
             rates = {name: 0.012 + 0.01 * k + 0.03 * math.exp(-epoch / 4) + 0.001 * rng.random() for k, name in enumerate(past)}
             loss = {f"class/{task}": 2.1 * math.exp(-epoch / 5) + 0.9} if epoch else {}
             loss |= {f"retention/{name}": 0.004 * (k + 1) * (1 - math.exp(-epoch / 3)) for k, name in enumerate(past)} if epoch else {}
-            score = ALONE[stage - 1] * (0.35 + 0.7 * (1 - math.exp(-epoch / 3))) * (1 + 0.03 * rng.random())
+            score = alone_of(stage - 1) * (0.35 + 0.7 * (1 - math.exp(-epoch / 3))) * (1 + 0.03 * rng.random())
             place = {"stage": stage, "task": task, "phase": "train", "epoch": epoch}
+            rows = dict.fromkeys(past, 64)
             if epoch:
                 for step in range(10):
                     number = 10 * (epoch - 1) + step
-                    log.append({"event": "step", **place, "step": number, "loss": loss, "scale": 3.1, "rho": rates, "rows": {}})
-            metric = "mrr@5" if stage < 4 else "accuracy"
-            log.append({"event": "epoch", **place, "loss": loss, "validation": score, "metric": metric, "best": epoch >= epochs - 2})
+                    log.append({"event": "step", **place, "step": number, "loss": loss, "scale": 3.1, "rho": rates, "rows": rows})
+            kept = {"metric": _metrics(stage - 1)[0], "best": epoch >= epochs - 2}
+            log.append({"event": "epoch", **place, "loss": loss, "validation": score, "validation_error": 0.1 * score, **kept})
         known = tasks[:stage]
         similarity = [[1.0 if i == j else 0.62 + 0.3 * abs(math.sin(3 * (i + j) + i * j)) for i in range(stage)] for j in range(stage)]
         histograms = {
@@ -195,8 +272,8 @@ def parse(page: str) -> Balanced:
     return parser
 
 
-def printed(run: RunData, *, terminal: bool = False) -> str:
+def printed(run: RunData, *, terminal: bool = False, width: int = 160) -> str:
     """Return a run's table as it is printed."""
     buffer = io.StringIO()
-    print_scores(run, Console(file=buffer, force_terminal=terminal, width=160, color_system="truecolor" if terminal else None))
+    print_scores(run, Console(file=buffer, force_terminal=terminal, width=width, color_system="truecolor" if terminal else None))
     return re.sub(r"\x1b\[[0-9;]*m", "", buffer.getvalue())

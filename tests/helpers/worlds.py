@@ -1,7 +1,8 @@
 """Worlds of processes that train: `worlds.py JOBS.json`. Torch and DeepSpeed are imported once, and every process is forked.
 
-A job: `config` (a run's configuration), `run` (its folder), `world` (processes, default 1), `moment` (when a process kills itself by
-SIGKILL: see `_arm`), `rank` (which one, default the last), `added` (a task to add, and what new items start as).
+A job: `config` (a run's configuration), `run` (its folder or URI), `world` (processes, default 1), `moment` (when a process kills itself by
+SIGKILL: see `_arm`), `rank` (which one, default the last), `added` (a task to add, and what new items start as), `environment` (variables
+of each rank).
 Prints the exit codes of each job's ranks as JSON.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import folder_store
 import torch
 
 import dist_teracon.continual.fineall
@@ -42,7 +44,8 @@ def _die() -> None:
 
 def _arm(moment: str) -> None:
     """Die at `step:STAGE:N` (before the N-th step), `pseudo:STAGE:N` (after N shards), `checkpoint:STAGE:EPOCH` (once it is whole),
-    `half-checkpoint:STAGE:EPOCH`, `half-stage:STAGE` (weights there, state not) or `finished:STAGE` (before the results)."""
+    `half-checkpoint:STAGE:EPOCH`, `half-stage:STAGE` (weights there, state not) or `finished:STAGE` (before the results).
+    `SIGTERM:STAGE:N` and `SIGINT:STAGE:N` are signals before the N-th step."""
     kind, stage, *rest = moment.split(":")
     number = int(rest[0]) if rest else 0
     folder = f"{int(stage):02d}-"
@@ -51,7 +54,7 @@ def _arm(moment: str) -> None:
     def reached(here: bool) -> None:
         seen["count"] += here
         if here and seen["count"] == number:
-            _die()
+            os.kill(os.getpid(), getattr(signal, kind, signal.SIGKILL))
 
     def before_step(_engine: Any, method: Any, *_: Any, **__: Any) -> None:
         reached(len(method.learned) == int(stage))
@@ -76,7 +79,7 @@ def _arm(moment: str) -> None:
             reached(folder in str(path))
             yield path
 
-    if kind == "step":
+    if kind in ("step", "SIGTERM", "SIGINT"):
         phase_module.train_step = _first(before_step, phase_module.train_step)
     elif kind.startswith("half-"):
         stage_folder.io.write_json = _first(before_json, stage_folder.io.write_json)
@@ -111,16 +114,21 @@ def _then(job: Callable[..., Any], check: Callable[..., None]) -> Any:
 def _process(job: dict[str, Any], rank: int, world: int, port: int) -> int:
     if world > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(job["environment"][rank] if "environment" in job else {})
     if job.get("moment") and rank == job.get("rank", world - 1):
         _arm(job["moment"])
     try:
         with process_group() as runtime:
             config = validate(RunConfig, job["config"], where="job")
             added = AddedTask(*job["added"]) if "added" in job else None
-            train(config, runtime, Path(job["run"]), where="job", console=Console(active=False), added=added)
+            train(config, runtime, job["run"], where="job", console=Console(active=False), added=added)
     except TeraconError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return 2
+    except SystemExit as error:
+        return int(error.code or 0)
+    except KeyboardInterrupt:
+        return 130
     except BaseException:
         traceback.print_exc()
         return 1
@@ -155,6 +163,7 @@ def _world(job: dict[str, Any]) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    folder_store.register()
     _import_deepspeed()
     for library in ("sklearn.decomposition", "sklearn.linear_model", "torch._dynamo"):  # what every run imports on its way
         importlib.import_module(library)

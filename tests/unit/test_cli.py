@@ -14,12 +14,14 @@ import pytest
 import dist_teracon
 from dist_teracon import cli
 from dist_teracon.bench import BENCHMARKS
+from dist_teracon.cli.data import formats
 from dist_teracon.config_io import make_config
 from dist_teracon.continual.registry import METHODS, resolve_method
+from dist_teracon.inference.commands import COMMANDS as INFERENCE
 from dist_teracon.models.backbone import BACKBONES, resolve_backbone
 
 DOCS = Path(__file__).parents[2] / "docs"
-SOURCES = cli._formats()
+SOURCES = formats()
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -39,7 +41,9 @@ def section(name: str, heading: str) -> str:
     return document(name).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("arguments", [(), ("prepare",), ("train",), ("report",), ("compare",), ("bench",)])
+@pytest.mark.parametrize(
+    "arguments", [(), ("prepare",), ("train",), ("report",), ("compare",), ("bench",), *((name,) for name in INFERENCE)]
+)
 def test_help_fits_eighty_columns(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert [line for line in help_of(capsys, *arguments).splitlines() if len(line) > 80] == []
@@ -48,7 +52,7 @@ def test_help_fits_eighty_columns(arguments: tuple[str, ...], capsys: pytest.Cap
 def test_help_lists_every_command_once_under_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
     (commands,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert re.findall(r"^  (\w+) ", text, re.MULTILINE) == list(commands.choices)
+    assert re.findall(r"^  (\w[\w-]*) ", text, re.MULTILINE) == list(commands.choices)
     assert [line[:-1] for line in text.splitlines() if re.fullmatch(r"[a-z ]+:", line)][:-1] == list(cli._COMMANDS)
 
 

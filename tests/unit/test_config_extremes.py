@@ -131,6 +131,7 @@ def test_extreme_values_are_sane_or_refused_by_name(path: str) -> None:
         ({"train": {"first": {"epochs": True}}}, "train.first.epochs: expected a number (is True)"),
         ({"method": {"retention": {"pool": 2}}}, "run.yaml: method.retention.pool: "),
         ({"dataset": ""}, "dataset: "),
+        ({"model": {"channels": 10, "backbone": {"name": "sasrec", "heads": 4}}}, "run.yaml: model.backbone.heads: expected a divisor of "),
     ],
 )
 def test_values_that_once_hung_or_ended_in_a_traceback(value: dict[str, Any], message: str) -> None:

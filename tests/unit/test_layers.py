@@ -16,11 +16,11 @@ PACKAGES = {"dist_teracon": ROOT / "dist_teracon"} | {f"dist_teracon.{name}": RO
 # From the top down: a room imports from its own row and from the rows below, never from one above.
 ROWS = (
     {"launch", "__main__", "cli"},
-    {"train", "compare", "report", "bench"},
+    {"train", "compare", "report", "bench", "inference"},
     {"continual", "engine", "evaluate"},
     {"models"},
     {"kernels", "data"},
-    {"config", "config_io", "console", "errors", "hashing", "io", "memory", "runtime", "text_table"},
+    {"config", "config_io", "console", "errors", "hashing", "io", "memory", "runtime", "store", "text", "text_table"},
 )
 # The entry point of `python -m dist_teracon.kernels.compile_table`, which looks up what it compiles.
 ENTRY_POINTS = {("dist_teracon.kernels.compile_table", "dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.variants")}

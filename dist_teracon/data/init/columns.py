@@ -79,10 +79,19 @@ def content_of(sample: Sample, column: str) -> Content:
     values = [value for value in sample.columns[column] if value is not None]
     counts = Counter(values)
     unknown = tuple(sorted(text for text in counts if text.strip().lower() in _UNKNOWN))
+    if is_age(column):  # nobody is 0, −1 or 999 years old among grown-ups
+        numbers = [float(text) for text in counts if _NUMBER.fullmatch(text)]
+        if sorted(number for number in numbers if 0 < number <= 120)[:1] >= [5.0]:
+            unknown += tuple(sorted(text for text in counts if _NUMBER.fullmatch(text) and not 0 < float(text) <= 120))
     known = [text for text in counts if text not in unknown]
     is_number = bool(known) and all(_NUMBER.fullmatch(text) for text in known)
     times = "iso" if column in sample.times else _times(known, is_number=is_number)
     return Content(len(values), len(counts), is_number, times, counts, unknown)
+
+
+def is_age(column: str) -> bool:
+    """Return whether a column's name is that of an age."""
+    return re.sub(r"[\W\d_]", "", column.lower()) in ("age", "userage", "ageyears", "나이", "연령", "만나이")
 
 
 def _times(values: Sequence[str], *, is_number: bool) -> str | None:

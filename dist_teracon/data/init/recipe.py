@@ -14,9 +14,10 @@ import yaml
 
 from dist_teracon import io
 from dist_teracon.data.init.columns import Content, Guess, content_of, guess_roles, named_role
-from dist_teracon.data.init.samples import Folder, Sample, bare_name, sample_folder
+from dist_teracon.data.init.samples import Folder, Sample, attributes_within, sample_folder
 from dist_teracon.data.init.tasks import Proposal, Tables, propose
 from dist_teracon.data.raw.files import without_compression
+from dist_teracon.data.raw.listing import stem
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.data.sources.base import folder_name
 from dist_teracon.errors import ConfigError, DataError
@@ -172,10 +173,10 @@ def _events(folder: Folder) -> Draft:
     return _draft("events", folder, events, users, items if items is not users else None, own=_OWN)
 
 
-def _best(folder: Folder, stem: str, rank: Callable[[Sample], float], *, without: Sequence[Sample] = ()) -> Sample | None:
-    """Return the table that a stem names, or that of the highest rank above 0."""
+def _best(folder: Folder, name: str, rank: Callable[[Sample], float], *, without: Sequence[Sample] = ()) -> Sample | None:
+    """Return the table of that name, or that of the highest rank above 0."""
     others = [sample for sample in folder.tables.values() if sample not in without and sample.rows]
-    named = [sample for sample in others if bare_name(sample.name) == stem and rank(sample) > 0]
+    named = [sample for sample in others if stem(sample.name) == name and rank(sample) > 0]
     ranked = sorted((sample for sample in others if rank(sample) > 0), key=rank, reverse=True)
     return next(iter(named or ranked), None)
 
@@ -205,8 +206,13 @@ def _draft(
     roles = guess_roles(events, contents)
     draft = Draft(kind, "")
     attributes: dict[str, tuple[Sample, dict[str, Content]] | None] = {}
+    free = [name for name, content in contents.items() if name not in {guess.column for guess in roles.values()} and content.times is None]
     for role, sample in (("user", users), ("item", items)):
         key, attributes[role] = roles[role].column, None
+        if sample is None and kind == "events" and (sample := attributes_within(events, key, free)) is not None:
+            free = [name for name in free if name not in sample.columns]
+            named = ", ".join(name for name in sample.columns if name != key)
+            draft.notes += folded(f"{events.name}: {named}: one value for each {role}, so attributes of {role}s", indent="  ")
         if sample is not None and key in sample.columns:
             attributes[role] = (sample, {name: content_of(sample, name) for name in sample.columns})
         elif sample is not None:
@@ -242,6 +248,7 @@ def _notes(tables: Tables, proposal: Proposal, folder: Folder) -> list[str]:
             for line in folded(f"{'task' if task.is_active else 'as a comment, task'} {task.name}: {task.why}", indent="  ")
         ),
         *(line for name, why in proposal.left_out.items() for line in folded(f"no task: {name}: {why}", indent="  ")),
+        *([] if any(task.is_active for task in proposal.tasks) else ["no task beside the first one, the next item of the history"]),
         *folded(f"tables that nothing is made of: {', '.join(others)}" if others else "every table is used"),
     ]
 
@@ -249,7 +256,7 @@ def _notes(tables: Tables, proposal: Proposal, folder: Folder) -> list[str]:
 def _top(folder: Folder, tables: Tables, own: Mapping[str, str], kind: str) -> list[str]:
     lines = [f"name: {scalar(folder_name(folder.uri))}", "seed: 0"]
     files = {"events": tables.events, **{what: pair[0] for what, pair in (("users", tables.users), ("items", tables.items)) if pair}}
-    renamed = {what: sample for what, sample in files.items() if kind == "events" and bare_name(sample.name) != what}
+    renamed = {what: sample for what, sample in files.items() if kind == "events" and stem(sample.name) != what}
     if renamed:
         lines += ["files:", *(f"  {what}: {scalar(sample.name)}" for what, sample in renamed.items())]
     named = {role: guess for role, guess in tables.roles.items() if guess.column != own[role]}

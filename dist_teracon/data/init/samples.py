@@ -6,7 +6,7 @@ import csv
 import io as text_io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,13 +14,12 @@ import pyarrow.parquet as pq
 
 from dist_teracon import io
 from dist_teracon.data.raw.files import open_raw, without_compression
-from dist_teracon.data.sources.base import natural_key
+from dist_teracon.data.raw.listing import Listing, list_source, named_kind, natural_key, table_kind
 from dist_teracon.errors import DataError
 
 _BYTES = 1 << 21
 _ROWS = 20_000
-_TEXT = (".csv", ".tsv", ".txt", ".inter", ".user", ".item")
-_PARQUET = (".parquet", ".pq")
+_ATOMIC = (".inter", ".user", ".item")  # RecBole's
 _ENCODINGS = ("utf-8", "cp949")
 _DELIMITERS = (",", "\t", ";", "|")
 
@@ -81,13 +80,15 @@ def sample_folder(uri: str) -> Folder:
     """Sample every table directly in a folder; a folder in it is a table in parts, and so are files whose names differ in digits alone.
 
     Raises:
-        DataError: there is no such folder, or nothing in it.
+        DataError: there is no such folder, or nothing in it; it is a file.
     """
-    names = [name for name in io.list_folder(uri) if not name.startswith((".", "_"))]
-    if not names:
+    listing = list_source(uri)
+    if listing.is_file:
+        raise DataError(f"{uri}: is a file; name the folder that holds it")
+    if not listing.files and not listing.folders:
         raise DataError(f"{uri}: no files there")
-    folder = Folder(uri, sorted(names, key=natural_key))
-    for name, files in _grouped(folder):
+    folder = Folder(uri, sorted([*listing.files, *listing.folders], key=natural_key))
+    for name, files in _grouped(listing, folder):
         try:
             sample = _sample(name, files)
         except (DataError, pa.ArrowInvalid, csv.Error, UnicodeDecodeError) as error:
@@ -98,38 +99,31 @@ def sample_folder(uri: str) -> Folder:
     return folder
 
 
-def bare_name(name: str) -> str:
-    """Return a file's name in small letters without the endings of a table and of a compression."""
-    bare = without_compression(name.rsplit("/", 1)[-1]).lower()
-    return next((bare[: -len(ending)] for ending in (*_TEXT, *_PARQUET) if bare.endswith(ending)), bare)
-
-
 def _is_table(name: str) -> bool:
-    return without_compression(name).lower().endswith((*_TEXT, *_PARQUET))
+    return named_kind(name) is not None or without_compression(name).lower().endswith(_ATOMIC)
 
 
-def _grouped(folder: Folder) -> Iterator[tuple[str, list[str]]]:
+def _grouped(listing: Listing, folder: Folder) -> Iterator[tuple[str, list[str]]]:
     """Yield tables with their files, in the order of their names."""
     groups: dict[str, list[str]] = {}
-    for name in folder.names:
-        inside = io.join(folder.uri, name)
-        if io.is_folder(inside):
-            parts = [part for part in sorted(io.list_folder(inside), key=natural_key) if _is_table(part)]
-            if parts:
-                yield name, [io.join(inside, part) for part in parts]
-            else:
-                folder.not_read[name] = "a folder without tables"
-        elif _is_table(name):
+    for name in listing.files:
+        if _is_table(name):
             groups.setdefault(re.sub(r"[0-9]+([-_.][0-9]+)*", "*", name), []).append(name)
         else:
             folder.not_read[name] = "neither CSV nor Parquet by its name"
+    for name in listing.folders:
+        if parts := listing.parts(name):
+            yield name, [listing.uri(part) for part in parts]
+        else:
+            folder.not_read[name] = "a folder without tables"
     for pattern, names in groups.items():
-        yield (names[0] if len(names) == 1 else pattern), [io.join(folder.uri, name) for name in names]
+        yield (names[0] if len(names) == 1 else pattern), [listing.uri(name) for name in names]
 
 
 def _sample(name: str, files: Sequence[str]) -> Sample:
     """Sample a table: its first file, the one in the middle and the last."""
-    read = _sample_parquet if without_compression(files[0]).lower().endswith(_PARQUET) else _sample_text
+    is_atomic = without_compression(files[0]).lower().endswith(_ATOMIC)
+    read = _sample_parquet if not is_atomic and table_kind(files[0]) == "parquet" else _sample_text
     chosen = sorted({0, len(files) // 2, len(files) - 1})
     parts = [read(name, files[place]) for place in chosen]
     first = parts[0]
@@ -229,3 +223,27 @@ def _delimiter(text: str) -> str:
     """Return the delimiter that the first line has most of."""
     line = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
     return max(_DELIMITERS, key=lambda delimiter: (line.count(delimiter), delimiter == ","))
+
+
+def attributes_within(events: Sample, key: str, columns: Sequence[str]) -> Sample | None:
+    """Return those of a table of events' columns that are attributes of its users or items, as a table with a row each; None for none.
+
+    Args:
+        events: The events.
+        key: The column of users or items.
+        columns: Which columns may be attributes: those that have one value for nearly every name that comes more than once.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(events.columns[key]):
+        if name is not None:
+            rows.setdefault(name, []).append(row)
+    several = [places for places in rows.values() if len(places) > 1]
+    if 2 * sum(map(len, several)) < events.rows:
+        return None
+    found: dict[str, list[str | None]] = {key: list(rows)}
+    for column in columns:
+        values = events.columns[column]
+        changing = sum(len({values[row] for row in places} - {None}) > 1 for places in several)
+        if changing <= 0.02 * len(several) and len(set(values) - {None}) > 1:
+            found[column] = [next((values[row] for row in places if values[row] is not None), None) for places in rows.values()]
+    return replace(events, columns=found) if len(found) > 1 else None

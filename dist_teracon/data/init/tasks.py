@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dist_teracon.data.init.columns import Content, Guess
+from dist_teracon.data.init.columns import Content, Guess, is_age
 from dist_teracon.data.init.samples import Sample
 
 # A task is proposed where so many users of the sample have labels: each part of the split must have some.
@@ -269,7 +269,7 @@ def bins_of(numbers: Sequence[float], column: str) -> list[float]:
     """Return edges of about six classes: decades for ages and years, else round numbers near the sixths of the sample."""
     ordered = sorted(numbers)
     low, high = ordered[0], ordered[-1]
-    if re.search(r"age|나이|연령", column.lower()) and low >= 0 and high <= 130:
+    if is_age(column) and low >= 0 and high <= 130:
         edges = [float(edge) for edge in (20, 30, 40, 50, 60) if low < edge <= high]
     elif all(1900 <= number <= 2030 for number in (low, high)):
         edges = [float(edge) for edge in range(1940, 2021, 10) if low < edge <= high]

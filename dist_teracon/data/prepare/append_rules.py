@@ -75,11 +75,34 @@ def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any]
         for name in sorted({*was, *is_now}):
             if was.get(name) != is_now.get(name):
                 problems.append(f"  tasks.{task}.{name}: {was.get(name)!r} -> {is_now.get(name)!r}")
+    _refuse(parent, problems)
+    return lines
+
+
+def check_without_recipe(parent: str, info: DatasetInfo, *, min_count: int | None) -> None:
+    """Compare what is added without a recipe, as by a format that needs none, with the old version: its split and `--min-count`.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    rule = effective(Recipe().split_rule())
+    fields = ("train", "validation", "test", "seed", "folds", "fold")
+    problems = [
+        f"  split.{name}: {getattr(info.split, name)!r} -> {getattr(rule, name)!r}"
+        for name in fields
+        if getattr(info.split, name) != getattr(rule, name)
+    ]
+    before = info.source.get("min_count")
+    if info.source.get("format") != "append" and before != min_count:
+        problems.append(f"  history.min_count (--min-count): {before!r} -> {min_count!r}")
+    _refuse(parent, problems)
+
+
+def _refuse(parent: str, problems: list[str]) -> None:
     if problems:
         head = f"--append: the recipe differs from the one that made {parent} (old -> new), and a version has one recipe:"
         tail = "use the old values, name a task of another definition otherwise, or prepare the data set anew"
         raise ConfigError("\n".join([head, *problems, tail]))
-    return lines
 
 
 def merged_recipe(before: dict[str, Any] | None, now: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dist_teracon import io
 from dist_teracon.console import Log
-from dist_teracon.data.prepare.append_rules import check_recipe, merged_recipe, recipe_of, resolved_recipe
+from dist_teracon.data.prepare.append_rules import check_recipe, check_without_recipe, merged_recipe, recipe_of, resolved_recipe
 from dist_teracon.data.prepare.pipeline import check_output
 from dist_teracon.data.prepare.versions import append, no_new_task
 from dist_teracon.data.prepare.workspace import folder_beside
@@ -17,7 +17,7 @@ from dist_teracon.errors import ConfigError, DataError
 
 def append_prepared(
     parent: str, out: str, make: Callable[[str], object], *,
-    recipe: Recipe | None, min_count: int | None, refresh: bool, fingerprint: Callable[[], str | None], log: Log,
+    recipe: Recipe | None, min_count: int | None, refresh: bool, synthetic: bool, fingerprint: Callable[[], str | None], log: Log,
 ) -> DatasetInfo:  # fmt: skip
     """Write a version of a data set, or find that it is there.
 
@@ -28,6 +28,7 @@ def append_prepared(
         recipe: The recipe of what is added; None where it has none.
         min_count: Overrides `history.min_count`.
         refresh: Take old users' histories anew.
+        synthetic: Whether what is added is drawn, with a split of its own.
         fingerprint: Returns the fingerprint of what would be made; None where only making it tells.
         log: Receives lines.
 
@@ -45,6 +46,8 @@ def append_prepared(
             log(line)
         if now["tasks"] and not refresh and not set(now["tasks"]) - {task.name for task in info.tasks}:
             raise no_new_task(recipe.name or "the recipe" if recipe else "", parent, info)
+    elif not synthetic:
+        check_without_recipe(parent, info, min_count=min_count)
     check_output(out)
     if (there := _existing(out, info, refresh=refresh, fingerprint=fingerprint)) is not None:
         log(f"{out}: is there already, made from the same input and options; nothing to do")

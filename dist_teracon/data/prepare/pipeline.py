@@ -148,7 +148,7 @@ def _raw_files(
     format: str, source: str, recipe: Recipe | None, *,
     split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None, made_from: dict[str, Any] | None = None,
 ) -> _RawFiles:  # fmt: skip
-    folder = io.input_folder(source)
+    folder = io.input_path(source)
     options = {
         "recipe": None if recipe is None else recipe.to_json(),
         "split": split,

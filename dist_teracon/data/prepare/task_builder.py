@@ -18,7 +18,7 @@ from dist_teracon.data.prepare.overlap import note_overlaps
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
-from dist_teracon.data.recipe import EventFilter, ItemTask, ProfileTask, Recipe
+from dist_teracon.data.recipe import EventFilter, HistoryRule, ItemTask, ProfileTask, Recipe
 from dist_teracon.data.recipe_values import number_text
 from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
@@ -145,6 +145,32 @@ def _in_time(rows: NDArray[np.int64], events: Events, chosen: NDArray[np.int64])
     return chosen[np.lexsort((events.order[chosen], rows[events.user.codes[chosen]]))]
 
 
+def _in_histories(kept: NDArray[np.int64], events: Events, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Return the kept users' codes in the order of their names, the row of each code, and the chosen events of these users in order."""
+    kept = np.array(sorted(kept.tolist(), key=events.user.names.__getitem__), dtype=np.int64)
+    row_of_code = np.full(len(events.user.names), -1, dtype=np.int64)
+    row_of_code[kept] = np.arange(len(kept))
+    return kept, row_of_code, _in_time(row_of_code, events, chosen[row_of_code[events.user.codes[chosen]] >= 0])
+
+
+def histories(rule: HistoryRule, events: Events) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return whole histories of all users who have an event that fits a rule, as sequences are made of them: uncut.
+
+    Returns:
+        Codes of the users in the order of their names [U]; rows of `events`, user by user, oldest first; where each user's begin [U + 1].
+
+    Raises:
+        ConfigError: the rule reads a column that the events do not have.
+        DataError: no event fits.
+    """
+    chosen = np.flatnonzero(matching("history.events", rule.events, events, Funnel("events", len(events))))
+    if len(chosen) == 0:
+        raise DataError(f"history: none of {len(events)} events fits history.events of the recipe{period(events)}")
+    counts = np.bincount(events.user.codes[chosen], minlength=len(events.user.names))
+    kept, _, ordered = _in_histories(np.flatnonzero(counts), events, chosen)
+    return kept, ordered, ragged.offsets_of(counts[kept])
+
+
 def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
     rule, events = job.recipe.history, job.source.events
     fits, funnel = _matching("history.events", rule.events, job)
@@ -162,13 +188,9 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable,
     of_users.drop(few, np.count_nonzero((counts > 0) & (counts < rule.minimum)))
     job.note("users", of_users)
 
-    kept = np.array(sorted(kept.tolist(), key=events.user.names.__getitem__), dtype=np.int64)
+    kept, row_of_code, ordered = _in_histories(kept, events, chosen)
     names = [events.user.names[code] for code in kept.tolist()]
-    row_of_code = np.full(len(events.user.names), -1, dtype=np.int64)
-    row_of_code[kept] = np.arange(len(kept))
     users = _Users(names, np.array([stable_hash(name) for name in names], dtype=np.uint64), row_of_code)
-
-    ordered = _in_time(row_of_code, events, chosen[row_of_code[events.user.codes[chosen]] >= 0])
     lengths = counts[kept]
     age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(ordered))  # 0 for a user's last event
     funnel.drop(f"of users with {few}", len(chosen) - len(ordered))

@@ -146,6 +146,7 @@ class _Append:
         lineage = {
             "ancestors": [*ancestors(old), old.fingerprint],
             "comparable": [] if self.refresh else [*old.source.get("comparable", ()), old.fingerprint],
+            **({"labels_of_their_own": True} if old.labels_of_their_own else {}),
         }
         info = replace(
             old,

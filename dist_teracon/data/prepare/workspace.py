@@ -70,7 +70,8 @@ def workspace(out: str, key: str, log: Log, *, shown: str | None = None) -> Iter
         root = Path(tempfile.gettempdir()) / f"dist-teracon-{hashlib.sha256(out.encode()).hexdigest()[:16]}.preparing"
     root.mkdir(parents=True, exist_ok=True)
     name = shown or out
-    with io.exclusive_lock(root / "lock", DataError(f"{name}: another process prepares it at this moment; wait for it")):
+    busy = DataError(f"{name}: another process prepares it at this moment; wait for it")
+    with io.exclusive_lock(root / "lock", lambda _: busy):
         work = Workspace(root, out, name)
         resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
         shutil.rmtree(work.dataset, ignore_errors=True)
@@ -85,7 +86,7 @@ def workspace(out: str, key: str, log: Log, *, shown: str | None = None) -> Iter
         work.dataset.mkdir()
         try:
             yield work
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # stopped from outside
             raise
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
@@ -110,13 +111,14 @@ def folder_beside(out: str, kind: Literal["appending", "drawing"]) -> Iterator[P
     target = io.output_folder(out)
     root = target.with_name(f".{target.name}.{kind}")
     root.mkdir(parents=True, exist_ok=True)
-    with io.exclusive_lock(root / "lock", DataError(f"{out}: another process prepares it at this moment; wait for it")):
+    busy = DataError(f"{out}: another process prepares it at this moment; wait for it")
+    with io.exclusive_lock(root / "lock", lambda _: busy):
         for entry in root.iterdir():
             if not entry.name.startswith(".") and entry.is_dir():
                 shutil.rmtree(entry)
         try:
             yield root
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from dist_teracon.data.raw.listing import relative_name
 from dist_teracon.errors import DataError, nearest
 
 _SHOWN = 80
@@ -66,7 +67,8 @@ class BadRows:
             return
         if self._file is None:
             self._file = self.rejected.open("a", encoding="utf-8")
-        file, _, line = where.removeprefix(self.root.rstrip("/") + "/").rpartition(":")
+        uri, _, line = where.rpartition(":")
+        file = relative_name(uri, self.root)
         place: dict[str, object] = {"file": file, "line": int(line)} if line.isdecimal() else {"file": file, "row": line.strip()}
         row = {**place, "reason": kind, "text": None if text is None else text[:_SAMPLE_LENGTH]}
         self._file.write(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n")
@@ -87,6 +89,8 @@ class BadRows:
         head = f"{uri}: {bad} of {rows} rows are malformed; --max-bad-rows {self.limit:g} allows {int(self.limit * rows)}"
         if any(kind.startswith("bytes that are not") for kind in kinds):
             lines.append("  a text in another encoding is read by `encoding` in the recipe, as cp949 or latin-1")
+        if any(kind.endswith("none of the recipe's classes") for kind in kinds):
+            lines.append("  codes of unknown are declared by `missing` in the recipe, as missing: ['0']")
         raise DataError("\n".join((head, *lines)))
 
 

@@ -71,7 +71,7 @@ class ReadContext:
     def note(self, group: str, key: str, value: Any, line: str = "") -> None:
         """Keep a fact among the data set's notes, counts of one key added up, and log a line on it."""
         facts = self.notes.setdefault(group, {})
-        facts[key] = facts[key] + value if isinstance(value, int) and key in facts else value
+        facts[key] = facts[key] + value if type(value) is int and key in facts else value
         if line:
             self.log(line)
 

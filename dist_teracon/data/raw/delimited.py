@@ -26,6 +26,7 @@ from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable
 from dist_teracon.errors import DataError
 
 _SEPARATOR = "\x1f"
+_BOM = b"\xef\xbb\xbf"
 _LEAST_BLOCK = 1 << 12  # Arrow has some work a block
 _DELIMITERS = (",", "\t", ";", "|")
 
@@ -80,10 +81,10 @@ def is_blank(uri: str, dialect: Dialect) -> bool:
 
 
 def guess_delimiter(uri: str, dialect: Dialect) -> str:
-    """Return the dialect's delimiter if the header line has it, else the first of comma, tab, semicolon and bar that it has."""
+    """Return which of the dialect's delimiter, comma, tab, semicolon and bar the header line has most often."""
     _, content = _first_record(uri, dialect) or (0, b"")
     bare = re.sub(r'"[^"]*"', "", content.decode(errors="replace"))
-    return next((mark for mark in (dialect.delimiter, *_DELIMITERS) if mark in bare), dialect.delimiter)
+    return max((dialect.delimiter, *_DELIMITERS), key=bare.count)
 
 
 def _fields(text: str, dialect: Dialect) -> list[str]:
@@ -144,7 +145,7 @@ def read_delimited(
             rows += extra
             several += 0 if readable.lengths is None else int((readable.lengths > 1).sum())
     if several:
-        context.note("records_of_several_lines", "count", several, f"{uri}: {several} rows hold line ends within quoted cells")
+        context.note("records_of_several_lines", "count", several, f"{uri}: line ends within quoted cells in rows: {several}")
     return collected.finish(rows)
 
 
@@ -245,6 +246,8 @@ def _table(
         skipped.append((row.number, row.text))
         return "skip"
 
+    if content.startswith(_BOM):  # Arrow takes one off, wherever in the file the block begins
+        content = _BOM + content
     table = pa_csv.read_csv(
         pa.BufferReader(content),
         read_options=pa_csv.ReadOptions(use_threads=False, column_names=list(header), block_size=max(len(content) + 1, 1024)),

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import compression, open_raw
-from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable
+from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable, one_array
+from dist_teracon.data.raw.values import clean_texts, whole_texts
 from dist_teracon.errors import DataError
 from dist_teracon.io import open_binary
 
@@ -62,14 +63,53 @@ def read_parquet(
     collected, rows = Collected(uri, specs, context, constants=fixed, place=lambda row: f"{uri}: row {row + 1}"), 0
     with _opened(uri) as parquet:
         for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(written)):
-            columns, faulty = {}, {}
-            for name, spec in written.items():
-                columns[name], wrong = _cast(uri, name, batch.column(name), spec)
-                if wrong is not None:
-                    faulty[f"{name} is not UTF-8 text"] = wrong
-            collected.add(pa.table(columns), np.arange(rows, rows + batch.num_rows), faulty=faulty)
-            rows += batch.num_rows
+            rows = _add_batch(collected, uri, batch, written, rows)
     return collected.finish(rows)
+
+
+def read_ids(uri: str, name: str, column: Any) -> Any:
+    """Return a column of ids as a string array in the one form that tables of events are read in: blanks cut off, 1.0 as 1, null for none.
+
+    Raises:
+        DataError: the column holds neither text nor whole numbers.
+    """
+    spec = ColumnSpec("token", required=True)
+    texts, wrong = _cast(uri, name, one_array(column), spec)
+    if pa.types.is_floating(column.type) and pc.any(pc.match_substring(texts, ".")).as_py():
+        raise _unwanted(uri, name, column.type, spec)
+    if wrong is not None:
+        raise DataError(f"{uri}: row {int(np.argmax(wrong)) + 1}: column '{name}': expected UTF-8 text, got other bytes")
+    cleaned = clean_texts(texts, nan_is_missing=False).values
+    found = whole_texts(cleaned)
+    return cleaned if found is None else found[0]
+
+
+def read_arrow(table: Any, specs: Mapping[str, ColumnSpec], *, where: str, context: ReadContext) -> RawTable:
+    """Read columns of an Arrow table as those of a Parquet file; `where` is what messages call it.
+
+    Raises:
+        DataError: no rows, a missing column or one of a type that is not wanted, implausible times, or too many malformed rows.
+    """
+    for name in specs:
+        if name not in table.column_names:
+            raise column_missing(where, name, table.column_names)
+    if not len(table):
+        raise DataError(f"{where}: has no rows")
+    collected, rows = Collected(where, specs, context, constants={}, place=lambda row: f"{where}: row {row + 1}"), 0
+    for batch in table.select(list(specs)).to_batches(max_chunksize=_BATCH):
+        rows = _add_batch(collected, where, batch, specs, rows)
+    return collected.finish(rows)
+
+
+def _add_batch(collected: Collected, uri: str, batch: Any, specs: Mapping[str, ColumnSpec], rows: int) -> int:
+    """Add a batch that `rows` rows come before; returns how many there are now."""
+    columns, faulty = {}, {}
+    for name, spec in specs.items():
+        columns[name], wrong = _cast(uri, name, batch.column(name), spec)
+        if wrong is not None:
+            faulty[f"{name} is not UTF-8 text"] = wrong
+    collected.add(pa.table(columns), np.arange(rows, rows + batch.num_rows), faulty=faulty)
+    return rows + int(batch.num_rows)
 
 
 @contextmanager
@@ -159,8 +199,9 @@ def _decoded(column: Any) -> tuple[Any, NDArray[np.bool_] | None]:
 
 def _float_texts(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
     """Return floats as text: whole numbers without a point or an exponent, NaN as nothing."""
-    column = column.cast(pa.float64())
-    values = column.fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    values = column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     there = ~np.isnan(values)
     if spec.required and (np.abs(values[there]) > _EXACT).any():
         raise DataError(

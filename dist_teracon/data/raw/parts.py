@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.delimited import Dialect, guess_delimiter, is_blank, read_delimited, read_header
+from dist_teracon.data.raw.files import without_compression
 from dist_teracon.data.raw.listing import TableKind, partition_values, relative_name, table_kind
 from dist_teracon.data.raw.parquet import parquet_header, read_parquet
 from dist_teracon.data.raw.table import ColumnSpec, RawTable, joined
@@ -68,8 +69,10 @@ def _open(uri: str, dialect: Dialect, context: ReadContext) -> Part:
     partition = partition_values(relative_name(uri, context.bad.root))
     if kind == "parquet":
         return Part(uri, kind, dialect, parquet_header(uri), partition)
+    if without_compression(uri).lower().endswith(".tsv"):
+        dialect = replace(dialect, delimiter="\t")
     found = guess_delimiter(uri, dialect)
-    if found != dialect.delimiter and ".tsv" not in uri.lower():
+    if found != dialect.delimiter:
         context.log(f"{uri}: the columns are separated by {found!r}")
     return Part(uri, kind, replace(dialect, delimiter=found), [], partition)
 

@@ -117,7 +117,7 @@ class Collected:
     def _column(self, name: str, table: Any) -> Any:
         if name in self._constants:
             return pa.array([self._constants[name]] * len(table), pa.string())
-        return _chunk(table.column(name))
+        return one_array(table.column(name))
 
     def _read(self, name: str, spec: ColumnSpec, column: Any, reject: Callable[..., None]) -> Any:
         if spec.dtype in ("name", "token"):
@@ -187,7 +187,7 @@ class Collected:
         return whole
 
 
-def _chunk(column: Any) -> Any:
+def one_array(column: Any) -> Any:
     """Return a column's one array; of no or several chunks, by Arrow's version and size."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):

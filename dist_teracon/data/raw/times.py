@@ -86,19 +86,30 @@ class Plausibility:
     def add_numbers(self, values: NDArray[Any]) -> None:
         """Count numbers as they stand in the file."""
         self.numbers += len(values)
-        for unit, places in _PLACES.items():
-            scale = 10 ** (9 - places)
-            fit = (values >= _FIRST_S * scale) & (values < _LAST_S * scale)
-            self.fitting[unit] += int(fit.sum())
-            if unit == self.unit and self.example is None and not fit.all():
-                self.example = float(values[int(np.argmin(fit))])
+        if values.dtype.kind == "f":
+            values = np.clip(values, -1e30, 1e30)
+        own = self._fit(values, self.unit)
+        self.fitting[self.unit] += int(own.sum())
+        if own.all():
+            return
+        others = values[~own]  # a number fits one unit at most
+        if self.example is None:
+            self.example = float(others[0])
+        for unit in self.fitting:
+            if unit != self.unit:
+                self.fitting[unit] += int(self._fit(others, unit).sum())
+
+    @staticmethod
+    def _fit(values: NDArray[Any], unit: str) -> Mask:
+        if unit != "date":
+            scale = 10 ** (9 - _PLACES[unit])
+            fit: Mask = (values >= _FIRST_S * scale) & (values < _LAST_S * scale)
+            return fit
         day = values // np.where(values >= 10**13, 10**6, np.where(values >= 10**11, 10**4, 1))
         month, of_month = day // 100 % 100, day % 100
         years = (day >= _FIRST_YEAR * 10_000) & (day < (_LAST_YEAR + 1) * 10_000)
-        dated = years & (month >= 1) & (month <= 12) & (of_month >= 1) & (of_month <= 31)
-        self.fitting["date"] += int(dated.sum())
-        if self.unit == "date" and self.example is None and not dated.all():
-            self.example = float(values[int(np.argmin(dated))])
+        dated: Mask = years & (month >= 1) & (month <= 12) & (of_month >= 1) & (of_month <= 31)
+        return dated
 
     def add_dates(self, nanoseconds: Int, beyond: Mask | None = None) -> None:
         """Count times whose unit is certain."""
@@ -229,7 +240,9 @@ def _texts(column: Any, unit: TimeUnit, zone: ZoneInfo | None, seen: Plausibilit
             nanoseconds[numeric], read[numeric] = _digits(found, zone)
         else:
             nanoseconds[numeric], beyond[numeric] = _decimals(found, _PLACES[unit])
-    dated = np.array(pc.fill_null(pc.match_substring_regex(text, _DATE), False))
+    dated = ~numeric & ~missing
+    if dated.any():
+        dated[dated] = np.asarray(pc.match_substring_regex(text.filter(pa.array(dated)), _DATE))
     if dated.any():
         nanoseconds[dated], read[dated], beyond[dated] = _dates(text.filter(pa.array(dated)), zone)
         good = dated & read

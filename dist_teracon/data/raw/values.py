@@ -35,12 +35,13 @@ class Cleaned:
 def clean_names(column: Any, *, nan_is_missing: bool) -> Cleaned:
     """Return names as codes; blanks around them are cut off, and −1 stands where nothing is left."""
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    written: list[str | None] = encoded.dictionary.to_pylist()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     none = ("", *NAN_TEXTS) if nan_is_missing else ("",)
-    names = ["" if name is None else name.strip() for name in written]
-    trimmed = np.array([*(name != (old or "") for name, old in zip(names, written, strict=True)), False], dtype=bool)
-    if not trimmed.any() and not set(none) & set(names):
+    written = encoded.dictionary.fill_null("")
+    cut = pc.utf8_trim_whitespace(written)
+    trimmed = np.append(np.asarray(pc.not_equal(cut, written)), False)
+    names: list[str] = cut.to_pylist()
+    if not trimmed.any() and not pc.any(pc.is_in(cut, pa.array(none))).as_py():
         return Cleaned(Categorical(codes, names), 0)
     index: dict[str, int] = {}
     own = [-1 if name in none else index.setdefault(name, len(index)) for name in names]

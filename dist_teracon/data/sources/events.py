@@ -8,15 +8,18 @@ read in natural order; a source that is one file, or holds nothing but parts, is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.delimited import Dialect
 from dist_teracon.data.raw.listing import Layout, Listing, list_source, named_kind, stem
+from dist_teracon.data.raw.parquet import read_arrow
 from dist_teracon.data.raw.parts import open_parts, read_parts
 from dist_teracon.data.recipe import Columns, Recipe
 from dist_teracon.data.sources.base import (
     Attributes,
     EventData,
+    Events,
     SourceFormat,
     attributes_from,
     check_missing,
@@ -77,11 +80,8 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     """Read a folder of events, users and items."""
     found = layout(source, recipe)
     context.notes["files"] = found.note
-    columns = recipe.columns if recipe else Columns()
-    dialect = Dialect(delimiter=",", quote='"', encoding=recipe.encoding if recipe else "utf-8")
-    parts = open_parts(found.uris("events"), dialect=dialect, context=context, guess=True)
-    roles = event_columns(columns, parts[0].header, _OWN, where=parts[0].uri, context=context)
-    events = events_from(read_parts(parts, event_column_specs(roles, recipe), context), roles)
+    columns, dialect = recipe.columns if recipe else Columns(), _dialect(recipe)
+    events = _read_events(found, recipe, context)
     tables: dict[str, Attributes] = {}
     known: list[str] = []
     for kind, key in (("users", columns.user or _OWN["user"]), ("items", columns.item or _OWN["item"])):
@@ -92,6 +92,32 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
             known += [name for name in parts[0].header if name != key]
     check_missing(recipe, known)
     return EventData(folder_name(source), events, tables.get("users"), tables.get("items"))
+
+
+def _dialect(recipe: Recipe | None) -> Dialect:
+    return Dialect(delimiter=",", quote='"', encoding=recipe.encoding if recipe else "utf-8")
+
+
+def _read_events(found: Layout, recipe: Recipe | None, context: ReadContext) -> Events:
+    parts = open_parts(found.uris("events"), dialect=_dialect(recipe), context=context, guess=True)
+    roles = event_columns(recipe.columns if recipe else Columns(), parts[0].header, _OWN, where=parts[0].uri, context=context)
+    return events_from(read_parts(parts, event_column_specs(roles, recipe), context), roles)
+
+
+def read_events(source: str, recipe: Recipe, context: ReadContext) -> Events:
+    """Read the events of a source, a folder or one file, without attributes of users and items.
+
+    Raises:
+        ConfigError: the recipe names a file or column that is not there.
+        DataError: a file is missing or malformed.
+    """
+    return _read_events(layout(source, recipe), recipe, context)
+
+
+def events_of_table(table: Any, recipe: Recipe, context: ReadContext, *, where: str = "events") -> Events:
+    """Read an Arrow table of events as a Parquet file of them; raises as `read_events`."""
+    roles = event_columns(recipe.columns, table.column_names, _OWN, where=where, context=context)
+    return events_from(read_arrow(table, event_column_specs(roles, recipe), where=where, context=context), roles)
 
 
 FORMAT = SourceFormat(lambda source, recipe: layout(source, recipe).all, read)

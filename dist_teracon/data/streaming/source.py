@@ -53,8 +53,9 @@ def spill_rows(tasks: Sequence[TaskFiles], context: ReadContext, partitioning: P
         labels = Spill(context.spill, labels_kind(number), partitioning) if number else None
         row = 0
         for uri in task.uris:
-            kept, widest = spill_file(uri, number, context, sequences, labels, row=row, seen=seen)
+            kept, widest = spill_file(uri, number, context, sequences, labels, row=row, seen=seen, alone=len(task.uris) == 1)
             row, fields = row + kept, max(fields, widest)
+        check_rows(task, row)
         if labels is not None:
             labels.close()
     sequences.close()
@@ -62,7 +63,15 @@ def spill_rows(tasks: Sequence[TaskFiles], context: ReadContext, partitioning: P
 
 
 def spill_file(
-    uri: str, task: int, context: ReadContext, sequences: Spill, labels: Spill | None, *, row: int = 0, seen: SeenSequences | None = None
+    uri: str,
+    task: int,
+    context: ReadContext,
+    sequences: Spill,
+    labels: Spill | None,
+    *,
+    row: int = 0,
+    seen: SeenSequences | None = None,
+    alone: bool = True,
 ) -> tuple[int, int]:
     """Read one file of a task and spill its rows.
 
@@ -74,6 +83,7 @@ def spill_file(
         labels: Collects a later task's targets; None for the first task.
         row: The task's rows before this file.
         seen: The sequences seen so far.
+        alone: Whether it is the task's only file, which must have rows; a part may be empty.
 
     Returns:
         How many rows were kept, and the fields of the widest.
@@ -96,12 +106,18 @@ def spill_file(
             columns = {"hash": rows.user_hash, "row": first + np.arange(len(rows.lines))}
             labels.add(columns, (rows.targets, rows.target_offsets))
         kept += len(rows.lines)
-    if total == 0:
+    if total == 0 and alone:
         raise DataError(f"{uri}: is empty; expected rows of items")
     context.bad.check(uri, total)
-    if kept == 0:
+    if kept == 0 and alone:
         raise DataError(f"{uri}: has no rows")
     return kept, fields
+
+
+def check_rows(task: TaskFiles, rows: int) -> None:
+    """Raise DataError where no part of a task has rows."""
+    if rows == 0:
+        raise DataError(f"{task.uris[0]}: has no rows, nor has another part of task '{task.name}'")
 
 
 def _parsed(uri: str, context: ReadContext, *, targets: bool, seen: FindSeen | None) -> Iterator[tuple[Rows, int]]:

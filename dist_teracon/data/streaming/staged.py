@@ -14,7 +14,7 @@ import pyarrow as pa
 from dist_teracon import io
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext, Workers
-from dist_teracon.data.streaming.source import SEQUENCES, TaskFiles, labels_kind, spill_file
+from dist_teracon.data.streaming.source import SEQUENCES, TaskFiles, check_rows, labels_kind, spill_file
 from dist_teracon.data.streaming.spill import Partitioning, Spill, spill_name
 from dist_teracon.errors import DataError
 
@@ -23,11 +23,15 @@ _REJECTED = "rejected.jsonl"
 
 @dataclass(frozen=True)
 class _Piece:
-    """One file of a task, and what its reading left: its folder in the staging place, and its rows' place among the task's."""
+    """One file of a task, and what its reading left: its folder in the staging place, and its rows' place among the task's.
+
+    `alone` is whether the task has no other file.
+    """
 
     task: int
     uri: str
     folder: str
+    alone: bool = True
     row: int = 0
     files: tuple[str, ...] = ()
 
@@ -75,7 +79,10 @@ def spill_on_workers(
         DataError: as `spill_rows`; of several files the error of the first that is wrong.
     """
     listed = [(number, uri) for number, task in enumerate(tasks) for uri in task.uris]
-    pieces = [_Piece(task, uri, io.join(workers.staging, f"piece-{number:05d}")) for number, (task, uri) in enumerate(listed)]
+    pieces = [
+        _Piece(task, uri, io.join(workers.staging, f"piece-{number:05d}"), alone=len(tasks[task].uris) == 1)
+        for number, (task, uri) in enumerate(listed)
+    ]
     limit, root, block, here = context.bad.limit, context.bad.root, context.block, Path.cwd()
 
     def read(piece: _Piece) -> _Read:
@@ -95,6 +102,8 @@ def spill_on_workers(
         before = context.kept_rows.get(task, 0)
         placed.append(replace(piece, row=before, files=result.files))
         context.kept_rows[task] = before + result.kept
+    for each in tasks:
+        check_rows(each, context.kept_rows.get(each.name, 0))
     return max(result.fields for result in results), StagedRows(tuple(placed))
 
 
@@ -106,7 +115,7 @@ def _read_piece(piece: _Piece, partitioning: Partitioning, *, limit: float, root
         sequences = Spill(context.spill, SEQUENCES, partitioning)
         labels = Spill(context.spill, labels_kind(piece.task), partitioning) if piece.task else None
         try:
-            kept, fields = spill_file(piece.uri, piece.task, context, sequences, labels)
+            kept, fields = spill_file(piece.uri, piece.task, context, sequences, labels, alone=piece.alone)
         except DataError as error:
             return _Read(0, 0, (), "", {}, "", str(error))
         for spilled in (sequences, labels):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dist_teracon.continual.pseudo_labels import (
     SMALL_TASK,
+    hash_of_weights,
     open_store,
     pool_of_users,
     pool_share,
@@ -52,10 +53,10 @@ def answers(values, offsets):
     return torch.tensor([[sum(row), len(row), row[-1]] for row in rows], dtype=torch.float32).view(-1, WIDTH)
 
 
-def write(dataset, pool, folder, *, shards=None):
+def write(dataset, pool, folder, *, shards=None, **options):
     teacher = Teacher()
     numbers = range(dataset.info.shards) if shards is None else shards
-    for path in write_pseudo_labels(teacher, dataset, pool, folder=folder, mask_index=2, shards=numbers, batch=3):
+    for path in write_pseudo_labels(teacher, dataset, pool, folder=folder, mask_index=2, shards=numbers, batch=3, **options):
         assert path.exists()
     return teacher.rows
 
@@ -111,6 +112,26 @@ def test_share_of_a_pool(arguments, share):
 
 
 # -- the store
+
+
+def test_the_store_of_another_teacher_is_made_anew_with_a_warning(dataset, tmp_path):
+    pool, said = pool_of(dataset), []
+    assert write(dataset, pool, tmp_path, teacher="one") == size(pool)
+    assert write(dataset, pool, tmp_path, teacher="one", log=said.append) == 0 and said == []
+    assert write(dataset, pool, tmp_path, teacher="other", log=said.append) == size(pool)
+    assert len(said) == SHARDS and all("another teacher has made it; these pseudo-labels are made anew" in line for line in said)
+    assert write(dataset, pool, tmp_path, teacher="other") == 0
+
+
+def test_the_hash_of_weights_is_of_names_types_shapes_and_every_bit():
+    weights = {"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([3], dtype=torch.int64)}
+    known = hash_of_weights(weights)
+    assert hash_of_weights(dict(reversed(weights.items()))) == known
+    others = [
+        {**weights, "a": weights["a"].T}, {**weights, "a": weights["a"].double()}, {"c": weights["a"], "b": weights["b"]},
+        {**weights, "a": torch.nextafter(weights["a"], torch.tensor(9.0))},
+    ]  # fmt: skip
+    assert len({known, *(hash_of_weights(other) for other in others)}) == 5
 
 
 def test_store_holds_the_teachers_answers_row_by_row(dataset, tmp_path):

@@ -84,6 +84,14 @@ def wrong(tmp_path: Path, text: str) -> str:
         ("split: {train: 0.9}", ": split: train, validation and test must add up to 1"),
         ("split: {folds: 3, fold: 3}", ": split: fold must be below folds (3)"),
         ("split: {by: rovs}", ": split.by: input should be 'users' or 'rows', got 'rovs'"),
+        ("files: {event: x}", ": files.event: unknown field; did you mean 'events'?"),
+        ("files: {events: []}", ": files.events: "),
+        ("columns: {timezone: Mars/Base}", ": columns.timezone: expected a time zone by its IANA name"),
+        ("columns: {timestamp_unit: sec}", ": columns.timestamp_unit: input should be 's', 'ms', 'us', 'ns' or 'date', got 'sec'"),
+        ("encoding: klingon", ": encoding: expected an encoding of text that Python knows"),
+        ("encoding: hex", ": encoding: expected an encoding of text that Python knows"),
+        ("missing: {gender: {a: b}}", ": missing: expected a list of codes, as ['0', '-'], or such lists by attribute"),
+        ("missing: [null]", ": missing: expected a list of codes"),
         ("seed: -1", ": seed: input should be greater than or equal to 0, got -1"),
         ("seed: 1\nseed: 2", ":2: not valid YAML: duplicate key 'seed'"),
         ("name: [", ":1: not valid YAML"),
@@ -169,6 +177,26 @@ def test_moments_are_dates_times_or_seconds(tmp_path, written):
 def test_bins_are_named_for_people():
     assert bin_names([18, 25, 26]) == ["<18", "18-24", "25", "26+"]
     assert bin_names([0.5, 1.5]) == ["<0.5", "[0.5, 1.5)", "1.5+"]
+
+
+def test_codes_of_unknown_are_texts_for_all_attributes_or_by_attribute():
+    assert parse_recipe({"missing": 0}).missing_in("any") == {"0"}
+    assert parse_recipe({"missing": [0, "-"]}).missing_in("any") == {"0", "-"}
+    by_name = parse_recipe({"missing": {"gender": [0, 9], "age": "-"}})
+    assert [by_name.missing_in(name) for name in ("gender", "age", "plan")] == [{"0", "9"}, {"-"}, frozenset()]
+    assert parse_recipe(by_name.to_json()) == by_name
+
+
+def test_repeats_is_stored_only_where_it_is_given():
+    """Else data sets that were prepared before the field was there would count as made from something else."""
+    plain = parse_recipe({"tasks": {"buys": {"kind": "item"}}}).to_json()
+    assert "repeats" not in plain["history"]
+    assert "repeats" not in plain["tasks"]["buys"]
+    once = parse_recipe({"history": {"repeats": False}, "tasks": {"buys": {"kind": "item", "repeats": False}}}).to_json()
+    assert once["history"]["repeats"] is once["tasks"]["buys"]["repeats"] is False
+    assert parse_recipe(once).history.repeats is False
+    with pytest.raises(ConfigError, match="'repeats: false' is for labels that are items"):
+        parse_recipe({"tasks": {"kinds": {"kind": "item", "label": "category", "repeats": False}}})
 
 
 def test_moments_without_a_zone_are_in_that_of_the_columns():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import Split
+from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.candidates import outcomes
 from dist_teracon.evaluate.metrics import metrics_of, parse_metric
-from dist_teracon.evaluate.scorer import score_task
+from dist_teracon.evaluate.scorer import score_task, standard_error
 from dist_teracon.models import heads
 from dist_teracon.models.heads import Head
 from dist_teracon.runtime import Runtime
@@ -122,9 +125,25 @@ def test_ranks_add_up_to_the_score_of_one(dataset, world, monkeypatch):
     )
     for rank in range(world):
         run(model, dataset, "likes", runtime=Runtime(rank, world, torch.device("cpu")))
-    value, examples, _, unseen = torch.stack(sums).sum(0).tolist()
+    value, examples, users, unseen, *squares = torch.stack(sums).sum(0).tolist()
     whole = run(model, dataset, "likes")
+    assert standard_error(value / examples, examples, users, *squares) == pytest.approx(whole.error, rel=1e-9)
     assert (value / examples, examples, unseen) == (pytest.approx(whole.value, rel=1e-12), whole.examples, whole.unseen)
+
+
+@pytest.mark.parametrize(("task", "metric"), [("likes", "mrr@5"), ("likes", "recall@3"), ("age", "accuracy")])
+def test_the_standard_error_is_that_of_users_drawn_anew(dataset, task, metric):
+    score = run(Model(dataset), dataset, task, Split.TRAIN, names=(metric, "mrr@5", "accuracy"))
+    sums, counts = score.by_user.score, score.by_user.examples
+    counts = np.minimum(counts, 1) if metric.startswith("recall") else counts
+    assert sums.sum() / counts.sum() == pytest.approx(score.value)
+    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=20_000)
+    assert score.error == pytest.approx(np.std(drawn @ sums / (drawn @ counts)), rel=0.1)
+
+
+def test_what_is_no_mean_and_what_has_one_user_have_no_standard_error(dataset):
+    assert run(Model(dataset), dataset, "age", names=("macro-f1",)).error is None
+    assert run(Model(dataset), dataset, "next", max_users=1).error is None
 
 
 def test_a_constant_model_scores_chance(dataset):
@@ -242,3 +261,71 @@ def test_scores_of_two_processes_are_those_of_one(dataset, tmp_path):
         assert (examples, unseen) == (alone.examples, alone.unseen)
         if task == "age":  # nothing is rounded on the way
             assert (values["auroc"], values["macro-f1"]) == (alone.values["auroc"], alone.values["macro-f1"])
+
+
+def with_rule(dataset, **changes):
+    """The same data set under a recipe; `likes` has the items' names for labels where `label` is item."""
+    recipe = {"history": changes.get("history", {}), "tasks": {"likes": {"kind": "item", **changes.get("likes", {})}}}
+    opened = Dataset(dataset.uri)
+    opened.info = replace(opened.info, source={"format": "events", "recipe": recipe})
+    names = opened.vocabulary("items")["item"].to_pylist()
+    opened._label_of_item["likes"] = np.array([int(name[1:]) if name and int(name[1:]) < 25 else -1 for name in names])
+    return opened
+
+
+def without_seen_by_hand(model, dataset, task, split):
+    """Mean reciprocal rank where each user's own items are no candidates, and as targets are misses."""
+    seen_in_training, of_item, values, repeated = dataset.train_counts(task) > 0, dataset.label_of_item(task), [], 0
+    info = dataset.info.task(task)
+    for number in range(dataset.info.shards):
+        shard, labels = dataset.shard(number), dataset.labels(task, number).of(split)
+        for row, user in enumerate(labels.users):
+            items = shard.values[shard.offsets[user] : shard.offsets[user + 1] - info.predicts_next]
+            logits = model.heads[task](model.items[torch.from_numpy(items.copy())].sum(0))
+            own = {int(label) for label in of_item[items] if label >= 0}
+            others = torch.tensor([label for label in range(info.labels) if label not in own], dtype=torch.int64)
+            for label in labels.values[labels.offsets[row] : labels.offsets[row + 1]].tolist():
+                rank = 1 + int((logits[others] > logits[label]).sum())
+                repeated += label in own
+                values.append((1 / rank if rank <= 5 else 0) * bool(seen_in_training[label]) * (label not in own))
+    return np.mean(values), repeated
+
+
+@pytest.mark.parametrize("split", Split)
+@pytest.mark.parametrize("task", ["next", "likes"])
+def test_what_a_user_has_seen_is_left_out(dataset, task, split, monkeypatch):
+    ruled, model = with_rule(dataset), Model(dataset)
+    expected, repeated = without_seen_by_hand(model, ruled, task, split)
+    whole = run(model, ruled, task, split, exclude_seen=True)
+    assert whole.value == pytest.approx(expected, rel=1e-12)
+    if split == Split.TRAIN:
+        assert expected != pytest.approx(run(model, ruled, task, split).value)
+        assert repeated  # targets that a user has taken already are there, and are misses
+    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 100)
+    assert run(model, ruled, task, split, exclude_seen=True, batch=3).value == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_recipe_decides_where_the_setting_is_open(dataset):
+    model = Model(dataset)
+    once = with_rule(dataset, history={"repeats": False}, likes={"repeats": False})
+    for task in ("next", "likes"):
+        without = run(model, once, task, Split.TRAIN, exclude_seen=True).value
+        assert run(model, once, task, Split.TRAIN).value == without
+        assert run(model, once, task, Split.TRAIN, exclude_seen=False).value == run(model, dataset, task, Split.TRAIN).value != without
+    # labels that are an attribute of items, or that no recipe describes, are never left out
+    for other in (with_rule(dataset, likes={"label": "category"}), dataset):
+        assert run(model, other, "likes", exclude_seen=True).value == run(model, dataset, "likes").value
+    assert run(model, once, "age", exclude_seen=True).value == run(model, dataset, "age").value
+
+
+@pytest.mark.parametrize("task", ["next", "likes"])
+def test_popularity_leaves_out_the_same(dataset, task):
+    """A model whose scores are the training counts has the score of the baseline."""
+    ruled, model = with_rule(dataset), Model(dataset, constant=True)
+    with torch.no_grad():
+        model.heads[task].bias.copy_(torch.from_numpy(dataset.train_counts(task)))
+    table = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=lambda _: None, exclude_seen=True)
+    assert table["popularity"][0] == pytest.approx(run(model, ruled, task, exclude_seen=True).value, rel=1e-12)
+    if task == "likes":
+        plain = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=lambda _: None)
+        assert table["popularity"][0] != pytest.approx(plain["popularity"][0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import BASELINES, make_run, parse
+from made_runs import BASELINES, make_run, parse, write_user_scores
 
 from dist_teracon.errors import TeraconError
 from dist_teracon.report.figures import make_figures
@@ -73,7 +73,7 @@ def test_all_figures_are_drawn_and_equal_runs_give_equal_pages(run_folder: Path,
     figures = make_figures(read_run(run_folder))
     names = ["retained", "transfer", "final", "learning", "loss", "rho", "retention", "similarity", "histograms", "seconds"]
     assert list(figures) == names
-    assert [len(figure.panels) for figure in figures.values()] == [1, 1, 6, 6, 6, 5, 5, 1, 6, 1]
+    assert [len(figure.panels) for figure in figures.values()] == [1, 2, 6, 6, 6, 5, 5, 1, 6, 1]
     assert render([read_run(run_folder)]) == page
 
 
@@ -109,6 +109,133 @@ def test_runs_of_other_data_are_not_called_comparable(tmp_path: Path) -> None:
     page = render([read_run(first), read_run(second)])
     assert "do not compare" in page
     assert 'class="best"' not in page
+
+
+def figure(run: Any, name: str) -> str:
+    """Return the drawings of a figure."""
+    return "".join(panel.svg for panel in make_figures(run)[name].panels)
+
+
+def test_the_share_that_is_replayed_stands_where_the_minimum_overrides_the_formula(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    assert [run.batch_of(stage) for stage in (1, 2, 3)] == [32, 256, 256]
+    drawn = make_figures(run)["rho"]
+    # 64 rows beside batches of 256, where the formula asks for a few
+    assert all(">25\u00a0%<" in panel.svg for panel in drawn.panels)
+    assert "each past task: 25\u00a0% of a batch, 64 to 64 rows beside 256\nby the formula 1." in drawn.panels[1].svg
+    assert "The formula alone would give ρ = 1.4\u00a0% to" in drawn.caption
+    assert "at least 64 rows are replayed (method.retention.minimum)" in drawn.caption
+
+
+def test_rows_that_follow_the_formula_are_a_line_a_task(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", stages=3)
+    path = folder / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for event in events:
+        if event["event"] == "step":
+            event["rows"] = {task: 256 * rho for task, rho in event["rho"].items()}
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    drawn = make_figures(read_run(folder))["rho"]
+    assert [key.name for key in drawn.legend] == ["1 next", "2 star4"]
+    assert "It follows ρ" in drawn.caption
+
+
+def test_a_task_with_a_batch_of_its_own(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("clip: null", "by_task: {star5: {batch: 128}}"))
+    assert [read_run(folder).batch_of(stage) for stage in (2, 3, 4)] == [256, 128, 256]
+
+
+def with_transfer(folder: Path, change: float) -> Path:
+    """Make a run whose first task ends `change` times its score when learned, beyond the error."""
+    make_run(folder, names=("a", "b"), extras=False, users=False)
+    path = folder / "results.json"
+    scores = [[0.4], [0.4 * change, 0.3]]
+    values = {"scores": scores, "bwt": [100 * (change - 1), None], "bwt_absolute": [0.4 * (change - 1), None]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    write_user_scores(folder, ("a", "b"), scores, spread=0.1)
+    return folder
+
+
+@pytest.mark.parametrize(("change", "colour", "other"), [(1.2, "better", "worse"), (0.8, "worse", "better"), (1.001, "soft", "worse")])
+def test_gains_losses_and_neither_have_colours_of_their_own(tmp_path: Path, change: float, colour: str, other: str) -> None:
+    run = read_run(with_transfer(tmp_path / "run", change))
+    for name in ("transfer", "retained"):
+        svg = figure(run, name)
+        # the cells of R have no shade where a change is within its error
+        assert (f"fill: var(--{colour})" in svg) or (colour == "soft" and name == "retained")
+        assert f"fill: var(--{other})" not in svg
+    assert f'class="{colour}">{percent_text(run.bwt[0])}' in render([run]) or colour == "soft"
+
+
+def test_what_is_drawn_has_tooltips_with_whole_names(tmp_path: Path) -> None:
+    name = "쇼핑 대분류 3 관심 사용자 예측 of a long name"
+    run = read_run(make_run(tmp_path / "run", stages=3, names=("next", name, "c", "d", "e", "f")))
+    drawn = "".join(panel.svg for each in make_figures(run).values() for panel in each.panels)
+    tips = unescape("".join(re.findall(r"<title>(.*?)</title>", drawn, re.DOTALL)))
+    assert f"2 {name}, after 3 c: {score_text(run.scores[2][1])} mrr@5\n{percent_text(run.bwt[1])[:-2]}" in tips
+    assert f"FWT of 2 {name}: " in tips
+    assert f"{name}, popularity: 0.0219" in tips
+    assert "best: epoch " in tips
+    assert f"1 next and 2 {name}: " in tips
+
+
+def test_learning_curves_have_bands_where_errors_were_logged(tmp_path: Path, run_folder: Path) -> None:
+    drawn = make_figures(read_run(run_folder))["learning"]
+    assert all("fill-opacity: 0.16" in panel.svg for panel in drawn.panels)
+    assert "one standard error over validation users" in drawn.caption
+    folder = make_run(tmp_path / "run", stages=1)
+    path = folder / "events.jsonl"
+    path.write_text(path.read_text().replace("validation_error", "of_another_version"))
+    drawn = make_figures(read_run(folder))["learning"]
+    assert "fill-opacity: 0.16" not in drawn.panels[0].svg
+    assert "standard error" not in drawn.caption
+
+
+KOREAN = tuple(f"쇼핑 대분류 {k} 관심 사용자 예측" if k % 2 else f"a-task-with-a-long-name-{k}" for k in range(20))
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    return render([read_run(make_run(folder / f"seed-{seed}", names=KOREAN, seed=seed)) for seed in (0, 1)])
+
+
+def test_twenty_tasks_are_numbered_and_named_whole_in_the_legend(twenty: str) -> None:
+    legend = twenty.partition('id="tasks"')[2].partition("</details>")[0]
+    assert [f'<span class="number">{k + 1}</span> {name} ' in legend for k, name in enumerate(KOREAN)] == [True] * 20
+    assert all(f'title="{k + 1} {name}"' in twenty for k, name in enumerate(KOREAN))
+    parse(twenty)
+
+
+def test_labels_in_hangul_are_whole_signs_in_drawings(twenty: str) -> None:
+    drawn = re.findall(r"<text[^>]*>([^<]*쇼핑[^<]*)</text>", twenty)
+    assert "2 쇼핑 대분…예측" in drawn
+    assert re.findall(r"<text[^>]*>[^<]*WW[^<]*</text>", twenty) == []
+
+
+def test_many_panels_are_folded_up_and_a_task_is_a_row(twenty: str) -> None:
+    opened = {name: bool(is_open) for name, is_open in re.findall(r'<details class="card[^"]*" id="figure-(\w+)"( open)?>', twenty)}
+    assert opened == {
+        "retained": True, "transfer": True, "final": False, "learning": False, "loss": False, "rho": False, "retention": False,
+        "similarity": True, "histograms": False, "seconds": True,
+    }  # fmt: skip
+    by_task = twenty.partition('aria-label="Scores by task"')[2].partition("</table>")[0]
+    assert by_task.count('<span class="number">') == 20
+
+
+def test_contents_lead_to_every_section_and_the_comparison_is_first(twenty: str) -> None:
+    contents = re.findall(r'<a href="#(\w+)">', twenty)
+    assert contents == re.findall(r'<section id="(\w+)">', twenty)
+    assert contents[:2] == ["comparison", "scores"]
+
+
+def test_tables_say_that_they_scroll_and_keep_their_first_column(twenty: str, page: str) -> None:
+    assert twenty.count('<div class="scroll">') == twenty.count('<p class="hint need-')
+    assert "position: sticky" in page
+    needs = {int(need) for need in re.findall(r'class="hint need-(\d+)"', twenty + page)}
+    assert needs <= {int(need) for need in re.findall(r"@container \(max-width: (\d+)em\)", page)}
 
 
 @pytest.mark.parametrize("library", ["matplotlib.style", "jinja2"])

@@ -132,6 +132,14 @@ def test_parts_by_day_are_one_table_and_tabs_and_quotes_are_read(tmp_path: Path)
     assert sample.columns["item"][1] == 'a "b"\t1'
 
 
+def test_folders_in_folders_are_one_table(tmp_path: Path) -> None:
+    for month in (3, 4):
+        rows = [(f"u{number % 40}", f"i{number % 9}", f"2024-0{month}-05") for number in range(100)]
+        rows_of(tmp_path / f"raw/events/month={month}/part-0.csv", ("user", "item", "timestamp"), *rows)
+    (sample,) = sample_folder(str(tmp_path / "raw")).tables.values()
+    assert (sample.name, len(sample.files), sample.rows) == ("events", 2, 200)
+
+
 def test_parquet_with_its_own_times(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     moments = [datetime.fromtimestamp(NOON + 86_400 * (number % 10), UTC) for number in range(400)]
@@ -176,6 +184,9 @@ def test_folders_of_which_nothing_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no files there"):
         init_recipe(str(tmp_path / "empty"), str(tmp_path / "r.yaml"))
+    rows_of(tmp_path / "one/log.csv", ("user", "item"), ("a", "b"))
+    with pytest.raises(DataError, match="is a file; name the folder that holds it"):
+        init_recipe(str(tmp_path / "one/log.csv"), str(tmp_path / "r.yaml"))
     rows_of(tmp_path / "people/members.csv", ("member", "gender"), *[(f"m{number}", "f") for number in range(50)])
     with pytest.raises(DataError, match=r"no table looks like events: .* \(found: members.csv \(member, gender\)\)"):
         init_recipe(str(tmp_path / "people"), str(tmp_path / "r.yaml"))
@@ -192,6 +203,22 @@ def test_a_table_of_users_whose_key_has_another_name_is_named(tmp_path: Path) ->
     assert list(recipe.tasks) == ["purchase", "category"]
     text = " ".join(" ".join(said).split())
     assert "members.csv: its users stand in 'member_id', those of the events in '회원번호': give both one name" in text
+
+
+def test_attributes_that_stand_in_the_table_of_events(tmp_path: Path) -> None:
+    events = [("일시", "회원번호", "성별", "상품명", "분류", "행동", "쪽")]
+    for number in range(600):
+        user, item = number % 60, (number * 7 + number // 60) % 40
+        moment = f"2024-03-{1 + number % 28:02d}"
+        events.append(
+            (moment, user, "남여"[user % 2], f"상품 {item}", f"분류 {item % 5}", ("조회", "조회", "구매")[number // 60 % 3], number % 9)
+        )
+    rows_of(tmp_path / "raw/log.csv", *events, delimiter=";")
+    recipe, said = made(tmp_path / "raw", tmp_path)
+    assert recipe.files.events == recipe.files.users == recipe.files.items == ("log.csv",)
+    assert list(recipe.tasks) == ["구매", "분류", "성별"]
+    assert any(line.startswith("log.csv: 성별: one value for each user") for line in said)
+    assert main(["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
 
 
 def test_few_users_make_a_comment_of_a_task(tmp_path: Path) -> None:
@@ -243,6 +270,24 @@ def test_recboles_files_with_their_types(tmp_path: Path) -> None:
     assert "format recbole" in " ".join(said)
     assert not {"files", "columns"} & recipe.model_fields_set
     assert list(recipe.tasks) == ["value-4", "value-5", "gender", "job"]
+
+
+def test_codes_of_unknown_in_texts_and_in_ages(tmp_path: Path) -> None:
+    rows = [(f"u{number}", ("남", "여", "미상", "-")[number % 4], (0, 999, 20, 31)[number % 4], number % 3) for number in range(80)]
+    rows_of(tmp_path / "raw/users.csv", ("user", "성별", "나이", "grade"), *rows)
+    sample = sample_folder(str(tmp_path / "raw")).tables["users.csv"]
+    assert {name: content_of(sample, name).unknown for name in ("성별", "나이", "grade")} == {
+        "성별": ("-", "미상"), "나이": ("0", "999"), "grade": (),
+    }  # fmt: skip
+
+
+def test_types_in_another_script_become_tasks_that_prepare_takes(tmp_path: Path) -> None:
+    raw = write_logs(tmp_path / "raw", kind="plain")
+    events = (raw / "events.csv").read_text(encoding="utf-8").replace(",purchase", ",구매").replace(",search", ",검색 (앱)")
+    (raw / "events.csv").write_text(events, encoding="utf-8")
+    recipe, _ = made(raw, tmp_path)
+    assert next(iter(recipe.tasks)) == "구매"
+    assert main(["prepare", "events", str(raw), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
 
 
 def test_bins_are_round_and_within_what_there_is() -> None:

@@ -210,3 +210,24 @@ def test_refusals_come_before_the_work(days, capsys):
     assert "reading" not in told
     assert prepare(with_city(), "day1", "v2", "--append", "v1") == 2
     assert "reading" not in capsys.readouterr().err
+
+
+def test_formats_without_a_recipe_keep_split_and_rare_items(tmp_path, capsys):
+    for day, users in (("one", 40), ("two", 60)):
+        (tmp_path / day).mkdir()
+        rows = [",".join(str(1 + (user * 7 + step * step) % 23) for step in range(6)) for user in range(users)]
+        (tmp_path / day / "task1_watch.csv").write_text("\n".join(rows) + "\n")
+        for number, task in enumerate(("like", "share") if day == "two" else ("like",), 2):
+            targets = [f"{row},,{user % 3}" for user, row in enumerate(rows)]
+            (tmp_path / day / f"task{number}_{task}.csv").write_text("\n".join(targets) + "\n")
+    one, two, v1, v2 = (str(tmp_path / name) for name in ("one", "two", "v1", "v2"))
+    split = [part for share in ("train=0.6", "validation=0.2", "test=0.2") for part in ("--set", f"split.{share}")]
+    assert main(["prepare", "sequence-csv", one, v1, *split]) == 0
+    capsys.readouterr()
+    assert main(["prepare", "sequence-csv", two, v2, "--append", v1, "--min-count", "3"]) == 2
+    told = capsys.readouterr().err
+    assert "\n  split.train: 0.6 -> 0.8\n" in told
+    assert "\n  history.min_count (--min-count): None -> 3\n" in told
+    assert "reading" not in told
+    assert main(["prepare", "sequence-csv", two, v2, *split, "--append", v1]) == 0
+    assert read_dataset_info(v2).users == 60

@@ -52,15 +52,18 @@ def test_a_folder_in_every_spelling(home, out):
     assert prepare("raw", out) == 0  # finds it
 
 
-def test_the_working_directory_itself(home, monkeypatch):
+@pytest.mark.parametrize("append", [False, True])
+def test_the_working_directory_itself(home, monkeypatch, append):
+    assert prepare("raw", "old") == 0
+    options = ["--append", "../old", "--refresh"] if append else []
     (home / "here").mkdir()
     monkeypatch.chdir(home / "here")
     before = Path.cwd().stat().st_ino
-    assert prepare("../raw", ".") == 0
+    assert prepare("../raw", ".", *options) == 0
     assert Path.cwd().stat().st_ino == before
     assert (Path.cwd() / "dataset.json").exists()
     sound(home / "here")
-    assert prepare("../raw", ".") == 0
+    assert prepare("../raw", ".", *options) == 0
 
 
 @pytest.mark.parametrize("append", [False, True])
@@ -128,7 +131,7 @@ def test_raw_files_in_every_spelling(home, monkeypatch, source):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("raw/events.csv", "raw/events.csv: is a file; name the folder"),
+        ("raw/users.csv", "raw/users.csv:1: no column 'item'"),
         ("none", "none: no such folder"),
         ("dangling", "dangling: no such folder"),
     ],

@@ -38,7 +38,8 @@ def test_a_folder_is_listed_in_natural_order_and_every_other_file_is_named(sourc
     assert listing.folders == ["events", "old"]
     read = listing.parts("events")
     assert read == [
-        "events/date=2020-01-31/b1.pq", "events/date=2020-01-31/part-00000", "events/part-0.csv", "events/part-2.csv.GZ", "events/part-10.CSV",
+        "events/date=2020-01-31/b1.pq", "events/date=2020-01-31/part-00000", "events/part-0.csv", "events/part-2.csv.GZ",
+        "events/part-10.CSV",
     ]  # fmt: skip
     listing.leave_others(read, "is not wanted")
     assert listing.not_read == {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv as csv_module
+import io
 import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from event_tables import GENDER, GENDERS, ITEMS, PARTS, PEOPLE, START, TABLE, USERS, WHOLE, changed, csv, genders, parquet, refused
@@ -202,7 +205,7 @@ def test_a_unit_that_is_not_stated(made):
 
 def test_local_times(made):
     local = csv(changed(timestamp=[f"2022-05-01 0{8 + place % 2}:59:59" for _ in USERS for place in range(4)]))
-    recipe = {"columns": {"timezone": "Asia/Seoul"}, "history": {"events": {"from": "2022-05-01"}}, **PARTS}
+    recipe = {"columns": {"timezone": "Asia/Seoul"}, "history": {"events": {"from": "2022-05-01T00:00:00Z"}}, **PARTS}
     assert made({"events.csv": local}, recipe).info["events"] == 40  # nine o'clock in Seoul is midnight UTC
     with pytest.raises(ConfigError, match=r"columns\.timezone: expected a time zone by its IANA name.*'KST'"):
         parse_recipe({"columns": {"timezone": "KST"}})
@@ -304,3 +307,29 @@ def test_ids_that_look_like_codes_of_unknown_are_ids(made):
 def test_tenrecs_recipe_has_its_code_of_unknown():
     assert read_recipe(str(RECIPES / "tenrec.yaml")).missing_in("gender") == {"0"}
     assert read_recipe(str(RECIPES / "tenrec.yaml")).missing_in("video_category") == frozenset()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_table_of_odd_cells_is_the_same_as_csv_and_as_parquet(made, seed):
+    draw = np.random.default_rng(seed)
+    pool = ["", None, " ", "NaN", "nan", "null", "1.0", "1", "007", " x", "x", "two\nlines", 'say "hi"', "a,b", "딸기", "\u3000y"]
+
+    def odd(plain: list[str], share: float) -> list[str | None]:
+        return [pool[int(draw.integers(len(pool)))] if draw.random() < share else cell for cell in plain]
+
+    events = {"user": odd(TABLE["user"], 0.05), "item": odd(TABLE["item"], 0.3), "timestamp": odd([str(time) for time in TIMES], 0.05)}
+    people = {"user": odd(USERS, 0.1), "g": odd(PEOPLE["g"], 0.3)}
+    texts = {}
+    for name, table in (("events", events), ("users", people)):
+        text = io.StringIO(newline="")
+        csv_module.writer(text).writerows([list(table), *zip(*table.values(), strict=True)])
+        texts[f"{name}.csv"] = text.getvalue().encode()
+    kinds = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))
+    tables = {
+        f"{name}.parquet": parquet(pa.table({key: pa.array(cells).cast(kinds[seed % 3]) for key, cells in table.items()}))
+        for name, table in (("events", events), ("users", people))
+    }
+    one, other = (made(files, GENDER, max_bad_rows=0.9) for files in (texts, tables))
+    assert (one.sequences, one.labels) == (other.sequences, other.labels)
+    assert one.info["notes"]["malformed_rows"] == other.info["notes"]["malformed_rows"]
+    assert one.info["events"] > 40

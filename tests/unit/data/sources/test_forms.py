@@ -1,15 +1,19 @@
-"""Forms in which people's files of events come: whatever the form, the data set is that of the plain file, or an error says what is wrong."""
+"""Forms in which people's files come: whatever the form, the data set is that of the plain file, or an error says what is wrong."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 
+import fsspec
 import pyarrow as pa
 import pytest
 from event_tables import GENDER, GENDERS, ITEMS, PARTS, PEOPLE, TABLE, USERS, WHOLE, csv, genders, parquet, refused, rows
 
+from dist_teracon.data.prepare.pipeline import prepare
+from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.errors import ConfigError
 
 
@@ -27,6 +31,7 @@ def zst(content: bytes) -> bytes:
         {"events.txt": WHOLE},
         {"events.tsv": WHOLE.replace(b",", b"\t")},
         {"events.csv": WHOLE.replace(b",", b";")},
+        {"events.csv": csv({**TABLE, "a; b": [1] * 80}).replace(b",", b"\t").replace(b";", b",")},
         {"events": WHOLE},
         {"events.pq": parquet(TABLE)},
         {"events.parquet.gz": gzip.compress(parquet(TABLE))},
@@ -41,7 +46,7 @@ def zst(content: bytes) -> bytes:
         {"events/part-0.csv": WHOLE, "events/._part-0.csv": b"\0\5\x16\7", "events/.part-0.csv.crc": b"\0", "events/_SUCCESS": b""},
         {"events/part-0.parquet": parquet(TABLE), "events/part-1.parquet": parquet(pa.table(TABLE).slice(0, 0))},
         {"events/part-0.csv": WHOLE, "events/part-1.csv": b"user,item,timestamp\n", "events/part-2.csv": b"", "events/part-3.csv": b"\n"},
-        {"events/part-0.csv": csv(rows(0, 40)), "events/part-1.csv": csv({name: rows(40, 80)[name] for name in ("timestamp", "item", "user")})},
+        {"events/part-0.csv": csv(rows(0, 40)), "events/part-1.csv": csv(dict(reversed(rows(40, 80).items())))},
     ],
 )  # fmt: skip
 def test_events_in_any_file_are_the_same_data_set(made, files):
@@ -124,7 +129,7 @@ def test_columns_that_are_missing_or_have_two_roles(made):
 
 
 def test_a_column_twice(made):
-    twice = pa.table(list(pa.table(TABLE).columns) + [pa.array(TABLE["item"])], names=["user", "item", "timestamp", "item"])
+    twice = pa.table([*pa.table(TABLE).columns, pa.array(TABLE["item"])], names=["user", "item", "timestamp", "item"])
     refused(made, {"events.parquet": parquet(twice)}, r"events\.parquet: column 'item' stands there more than once")
     refused(made, {"events.csv": WHOLE.replace(b"timestamp", b"item", 1)}, r"events\.csv:1: column 'item' stands there more than once")
 
@@ -153,13 +158,18 @@ def test_other_formats_list_their_files_alike(made, format):
         "recbole": {"x.Inter.xz": lzma.compress(inter)},
         "movielens": {"ratings.CSV.bz2": bz2.compress(ratings)},
         "tenrec": {"b-10.csv": b"\n".join([half[0], *half[41:]]), "b-2.CSV.zst": zst(b"\n".join(half[:41]))},
-        "sequence-csv": {"task1_a/part-10.csv": b"5,1\n" * 4, "task1_a/part-2": b"1,2\n1,3\n4,5\n" * 9, "task1_a/._part-2": b"\0"},
+        "sequence-csv": {
+            "task1_a/part-10.csv": b"5,1\n" * 4,
+            "task1_a/part-2": b"1,2\n1,3\n4,5\n" * 9,
+            "task1_a/._part-2": b"\0",
+            "task1_a/part-3": b"",
+        },
     }[format]
     recipe = {**PARTS, "history": {"events": {"type": "click"}}} if format == "tenrec" else PARTS
     back = made({**files, "._x.csv": b"\0\1", "notes.md": b"x"}, recipe, format=format)
     assert list(back.info["notes"]["files"]["not_read"]) == ["notes.md"]
     if format == "sequence-csv":
-        assert back.info["notes"]["files"]["read"] == ["task1_a/part-2", "task1_a/part-10.csv"]
+        assert back.info["notes"]["files"]["read"] == ["task1_a/part-2", "task1_a/part-3", "task1_a/part-10.csv"]
         assert (back.info["users"], back.info["events"]) == (31, 62)
     else:
         assert back.sequences == ITEMS
@@ -179,3 +189,32 @@ def test_columns_and_files_of_other_formats(made):
     refused(made, {"q.txt": shown.encode()}, "files: format 'tenrec'", {"files": {"users": "x"}}, error=ConfigError, format="tenrec")
     refused(made, {"a.csv": b"1,2\n"}, "files: this format has a file of numbers a task", {"files": {"events": "x"}}, error=ConfigError,
             format="sequence-csv")  # fmt: skip
+
+
+def test_parts_of_sequences_without_rows(made):
+    refused(made, {"task1_a/1.csv": b"", "task1_a/2.csv": b"\n"}, "has no rows, nor has another part of task 'a'", format="sequence-csv")
+
+
+def test_what_was_rejected_is_named_by_its_place_in_the_source(made, tmp_path):
+    content = WHOLE + b"u99\n"
+    for source, files in (("", {"events/part-1.csv": content}), ("log.csv", {"log.csv": content})):
+        made(files, PARTS, source=source, max_bad_rows=0.1)
+        row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+        assert (row["file"], row["line"]) == (next(iter(files)), 82)
+
+
+def test_parts_on_a_store(tmp_path, read):
+    root = f"memory://{tmp_path.name}/raw"
+    files = {
+        "events/type=view/part-0.csv.gz": gzip.compress(csv(rows(0, 40))), "events/type=buy/part-00001": parquet(rows(40, 80)),
+        "events/_SUCCESS": b"", "events/notes.md": b"x", "users.CSV": csv(PEOPLE),
+    }  # fmt: skip
+    for name, content in files.items():
+        with fsspec.open(f"{root}/{name}", "wb") as file:
+            file.write(content)
+    recipe = {"history": {"events": {"type": "buy"}}, **GENDER}
+    info = prepare("events", root, str(tmp_path / "out"), recipe=parse_recipe(recipe))
+    assert read(tmp_path / "out").sequences == {user: ITEMS[user] for user in USERS[10:]}
+    assert info.notes["files"]["read"] == ["events/type=buy/part-00001", "events/type=view/part-0.csv.gz", "users.CSV"]
+    assert info.notes["files"]["not_read"] == {"events/notes.md": "is neither CSV nor Parquet by its name and content"}
+    assert list(info.source["files"]) == info.notes["files"]["read"]

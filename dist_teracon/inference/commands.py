@@ -1,0 +1,252 @@
+"""The commands of inference; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from dist_teracon.console import Console
+from dist_teracon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dist_teracon.inference.model import PretrainedModel, SharedVector
+    from dist_teracon.inference.sources import UserSource
+
+# What each command is for, as `dist-teracon --help` lists them.
+COMMANDS = {
+    "export": "write the vectors of all users; the same command again resumes",
+    "predict": "write the best labels of a task for the users of EVENTS",
+    "evaluate": "score a run on any version of the data, by any metrics",
+    "probe": "learn labels that the model never saw from its vectors",
+    "drift": "compare the vectors of two exports, runs or stages",
+    "export-model": "write encoder and head as a torch.export program",
+}
+
+
+class AddCommand(Protocol):
+    """Adds a command that a function carries out."""
+
+    def __call__(self, name: str, run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser: ...
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands to the command line."""
+    _add_export(add("export", _export))
+    predict = add("predict", _predict)
+    _add_run(predict)
+    predict.add_argument("events", metavar="EVENTS", help="file or folder of events, or a prepared data set")
+    predict.add_argument("out", metavar="OUT", help="the Parquet file: user, labels, scores")
+    predict.add_argument("--task", required=True, help="whose labels are ranked")
+    predict.add_argument("--top", type=int, default=10, metavar="N", help="labels a user (10)")
+    _add_exclude_seen(predict)
+    predict.add_argument("--normalise", action="store_true", help="probabilities instead of logits")
+    _add_no_dates(predict)
+    evaluate = add("evaluate", _evaluate)
+    _add_run(evaluate)
+    evaluate.add_argument("--data", metavar="DATASET", help="another version of the data set, or another data set with the same ids")
+    evaluate.add_argument("--task", action="append", metavar="TASK", help="which task; once more for several (all)")
+    evaluate.add_argument("--metrics", metavar="NAMES", help="as hr@10,ndcg@10 (the run's)")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part (test)")
+    evaluate.add_argument("--max-users", type=int, metavar="N", help="at most so many users a task")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    _add_exclude_seen(evaluate)
+    _add_probe(add("probe", _probe))
+    _add_drift(add("drift", _drift))
+    program = add("export-model", _export_model)
+    _add_run(program)
+    program.add_argument("out", metavar="OUT", help="the program (.pt2)")
+    program.add_argument("--task", required=True, help="whose mask and head it has")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder or URI of a run")
+    parser.add_argument("--stage", type=int, metavar="N", help="the weights after stage N (the last)")
+    parser.add_argument("--device", default="cpu", help="where it computes (cpu)")
+
+
+def _add_exclude_seen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exclude-seen", action=argparse.BooleanOptionalAction, default=None,
+        help="leave out the items of a user's own history (as the run and its recipe have it)",
+    )  # fmt: skip
+
+
+def _add_no_dates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-dates", action="store_true", help="events: the recipe's from and until do not apply")
+
+
+def _add_vectors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shared", choices=("mean", "open", "concat"), help="what the shared vector is (mean over the tasks')")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("out", metavar="OUT", help="folder or URI of the export")
+    parser.add_argument("--data", metavar="SRC", help="a data set, or a file or folder of events (the run's own data set)")
+    parser.add_argument("--task", action="append", metavar="TASK", help="shared, a task, or all; once more for several (shared)")
+    _add_vectors(parser)
+    parser.add_argument("--format", default="parquet", choices=("parquet", "npy", "safetensors"), help="of the vectors (parquet)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "int8"), help="int8 has a scale a row (float32)")
+    parser.add_argument("--items", action="store_true", help="the items' vectors too")
+    parser.add_argument("--labels", action="append", default=[], metavar="TASK", help="the vectors and biases of a task's labels too")
+    parser.add_argument("--align-to", metavar="OLD", help="turn the vectors into the space of an earlier export, on common users")
+    parser.add_argument("--batch", type=int, default=512, metavar="N", help="users encoded at a time (512)")
+    _add_no_dates(parser)
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--labels", metavar="FILE", help="Parquet or CSV with the columns user and label")
+    which.add_argument("--labels-task", metavar="TASK", help="a profile task of the data set, with its own split")
+    parser.add_argument("--data", metavar="SRC", help="the users' histories: a data set, or events (the run's own data set)")
+    parser.add_argument("--task", action="append", metavar="TASK", help="whose vectors: shared, shared:open, a task, or all (shared)")
+    parser.add_argument("--metric", help="auroc, accuracy or macro-f1 (auroc for two classes, else accuracy)")
+    parser.add_argument("--seed", type=int, default=0, help="of split and probes (0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    _add_no_dates(parser)
+
+
+def _add_drift(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", metavar="OLD", help="an export or a run")
+    parser.add_argument("new", metavar="NEW", help="an export or a run; a run may be both, with two stages")
+    parser.add_argument("--old-stage", type=int, metavar="N", help="of a run: the weights after stage N (the last)")
+    parser.add_argument("--new-stage", type=int, metavar="N", help="the same of NEW")
+    parser.add_argument("--task", metavar="TASK", help="whose vectors (shared, or an export's only ones)")
+    parser.add_argument("--data", metavar="SRC", help="of runs: whose users are encoded (a run's own data set)")
+    parser.add_argument("--users", type=int, default=5000, metavar="N", help="common users that are compared at most (5000)")
+    parser.add_argument("--labels", metavar="FILE", help="for a probe on the old vectors: Parquet or CSV with user and label")
+    parser.add_argument("--metric", help="the probe's (auroc for two classes, else accuracy)")
+    parser.add_argument("--max-drop", metavar="SHARE", help="exit with 1 where the old probe's score falls by more, as 1%%")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the values there too")
+
+
+def _load(options: argparse.Namespace) -> PretrainedModel:
+    from dist_teracon.inference.model import from_pretrained
+
+    return from_pretrained(options.run, options.stage, device=options.device)
+
+
+def _source(model: PretrainedModel, uri: str | None, options: argparse.Namespace) -> UserSource:
+    from dist_teracon.inference.sources import of_uri
+
+    return of_uri(model, model.config.dataset if uri is None else uri, dates=not options.no_dates, log=Console().log)
+
+
+def _tasks(model: PretrainedModel, names: list[str] | None) -> tuple[str, ...]:
+    return tuple(model.tasks) if names == ["all"] else tuple(names or ("shared",))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.export import ExportOptions, export
+
+    if options.batch < 1:
+        raise ConfigError(f"--batch: expected 1 or more, got {options.batch}")
+    model, console = _load(options), Console()
+    shared: SharedVector | None = options.shared
+    chosen = ExportOptions(
+        tasks=_tasks(model, options.task), shared=shared, format=options.format, dtype=options.dtype, items=options.items,
+        labels=tuple(options.labels), align_to=options.align_to, batch=options.batch,
+    )  # fmt: skip
+    manifest = export(model, _source(model, options.data, options), options.out, chosen, log=console.log, progress=console)
+    for name, entry in manifest["vectors"].items():
+        print(f"{name}: {manifest['users']} users × {entry['width']}, {manifest['dtype']}, mean norm {entry['norm']['mean']:.3f}")
+    if manifest["unknown_events"]:
+        print(f"{manifest['unknown_events']} events are of items that the model does not know; it reads them as unseen")
+    print(f"export: {options.out}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.predict_file import predict_to_file
+
+    model, console = _load(options), Console()
+    model.task(options.task)
+    users = predict_to_file(
+        model, _source(model, options.events, options), options.out, options.task,
+        top=options.top, exclude_seen=options.exclude_seen, normalise=options.normalise, log=console.log, progress=console,
+    )  # fmt: skip
+    print(f"{users} users: {options.out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dist_teracon import io
+    from dist_teracon.inference.evaluate import evaluate, score_lines, scores_json
+
+    model, console = _load(options), Console()
+    metrics = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
+    scores = evaluate(
+        model, options.data, tasks=options.task, metrics=metrics, split=options.split, exclude_seen=options.exclude_seen,
+        max_users=options.max_users, log=console.log, progress=console,
+    )  # fmt: skip
+    print("\n".join(score_lines(scores)))
+    if options.json is not None:
+        io.write_json(options.json, scores_json(model, options.data, options.split, scores))
+
+
+def _export_model(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.padded import export_model
+
+    model = _load(options)
+    worst = export_model(model, options.out, options.task)
+    print(json.dumps({"program": options.out, "task": options.task, "largest_difference": worst}))
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from dist_teracon import io
+    from dist_teracon.data.open import open_dataset
+    from dist_teracon.inference.labels_file import labels_of_task, read_labels
+    from dist_teracon.inference.probe import every_vector, probe
+
+    model, console = _load(options), Console()
+    tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
+    if options.labels is not None:
+        labels = read_labels(options.labels, seed=options.seed)
+    else:
+        labels = labels_of_task(open_dataset(options.data or model.config.dataset, log=console.log), options.labels_task)
+        if options.labels_task in model.tasks:
+            console.log(f"{options.labels_task}: the model has learned it, so this is no probe of something new")
+    source = _source(model, options.data, options)
+    found = probe(model, source, labels, tasks=tasks, metric=options.metric, seed=options.seed, log=console.log)
+    print("\n".join(found.lines()))
+    if options.json is not None:
+        io.write_json(options.json, {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, **found.to_json()})
+
+
+def _drift(options: argparse.Namespace) -> int:
+    from dist_teracon import io
+    from dist_teracon.inference.drift import drift, vector_set
+    from dist_teracon.inference.labels_file import read_labels
+
+    most = None if options.max_drop is None else _share(options.max_drop)
+    if most is not None and options.labels is None:
+        raise ConfigError("--max-drop: is about an old probe's score, which needs --labels FILE")
+    if options.users < 1:
+        raise ConfigError(f"--users: expected 1 or more, got {options.users}")
+    labels = None if options.labels is None else read_labels(options.labels)
+    console = Console()
+    old, new = (
+        vector_set(uri, stage=stage, task=options.task, data=options.data, log=console.log)
+        for uri, stage in ((options.old, options.old_stage), (options.new, options.new_stage))
+    )
+    found = drift(old, new, users=options.users, labels=labels, metric=options.metric)
+    print("\n".join(found.lines()))
+    if options.json is not None:
+        io.write_json(options.json, found.to_json())
+    if most is not None and found.drop is not None and found.drop > most:
+        print(f"the old probe's score falls by {found.drop:.2%}, more than {most:.2%}")
+        return 1
+    return 0
+
+
+def _share(text: str) -> float:
+    """Return a share, written as 1% or 0.01."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ConfigError(f"--max-drop: expected a share as 1% or 0.01, got '{text}'")
+    return value

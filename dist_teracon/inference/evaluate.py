@@ -1,0 +1,159 @@
+"""Scores of a trained model on any version of its data, or on another data set with the same ids, by any metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist_teracon.console import Log, Progress, no_log
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.open import open_dataset
+from dist_teracon.data.schema import Split
+from dist_teracon.errors import ConfigError
+from dist_teracon.evaluate.metrics import metrics_of, parse_metric
+from dist_teracon.evaluate.scorer import excludes_seen, score_task
+from dist_teracon.inference.mapped_dataset import MappedDataset, MappedEncoder, are_versions
+from dist_teracon.inference.model import PretrainedModel
+from dist_teracon.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's scores.
+
+    Attributes:
+        task: Its name.
+        values: By metric; None where one is not defined.
+        examples: How many were scored.
+        unseen: Targets that training never saw, or that the model does not know; each is a miss.
+        excludes_seen: Whether the items of a user's own history were left out.
+    """
+
+    task: str
+    values: dict[str, float | None]
+    examples: int
+    unseen: int
+    excludes_seen: bool
+
+
+def evaluate(
+    model: PretrainedModel, dataset: str | None = None, *,
+    tasks: Sequence[str] | None = None, metrics: Sequence[str] | None = None, split: str = "test", exclude_seen: bool | None = None,
+    max_users: int | None = None, log: Log = no_log, progress: Progress | None = None,
+) -> list[TaskScore]:  # fmt: skip
+    """Score a model's tasks on a split of a data set.
+
+    Args:
+        model: The model.
+        dataset: Folder or URI; the run's own where None. One that is no version of the run's own is matched by the names of items and
+            labels.
+        tasks: Which; all that the model has learned and the data set has where None.
+        metrics: Names; the run's where None.
+        split: `train`, `validation` or `test`.
+        exclude_seen: As `evaluate.exclude_seen`; the run's setting where None.
+        max_users: At most so many users a task.
+        log: Takes what was left out.
+        progress: Shows how far it is.
+
+    Raises:
+        ConfigError: an unknown task, metric or split, or no task with any of the metrics.
+        DataError: no data set there, or one whose classes the model does not know.
+    """
+    chosen = _split(split)
+    if max_users is not None and max_users < 1:
+        raise ConfigError(f"--max-users: expected 1 or more, got {max_users}")
+    names = tuple(metrics or model.config.evaluate.metrics)
+    for name in names:
+        try:
+            parse_metric(name)
+        except ValueError as error:
+            raise ConfigError(f"--metrics: {error}") from None
+    setting = model.config.evaluate.exclude_seen if exclude_seen is None else exclude_seen
+    opened = open_dataset(dataset or model.config.dataset, log=log)
+    data = (
+        opened
+        if opened.info.fingerprint == model.info.fingerprint and opened.info.items == model.num_items
+        else _mapped(opened, model, log)
+    )
+    encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
+    scores = []
+    for task in _tasks(model, data, tasks, log):
+        own = metrics_of(data.info.task(task), names)
+        if not own:
+            log(f"{task}: none of {', '.join(names)} is for its kind of task; left out")
+            continue
+        score = score_task(
+            encoder, data, task, chosen, metrics=own, runtime=runtime, batch=model.config.evaluate.batch, max_users=max_users,
+            seed=model.config.seed, exclude_seen=setting, progress=progress,
+        )  # fmt: skip
+        without = excludes_seen(data.info, task, setting)
+        scores.append(TaskScore(task, score.values, score.examples, score.unseen, without))
+        if setting and not without and data.info.task(task).ranks_labels:
+            log(f"{task}: its labels are not known to be items of the history, so all are ranked")
+    if not scores:
+        raise ConfigError(f"--metrics: no task of {model.run} has any of {', '.join(names)}")
+    return scores
+
+
+def _mapped(dataset: Dataset, model: PretrainedModel, log: Log) -> MappedDataset:
+    found = MappedDataset(dataset, model)
+    if not are_versions(model.info, dataset.info):
+        log(f"{dataset.uri}: is no version of the run's own data set; items and labels are matched by name")
+    return found
+
+
+def _split(name: str) -> Split:
+    try:
+        return Split[name.upper()]
+    except KeyError:
+        raise ConfigError(f"--split: expected train, validation or test, got '{name}'") from None
+
+
+def _tasks(model: PretrainedModel, data: Dataset, tasks: Sequence[str] | None, log: Log) -> list[str]:
+    there = [task.name for task in data.info.tasks]
+    if tasks is not None:
+        return [data.info.task(model.task(name).name).name for name in tasks]
+    if missing := [name for name in model.tasks if name not in there]:
+        log(f"{data.uri}: has no task {', '.join(missing)}; left out")
+    return [name for name in model.tasks if name in there]
+
+
+def score_lines(scores: Sequence[TaskScore]) -> list[str]:
+    """Return a table of scores for people."""
+    names = list(dict.fromkeys(name for score in scores for name in score.values))
+    rows = [["task", *names, "examples", "never seen", "own items"]]
+    for score in scores:
+        cells = [_cell(score.values, name) for name in names]
+        rows.append([score.task, *cells, str(score.examples), str(score.unseen), "left out" if score.excludes_seen else "ranked"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) for row in rows
+    ]
+
+
+def _cell(values: dict[str, float | None], name: str) -> str:
+    if name not in values:
+        return ""
+    value = values[name]
+    return "–" if value is None else f"{value:.4f}"
+
+
+def scores_json(model: PretrainedModel, dataset: str | None, split: str, scores: Sequence[TaskScore]) -> dict[str, Any]:
+    """Return scores as JSON values."""
+    return {
+        "run": model.run,
+        "fingerprint": model.fingerprint,
+        "stage": model.stage,
+        "dataset": dataset or model.config.dataset,
+        "split": split,
+        "tasks": {
+            score.task: {
+                "scores": score.values,
+                "examples": score.examples,
+                "unseen_targets": score.unseen,
+                "excludes_seen": score.excludes_seen,
+            }
+            for score in scores
+        },
+    }

@@ -1,0 +1,326 @@
+"""Histories in raw ids, of any form, turned into what a model reads; nothing that is dropped or unknown goes uncounted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dist_teracon import io
+from dist_teracon.data import ragged
+from dist_teracon.data.batches import PackedRows
+from dist_teracon.data.prepare.padding import PADDING, left_padded
+from dist_teracon.data.prepare.task_builder import histories as histories_of
+from dist_teracon.data.raw.bad_rows import BadRows
+from dist_teracon.data.raw.categorical import Categorical
+from dist_teracon.data.raw.context import ReadContext
+from dist_teracon.data.recipe import EventFilter, Files, HistoryRule, Recipe, parse_recipe
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
+from dist_teracon.data.sources import events as event_files
+from dist_teracon.data.sources.base import Events
+from dist_teracon.errors import DataError
+from dist_teracon.inference.vocabulary import Vocabulary
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Users' histories as a model reads them.
+
+    Attributes:
+        rows: Item indices, a row a user, oldest first, cut to the length that the model was trained with.
+        seen: The same before it was cut or padded: what `exclude_seen` leaves out.
+        users: Names of the users, where they came with the events.
+        events: int64 [B], events read a user, at most as many as the length.
+        last_time: float64 [B], seconds since 1970 of each user's last event; None where there are no times.
+        strange: int64 [B], events among those read whose item the model does not know; they are read as the unseen item.
+        unknown_items: The first few of these items.
+        dropped: What was left out, by kind, as users without an event that fits.
+    """
+
+    rows: PackedRows
+    seen: PackedRows
+    users: pa.Array | None
+    events: NDArray[np.int64]
+    strange: NDArray[np.int64]
+    last_time: NDArray[np.float64] | None = None
+    unknown_items: tuple[str, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.rows.rows
+
+    @property
+    def unknown(self) -> int:
+        """Events among those read whose item the model does not know."""
+        return int(self.strange.sum())
+
+    def between(self, first: int, end: int) -> PackedRows:
+        """Return the rows of the users `first … end − 1`."""
+        offsets = self.rows.offsets[first : end + 1]
+        return PackedRows(self.rows.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def of(self, users: Sequence[int]) -> PackedRows:
+        """Return the rows of some users."""
+        return PackedRows(*ragged.take(self.rows.values, self.rows.offsets, np.asarray(users, dtype=np.int64)))
+
+    def take(self, users: Sequence[int]) -> Histories:
+        """Return the histories of some users."""
+        rows = np.asarray(users, dtype=np.int64)
+        return Histories(
+            rows=self.of(users),
+            seen=PackedRows(*ragged.take(self.seen.values, self.seen.offsets, rows)),
+            users=None if self.users is None else self.users.take(pa.array(rows)),
+            events=self.events[rows],
+            strange=self.strange[rows],
+            last_time=None if self.last_time is None else self.last_time[rows],
+        )
+
+    def slice(self, first: int, end: int) -> Histories:
+        """Return the histories of the users `first … end − 1`."""
+        offsets = self.seen.offsets[first : end + 1]
+        return Histories(
+            rows=self.between(first, end),
+            seen=PackedRows(self.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0]),
+            users=None if self.users is None else self.users[first:end],
+            events=self.events[first:end],
+            strange=self.strange[first:end],
+            last_time=None if self.last_time is None else self.last_time[first:end],
+        )
+
+    def notes(self) -> list[str]:
+        """Return what a person should hear: unknown items, and what was left out."""
+        lines = [f"left out: {count} {kind}" for kind, count in self.dropped.items() if count]
+        if self.unknown:
+            total = int(self.events.sum())
+            few = f" ({', '.join(self.unknown_items)})" if self.unknown_items else ""
+            lines.append(f"{self.unknown} of {total} events are of items that the model does not know; it reads them as unseen{few}")
+        return lines
+
+
+class HistoryReader:
+    """Reads histories by the rule that a model's data set was prepared with.
+
+    Args:
+        info: The description of the data set.
+        items: Names of the items.
+        known: Rows of the model's item table; items behind it came later and count as unknown.
+    """
+
+    def __init__(self, info: DatasetInfo, items: Vocabulary, *, known: int) -> None:
+        self._items, self._known = items, known
+        self.recipe = _recipe_of(info)
+        self.length = info.length_limit
+        self.rule: HistoryRule = self.recipe.history
+        self._padding = items.index(PADDING) if info.notes.get("padding") == "token" else None
+
+    def read(self, histories: Any, *, dates: bool = True) -> Histories:
+        """Read histories.
+
+        Args:
+            histories: Lists of raw ids, a list a user, oldest first; an Arrow array or a pandas Series of lists; or events, to which the
+                recipe's filters and order in time apply: an Arrow table or pandas DataFrame with the columns user, item and, where there
+                are any, timestamp, type, value; the path or URI of a file or folder of such events.
+            dates: Whether the recipe's `from` and `until` apply to events.
+
+        Raises:
+            DataError: a history is empty or no list, or an id is neither a text nor a whole number.
+            ConfigError: the rule reads a column that the events do not have.
+        """
+        if isinstance(histories, Histories):
+            return histories
+        if isinstance(histories, Events):
+            return self._from_events(histories, dates=dates, bad={})
+        if isinstance(histories, str | Path):
+            return self._from_uri(str(histories), dates=dates)
+        if _is_pandas(histories, "DataFrame"):
+            histories = pa.Table.from_pandas(histories, preserve_index=False)
+        if isinstance(histories, pa.RecordBatch):
+            histories = pa.Table.from_batches([histories])
+        if isinstance(histories, pa.Table):
+            with _context() as context:
+                events = event_files.events_of_table(histories, self._reading, context)
+                return self._from_events(events, dates=dates, bad=context.bad.counts)
+        return self._from_python(histories) if _is_python(histories) else self._from_arrow(histories)
+
+    def of_indices(self, values: NDArray[np.int32], offsets: NDArray[np.int64], *, users: pa.Array | None = None) -> Histories:
+        """Return histories of item indices of the model's own numbering, as a data set's shard holds them; padded ones stay as they are."""
+        own = np.where(values < self._known, values, np.int32(UNSEEN_ITEM)).astype(np.int32)
+        rows = PackedRows(*ragged.last(own, offsets, limit=self.length))
+        strange = _count_true(rows.values == UNSEEN_ITEM, rows.offsets)
+        return Histories(rows, PackedRows(own, offsets), users, np.diff(rows.offsets), strange)
+
+    @property
+    def _reading(self) -> Recipe:
+        """The recipe without its tasks, whose columns are not needed."""
+        return self.recipe.model_copy(update={"tasks": {}})
+
+    def _from_uri(self, uri: str, *, dates: bool) -> Histories:
+        # the recipe's names of files are those of a folder
+        recipe = self._reading if io.is_folder(uri) else self._reading.model_copy(update={"files": Files()})
+        with _context(uri) as context:
+            events = event_files.read_events(uri, recipe, context)
+            return self._from_events(events, dates=dates, bad=context.bad.counts)
+
+    def _from_events(self, events: Events, *, dates: bool, bad: dict[str, int]) -> Histories:
+        events = _with_known_types(events, self.rule.events)
+        undated = self.rule.events.model_copy(update={"since": None, "until": None})
+        any_time = self.rule.model_copy(update={"events": undated})
+        users, ordered, offsets = histories_of(self.rule if dates else any_time, events)
+        beyond = len(histories_of(any_time, events)[1]) - len(ordered) if dates and undated != self.rule.events else 0
+        codes = self._items.indices(pa.array(events.item.names, pa.string()))
+        chosen = events.item.codes[ordered]
+        made = self._made(codes[chosen], offsets, lambda places: [events.item.names[code] for code in chosen[places]])
+        times = None if events.timestamp is None else events.timestamp[ordered[offsets[1:] - 1]]
+        dropped = {
+            "users without an event that fits the recipe's history": len(events.user.names) - len(users),
+            "events that do not fit it": len(events) - len(ordered) - beyond,
+            "events outside of the dates of the recipe's history (dates=False, --no-dates reads them)": beyond,
+            **{f"malformed rows: {kind}": count for kind, count in bad.items()},
+        }
+        names = pa.array([events.user.names[code] for code in users.tolist()], pa.string())
+        return replace(made, users=names, last_time=times, dropped=dropped)
+
+    def _from_python(self, histories: Any) -> Histories:
+        # not through Arrow, which imports pandas for Python's lists: one user's history is read in microseconds
+        lists = _python_lists(histories)
+        offsets = _filled(ragged.offsets_of([len(history) for history in lists]))
+        flat = [value if isinstance(value, str) else id_text(value) for history in lists for value in history]
+        codes = np.fromiter((self._items.index(value) for value in flat), np.int64, len(flat))
+        return self._made(codes, offsets, lambda places: [flat[place] for place in places.tolist()])
+
+    def _from_arrow(self, lists: Any) -> Histories:
+        flat, offsets = _arrow_lists(lists)
+        return self._made(self._items.indices(flat), _filled(offsets), lambda places: flat.take(pa.array(places)).to_pylist())
+
+    def _made(self, codes: NDArray[np.int64], offsets: NDArray[np.int64], names: Any) -> Histories:
+        """Return histories of item indices, −1 for unknown ones; `names` gives the names at some places of `codes`."""
+        strange = (codes < FIRST_ITEM) | (codes >= self._known)
+        values = np.where(strange, UNSEEN_ITEM, codes).astype(np.int32)
+        cut, cut_offsets = ragged.last(values, offsets, limit=self.length)
+        strange_cut, _ = ragged.last(strange, offsets, limit=self.length)
+        some = np.flatnonzero(strange)[: 20 * _SHOWN]
+        few = tuple(dict.fromkeys(names(some)))[:_SHOWN] if len(some) else ()
+        rows = PackedRows(cut, cut_offsets)
+        if self._padding is not None:
+            rows = PackedRows(*left_padded(cut, cut_offsets, length=self.length, padding=self._padding))
+        counts = _count_true(strange_cut, cut_offsets)
+        return Histories(rows, PackedRows(values, offsets), None, np.diff(cut_offsets), counts, unknown_items=few)
+
+
+def _recipe_of(info: DatasetInfo) -> Recipe:
+    """Return the recipe that a data set was prepared by, as it is stored."""
+    recipe = info.source.get("recipe")
+    if not isinstance(recipe, dict):
+        return Recipe()
+    columns = recipe.get("columns") or {}
+    # stored with all fields; a column of times that is null by intent, and not by default, is among the notes
+    in_file_order = (info.notes.get("times") or {}).get("column") == "none"
+    kept = {name: value for name, value in columns.items() if value is not None or (name == "timestamp" and in_file_order)}
+    return parse_recipe({**recipe, "columns": kept}, where="dataset.json: source.recipe")
+
+
+def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many flags each row of a ragged column has set, int64 [B]."""
+    return np.diff(ragged.offsets_of(flags)[offsets])
+
+
+def _filled(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Check that no row of a ragged column is empty."""
+    if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
+        first = ", ".join(map(str, empty[:_SHOWN].tolist()))
+        raise DataError(
+            f"{len(empty)} of {len(offsets) - 1} histories are empty (numbers {first}, counted from 0); expected at least one item each: "
+            "leave these users out"
+        )
+    return offsets
+
+
+def _is_python(histories: Any) -> bool:
+    return _is_pandas(histories, "Series") or not isinstance(histories, pa.Array | pa.ChunkedArray)
+
+
+def _python_lists(histories: Any) -> list[Sequence[Any]]:
+    """Return a list of ids a user, checked."""
+    if _is_pandas(histories, "Series"):
+        histories = histories.tolist()
+    if not isinstance(histories, Sequence | np.ndarray) or isinstance(histories, bytes):
+        raise DataError(
+            f"histories: expected lists of item ids, an Arrow list array, a table of events or its path, got {type(histories).__name__}"
+        )
+    lists = [history.tolist() if isinstance(history, np.ndarray) else history for history in histories]
+    for number, history in enumerate(lists):
+        if isinstance(history, str | bytes) or not isinstance(history, Sequence):
+            raise DataError(
+                f"history {number}: expected a list of item ids, oldest first, got {type(history).__name__}: histories are a list a user, "
+                "as [['a', 'b'], ['c']]"
+            )
+    return lists
+
+
+def _arrow_lists(histories: Any) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Return an Arrow array of lists as texts, end to end, and where each user's begin."""
+    found = histories.combine_chunks() if isinstance(histories, pa.ChunkedArray) else histories
+    if pa.types.is_large_list(found.type) or pa.types.is_fixed_size_list(found.type):
+        found = found.cast(pa.list_(found.type.value_type))
+    if not pa.types.is_list(found.type):
+        raise DataError(f"histories: expected a list of item ids for each user, as [['a', 'b'], ['c']], got {found.type} for each")
+    if found.null_count:
+        raise DataError(f"histories: {found.null_count} of {len(found)} are null; expected at least one item each: leave these users out")
+    offsets = found.offsets.to_numpy().astype(np.int64)
+    return _texts(found.flatten()), offsets - offsets[0]
+
+
+def id_text(value: Any) -> str:
+    """Return an id as preparation reads it: a text as it is, a whole number by its digits.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    raise DataError(f"expected ids that are texts or whole numbers, got {value!r} ({type(value).__name__})")
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    """Return ids as strings, by the rule of preparation."""
+    if values.null_count:
+        raise DataError(f"histories: {values.null_count} of {len(values)} item ids are null; leave such events out")
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return _texts(values.dictionary_decode())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return values.cast(pa.string())
+    if pa.types.is_floating(kind):
+        return pa.array([id_text(value) for value in values.to_pylist()], pa.string())
+    raise DataError(f"histories: expected ids that are texts or whole numbers, got {kind}")
+
+
+def _with_known_types(events: Events, rule: EventFilter) -> Events:
+    """Let a filter name types that do not occur in these events, though they did in those that the model was trained on."""
+    if rule.type is None or events.type is None:
+        return events
+    missing = [name for name in rule.type if name not in events.type.names]
+    return replace(events, type=Categorical(events.type.codes, [*events.type.names, *missing]))
+
+
+def _is_pandas(value: Any, name: str) -> bool:
+    return type(value).__name__ == name and type(value).__module__.split(".")[0] == "pandas"
+
+
+@contextmanager
+def _context(root: str = "") -> Iterator[ReadContext]:
+    with TemporaryDirectory() as folder:
+        yield ReadContext(BadRows(root=root), Path(folder))

@@ -1,0 +1,133 @@
+"""Any data set in the numbering of a model: items and labels by their names, what the model does not know set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_teracon.data import ragged
+from dist_teracon.data.batches import PackedBatch
+from dist_teracon.data.dataset import Dataset, Labels, Shard
+from dist_teracon.data.prepare.versions import ancestors
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
+from dist_teracon.errors import DataError
+from dist_teracon.inference.model import PretrainedModel
+from dist_teracon.inference.vocabulary import Vocabulary
+from dist_teracon.models.heads import Head
+
+
+def are_versions(one: DatasetInfo, other: DatasetInfo) -> bool:
+    """Return whether two data sets are the same or versions of one, so that items and labels have one numbering."""
+    return one.fingerprint == other.fingerprint or one.fingerprint in ancestors(other) or other.fingerprint in ancestors(one)
+
+
+def item_map(model: PretrainedModel, dataset: Dataset) -> NDArray[np.int32]:
+    """Return the model's index of each of a data set's items, int32 [items]; the unseen item for those that it does not know."""
+    if are_versions(model.info, dataset.info):
+        own = np.arange(dataset.info.items, dtype=np.int32)
+    else:
+        own = model.items.indices(dataset.vocabulary("items")["item"].combine_chunks()).astype(np.int32)
+        own[:FIRST_ITEM] = np.arange(FIRST_ITEM)
+    return np.where((own < 0) | (own >= model.num_items), np.int32(UNSEEN_ITEM), own).astype(np.int32)
+
+
+class MappedDataset(Dataset):
+    """A data set read through another one, in a model's numbering.
+
+    A label that the model does not know becomes one more, the last, which nothing was trained on: as a target it is a miss.
+
+    Args:
+        inner: The data set.
+        model: The model.
+    """
+
+    def __init__(self, inner: Dataset, model: PretrainedModel) -> None:
+        self.uri, self._inner, self._model = inner.uri, inner, model
+        self._item_map = item_map(model, inner)
+        self._versions = are_versions(model.info, inner.info)
+        self._limit = model.info.length_limit
+        self._label_maps: dict[str, NDArray[np.int32]] = {}
+        tasks = tuple(self._mapped_task(task) for task in inner.info.tasks if task.name in model.tasks)
+        # the rules of histories and rankings are those that the model was trained by
+        self.info = replace(inner.info, tasks=tasks, items=model.num_items, source=model.info.source)
+
+    def shard(self, index: int) -> Shard:
+        """Return a shard's users, their sequences cut to the model's length."""
+        found = self._inner.shard(index)
+        values, offsets = ragged.last(self._item_map[found.values], found.offsets, limit=self._limit)
+        return replace(found, values=values, offsets=offsets)
+
+    def read_shard(self, index: int) -> Shard:
+        """Return a shard's users as `shard`, without keeping the shard in memory."""
+        found = self.shard(index)
+        self._inner.forget(index)
+        return found
+
+    def labels(self, task: str, index: int) -> Labels:
+        """Return a shard's labels of a task."""
+        found = self._inner.labels(task, index)
+        return replace(found, values=self._label_maps[task][found.values])
+
+    def train_counts(self, task: str, shards: Iterable[int] | None = None) -> NDArray[np.int64]:
+        """Return what the model's training saw of each label: the counts in a version of its own data set, else 1 for all it knows."""
+        known = self._model.task(task).labels
+        counts = self._inner.train_counts(task, shards)[:known] if self._versions else np.ones(known, dtype=np.int64)
+        return np.concatenate([counts, np.zeros(self.info.task(task).labels - known, dtype=np.int64)])
+
+    def label_of_item(self, task: str) -> NDArray[np.int64] | None:
+        """Return which label of a task each item is, −1 for none."""
+        return self._model.label_of_item(task)[: self._model.num_items] if self.info.labels_are_items(task) else None
+
+    def _mapped_task(self, task: Task) -> Task:
+        own = self._model.task(task.name)
+        if own.kind != task.kind:
+            raise DataError(f"{self.uri}: task '{task.name}' is of kind {task.kind}, and the model learned one of kind {own.kind}")
+        known = own.labels
+        if self._versions:
+            place = np.arange(task.labels)
+            place = np.where(place < known, place, -1)
+        elif task.predicts_next:
+            place = self._item_map[FIRST_ITEM:].astype(np.int64) - FIRST_ITEM
+            place = np.where((place >= 0) & (place < known), place, -1)
+        else:
+            names: Vocabulary = self._model.labels(task.name)
+            place = names.indices(self._inner.vocabulary(task.name)["label"].combine_chunks())
+        strange = place < 0
+        if strange.any() and not task.ranks_labels:
+            few = ", ".join(self._inner.vocabulary(task.name)["label"].take(np.flatnonzero(strange)[:5]).to_pylist())
+            raise DataError(f"{self.uri}: task '{task.name}' has classes that the model does not know ({few}), so it cannot be scored")
+        self._label_maps[task.name] = np.where(strange, known, place).astype(np.int32)
+        return replace(task, labels=known + int(strange.any()))
+
+
+class MappedEncoder:
+    """A model as the scorer reads it on a `MappedDataset`: a head has one more row where there are labels that the model does not know."""
+
+    def __init__(self, model: PretrainedModel, info: DatasetInfo) -> None:
+        self._method, self._info = model.method, info
+
+    def mask_index(self, task: str) -> int:
+        """Return the row of the mask table that a task's rows use."""
+        return self._method.mask_index(task)
+
+    def encode(self, batch: PackedBatch, task: str) -> Tensor:
+        """Return the representations."""
+        return self._method.encode(batch, task)
+
+    def head(self, task: str) -> Head:
+        """Return a task's head; the row of unknown labels scores below every other."""
+        head, labels = self._method.head(task), self._info.task(task).labels
+        if head.labels == labels:
+            return head
+        wider = Head(head.weight.shape[1], labels, generator=torch.Generator()).to(head.weight.device, head.weight.dtype)
+        with torch.no_grad():
+            wider.weight.zero_()
+            wider.weight[: head.labels] = head.weight
+            wider.bias.fill_(-torch.inf)
+            wider.bias[: head.labels] = head.bias
+        return wider

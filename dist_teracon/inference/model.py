@@ -1,0 +1,360 @@
+"""A trained model in use: vectors and predictions from histories in raw ids, without the data set, Ray or DeepSpeed.
+
+Legend: B users, W numbers of a representation, T tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dist_teracon.config import RunConfig
+from dist_teracon.continual.method import Method
+from dist_teracon.data.batches import PackedBatch, PackedRows
+from dist_teracon.data.dataset import label_of_name, next_label_of_item
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
+from dist_teracon.errors import ConfigError, DataError, RunError, nearest
+from dist_teracon.evaluate.candidates import LeftOut, items_left_out
+from dist_teracon.evaluate.scorer import excludes_seen
+from dist_teracon.inference.histories import Histories, HistoryReader, id_text
+from dist_teracon.inference.predictions import Predictions, best_labels
+from dist_teracon.inference.run_files import local_run
+from dist_teracon.inference.state import Combine, StateEncoder, UserState
+from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
+from dist_teracon.models.network import Network
+from dist_teracon.train.restore import restore_method
+from dist_teracon.train.run_folder import RunFolder
+
+SHARED = "shared"
+SharedVector = Literal["mean", "open", "concat"]
+
+# Users encoded at a time; the order of sums, and with it the last bits, is the scorer's at its own default.
+_BATCH = 512
+
+
+def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = "cpu") -> PretrainedModel:
+    """Load a trained model from its run alone.
+
+    Args:
+        run: The run's folder, or its URI on any store that fsspec opens, written there or copied.
+        stage: Which stage's weights, counted from 1; None for the last finished one.
+        device: Where it computes.
+
+    Raises:
+        RunError: there is no run, no such stage, a file is damaged, or another version of this program has written it.
+    """
+    uri, where = str(run), _device(device)
+    folder = RunFolder(local_run(uri, stage))
+    try:
+        method = restore_method(folder.path, stage)
+    except RunError as error:
+        # training's way out of it, a new folder, is none here
+        text = str(error).replace("; name a new folder with --run", "; load it with that version")
+        raise RunError(text.replace(str(folder.path), uri)) from None
+    return PretrainedModel(uri, folder, method, device=where)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}': cannot be used here ({str(error).splitlines()[0]}); expected cpu or cuda") from None
+    return device
+
+
+class PretrainedModel:
+    """A run's model after a stage; see `from_pretrained`.
+
+    Attributes:
+        run: The run's folder or URI.
+        stage: The stage, counted from 1.
+        config: The run's configuration.
+        info: The description of the data set that it was trained on.
+        tasks: The tasks that it has learned, by name, in their order.
+        method: The method with its weights, for what is not here.
+        last_unknown: Of the last call, the events whose item the model does not know.
+    """
+
+    def __init__(self, run: str, folder: RunFolder, method: Method, *, device: torch.device) -> None:
+        self.run, self.method, self.stage = run, method, len(method.learned)
+        self.config: RunConfig = folder.config()
+        self.info: DatasetInfo = info_from_json(folder.dataset_json())
+        self.tasks: dict[str, Task] = {name: self.info.task(name) for name in method.learned}
+        self.last_unknown = 0
+        self.device = device
+        method.model().to(self.device).eval()
+        self._weights = folder.stage(self.stage - 1, method.learned[-1]).state()["files"]["model.safetensors"]
+        self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)
+        self._state_encoders: dict[str, StateEncoder] = {}
+        self._label_of_item: dict[str, NDArray[np.int64]] = {}
+
+    def __repr__(self) -> str:
+        return f"PretrainedModel({self.run!r}, stage={self.stage}, tasks={list(self.tasks)})"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 that names weights, model, method and data set together."""
+        parts = [self._weights, self.info.fingerprint, self.config.model_dump(mode="json", include={"model", "method"})]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def shares_backbone(self) -> bool:
+        """Whether one backbone serves all tasks, so that their vectors lie in one space."""
+        return isinstance(self.method.model(), Network)
+
+    @property
+    def default_shared(self) -> SharedVector:
+        """What `shared` is where nothing else is asked for: the mean over tasks of one backbone, else all tasks' vectors in a row."""
+        return "mean" if self.shares_backbone else "concat"
+
+    @cached_property
+    def items(self) -> Vocabulary:
+        """Names of the items, by index."""
+        return self._vocabularies.items()
+
+    @cached_property
+    def reader(self) -> HistoryReader:
+        """What reads histories in raw ids."""
+        return HistoryReader(self.info, self.items, known=self.num_items)
+
+    @cached_property
+    def num_items(self) -> int:
+        """Rows of the item table, reserved ones included."""
+        tables = self.method.item_tables()
+        state = self.method.state_dict()
+        return int(state[tables[0]].shape[0]) if tables else self.info.items
+
+    def item_vectors(self) -> NDArray[np.float32]:
+        """Return the item table, float32 [items, C], reserved rows included.
+
+        Raises:
+            ConfigError: the method has none, or one for each task.
+        """
+        tables = self.method.item_tables()
+        if len(tables) != 1:
+            reason = f"a table of items for each of {len(tables)} tasks" if tables else "no table of items"
+            raise ConfigError(f"items: method '{self.method.name}' has {reason}, so there is no one vector of an item")
+        return self.method.state_dict()[tables[0]].float().cpu().numpy()
+
+    def labels(self, task: str) -> Vocabulary:
+        """Return the names of a task's labels, by index."""
+        return self._vocabularies.labels(self.task(task).name)
+
+    def task(self, name: str) -> Task:
+        """Return a task.
+
+        Raises:
+            ConfigError: the model has not learned it; names the nearest one.
+        """
+        if name not in self.tasks:
+            known = ", ".join(self.tasks)
+            raise ConfigError(f"task '{name}': the model has not learned it{nearest(name, self.tasks)} (stage {self.stage} has: {known})")
+        return self.tasks[name]
+
+    def histories(self, histories: Any, *, dates: bool = True) -> Histories:
+        """Read histories in raw ids, of any form: see `HistoryReader.read`."""
+        return self.reader.read(histories, dates=dates)
+
+    def encode(
+        self, histories: Any, task: str = SHARED, *, shared: SharedVector | None = None, batch: int = _BATCH
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """Return a vector for each user: float32 [B, W], `T · W` wide for `concat`.
+
+        Args:
+            histories: Histories in raw ids, oldest first; see `HistoryReader.read`. A table of events gives users in the order of their
+                names (`histories(…).users`).
+            task: The task whose vectors they are, or `shared` for one vector for all.
+            shared: What `shared` is: `mean` over the tasks' vectors, `open`: all masks open, `concat`: the tasks' vectors in a row.
+            batch: Users at a time, on which last digits depend.
+
+        Raises:
+            DataError: a history is empty, or an id is neither a text nor a whole number.
+            ConfigError: an unknown task; a shared vector that the method does not have.
+        """
+        read = self.histories(histories)
+        self.last_unknown = read.unknown
+        kind = self.kind_of_vector(task, shared)
+        parts = [self.vectors(read.between(first, first + batch), kind) for first in range(0, len(read), batch)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts]) if parts else np.zeros((0, self.width(kind)), np.float32)
+
+    def predict(
+        self, histories: Any, task: str, *,
+        top: int = 10, exclude_seen: bool | None = None, candidates: Sequence[Any] | None = None, normalise: bool = False,
+        batch: int = _BATCH,
+    ) -> Predictions:  # fmt: skip
+        """Return the labels that score highest for each user, as raw ids.
+
+        Args:
+            histories: As of `encode`.
+            task: The task whose labels are ranked.
+            top: How many a user, at most.
+            exclude_seen: Leave out the items of the user's own history; by default as in the run's own scores.
+            candidates: Rank these labels alone: a list of ids for all users, or a list of ids for each user.
+            normalise: Give probabilities over the labels that are ranked; else logits.
+            batch: Users at a time, on which last digits depend.
+
+        Raises:
+            DataError: a history is empty, an id is neither a text nor a whole number, or no candidate is a label of the task.
+            ConfigError: an unknown task, `top` below 1, or `exclude_seen` for a task whose labels are not items.
+        """
+        info, read = self.task(task), self.histories(histories)
+        if top < 1:
+            raise ConfigError(f"top: expected 1 or more, got {top}")
+        if exclude_seen and not self.info.labels_are_items(task):
+            raise ConfigError(
+                f"exclude_seen: the labels of task '{task}' are not known to be items of the history, so none can be left out"
+            )
+        self.last_unknown = read.unknown
+        chosen = None if candidates is None else self._candidates(task, candidates, len(read))
+        setting = self.config.evaluate.exclude_seen if exclude_seen is None else exclude_seen
+        without = info.ranks_labels and excludes_seen(self.info, task, setting)
+        head, found = self.method.head(task), []
+        for first in range(0, len(read), batch):
+            end = min(first + batch, len(read))
+            left_out = self._left_out(task, read, first, end) if without else None
+            own = chosen[first:end] if chosen is not None and len(chosen) > 1 else chosen
+            with torch.no_grad():
+                hidden = self.vectors(read.between(first, end), task)
+                found.append(best_labels(head, hidden, top=top, left_out=left_out, candidates=own, normalise=normalise))
+        indices, scores = (np.concatenate([part[place] for part in found]) if found else np.zeros((0, top)) for place in (0, 1))
+        return Predictions(task, indices.astype(np.int64), scores.astype(np.float32), read.users, read.unknown, self.labels(task))
+
+    def state(self, history: Sequence[Any], task: str = SHARED, *, shared: SharedVector | None = None) -> UserState:
+        """Read one user's history, for events to be added one at a time by `extend`; `state.vector` is that of `encode`.
+
+        Args:
+            history: Raw ids, oldest first.
+            task, shared: As of `encode`.
+
+        Raises:
+            DataError: the history is empty, or an id is neither a text nor a whole number.
+            ConfigError: an unknown task, or a vector of several models.
+        """
+        kind, read = self.kind_of_vector(task, shared), self.histories([history])
+        self.last_unknown = read.unknown
+        layers, vector = self._state_encoder(kind).start(read.rows.values)
+        return UserState(kind, self.fingerprint, read.rows.values, layers, vector, read.unknown)
+
+    def extend(self, state: UserState, item: Any) -> UserState:
+        """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
+
+        Raises:
+            ConfigError: the state is another model's.
+        """
+        if state.fingerprint != self.fingerprint:
+            raise ConfigError(f"state: belongs to another model ({state.fingerprint[:12]}…, and this one is {self.fingerprint[:12]}…)")
+        index = self.items.index(id_text(item))
+        known = FIRST_ITEM <= index < self.num_items
+        self.last_unknown = int(not known)
+        items, layers, vector = self._state_encoder(state.kind).extend(state.items, state.layers, index if known else UNSEEN_ITEM)
+        return replace(state, items=items, layers=layers, vector=vector, unknown=state.unknown + self.last_unknown)
+
+    def _state_encoder(self, kind: str) -> StateEncoder:
+        if kind not in self._state_encoders:
+            network, way = self.method.model(), kind.partition(":")[2]
+            if not self.method.masks_alone:
+                raise ConfigError(f"state: method '{self.method.name}' computes with weights or modules of its own a task; use encode")
+            if isinstance(network, nn.ModuleDict) and kind in network:
+                network = network[kind]
+            if not isinstance(network, Network):
+                raise ConfigError(f"state: method '{self.method.name}' has no one network for {kind}; take a task")
+            with torch.no_grad():
+                masks = None if way == "open" else self.method.masks()
+            if masks is None and way == "concat":
+                masks = torch.ones(len(self.tasks), network.backbone.num_masked_layers, network.backbone.channels, device=self.device)
+            elif masks is not None and not way:
+                masks = masks[self.method.mask_index(kind) :][:1]
+            combine: Combine = "mean" if way == "mean" else "concat" if way == "concat" else "one"
+            limit = self.info.length_limit
+            self._state_encoders[kind] = StateEncoder(network.backbone, masks, combine=combine, limit=limit)
+        return self._state_encoders[kind]
+
+    @torch.no_grad()
+    def vectors(self, rows: PackedRows, kind: str) -> Tensor:
+        """Return the representations of a batch of rows of item indices, [B, W], on the model's device.
+
+        Args:
+            rows: Rows of item indices.
+            kind: A task's name, or `shared:mean`, `shared:open`, `shared:concat`.
+        """
+        if kind in self.tasks:
+            return self.method.encode(self._packed(rows, self.method.mask_index(kind)), kind)
+        _, _, way = kind.partition(":")
+        if way == "open":
+            network = self.method.model()
+            assert isinstance(network, Network)
+            return network.encode(self._packed(rows, 0), None, positions="last")
+        parts = [self.vectors(rows, task) for task in self.tasks]
+        return torch.cat(parts, dim=1) if way == "concat" else torch.stack(parts).mean(dim=0)
+
+    def width(self, kind: str) -> int:
+        """Return the numbers of a vector of a kind, as of `vectors`."""
+        with torch.no_grad():
+            none = PackedRows(np.zeros(1, np.int32), np.array([0, 1]))
+            return int(self.vectors(none, kind).shape[1])
+
+    def _packed(self, rows: PackedRows, mask: int) -> PackedBatch:
+        offsets = torch.from_numpy(rows.offsets)
+        tasks = torch.full((rows.rows,), mask, dtype=torch.int32)
+        return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").to(self.device)
+
+    def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
+        """Return what `vectors` calls the vectors of a task, or shared ones.
+
+        Raises:
+            ConfigError: an unknown task; a shared vector that the method does not have.
+        """
+        if task != SHARED or task in self.tasks:
+            if shared is not None:
+                raise ConfigError(f"shared: is for task 'shared', not for the vectors of task '{task}'")
+            return self.task(task).name
+        way = shared or self.default_shared
+        if way not in ("mean", "open", "concat"):
+            raise ConfigError(f"shared: expected mean, open or concat, got {way!r}")
+        if way != "concat" and not self.shares_backbone:
+            raise ConfigError(
+                f"shared: method '{self.method.name}' has a model for each task, and no space that they share; take concat, or a task"
+            )
+        return f"{SHARED}:{way}"
+
+    def label_of_item(self, task: str) -> NDArray[np.int64]:
+        """Return which label of a task each item is, int64 [items], −1 for none; items and labels of one name are taken for the same."""
+        if task not in self._label_of_item:
+            labels = self.labels(task)
+            self._label_of_item[task] = (
+                next_label_of_item(len(self.items), len(labels))
+                if self.info.task(task).predicts_next
+                else label_of_name(self.items.names, list(map(str, labels.names)))
+            )
+        return self._label_of_item[task]
+
+    def _left_out(self, task: str, read: Histories, first: int, end: int) -> LeftOut:
+        offsets = read.seen.offsets[first : end + 1]
+        return items_left_out(read.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0], self.label_of_item(task))
+
+    def _candidates(self, task: str, candidates: Sequence[Any], users: int) -> list[NDArray[np.int64]]:
+        """Return the candidates' labels, an array for all users or one for each."""
+        if isinstance(candidates, str) or not isinstance(candidates, Sequence | np.ndarray):
+            raise DataError(f"candidates: expected a list of ids, or a list of them for each user, got {type(candidates).__name__}")
+        each = len(candidates) > 0 and not isinstance(candidates[0], str) and isinstance(candidates[0], Sequence | np.ndarray)
+        if each and len(candidates) != users:
+            raise DataError(f"candidates: expected a list for each of {users} users, got {len(candidates)}")
+        names, found = self.labels(task), []
+        for number, ids in enumerate(candidates if each else [candidates]):
+            labels = np.array([names.index(id_text(value)) for value in ids], dtype=np.int64)
+            if not (labels >= 0).any():
+                whose = f" of user {number}" if each else ""
+                raise DataError(f"candidates{whose}: none of {len(labels)} ids is a label of task '{task}'")
+            found.append(labels[labels >= 0])
+        return found

@@ -1,0 +1,146 @@
+"""A task's encoder and head on padded rows, in plain operations of dynamic batch and length: what `torch.export` takes.
+
+Rows begin at the left and are filled up behind their end with any item. Backbones say in `transform_padded` what they compute there.
+
+Legend: B rows (users), L positions, C channels, W numbers of a representation, Y labels, K masked layers.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_teracon.config import Pooling
+from dist_teracon.data import ragged
+from dist_teracon.data.batches import PackedRows
+from dist_teracon.errors import ConfigError, RunError
+from dist_teracon.inference.model import PretrainedModel
+from dist_teracon.inference.out_folder import write_file
+from dist_teracon.models.backbone import Backbone
+from dist_teracon.models.network import Network
+
+# Largest difference from `encode` with which a program is written.
+TOLERANCE = 1e-5
+
+
+class PaddedModel(nn.Module):
+    """`(items int64 [B, L], lengths int64 [B]) -> (vectors [B, W], logits [B, Y])` of one task."""
+
+    def __init__(self, backbone: Backbone, mask_KC: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.backbone, self.pooling = backbone, backbone.pooling
+        self.register_buffer("mask", mask_KC)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.mask: Tensor | None
+        self.weight: Tensor
+        self.bias: Tensor
+
+    def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors and logits."""
+        inside = (torch.arange(items.shape[1], device=items.device) < lengths[:, None])[:, :, None]
+        x_BLC = nn.functional.embedding(items, self.backbone.item_embedding.weight) * inside
+        hidden = self.backbone.transform_padded(x_BLC, lengths, self.mask)
+        vectors = _pooled(hidden, x_BLC, lengths, self.pooling)
+        return vectors, nn.functional.linear(vectors, self.weight, self.bias)
+
+
+def _pooled(hidden_BC: Tensor, x_BLC: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+    if pooling == "last":
+        return hidden_BC
+    mean = x_BLC.sum(dim=1) / lengths[:, None].to(x_BLC.dtype)
+    mean = nn.functional.layer_norm(mean, mean.shape[1:], eps=1e-8)
+    return hidden_BC + mean if pooling == "mean" else torch.cat([hidden_BC, mean], dim=1)
+
+
+def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
+    """Return a task's encoder and head on padded rows.
+
+    Raises:
+        ConfigError: an unknown task, or a method or backbone that cannot be written so.
+    """
+    model.task(task)
+    method = model.method
+    if not method.masks_alone:
+        raise ConfigError(f"export-model: method '{method.name}' computes with weights or modules of its own a task, which is not exported")
+    network = method.model()
+    if not isinstance(network, Network):
+        own = network[task] if isinstance(network, nn.ModuleDict) and task in network else None
+        if not isinstance(own, Network):
+            raise ConfigError(f"export-model: method '{method.name}' has no network to export")
+        network = own
+    with torch.no_grad():
+        masks = method.masks()
+    head = method.head(task)
+    mask = None if masks is None else masks[method.mask_index(task)].detach().clone()
+    return PaddedModel(network.backbone, mask, head.weight.detach(), head.bias.detach()).eval().requires_grad_(False)
+
+
+def export_model(model: PretrainedModel, out: str, task: str) -> float:
+    """Write a task's encoder and head as a `torch.export` program (`.pt2`), once it is seen to equal `encode`.
+
+    The program takes `items` int64 [B, L], item indices with rows that begin at the left, and `lengths` int64 [B]; it returns vectors
+    [B, W] and logits [B, Y]. Item and label indices are those of `model.items` and `model.labels(task)`; its `metadata` extra file holds
+    run, stage and task.
+
+    Returns:
+        The largest difference from `encode` that was seen.
+
+    Raises:
+        ConfigError: an unknown task, or a method or backbone that cannot be written so.
+        RunError: the program's vectors are not those of `encode`.
+        DataError: `out` is there already.
+    """
+    module = padded_model(model, task)
+    items, lengths = _examples(model, rows=4, length=min(12, model.info.length_limit))
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1, max=max(2, model.info.length_limit))
+    shapes = {"items": {0: batch, 1: length}, "lengths": {0: batch}}
+    with torch.no_grad():
+        program = torch.export.export(module, (items, lengths), dynamic_shapes=shapes)
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.pt2")
+        extra = {"metadata": _metadata(model, task)}
+        torch.export.save(program, path, extra_files=extra)
+        loaded = torch.export.load(path).module()
+        for rows, longest in ((1, 1), (3, model.info.length_limit), (17, max(1, model.info.length_limit // 2))):
+            worst = max(worst, _difference(model, loaded, task, rows, longest))
+        if not worst <= TOLERANCE:
+            raise RunError(f"export-model: the program's vectors differ from those of encode by {worst:.1e}, more than {TOLERANCE:g}")
+        content = Path(path).read_bytes()
+    write_file(out, lambda target: _write(target, content))
+    return worst
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _metadata(model: PretrainedModel, task: str) -> str:
+    known = {"run": model.fingerprint, "stage": model.stage, "task": task, "length_limit": model.info.length_limit}
+    return json.dumps({**known, "items": model.num_items, "labels": model.task(task).labels})
+
+
+def _examples(model: PretrainedModel, *, rows: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return random rows of item indices, of lengths from 1 to `length`, one of them the whole."""
+    generator = torch.Generator().manual_seed(rows * 1000 + length)
+    lengths = torch.randint(1, length + 1, (rows,), generator=generator)
+    lengths[0] = length
+    return torch.randint(1, model.num_items, (rows, length), generator=generator), lengths
+
+
+def _difference(model: PretrainedModel, program: nn.Module, task: str, rows: int, length: int) -> float:
+    """Return the largest difference between a program's outputs and the model's on random rows."""
+    items, lengths = _examples(model, rows=rows, length=length)
+    inside = torch.arange(length) < lengths[:, None]
+    packed = PackedRows(items[inside].numpy().astype(np.int32), ragged.offsets_of(lengths.numpy()))
+    vectors, logits = program(items, lengths)
+    with torch.no_grad():
+        expected = model.vectors(packed, task).cpu()
+        scores = model.method.head(task)(expected)
+    return max(float((vectors - expected).abs().max()), float((logits - scores).abs().max()))

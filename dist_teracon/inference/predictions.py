@@ -1,0 +1,130 @@
+"""The labels that score highest for each user.
+
+Legend: B users, Y labels, C channels, k how many are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_teracon.evaluate.candidates import LeftOut
+from dist_teracon.inference.vocabulary import Vocabulary
+from dist_teracon.models.heads import Head, rows_at_once
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Ranked labels of users, best first.
+
+    Attributes:
+        task: Whose labels.
+        indices: int64 [B, k], labels by index; −1 where a user has fewer than k candidates.
+        scores: float32 [B, k], logits, or probabilities where they were asked for; NaN where there is no label.
+        users: Names of the users, where they came with the events.
+        unknown: Events whose item the model does not know.
+        names: The task's labels.
+    """
+
+    task: str
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    users: pa.Array | None
+    unknown: int
+    names: Vocabulary
+
+    @property
+    def labels(self) -> list[list[str]]:
+        """The labels' names, a list a user."""
+        return [self.names.array[row[row >= 0]].tolist() for row in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[list[tuple[str, float]]]:
+        """Yield for each user its labels with their scores, best first."""
+        for names, scores in zip(self.labels, self.scores, strict=True):
+            yield list(zip(names, scores[: len(names)].tolist(), strict=True))
+
+    def to_arrow(self) -> pa.Table:
+        """Return a table of user (its place where it has no name), labels and scores, lists of equal length."""
+        there = self.indices >= 0
+        offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int32))
+        labels = pa.array(self.names.array[self.indices[there]].tolist(), pa.string())
+        users = self.users if self.users is not None else pa.array(np.arange(len(self)))
+        scores = pa.array(self.scores[there], pa.float32())
+        columns = {"labels": pa.ListArray.from_arrays(offsets, labels), "scores": pa.ListArray.from_arrays(offsets, scores)}
+        return pa.table({"user": users, **columns})
+
+
+def best_labels(
+    head: Head, hidden_BC: Tensor, *, top: int, left_out: LeftOut | None, candidates: Sequence[NDArray[np.int64]] | None, normalise: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the `top` labels of highest logit and their scores, [B, k] each, in chunks that never hold more logits than fit.
+
+    Equal scores stand in the order of their labels. The logits are those of `evaluate/candidates.py`, fp32 at least.
+
+    Args:
+        head: The task's.
+        hidden_BC: Representations.
+        top: How many at most.
+        left_out: Labels that do not take part, by user.
+        candidates: Labels that take part, for each user or one array for all; None for all labels.
+        normalise: Give probabilities over the labels that take part instead of logits.
+    """
+    dtype = torch.promote_types(hidden_BC.dtype, torch.float32)
+    weight, bias, hidden_BC = head.weight.to(dtype), head.bias.to(dtype), hidden_BC.to(dtype)
+    columns = torch.arange(head.labels)
+    if candidates is not None and len(candidates) == 1:
+        columns = torch.from_numpy(np.unique(candidates[0]))
+        weight, bias = (part.index_select(0, columns.to(part.device)) for part in (weight, bias))
+    found: list[tuple[Any, Any]] = [(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.float32))]
+    for rows in torch.arange(hidden_BC.shape[0]).split(rows_at_once(head.labels)):
+        logits = F.linear(hidden_BC[rows.to(hidden_BC.device)], weight, bias)
+        if candidates is not None and len(candidates) > 1:
+            logits = _only(logits, [candidates[row] for row in rows.tolist()])
+        if left_out is not None:
+            _leave_out(logits, rows, columns, left_out, head.labels)
+        scores = torch.softmax(logits, dim=1) if normalise else logits
+        found.append(_best(scores, logits, columns, min(top, len(columns))))
+    width = max(part[0].shape[1] for part in found)
+    indices = np.concatenate([part[0].reshape(-1, width) for part in found])
+    return indices, np.concatenate([part[1].reshape(-1, width) for part in found])
+
+
+def _only(logits: Tensor, candidates: Sequence[NDArray[np.int64]]) -> Tensor:
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    for row, labels in enumerate(candidates):
+        kept[row, torch.from_numpy(labels).to(kept.device)] = True
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def _leave_out(logits: Tensor, rows: Tensor, columns: Tensor, left_out: LeftOut, labels: int) -> None:
+    """Remove labels in place, where the columns of the logits are some of the labels."""
+    if len(columns) == labels:
+        left_out.remove(logits, rows)
+        return
+    for place, row in enumerate(rows.tolist()):
+        own = left_out.labels[left_out.offsets[row] : left_out.offsets[row + 1]]
+        gone = torch.from_numpy(np.isin(columns.numpy(), own))
+        logits[place, gone.to(logits.device)] = -torch.inf
+
+
+def _best(scores: Tensor, logits: Tensor, columns: Tensor, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return labels and scores of the best columns; −1 and NaN where a logit is minus infinity."""
+    values, places = torch.topk(logits, top, dim=1)
+    places = places.gather(1, torch.argsort(places, dim=1))
+    values = logits.gather(1, places)
+    places = places.gather(1, torch.argsort(values, dim=1, descending=True, stable=True))
+    kept = scores.gather(1, places).float().cpu().numpy()
+    gone = logits.gather(1, places).isneginf().cpu().numpy()
+    labels = columns[places.cpu()].numpy()
+    return np.where(gone, -1, labels), np.where(gone, np.float32("nan"), kept)

@@ -1,0 +1,104 @@
+"""A user's state: an event at a time added to what was read before, equal to reading the longer history as a whole.
+
+A causal convolution of k taps and dilation d reads the present position and (k − 1)·d before it. So with the last (k − 1)·d inputs of
+each convolution one more position costs one column of each product, whatever came before. A backbone without `stream` reads the history
+anew, and so does one whose reach is longer than the length limit, once a history is cut: what was cut off would still be in its inputs.
+
+Legend: V views (masks) of one row, L positions, C channels, W numbers of a representation, K masked layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dist_teracon.models.backbone import Backbone
+
+Combine = Literal["one", "mean", "concat"]
+
+
+@dataclass(frozen=True)
+class UserState:
+    """What has been read of a user.
+
+    Attributes:
+        kind: Of the vector, as of `PretrainedModel.vectors`.
+        fingerprint: Of the model that the state belongs to.
+        items: int32 [L], the item indices within the length limit, oldest first.
+        layers: The last inputs of each convolution [V, (k − 1)·d, C]; None where the backbone keeps none.
+        vector: float32 [W].
+        unknown: Events so far whose item the model does not know.
+    """
+
+    kind: str
+    fingerprint: str
+    items: NDArray[np.int32]
+    layers: tuple[Tensor, ...] | None
+    vector: NDArray[np.float32]
+    unknown: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inputs that are kept."""
+        return self.items.nbytes + sum(layer.nbytes for layer in self.layers or ())
+
+
+class StateEncoder:
+    """Encodes one row at a time and goes on from where it was.
+
+    Args:
+        backbone: The backbone.
+        masks_VKC: The views' masks; None for a network without, which has one view.
+        combine: What is made of the views' vectors.
+        limit: The length limit.
+    """
+
+    def __init__(self, backbone: Backbone, masks_VKC: Tensor | None, *, combine: Combine, limit: int) -> None:
+        self._backbone, self._masks, self._combine, self._limit = backbone, masks_VKC, combine, limit
+        reach = backbone.reach
+        self.streams = reach is not None
+        self._exact_when_cut = reach is not None and reach <= limit
+
+    @torch.no_grad()
+    def start(self, items: NDArray[np.int32]) -> tuple[tuple[Tensor, ...] | None, NDArray[np.float32]]:
+        """Read a row; returns what to keep, and the vector float32 [W]."""
+        x_LC = self._embed(items)
+        views = 1 if self._masks is None else self._masks.shape[0]
+        x_VLC = x_LC.expand(views, -1, -1)
+        if self.streams:
+            hidden, layers = self._backbone.stream(x_VLC, self._masks, None)
+            return layers, self._vector(hidden, x_LC)
+        lengths = torch.full((1,), len(items), device=x_LC.device)
+        each = [None] if self._masks is None else list(self._masks)
+        hidden = torch.cat([self._backbone.transform_padded(x_LC[None], lengths, mask) for mask in each])
+        return None, self._vector(hidden, x_LC)
+
+    @torch.no_grad()
+    def extend(
+        self, items: NDArray[np.int32], layers: tuple[Tensor, ...] | None, item: int
+    ) -> tuple[NDArray[np.int32], tuple[Tensor, ...] | None, NDArray[np.float32]]:
+        """Read one more item; returns the items, what to keep, and the vector."""
+        longer = np.append(items, np.int32(item)).astype(np.int32)
+        cut = len(longer) > self._limit
+        longer = longer[-self._limit :]
+        if layers is None or (cut and not self._exact_when_cut):
+            return longer, *self.start(longer)
+        x_VLC = self._embed(longer[-1:]).expand(layers[0].shape[0], -1, -1)
+        hidden, kept = self._backbone.stream(x_VLC, self._masks, layers)
+        return longer, kept, self._vector(hidden, self._embed(longer))
+
+    def _embed(self, items: NDArray[np.int32]) -> Tensor:
+        weight = self._backbone.item_embedding.weight
+        return nn.functional.embedding(torch.from_numpy(items).to(weight.device), weight)
+
+    def _vector(self, hidden_VC: Tensor, x_LC: Tensor) -> NDArray[np.float32]:
+        if self._backbone.pooling != "last":
+            mean = nn.functional.layer_norm(x_LC.mean(dim=0), x_LC.shape[1:], eps=1e-8).expand(hidden_VC.shape[0], -1)
+            hidden_VC = hidden_VC + mean if self._backbone.pooling == "mean" else torch.cat([hidden_VC, mean], dim=1)
+        combined = hidden_VC.mean(dim=0) if self._combine == "mean" else hidden_VC.flatten()
+        return combined.float().cpu().numpy()

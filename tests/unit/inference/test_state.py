@@ -1,0 +1,82 @@
+"""A state with one more event has the vector of the longer history: within the length limit, at its cut, and past it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dist_teracon
+from dist_teracon.errors import ConfigError
+
+EVENTS = [f"p{(7 * place) % 24:02d}" for place in range(20)]
+
+
+def made(shop, folder, **model):
+    from shop import CONFIG, make_shop_run
+
+    return dist_teracon.from_pretrained(make_shop_run(shop.dataset, folder / "run", model={**CONFIG["model"], **model}))
+
+
+@pytest.mark.parametrize("task", ["next", "club", "shared", "shared:open", "shared:concat"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"backbone": {"name": "nextitnet", "dilations": [1, 2]}},  # reads 19 positions, more than the limit of 8
+        {"backbone": {"name": "nextitnet", "dilations": [1], "kernel_size": 3}, "pooling": "mean"},  # 7: within the limit
+        {"backbone": {"name": "nextitnet", "dilations": [1], "kernel_size": 2}, "pooling": "last"},
+        {"backbone": {"name": "sasrec", "layers": 2}},
+    ],
+    ids=["reach 19", "reach 7", "reach 4", "sasrec"],
+)
+def test_events_one_at_a_time(shop, tmp_path, shape, task):
+    model = made(shop, tmp_path, **shape)
+    name, _, way = task.partition(":")
+    state = model.state(EVENTS[:3], name, shared=way or None)
+    for end in range(4, len(EVENTS) + 1):
+        before = state.vector.copy()
+        longer = model.extend(state, EVENTS[end - 1])
+        assert np.array_equal(state.vector, before)
+        state = longer
+        assert np.abs(state.vector - model.encode([EVENTS[:end]], name, shared=way or None)[0]).max() < 1e-5, end
+
+
+def test_what_a_state_keeps(shop, tmp_path):
+    model = made(shop, tmp_path, backbone={"name": "nextitnet", "dilations": [1, 4, 1, 4, 1, 4, 1, 4]})
+    state = model.state(EVENTS[:3], "next")
+    assert sum(layer.shape[1] for layer in state.layers) == 120  # the sum of (k - 1) d
+    assert state.nbytes == 120 * 8 * 4 + 3 * 4
+    assert made(shop, tmp_path / "other", backbone="sasrec").state(EVENTS[:3]).layers is None
+
+
+def test_unknown_events_and_other_models(shop, model, tmp_path):
+    state = model.extend(model.state(["p01", "who"]), "else")
+    assert state.unknown == 2
+    assert np.allclose(state.vector, model.encode([["p01", "x", "y"]])[0], atol=1e-5)
+    with pytest.raises(ConfigError, match="belongs to another model"):
+        dist_teracon.from_pretrained(shop.run, stage=1).extend(state, "p01")
+
+
+def test_a_method_with_a_model_for_each_task(shop, tmp_path):
+    from shop import make_shop_run
+
+    model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": "sinmo"}))
+    state = model.extend(model.state(["p01", "p02"], "buys"), "p03")
+    assert np.allclose(state.vector, model.encode([["p01", "p02", "p03"]], "buys")[0], atol=1e-5)
+    with pytest.raises(ConfigError, match="has no one network"):
+        model.state(["p01"])
+
+
+@pytest.mark.parametrize("name", ["piggyback", "conure", "peterrec"])
+def test_a_method_that_changes_weights_or_inserts_modules_is_refused(shop, tmp_path, name):
+    """Its backbone under masks alone is not what it computes; only `encode` asks the method."""
+    from shop import make_shop_run
+
+    from dist_teracon.inference.padded import export_model
+
+    model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": name}))
+    assert model.encode([["p01", "p02"]], "buys").shape == (1, model.width("buys"))
+    with pytest.raises(ConfigError, match=f"state: method '{name}' computes with weights or modules of its own"):
+        model.state(["p01"], "buys")
+    with pytest.raises(ConfigError, match=f"export-model: method '{name}'"):
+        export_model(model, str(tmp_path / "out.pt2"), "buys")
+    assert not (tmp_path / "out.pt2").exists()
