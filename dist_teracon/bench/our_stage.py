@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained: the data set, width, examples a step, replayed rows a past task and step, sequences a step of the first stage."""
+    """What is trained: the data set, width, examples a step, replayed rows a past task and step, sequences a step of the first stage,
+    further settings of retention."""
 
     dataset: str
     channels: int
     batch: int
     replayed: int
     first_batch: int = 32
+    retention: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OurStage:
@@ -91,7 +93,7 @@ def _config(size: Size, channels: int, precision: str) -> RunConfig:
     return make_config(
         {
             "dataset": size.dataset,
-            "method": {"name": "teracon", "retention": {"minimum": size.replayed}},
+            "method": {"name": "teracon", "retention": {"minimum": size.replayed, **size.retention}},
             "model": {
                 "channels": channels,
                 "item_init": "uniform",

@@ -114,6 +114,18 @@ class Method(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[ConfigModel]] = ConfigModel
+    # whether `model()`'s backbone under `masks()` is all that `encode` computes; not where weights are changed or modules inserted
+    masks_alone: ClassVar[bool] = True
+    # whether a finished run can learn one more task (`--add-task`)
+    adds_tasks: ClassVar[bool] = True
+
+    @classmethod
+    def check(cls, tasks: Sequence[Task], backbone: type[Backbone]) -> None:
+        """Refuse tasks, an order or a backbone that the method cannot learn; called before anything runs.
+
+        Raises:
+            ConfigError: it cannot.
+        """
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         self.context = context
@@ -182,8 +194,8 @@ class Method(ABC):
         """Add rows to a batch, as replayed users."""
         return batch
 
-    def replay_bounds(self, batch: int) -> tuple[int, int]:
-        """Return the least and the most rows that a step replays of each past task, beside a batch of so many examples."""
+    def replay_bounds(self, batch: int, past: int) -> tuple[int, int]:
+        """Return the least and the most rows that a step replays of `past` tasks together, beside a batch of so many examples."""
         return 0, 0
 
     @abstractmethod

@@ -10,7 +10,18 @@ from dist_teracon.continual.method import Method
 from dist_teracon.errors import ConfigError, nearest, shortened
 
 # name -> module of that name's file beside this one, whose class of that name is the method
-METHODS = {"teracon": "teracon", "sinmo": "sinmo", "fineall": "fineall", "popularity": "popularity"}
+METHODS = {
+    "teracon": "teracon",
+    "sinmo": "sinmo",
+    "fineall": "fineall",
+    "mtl": "mtl",
+    "peterrec": "peterrec",
+    "piggyback": "piggyback",
+    "hat": "hat",
+    "conure": "conure",
+    "lowrank": "lowrank",
+    "popularity": "popularity",
+}
 # whose scores are those of every task learned alone, the denominator of forward transfer
 SINGLE_TASK = "sinmo"
 _registered: dict[str, type[Method]] = {}

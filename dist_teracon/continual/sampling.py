@@ -5,10 +5,15 @@ Legend: T tasks, K masked layers, C channels.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from dist_teracon.hashing import stable_hash
 
 Strategy = Literal["formula", "minimum", "all"]
 
@@ -35,3 +40,31 @@ def apply_strategy(rates: list[float], strategy: Strategy) -> list[float]:
 def sample_size(rate: float, batch: int, *, minimum: int) -> int:
     """Return the rows of a past task in a global batch of `batch` rows: `max(minimum, round(ρ·B))`."""
     return max(minimum, round(rate * batch))
+
+
+def divide_budget(rates: Sequence[float], rows: int, *, offset: float) -> list[int]:
+    """Divide the rows of a step among past tasks in proportion to ρ, exactly: their sum is `rows`, each is its share rounded up or down.
+
+    Shares lie end to end on a line of length `rows`, and a task gets the points `offset, offset + 1, …` that fall on its share
+    (systematic sampling). So over offsets spread evenly in [0, 1) a task's mean is its share, also where that is less than a row.
+
+    Args:
+        rates: ρ of each past task; where all are 0 they count the same.
+        rows: Rows of all tasks together.
+        offset: In [0, 1), from `rotation`.
+    """
+    total = sum(rates)
+    parts = [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)
+    ends = [0.0, *itertools.accumulate(rows * part for part in parts)]
+    ends[-1] = float(rows)  # sums of floats end beside it
+    points = [math.ceil(end - offset) for end in ends]
+    return [after - before for before, after in itertools.pairwise(points)]
+
+
+def rotation(seed: int, epoch: int, step: int) -> float:
+    """Return the offset of a step in [0, 1), the same in every process and after a resume.
+
+    Steps of an epoch go on by the golden ratio, which spreads any number of successive ones almost evenly; epochs start at random.
+    """
+    start = stable_hash(f"rotation:{seed}:{epoch}") / 2.0**64
+    return (start + step * (math.sqrt(5) - 1) / 2) % 1.0

@@ -27,14 +27,23 @@ from dist_teracon.continual.pseudo_labels import (
 )
 from dist_teracon.continual.registry import register
 from dist_teracon.continual.replay import ReplayStream
-from dist_teracon.continual.sampling import Strategy, apply_strategy, sample_size, sampling_rates
+from dist_teracon.continual.sampling import Strategy, apply_strategy, divide_budget, rotation, sample_size, sampling_rates
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task, folder_of
 from dist_teracon.engine.contract import Engine
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, squared_error_sum
-from dist_teracon.models.masks import EMBEDDING_LIMIT, Gate, Relation, RelationInit, TaskMasks, annealed_scale, compensated
+from dist_teracon.models.masks import (
+    EMBEDDING_LIMIT,
+    Gate,
+    Relation,
+    RelationInit,
+    TaskMasks,
+    annealed_scale,
+    clamp_embeddings,
+    compensated,
+)
 from dist_teracon.models.network import Network, Role
 
 
@@ -47,7 +56,9 @@ class RetentionSettings(ConfigModel):
         scale: Scale of past tasks' masks in training: `s_max`, where stored labels were made, or `annealed` for comparison.
         sampling: ρ by the formula, its least value for all tasks, or everybody.
         constant: c in ρ.
-        minimum: Least rows of a past task in a global batch.
+        minimum: Least rows of a past task in a global batch; not with `budget`.
+        budget: Rows of all past tasks together, as a share of the batch, divided by ρ; tasks take turns where there are more of them than
+            rows. None: every past task has its own ρ · B rows, at least `minimum`.
         refresh_every: Optimiser steps between two refreshes of ρ.
         normalise: Divide a past task's loss by the variance of its pseudo-labels about their row's mean, so that no task counts more for
             having larger logits.
@@ -60,6 +71,7 @@ class RetentionSettings(ConfigModel):
     sampling: Strategy = "formula"
     constant: Annotated[Real, Field(ge=-1000, le=1000)] = 6.0
     minimum: Examples = 64
+    budget: Annotated[Real, Field(gt=0, le=1)] | None = None
     refresh_every: Positive = 10
     normalise: bool = False
     pool: Literal["auto"] | Annotated[Real, Field(gt=0, le=1)] = "auto"
@@ -213,8 +225,7 @@ class Teracon(Method):
             return batch
         self._refresh_rates()
         parts, terms = [], []
-        for past, rate in zip(self.learned, apply_strategy(self.rates, self.retention.sampling), strict=False):
-            size = sample_size(rate, self.batch, minimum=self.retention.minimum)
+        for past, size in zip(self.learned, self._sample_sizes(batch), strict=False):
             rows, targets, total = self.streams[past].draw(size)
             if targets is None:
                 scale = self._scale(batch)
@@ -224,13 +235,27 @@ class Teracon(Method):
             self.drawn[past] = total
         return batch.with_retention(parts, terms)
 
-    def replay_bounds(self, batch: int) -> tuple[int, int]:
+    def replay_bounds(self, batch: int, past: int) -> tuple[int, int]:
         """By ρ's bounds: masks are positive, so that their cosine is at least 0."""
-        if self.retention.alpha == 0:
+        if self.retention.alpha == 0 or not past:
             return 0, 0
+        if self.retention.budget is not None:
+            return self._budget_rows(batch), self._budget_rows(batch)
         rates = [0.5 - 0.5 * math.tanh(self.retention.constant * cosine / 2) for cosine in (0.0, 1.0)]  # 1 - σ(c·cos)
         low, high = (1.0, 1.0) if self.retention.sampling == "all" else (min(rates), max(rates))
-        return sample_size(low, batch, minimum=self.retention.minimum), sample_size(high, batch, minimum=self.retention.minimum)
+        minimum = self.retention.minimum
+        return past * sample_size(low, batch, minimum=minimum), past * sample_size(high, batch, minimum=minimum)
+
+    def _sample_sizes(self, batch: PackedBatch) -> list[int]:
+        """Return the replayed rows of each past task in the global batch."""
+        rates = apply_strategy(self.rates, self.retention.sampling)
+        if self.retention.budget is None:
+            return [sample_size(rate, self.batch, minimum=self.retention.minimum) for rate in rates]
+        return divide_budget(rates, self._budget_rows(self.batch), offset=rotation(self.context.seed, batch.epoch, batch.step))
+
+    def _budget_rows(self, batch: int) -> int:
+        assert self.retention.budget is not None
+        return sample_size(self.retention.budget, batch, minimum=1)
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         scale = self.present_scale = self._scale(batch)
@@ -238,15 +263,28 @@ class Teracon(Method):
         masks = self.network.mask_table([past_scale] * (len(self.learned) - 1) + [scale])
         hidden = self.network.encode(batch, masks)
         terms = self.classification_losses(batch, hidden)
-        weights = dict(zip(self.learned, _normalised(self.rates), strict=False))
+        counts = self._counts(batch)
         for part in batch.retention:
             head = self.network.head(part.task)
             error = squared_error_sum(head, hidden.index_select(0, part.index), part.targets, self._stored_head(part.task))
-            mean = error / (max(1, part.total) * head.labels * self.variances.get(part.task, 1.0))
-            terms[f"retention/{part.task}"] = self.retention.alpha * weights[part.task] * mean
+            weight, rows = counts[part.task]
+            mean = error / (rows * head.labels * self.variances.get(part.task, 1.0))
+            terms[f"retention/{part.task}"] = self.retention.alpha * weight * mean
         if masks is not None and (weight := self._regulariser(batch, scale)):
             terms["masks"] = self.whole_term(weight * masks[-1].mean(), batch)
         return terms
+
+    def _counts(self, batch: PackedBatch) -> dict[str, tuple[float, int]]:
+        """Return a past task's weight, and the rows that the sum over its rows is divided by.
+
+        ρ_j/Σρ and its own rows. On a budget these are divided in the same proportion: every row counts alike, and a task that has no row
+        in this step has more in others.
+        """
+        if self.retention.budget is not None:
+            rows = max(1, sum(part.total for part in batch.retention))
+            return {part.task: (1.0, rows) for part in batch.retention}
+        shares = dict(zip(self.learned, _normalised(self.rates), strict=False))
+        return {part.task: (shares[part.task], max(1, part.total)) for part in batch.retention}
 
     def _regulariser(self, batch: PackedBatch, scale: float) -> float:
         """Return the weight of the mean of the present task's mask at this step."""
@@ -259,7 +297,7 @@ class Teracon(Method):
     def project(self, engine: Engine) -> None:
         masks = self.network.masks
         assert masks is not None
-        engine.edit_masters(masks.embeddings, _clamp)
+        engine.edit_masters(masks.embeddings, clamp_embeddings)
         self.steps_taken += 1
 
     def logs(self) -> dict[str, Any]:
@@ -320,7 +358,7 @@ class Teracon(Method):
         share = pool_share(
             1.0 if online else self.retention.pool,
             users=info.users,
-            largest_rate=max(apply_strategy(self.rates, self.retention.sampling)),
+            largest_rate=self._largest_rate(),
             batch=self.batch,
             max_steps=context.max_steps,
         )
@@ -350,6 +388,13 @@ class Teracon(Method):
                 facts["variance"] = self.variances[past] = self._variance(context, targets, past)
             context.event("pseudo_labels", past=past, **facts)
         return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.context.seed, shards=shards, sizes=sizes)
+
+    def _largest_rate(self) -> float:
+        """Return the largest share of a batch that one past task's rows are."""
+        rates = apply_strategy(self.rates, self.retention.sampling)
+        if self.retention.budget is None:
+            return max(rates)
+        return max(_normalised(rates)) * self._budget_rows(self.batch) / self.batch
 
     def _variance(self, context: StageContext, targets: Store, past: str) -> float:
         """Mean square of a past task's pseudo-logits about their row's mean, of some rows a shard, the same at any world size."""
@@ -390,10 +435,6 @@ class Teracon(Method):
         self.pending = None if state["pending"] is None else torch.tensor(state["pending"])
         for past, stream in self.streams.items():
             stream.load_state_dict(state["streams"][past])
-
-
-def _clamp(values: Tensor, _start: int) -> None:
-    values.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)
 
 
 def _normalised(rates: list[float]) -> list[float]:

@@ -263,6 +263,8 @@ class PretrainedModel:
     def _state_encoder(self, kind: str) -> StateEncoder:
         if kind not in self._state_encoders:
             network, way = self.method.model(), kind.partition(":")[2]
+            if not self.method.masks_alone:
+                raise ConfigError(f"state: method '{self.method.name}' computes with weights or modules of its own a task; use encode")
             if isinstance(network, nn.ModuleDict) and kind in network:
                 network = network[kind]
             if not isinstance(network, Network):

@@ -66,6 +66,8 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
     """
     model.task(task)
     method = model.method
+    if not method.masks_alone:
+        raise ConfigError(f"export-model: method '{method.name}' computes with weights or modules of its own a task, which is not exported")
     network = method.model()
     if not isinstance(network, Network):
         own = network[task] if isinstance(network, nn.ModuleDict) and task in network else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,14 +31,23 @@ class LayerParameters:
     What methods freeze, prune or mask, and behind which they insert modules of their own.
 
     Attributes:
-        matrices: Weights of convolutions or linear layers.
-        biases: Their biases.
+        matrices: Weights of convolutions or linear layers, [out, in, …]. The rows of the last one are the channels that the mask is on;
+            those of others are inner ones, which no mask is on.
+        biases: Their biases, in the same order.
         norms: Scales and shifts of the layer's LayerNorm.
+        reads: The masked layer whose masked output is all that the last matrix reads; None where it reads what no mask is on, as the
+            residual stream.
     """
 
     matrices: tuple[tuple[str, int | None], ...]
     biases: tuple[tuple[str, int | None], ...]
     norms: tuple[tuple[str, int | None], ...]
+    reads: int | None = None
+
+
+# What a method puts behind a masked layer's last matrix: from the layer k, the layer's input at the positions that are computed, [M, C],
+# and what its last matrix gives there, [M, C], to what goes on in its place.
+Patch = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class Backbone(nn.Module, ABC):
@@ -85,7 +94,7 @@ class Backbone(nn.Module, ABC):
         return 2 * self.channels if self.pooling == "concat" else self.channels
 
     @classmethod
-    def check(cls, settings: ConfigModel, *, channels: int) -> str:  # noqa: ARG003  (backbones override it)
+    def check(cls, settings: ConfigModel, *, channels: int) -> str:
         """Return what is wrong with settings at a width C, a line that begins with the field; nothing where they fit."""
         return ""
 
@@ -134,6 +143,18 @@ class Backbone(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.name} has no stream: `reach` is None")
 
+    def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
+        """Return what `transform` does without masks, with `patch` behind every masked layer's last matrix.
+
+        For methods that insert modules of their own; a backbone without this method is refused by them (`takes_patches`).
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def takes_patches(cls) -> bool:
+        """Return whether modules can be inserted."""
+        return cls.transform_patched is not Backbone.transform_patched
+
     @abstractmethod
     def decay_parameters(self) -> set[str]:
         """Return the names of the parameters that weight decay acts on: matrices, and the item table's."""
@@ -142,6 +163,10 @@ class Backbone(nn.Module, ABC):
     def masked_layers(self) -> Sequence[LayerParameters]:
         """Return the parameters of each of the K masked layers, in the masks' order."""
 
+    def norm_parameters(self) -> set[str]:
+        """Return the names of all scales and shifts of LayerNorms, also of those that belong to no masked layer."""
+        return {name for layer in self.masked_layers() for name, _ in layer.norms}
+
     def encode(
         self,
         sequences: PackedSequences,
@@ -149,6 +174,7 @@ class Backbone(nn.Module, ABC):
         *,
         positions: Positions,
         dropout_key: Tensor | None = None,
+        patch: Patch | None = None,
     ) -> Tensor:
         """Encode packed sequences.
 
@@ -157,6 +183,7 @@ class Backbone(nn.Module, ABC):
             masks_TKC: [T, K, C], a mask for each task and masked layer, or None.
             positions: `all` for every position, `last` for each row's last.
             dropout_key: int64 [B], what a row's dropout follows from; rows of key 0 have none.
+            patch: What goes behind the masked layers' last matrices; without masks.
 
         Returns:
             [N, W] or [B, W]; an empty row gives zeros in its first C numbers.
@@ -167,7 +194,11 @@ class Backbone(nn.Module, ABC):
             x_NC = noise.on_items(x_NC)
         masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
         with record_function("blocks"):
-            hidden = self.transform(x_NC, sequences, masks, positions=positions)
+            if patch is None:
+                hidden = self.transform(x_NC, sequences, masks, positions=positions)
+            else:
+                assert masks is None, "patches stand instead of masks"
+                hidden = self.transform_patched(x_NC, sequences, patch, positions=positions)
         if self.pooling != "last":
             mean = mean_so_far(x_NC, sequences.row_offsets, positions=positions)
             hidden = hidden + mean if self.pooling == "mean" else torch.cat([hidden, mean], dim=1)

@@ -148,3 +148,8 @@ def annealed_scale(batch: int, batches: int, *, s_max: float, paper: bool = Fals
     else:
         progress = batch / (batches - 1)
     return 1 / s_max + (s_max - 1 / s_max) * progress
+
+
+def clamp_embeddings(values: Tensor, _start: int) -> None:
+    """Clamp task embeddings to ±`EMBEDDING_LIMIT` in place; an engine's `Edit`."""
+    values.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)

@@ -5,16 +5,16 @@ Legend: N packed positions, B rows (users), W numbers of a representation, C cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from dist_teracon.data.batches import PackedBatch, Positions
-from dist_teracon.models.backbone import Backbone
+from dist_teracon.models.backbone import Backbone, Patch
 from dist_teracon.models.heads import Head, head_key
 from dist_teracon.models.masks import TaskMasks
 
@@ -24,11 +24,11 @@ class Role:
     """What a parameter is for.
 
     Attributes:
-        part: The shared backbone, a task's head or a task's mask.
-        task: Whose head or mask; None for the backbone.
+        part: The shared backbone, or a task's head, mask or inserted modules.
+        task: Whose; None for the backbone.
     """
 
-    part: Literal["backbone", "head", "mask"]
+    part: Literal["backbone", "head", "mask", "patch"]
     task: str | None
 
 
@@ -65,22 +65,35 @@ class Network(nn.Module):
         assert isinstance(head, Head)
         return head
 
+    def task_of(self, key: str) -> str:
+        """Return the task of a head's key (`head_key`)."""
+        return self._task_of[key]
+
     def mask_table(self, scales: Sequence[float]) -> Tensor | None:
         """Return the masks [T, K, C], task t at `scales[t]`; None for a network without masks."""
         with record_function("masks"):
             return None if self.masks is None else self.masks(scales)
 
-    def encode(self, batch: PackedBatch, masks_TKC: Tensor | None, *, positions: Positions | None = None) -> Tensor:
+    def encode(
+        self, batch: PackedBatch, masks_TKC: Tensor | None, *,
+        positions: Positions | None = None, weights: Mapping[str, Tensor] | None = None, patch: Patch | None = None,
+    ) -> Tensor:  # fmt: skip
         """Encode a batch, each row under its own task's mask: [N, W] or [B, W].
 
         Args:
             batch: Packed rows; with dropout where they have keys.
             masks_TKC: [T, K, C] or None.
             positions: Which outputs are needed, by default those that the batch's examples read.
+            weights: Effective weights: what parameters of the backbone are in this pass, by their name in it; gradients flow through.
+            patch: What goes behind the masked layers, see `Backbone.transform_patched`.
         """
         chosen = batch.positions if positions is None else positions
+        options: dict[str, Any] = {"positions": chosen, "dropout_key": batch.dropout_key, "patch": patch}
         with record_function("encode"):
-            return self.backbone.encode(batch.sequences, masks_TKC, positions=chosen, dropout_key=batch.dropout_key)
+            if not weights:
+                return self.backbone.encode(batch.sequences, masks_TKC, **options)
+            hidden: Tensor = torch.func.functional_call(self.backbone, dict(weights), (batch.sequences, masks_TKC), options)
+            return hidden
 
     def role(self, name: str) -> Role:
         """Return what a parameter is for.
@@ -92,6 +105,6 @@ class Network(nn.Module):
         if part == "backbone":
             return Role("backbone", None)
         if part == "heads":
-            return Role("head", self._task_of[rest.rpartition(".")[0]])
+            return Role("head", self.task_of(rest.rpartition(".")[0]))
         assert part == "masks" and self.masks is not None, name
         return Role("mask", self.tasks[self.masks.task_of(rest)])

@@ -17,8 +17,15 @@ from torch.profiler import record_function
 
 from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
-from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters, build_layout, masked_dilated_conv_stack
-from dist_teracon.models.backbone import Backbone, LayerParameters, register_backbone
+from dist_teracon.kernels.masked_dilated_conv_stack import (
+    Layout,
+    StackParameters,
+    build_layout,
+    masked_dilated_conv_stack,
+    packed_convolution,
+    with_empty_rows,
+)
+from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
 from dist_teracon.models.pooling import last_positions
 
 _EPS = 1e-8  # of the kernels' LayerNorm
@@ -65,13 +72,29 @@ class NextItNet(Backbone):
         self.norm_bias = nn.Parameter(torch.zeros(K, C))
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
+        parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
+        return masked_dilated_conv_stack(x_NC, self._layout(sequences, positions), parameters, masks_TKC, eps=_EPS)
+
+    def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
+        """Return what the blocks give with a patch between every convolution and its LayerNorm; convolution by convolution, not fused."""
+        layout = self._layout(sequences, positions)
+        weight, bias, norm_weight, norm_bias = (p.unbind(0) for p in (self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias))
+        for block, kept in enumerate(layout.residual):
+            h_NC = x_NC
+            for k in (2 * block, 2 * block + 1):
+                taps = layout.taps[k]
+                here_NC = h_NC.index_select(0, taps.forward[:, -1])  # the last tap is the present position
+                patched_NC = patch(k, here_NC, packed_convolution(h_NC, taps, weight[k], bias[k]))
+                h_NC = F.relu(F.layer_norm(patched_NC, (self.channels,), norm_weight[k], norm_bias[k], _EPS))
+            x_NC = (x_NC if kept is None else x_NC.index_select(0, kept)) + h_NC
+        return with_empty_rows(x_NC, layout)
+
+    def _layout(self, sequences: PackedSequences, positions: Positions) -> Layout:
         with record_function("layout"):
-            layout = build_layout(
+            return build_layout(
                 sequences.row_offsets, sequences.task_of_row, dilations=self.dilations, kernel_size=self.kernel_size, positions=positions,
                 host_row_offsets=sequences.host_row_offsets, host_task_of_row=sequences.host_task_of_row,
             )  # fmt: skip
-        parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
-        return masked_dilated_conv_stack(x_NC, layout, parameters, masks_TKC)
 
     def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
         # a position reads nothing behind itself, so what stands behind a row's end reaches none of its positions
@@ -111,6 +134,7 @@ class NextItNet(Backbone):
 
     def masked_layers(self) -> Sequence[LayerParameters]:
         return [
-            LayerParameters((("conv_weight", k),), (("conv_bias", k),), (("norm_weight", k), ("norm_bias", k)))
+            # a block's second convolution reads the first one's masked output, the first one the residual stream
+            LayerParameters((("conv_weight", k),), (("conv_bias", k),), (("norm_weight", k), ("norm_bias", k)), k - 1 if k % 2 else None)
             for k in range(self.num_masked_layers)
         ]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
-from dist_teracon.models.backbone import Backbone, LayerParameters, register_backbone
+from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
 from dist_teracon.models.pooling import last_positions
 
 _EPS = 1e-8
@@ -78,12 +78,18 @@ class SasRec(Backbone):
             self.position_embedding = nn.Parameter(torch.empty(settings.max_positions, C).normal_(0, 0.02, generator=generator))
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
-        rows = _Rows.of(sequences, masks_TKC)
+        return self._run(x_NC, _Rows.of(sequences, masks_TKC), positions, None)
+
+    def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
+        """Return what the layers give with a patch behind every sub-layer, before it is added to the residual stream."""
+        return self._run(x_NC, _Rows.of(sequences, None), positions, patch)
+
+    def _run(self, x_NC: Tensor, rows: _Rows, positions: Positions, patch: Patch | None) -> Tensor:
         if self.position_embedding is not None:
             x_NC = x_NC + F.embedding(rows.place_N.clamp_max(self.position_embedding.shape[0] - 1), self.position_embedding)
         layers = self.num_masked_layers // 2
         for layer in range(layers):
-            x_NC = self._layer(x_NC, rows, layer, last=positions == "last" and layer == layers - 1)
+            x_NC = self._layer(x_NC, rows, layer, last=positions == "last" and layer == layers - 1, patch=patch)
         hidden = F.layer_norm(x_NC, (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
         return hidden if positions == "all" else rows.with_empty_rows(hidden)
 
@@ -100,24 +106,28 @@ class SasRec(Backbone):
             x_BLC = x_BLC + (outer if mask_KC is None else outer * mask_KC[2 * layer + 1])
         return F.layer_norm(last_positions(x_BLC, lengths), (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
 
-    def _layer(self, x_NC: Tensor, rows: _Rows, layer: int, *, last: bool) -> Tensor:
+    def _layer(self, x_NC: Tensor, rows: _Rows, layer: int, *, last: bool, patch: Patch | None) -> Tensor:
         """Return a layer's output at every position, or where `last` at the last position of each row that has any."""
         C, k, weight, bias = self.channels, 2 * layer, self.in_weight[layer], self.in_bias[layer]
         normed_NC = self._norm(x_NC, k)
         if last:
-            x_NC, normed_last = x_NC.index_select(0, rows.last_N), normed_NC.index_select(0, rows.last_N)
-            query = F.linear(normed_last, weight[:C], bias[:C])[:, None]  # [B', 1, C]
+            x_NC, here_NC = x_NC.index_select(0, rows.last_N), normed_NC.index_select(0, rows.last_N)
+            query = F.linear(here_NC, weight[:C], bias[:C])[:, None]  # [B', 1, C]
             key, value = (rows.padded(part) for part in F.linear(normed_NC, weight[C:], bias[C:]).split(C, dim=1))
             # behind its end a row has padding, which must not be read
             mixed_NC = self._attend(query, key, value, attn_mask=rows.inside[:, None, None]).flatten(0, 1)
         else:
+            here_NC = normed_NC
             query, key, value = (rows.padded(part) for part in F.linear(normed_NC, weight, bias).split(C, dim=1))
             # rows begin at the left, so the past, which is all that a position reads, holds no padding
             mixed_NC = rows.packed(self._attend(query, key, value, is_causal=True))
         mask = rows.mask_of_last if last else rows.mask_of_all
-        x_NC = x_NC + mask(F.linear(mixed_NC, self.out_weight[layer], self.out_bias[layer]), k)
-        inner = F.relu(F.linear(self._norm(x_NC, k + 1), self.inner_weight[layer], self.inner_bias[layer]))
-        return x_NC + mask(F.linear(inner, self.outer_weight[layer], self.outer_bias[layer]), k + 1)
+        attended_NC = F.linear(mixed_NC, self.out_weight[layer], self.out_bias[layer])
+        x_NC = x_NC + mask(attended_NC if patch is None else patch(k, here_NC, attended_NC), k)
+        here_NC = self._norm(x_NC, k + 1)
+        inner = F.relu(F.linear(here_NC, self.inner_weight[layer], self.inner_bias[layer]))
+        fed_NC = F.linear(inner, self.outer_weight[layer], self.outer_bias[layer])
+        return x_NC + mask(fed_NC if patch is None else patch(k + 1, here_NC, fed_NC), k + 1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Attention of [B, ·, C] by heads [B, H, ·, D]: [B, ·, C]."""
@@ -129,6 +139,9 @@ class SasRec(Backbone):
 
     def decay_parameters(self) -> set[str]:
         return {"item_embedding.weight", "in_weight", "out_weight", "inner_weight", "outer_weight"}
+
+    def norm_parameters(self) -> set[str]:
+        return super().norm_parameters() | {"last_norm_weight", "last_norm_bias"}
 
     def masked_layers(self) -> Sequence[LayerParameters]:
         parts = (("in", "out"), ("inner", "outer"))

@@ -120,7 +120,7 @@ def _plan_stage(run: Run, method: Method, number: int) -> PlannedStage:
     rows = _training_rows(run, task)
     examples_per_row = task.examples[0] / max(1, rows)
     # a past task replays at most the stage's own training users
-    least, most = (number * min(bound, rows) for bound in method.replay_bounds(training.batch))
+    least, most = (min(bound, number * rows) for bound in method.replay_bounds(training.batch, number))
     steps = sum(min(_steps_of(phase) * phase.training.epochs, limit or 1 << 62) for phase in phases)
     trained, seconds = 0, None
     memory: dict[str, int] = {}
@@ -154,7 +154,7 @@ def _measure(run: Run, method: Method, phase: Phase, number: int, *, rows: float
         run, method, phase, number, folder=run.stage_folder(number), events=nowhere, label="", carried=Carried(0.0, 0, 0.0)
     )
     # what is replayed reaches the past tasks' parts too, which stay out of a step without it
-    replays = method.replay_bounds(phase.training.batch)[1] > 0 and number > 0
+    replays = method.replay_bounds(phase.training.batch, number)[1] > 0 and number > 0
     trained = sum(value.numel() for value in trainer.module.parameters() if value.requires_grad or replays)
     began, seconds, kept = time.monotonic(), [], 0.0
     method.begin_epoch(1)

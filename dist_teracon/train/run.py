@@ -23,6 +23,7 @@ from dist_teracon.train.run_folder import EventLog, RunFolder
 from dist_teracon.train.run_setup import (
     Run,
     check_kernels,
+    check_method,
     chosen_tasks,
     machine,
     method_context,
@@ -72,6 +73,7 @@ def _train(
     dataset = open_on_all_ranks(config, runtime, console)
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
+    check_method(kind, config, tasks, where=where, adds=added is not None)
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop)
     with run_lock(run):
         _create_or_verify(run, added)

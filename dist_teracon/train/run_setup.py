@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -140,6 +140,20 @@ def _task(dataset: Dataset, name: str, field: str) -> Task:
         return dataset.info.task(name)
     except DataError as error:
         raise ConfigError(f"{field}: {error}") from None
+
+
+def check_method(kind: type[Method], config: RunConfig, tasks: Sequence[Task], *, where: str, adds: bool) -> None:
+    """Check that a method can learn these tasks on this backbone, and one more where `adds`.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if adds and not kind.adds_tasks:
+        raise ConfigError(f"{where}: method '{kind.name}' learns its tasks together, so none can be added to a run; train a new one")
+    try:
+        kind.check(tasks, resolve_backbone(config.model, where=where)[0])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def method_context(run: Run) -> MethodContext:

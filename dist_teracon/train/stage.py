@@ -69,12 +69,16 @@ class Stage:
         return StageSummary(carried.epochs, carried.seconds, carried.prepare_seconds)
 
     def _fit_linear_probe(self) -> bool:
-        """Train the new head alone where the configuration asks for it; returns whether it did."""
-        config, method, task = self.shared.config, self.method, self.task
-        training, model = method.training(task), config.model
-        steps = min(training.probe_steps, config.train.max_steps or training.probe_steps)
-        if not steps or task.predicts_next or not method.phases(task):
+        """Train the new heads alone where the configuration asks for it, each by itself; returns whether any was."""
+        phases, training = self.method.phases(self.task), self.method.training(self.task)
+        steps = min(training.probe_steps, self.shared.config.train.max_steps or training.probe_steps)
+        if not steps or not phases:
             return False
+        probed = [self._probe(task, steps) for task in phases[0].tasks if not task.predicts_next]
+        return any(probed)
+
+    def _probe(self, task: Task, steps: int) -> bool:
+        config, method, model = self.shared.config, self.method, self.shared.config.model
         if model.heads.is_sampled(task.name, labels=task.labels, output_dim=method.head(task.name).weight.shape[1]):
             return False
         began = time.monotonic()
@@ -84,9 +88,9 @@ class Stage:
             seed=config.seed, batch=config.evaluate.batch, runtime=self.shared.runtime, progress=self._progress,
         )  # fmt: skip
         if probe is None:
-            self.shared.console.log(f"{self.label} · no linear probe: the task has no training or no validation examples")
+            self.shared.console.log(f"{self.label} · no linear probe of '{task.name}': it has no training or no validation examples")
             return False
-        self.events.write("linear_probe", **asdict(probe), seconds=time.monotonic() - began)
+        self.events.write("linear_probe", head=task.name, **asdict(probe), seconds=time.monotonic() - began)
         return True
 
     def _context(self, *, logs: bool) -> StageContext:

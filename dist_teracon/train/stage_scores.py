@@ -28,7 +28,8 @@ class StageScores:
 def score_stage(run: Run, method: Method, number: int, folder: StageFolder, events: EventLog, *, label: str) -> StageScores:
     """Score all tasks up to stage `number` (from 0), and write and log what came out."""
     began = time.monotonic()
-    method.module().to(run.runtime.device)  # the engine gives its module back where it trained; a stage may have had none
+    # all tasks' weights: the engine moves what trains, and those of a resumed run's earlier tasks may still be on the CPU
+    method.model().to(run.runtime.device)
     test = [_score(run, method, task, Split.TEST) for task in run.tasks[: number + 1]]
     validation = [_score(run, method, task, Split.VALIDATION) for task in run.tasks[: number + 1]]
     _write_user_scores(run, folder, {"test": test, "validation": validation})

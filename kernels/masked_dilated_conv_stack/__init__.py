@@ -13,10 +13,22 @@ import os
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack.backends import BACKENDS, DEFAULTS, Stack, load_backend
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.gathered import convolution as packed_convolution
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
+from dist_teracon.kernels.masked_dilated_conv_stack.reference import finish as with_empty_rows
 
-__all__ = ["BACKENDS", "Layout", "Positions", "StackParameters", "backend_of", "build_layout", "masked_dilated_conv_stack"]
+__all__ = [
+    "BACKENDS",
+    "Layout",
+    "Positions",
+    "StackParameters",
+    "backend_of",
+    "build_layout",
+    "masked_dilated_conv_stack",
+    "packed_convolution",
+    "with_empty_rows",
+]
 
 _logger = logging.getLogger(__name__)
 

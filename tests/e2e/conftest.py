@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of this process."""
+    from dist_teracon.engine.deepspeed_engine import _import_deepspeed
     from dist_teracon.runtime import process_group
 
+    _import_deepspeed()
+    gc.freeze()  # an engine's release collects garbage, and need not look through what was imported each time
     with process_group():
         yield
 

@@ -67,6 +67,23 @@ def read_parquet(
     return collected.finish(rows)
 
 
+def read_ids(uri: str, name: str, column: Any) -> Any:
+    """Return a column of ids as a string array in the one form that tables of events are read in: blanks cut off, 1.0 as 1, null for none.
+
+    Raises:
+        DataError: the column holds neither text nor whole numbers.
+    """
+    spec = ColumnSpec("token", required=True)
+    texts, wrong = _cast(uri, name, one_array(column), spec)
+    if pa.types.is_floating(column.type) and pc.any(pc.match_substring(texts, ".")).as_py():
+        raise _unwanted(uri, name, column.type, spec)
+    if wrong is not None:
+        raise DataError(f"{uri}: row {int(np.argmax(wrong)) + 1}: column '{name}': expected UTF-8 text, got other bytes")
+    cleaned = clean_texts(texts, nan_is_missing=False).values
+    found = whole_texts(cleaned)
+    return cleaned if found is None else found[0]
+
+
 def read_arrow(table: Any, specs: Mapping[str, ColumnSpec], *, where: str, context: ReadContext) -> RawTable:
     """Read columns of an Arrow table as those of a Parquet file; `where` is what messages call it.
 
@@ -93,23 +110,6 @@ def _add_batch(collected: Collected, uri: str, batch: Any, specs: Mapping[str, C
             faulty[f"{name} is not UTF-8 text"] = wrong
     collected.add(pa.table(columns), np.arange(rows, rows + batch.num_rows), faulty=faulty)
     return rows + int(batch.num_rows)
-
-
-def read_ids(uri: str, name: str, column: Any) -> Any:
-    """Return a column of ids as a string array in the one form that tables of events are read in: blanks cut off, 1.0 as 1, null for none.
-
-    Raises:
-        DataError: the column holds neither text nor whole numbers.
-    """
-    spec = ColumnSpec("token", required=True)
-    texts, wrong = _cast(uri, name, one_array(column), spec)
-    if pa.types.is_floating(column.type) and pc.any(pc.match_substring(texts, ".")).as_py():
-        raise _unwanted(uri, name, column.type, spec)
-    if wrong is not None:
-        raise DataError(f"{uri}: row {int(np.argmax(wrong)) + 1}: column '{name}': expected UTF-8 text, got other bytes")
-    cleaned = clean_texts(texts, nan_is_missing=False).values
-    found = whole_texts(cleaned)
-    return cleaned if found is None else found[0]
 
 
 @contextmanager

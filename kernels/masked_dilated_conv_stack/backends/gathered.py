@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack import reference
-from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
+from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Taps
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
 
 
@@ -45,6 +45,12 @@ class _GatheredConv(torch.autograd.Function):
         return dx, dw, db, None, None
 
 
+def convolution(x_NC: Tensor, taps: Taps, weight: Tensor, bias: Tensor) -> Tensor:
+    """Dilated causal convolution over packed rows, [N_in, C] -> [N_out, C]; same arguments and result as `reference.conv`."""
+    y: Tensor = _GatheredConv.apply(x_NC, weight, bias, taps.forward, taps.backward)
+    return y
+
+
 def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: Tensor | None, *, eps: float) -> Tensor:
     """Run the residual blocks; same arguments and result as `reference.stack`."""
     # unbind, not indexing: its backward stacks the gradients once instead of adding K tensors of zeros
@@ -54,7 +60,7 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
         h = x_NC
         for stage in (2 * block, 2 * block + 1):
             taps = layout.taps[stage]
-            u: Tensor = _GatheredConv.apply(h, weight[stage], bias[stage], taps.forward, taps.backward)
+            u = convolution(h, taps, weight[stage], bias[stage])
             h = torch.relu(F.layer_norm(u, u.shape[1:], norm_weight[stage], norm_bias[stage], eps))
             if masks is not None:
                 h = h * reference.mask_of_position(masks[stage], layout, taps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_teracon.continual.sampling import apply_strategy, sample_size, sampling_rates
+from dist_teracon.continual.sampling import apply_strategy, divide_budget, rotation, sample_size, sampling_rates
 
 
 def test_rates_as_the_formula_is_written():
@@ -44,3 +45,40 @@ def test_sample_size_is_the_rounded_share_and_never_empty(rate, batch, minimum):
     size = sample_size(rate, batch, minimum=minimum)
     assert size == max(minimum, round(rate * batch)) >= 1
     assert size == minimum or abs(size - rate * batch) <= 0.5
+
+
+@given(
+    rates=st.lists(st.floats(0, 1), min_size=1, max_size=30),
+    rows=st.integers(1, 200),
+    offset=st.floats(0, 1, exclude_max=True),
+)
+def test_a_budget_is_divided_without_a_rest_and_each_task_gets_its_share_rounded(rates, rows, offset):
+    sizes = divide_budget(rates, rows, offset=offset)
+    total = sum(rates)
+    assert sum(sizes) == rows
+    for size, rate in zip(sizes, rates, strict=True):
+        share = rows * (rate / total if total else 1 / len(rates))
+        assert math.floor(share - 1e-9) <= size <= math.ceil(share + 1e-9)
+
+
+def test_tasks_take_turns_where_there_are_more_of_them_than_rows():
+    rates = [0.01] * 30 + [0.02] * 10
+    steps = [divide_budget(rates, 8, offset=rotation(7, 1, step)) for step in range(1000)]
+    assert all(sum(sizes) == 8 for sizes in steps)
+    drawn = [sum(sizes) for sizes in zip(*steps, strict=True)]
+    assert drawn == [pytest.approx(8000 * rate / 0.5, abs=5) for rate in rates]  # 160 and 320
+    for task in range(40):  # none waits long: its share is a sixth of a row, or a third
+        here = [step for step, sizes in enumerate(steps) if sizes[task]]
+        assert max(after - before for before, after in itertools.pairwise(here)) <= 13
+
+
+def test_the_rotation_follows_from_seed_epoch_and_step_alone():
+    assert rotation(1, 2, 3) == rotation(1, 2, 3)
+    assert len({rotation(*where) for where in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}) == 4
+    offsets = sorted(rotation(0, 1, step) for step in range(100))
+    assert 0 <= offsets[0] <= offsets[-1] < 1
+    assert max(after - before for before, after in itertools.pairwise(offsets)) < 0.03
+
+
+def test_one_task_has_the_whole_budget():
+    assert [divide_budget([0.002], 5, offset=rotation(0, 1, step)) for step in range(9)] == [[5]] * 9

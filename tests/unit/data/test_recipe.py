@@ -179,6 +179,14 @@ def test_bins_are_named_for_people():
     assert bin_names([0.5, 1.5]) == ["<0.5", "[0.5, 1.5)", "1.5+"]
 
 
+def test_codes_of_unknown_are_texts_for_all_attributes_or_by_attribute():
+    assert parse_recipe({"missing": 0}).missing_in("any") == {"0"}
+    assert parse_recipe({"missing": [0, "-"]}).missing_in("any") == {"0", "-"}
+    by_name = parse_recipe({"missing": {"gender": [0, 9], "age": "-"}})
+    assert [by_name.missing_in(name) for name in ("gender", "age", "plan")] == [{"0", "9"}, {"-"}, frozenset()]
+    assert parse_recipe(by_name.to_json()) == by_name
+
+
 def test_repeats_is_stored_only_where_it_is_given():
     """Else data sets that were prepared before the field was there would count as made from something else."""
     plain = parse_recipe({"tasks": {"buys": {"kind": "item"}}}).to_json()
@@ -189,14 +197,6 @@ def test_repeats_is_stored_only_where_it_is_given():
     assert parse_recipe(once).history.repeats is False
     with pytest.raises(ConfigError, match="'repeats: false' is for labels that are items"):
         parse_recipe({"tasks": {"kinds": {"kind": "item", "label": "category", "repeats": False}}})
-
-
-def test_codes_of_unknown_are_texts_for_all_attributes_or_by_attribute():
-    assert parse_recipe({"missing": 0}).missing_in("any") == {"0"}
-    assert parse_recipe({"missing": [0, "-"]}).missing_in("any") == {"0", "-"}
-    by_name = parse_recipe({"missing": {"gender": [0, 9], "age": "-"}})
-    assert [by_name.missing_in(name) for name in ("gender", "age", "plan")] == [{"0", "9"}, {"-"}, frozenset()]
-    assert parse_recipe(by_name.to_json()) == by_name
 
 
 def test_moments_without_a_zone_are_in_that_of_the_columns():

@@ -172,7 +172,8 @@ def test_gains_losses_and_neither_have_colours_of_their_own(tmp_path: Path, chan
 def test_what_is_drawn_has_tooltips_with_whole_names(tmp_path: Path) -> None:
     name = "쇼핑 대분류 3 관심 사용자 예측 of a long name"
     run = read_run(make_run(tmp_path / "run", stages=3, names=("next", name, "c", "d", "e", "f")))
-    tips = unescape("".join(re.findall(r"<title>(.*?)</title>", "".join(figure(run, each) for each in make_figures(run)), re.DOTALL)))
+    drawn = "".join(panel.svg for each in make_figures(run).values() for panel in each.panels)
+    tips = unescape("".join(re.findall(r"<title>(.*?)</title>", drawn, re.DOTALL)))
     assert f"2 {name}, after 3 c: {score_text(run.scores[2][1])} mrr@5\n{percent_text(run.bwt[1])[:-2]}" in tips
     assert f"FWT of 2 {name}: " in tips
     assert f"{name}, popularity: 0.0219" in tips
