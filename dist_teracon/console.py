@@ -131,10 +131,13 @@ class Outlook:
         rest = [max(1.0, limit * ratio) for limit in self._limits[number:]]
         if rest:
             rest[0] = max(0.0, max(rest[0], min(self._epochs + 1, self._limits[number])) - self._epochs)
-        share = done / (done + sum(rest)) if done else 0.0
+        if not rest:
+            return 1.0, None
+        # after a stage's last epoch there is its evaluation
+        share = min(0.99, done / (done + sum(rest))) if done else 0.0
         taken = self._epochs - (self._first or 0)
         own = (self._clock() - self._began) / taken if taken > 0 else pace
-        if own is None:
+        if own is None or not sum(rest):
             return share, None
         return share, sum(rest[:1]) * own + sum(rest[1:]) * (own if pace is None else pace)
 

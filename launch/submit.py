@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon import io
-from dist_teracon.cli import add_train_options
+from dist_teracon.cli.runs import add_train_options
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import dump_config, load_config
 from dist_teracon.console import Console, Log

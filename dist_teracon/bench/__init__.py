@@ -7,8 +7,8 @@ BENCHMARKS = {
     "loader": "users a second into batches, at the size of TTL",
     "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
-    "gpu-step": "a training step on a GPU: its time, the GPU's part in it, what waits",
+    "gpu-step": "a training step on a GPU, and what waits for the GPU",
     "replay": "a training step by the number of tasks and kind of replay",
-    "masks": "how open and how alike finished runs' masks are, and their sampling rates",
+    "masks": "how open and how alike finished runs' masks are",
     "ceiling": "the best scores that sequences of six-tasks-v1 allow",
 }

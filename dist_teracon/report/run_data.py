@@ -214,7 +214,7 @@ class RunData:
 
 def _is_read(path: str) -> bool:
     """Return whether reports read a file of a run."""
-    return "/" not in path
+    return "/" not in path or path.endswith("/scores.parquet")
 
 
 def read_run(folder: Path | str) -> RunData:

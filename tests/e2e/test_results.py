@@ -14,7 +14,7 @@ from small_runs import TASKS, events, results, settings, train_here, what_lasts
 
 KEYS = [
     "format_version", "method", "seed", "tasks", "metrics", "scores", "scores_by_metric", "single_task", "fwt", "bwt", "fwt_absolute",
-    "bwt_absolute", "test_examples", "unseen_targets",
+    "bwt_absolute", "data_versions", "test_examples", "unseen_targets",
 ]  # fmt: skip
 
 

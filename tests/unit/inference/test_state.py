@@ -64,3 +64,19 @@ def test_a_method_with_a_model_for_each_task(shop, tmp_path):
     assert np.allclose(state.vector, model.encode([["p01", "p02", "p03"]], "buys")[0], atol=1e-5)
     with pytest.raises(ConfigError, match="has no one network"):
         model.state(["p01"])
+
+
+@pytest.mark.parametrize("name", ["piggyback", "conure", "peterrec"])
+def test_a_method_that_changes_weights_or_inserts_modules_is_refused(shop, tmp_path, name):
+    """Its backbone under masks alone is not what it computes; only `encode` asks the method."""
+    from shop import make_shop_run
+
+    from dist_teracon.inference.padded import export_model
+
+    model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": name}))
+    assert model.encode([["p01", "p02"]], "buys").shape == (1, model.width("buys"))
+    with pytest.raises(ConfigError, match=f"state: method '{name}' computes with weights or modules of its own"):
+        model.state(["p01"], "buys")
+    with pytest.raises(ConfigError, match=f"export-model: method '{name}'"):
+        export_model(model, str(tmp_path / "out.pt2"), "buys")
+    assert not (tmp_path / "out.pt2").exists()

@@ -10,7 +10,7 @@ from made_runs import TASKS, make_run
 
 from dist_teracon.errors import DataError, RunError
 from dist_teracon.report.html import render, write_report
-from dist_teracon.report.run_data import read_run
+from dist_teracon.report.run_data import _is_read, read_run
 from dist_teracon.report.summary import headline
 
 
@@ -59,3 +59,16 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text("a: [")
     with pytest.raises(RunError, match="not valid YAML"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        ("results.json", True),
+        ("stages/03-star5/scores.parquet", True),
+        ("single-task/stages/03-star5/scores.parquet", True),
+        ("stages/03-star5/model.safetensors", False),
+    ],
+)
+def test_of_a_run_on_a_store_only_what_reports_read_is_fetched(path: str, read: bool) -> None:
+    assert _is_read(path) == read

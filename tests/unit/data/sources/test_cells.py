@@ -205,7 +205,7 @@ def test_a_unit_that_is_not_stated(made):
 
 def test_local_times(made):
     local = csv(changed(timestamp=[f"2022-05-01 0{8 + place % 2}:59:59" for _ in USERS for place in range(4)]))
-    recipe = {"columns": {"timezone": "Asia/Seoul"}, "history": {"events": {"from": "2022-05-01"}}, **PARTS}
+    recipe = {"columns": {"timezone": "Asia/Seoul"}, "history": {"events": {"from": "2022-05-01T00:00:00Z"}}, **PARTS}
     assert made({"events.csv": local}, recipe).info["events"] == 40  # nine o'clock in Seoul is midnight UTC
     with pytest.raises(ConfigError, match=r"columns\.timezone: expected a time zone by its IANA name.*'KST'"):
         parse_recipe({"columns": {"timezone": "KST"}})
