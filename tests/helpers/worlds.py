@@ -36,7 +36,6 @@ from dist_teracon.train import stage_folder
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.run import train
 
-
 HELPERS = Path(__file__).parent
 
 
