@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon import io
-from dist_teracon.cli import add_train_options
+from dist_teracon.cli.runs import add_train_options
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import dump_config, load_config
 from dist_teracon.console import Console, Log
@@ -129,8 +129,9 @@ def _submission(options: argparse.Namespace, log: Log) -> Submission:
     if missing:
         raise ConfigError(f"--env {missing[0]}: is not set here, so there is nothing to hand on")
     command = ["python", "-m", "dist_teracon", "train", _CONFIG, "--run", run, "--launcher", options.launcher]
-    for flag in ("with_single_task", "no_report", "verbose"):
+    for flag in ("with_single_task", "no_report", "verbose", "quiet"):
         command += [f"--{flag.replace('_', '-')}"] if getattr(options, flag) else []
+    command += ["--scratch", options.scratch] if options.scratch is not None else []
     if options.add_task is not None:
         command += ["--add-task", options.add_task, "--new-items", options.new_items]
     if options.item_vectors is not None:

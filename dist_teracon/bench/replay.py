@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     with process_group() as runtime, tempfile.TemporaryDirectory() as folder:
         for tasks in options.tasks:
             rows += _rows(options, tasks, runtime, Path(folder) / str(tasks))
-    header = ["tasks", "replay", "rows a step", "CPU-ms a step", "times no replay", "pseudo-labels, MiB"]
+    header = ["tasks", "replay", "rows a step", "CPU-ms a step", "times no replay", "pseudo-labels, KiB"]
     print(markdown_table(header, rows))
     print(f"\npeak memory of this process: {peak_memory() / 2**20:.0f} MiB")
 
@@ -74,7 +74,7 @@ def _rows(options: argparse.Namespace, tasks: int, runtime: Any, folder: Path) -
     for number, (name, stage) in enumerate(stages.items()):
         steps = stage.steps // stage.epochs
         drawn = sum(stage.method.logs().get("rows", {}).values())
-        size = sum(path.stat().st_size for path in (folder / str(number)).rglob("*.arrow")) / 2**20
+        size = sum(path.stat().st_size for path in (folder / str(number)).rglob("*.arrow")) / 2**10
         ratio = median_ratio(timings[name], timings["none"])
         rows.append([str(tasks), name, str(drawn), f"{1000 * timings[name].median / steps:.1f}", f"{ratio:.2f}", f"{size:.1f}"])
     return rows

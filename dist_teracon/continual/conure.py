@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Epochs, Share
 from dist_teracon.continual.method import MethodContext, Phase
 from dist_teracon.continual.one_network import OneNetwork, scale_gradient
 from dist_teracon.continual.registry import register
@@ -32,8 +31,8 @@ class ConureSettings(ConfigModel):
         retrain_epochs: Epochs at most after pruning; None for as many as before.
     """
 
-    pruned: Annotated[float, Field(ge=0, lt=1)] = 0.7
-    retrain_epochs: Annotated[int, Field(ge=0)] | None = None
+    pruned: Share = 0.7
+    retrain_epochs: Epochs | None = None
 
 
 class _ConureNetwork(Network):

@@ -11,14 +11,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Real, Weight
 from dist_teracon.continual.method import MethodContext, Phase
 from dist_teracon.continual.one_network import OneNetwork, scale_gradient
 from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.engine.contract import Engine
 from dist_teracon.models.backbone import Backbone, LayerParameters
-from dist_teracon.models.masks import TaskMasks, annealed_scale, clamp_embeddings, compensated
+from dist_teracon.models.masks import EMBEDDING_LIMIT, TaskMasks, annealed_scale, clamp_embeddings, compensated
 from dist_teracon.models.network import Network
 
 Unguarded = Literal["frozen", "free"]
@@ -37,18 +37,19 @@ class HatSettings(ConfigModel):
         embeddings: Item and position embeddings after the first stage, which no mask guards.
     """
 
-    s_max: Annotated[float, Field(gt=0)] = 50.0
+    s_max: Annotated[Real, Field(ge=1, le=10_000)] = 50.0
     annealing: Literal["epoch", "paper"] = "epoch"
-    embedding_range: tuple[float, float] = (0.0, 2.0)
-    mask_regulariser: Annotated[float, Field(ge=0)] = 0.75
+    embedding_range: tuple[Real, Real] = (0.0, 2.0)
+    mask_regulariser: Weight = 0.75
     gradient_compensation: bool = True
     norms: Unguarded = "frozen"
     embeddings: Unguarded = "frozen"
 
     @model_validator(mode="after")
     def _range_ascends(self) -> HatSettings:
-        if self.embedding_range[0] > self.embedding_range[1]:
-            raise ValueError(f"embedding_range: expected two ascending bounds, got {list(self.embedding_range)}")
+        low, high = self.embedding_range
+        if not -EMBEDDING_LIMIT <= low <= high <= EMBEDDING_LIMIT:
+            raise ValueError(f"embedding_range ascends within ±{EMBEDDING_LIMIT:g}, not {list(self.embedding_range)}")
         return self
 
 

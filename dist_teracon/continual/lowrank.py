@@ -11,13 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.continual.method import MethodContext, Phase
 from dist_teracon.continual.one_network import OneNetwork
 from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.backbone import Backbone
+from dist_teracon.models.heads import head_key
 from dist_teracon.models.network import Network, Role
 
 
@@ -29,7 +30,7 @@ class LowRankSettings(ConfigModel):
         earlier: A task also weighs the experts of earlier tasks.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 4
+    rank: Annotated[Whole, Field(ge=1, le=4096)] = 4
     earlier: bool = True
 
 
@@ -40,7 +41,7 @@ class _Experts(nn.Module):
         matrices: The frozen matrices [S, O, I] by key. A starts as their leading right singular vectors, B at zero, so that a task starts
             with the network as it is and moves at first in the directions of its input that matter most to it.
         rank: r.
-        earlier: Earlier tasks that have experts.
+        earlier: Keys of earlier tasks that have experts.
     """
 
     def __init__(self, matrices: dict[str, Tensor], rank: int, earlier: list[str]) -> None:
@@ -72,7 +73,7 @@ class _ExpertNetwork(Network):
 
     def role(self, name: str) -> Role:
         part, _, rest = name.partition(".")
-        return Role("patch", rest.partition(".")[0]) if part == "experts" else super().role(name)
+        return Role("patch", self.task_of(rest.partition(".")[0])) if part == "experts" else super().role(name)
 
     def matrices(self) -> dict[str, Tensor]:
         """Return the frozen matrices [S, O, I] by key."""
@@ -106,8 +107,8 @@ class LowRank(OneNetwork):
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
         if not self.is_first:
-            earlier = self.learned[1:-1] if self.options.earlier else []
-            self.network.experts[task.name] = _Experts(self.network.matrices(), self.options.rank, earlier)
+            earlier = [head_key(past) for past in self.learned[1:-1]] if self.options.earlier else []
+            self.network.experts[head_key(task.name)] = _Experts(self.network.matrices(), self.options.rank, earlier)
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         every = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters()}
@@ -130,13 +131,13 @@ class LowRank(OneNetwork):
             key = _key(name)
             added_SOI = own.product(key)
             for past, gates in own.gates.items():
-                added_SOI = added_SOI + gates.get_parameter(key) * self._experts(past).product(key)
+                added_SOI = added_SOI + gates.get_parameter(key) * self._experts(self.network.task_of(past)).product(key)
             weight = frozen[name].detach()
             found[name] = weight + added_SOI.reshape(weight.shape)
         return found
 
     def _experts(self, task: str) -> _Experts:
-        experts = self.network.experts[task]
+        experts = self.network.experts[head_key(task)]
         assert isinstance(experts, _Experts)
         return experts
 

@@ -15,7 +15,7 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone
-from dist_teracon.models.heads import Head
+from dist_teracon.models.heads import Head, head_key
 from dist_teracon.models.network import Network, Role
 
 
@@ -100,7 +100,9 @@ class Mtl(Method):
     def decay_parameters(self) -> set[str]:
         """As every method's, with the heads of all joint tasks."""
         network = self._network(self.learned[-1])
-        return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {f"heads.{task}.weight" for task in network.tasks}
+        return {f"backbone.{name}" for name in network.backbone.decay_parameters()} | {
+            f"heads.{head_key(task)}.weight" for task in network.tasks
+        }
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         return self.classification_losses(batch, self._network(self.learned[-1]).encode(batch, None))

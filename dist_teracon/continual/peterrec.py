@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Whole
 from dist_teracon.continual.method import MethodContext, Phase
 from dist_teracon.continual.one_network import OneNetwork
 from dist_teracon.continual.registry import register
@@ -22,6 +22,7 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone
+from dist_teracon.models.heads import head_key
 from dist_teracon.models.network import Network, Role
 
 
@@ -34,7 +35,7 @@ class PeterRecSettings(ConfigModel):
     """
 
     insertion: Literal["serial", "parallel"] = "serial"
-    reduction: Annotated[int, Field(ge=1)] = 4
+    reduction: Annotated[Whole, Field(ge=1, le=4096)] = 4
 
 
 class _Patches(nn.Module):
@@ -78,7 +79,7 @@ class _PatchedNetwork(Network):
 
     def role(self, name: str) -> Role:
         part, _, rest = name.partition(".")
-        return Role("patch", rest.partition(".")[0]) if part == "patches" else super().role(name)
+        return Role("patch", self.task_of(rest.partition(".")[0])) if part == "patches" else super().role(name)
 
 
 @register
@@ -127,7 +128,7 @@ class PeterRec(OneNetwork):
             backbone, -(-backbone.channels // self.options.reduction), serial=self.options.insertion == "serial",
             generator=self.context.generator(f"patches:{task.name}"),
         )  # fmt: skip
-        self.network.patches[task.name] = patches
+        self.network.patches[head_key(task.name)] = patches
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         every = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters()}
@@ -144,6 +145,6 @@ class PeterRec(OneNetwork):
         """Return what a task's pass has of its own; the first has the network as it is."""
         if task == self.learned[0]:
             return {}
-        patches = self.network.patches[task]
+        patches = self.network.patches[head_key(task)]
         assert isinstance(patches, _Patches)
         return {"weights": patches.weights(), "patch": patches}

@@ -6,16 +6,17 @@ import math
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config import ConfigModel, Real
 from dist_teracon.continual.method import MethodContext, Phase
 from dist_teracon.continual.one_network import OneNetwork
 from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.backbone import Backbone
+from dist_teracon.models.heads import head_key
 from dist_teracon.models.network import Network, Role
 
 
@@ -27,8 +28,14 @@ class PiggybackSettings(ConfigModel):
         threshold: A weight takes part where its real mask is above.
     """
 
-    initial: float = 0.01
-    threshold: Annotated[float, Field(ge=0)] = 0.005
+    initial: Annotated[Real, Field(gt=0, le=1)] = 0.01
+    threshold: Annotated[Real, Field(ge=0, le=1)] = 0.005
+
+    @model_validator(mode="after")
+    def _all_weights_at_first(self) -> PiggybackSettings:
+        if self.initial <= self.threshold:
+            raise ValueError(f"initial: expected more than threshold ({self.threshold:g}), so that a task starts with all weights")
+        return self
 
 
 class _PiggybackNetwork(Network):
@@ -94,7 +101,7 @@ class Piggyback(OneNetwork):
             kept = nn.Module()
             for name in network.matrices:
                 kept.register_buffer(_key(name), packed_bits(network.real[_key(name)] > self.options.threshold))
-            network.bits[self.learned[-1]] = kept
+            network.bits[head_key(self.learned[-1])] = kept
             network.real = nn.ParameterDict()
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
@@ -116,8 +123,8 @@ class Piggyback(OneNetwork):
         found: dict[str, Tensor] = {}
         for name in self.network.matrices:
             weight = frozen[name].detach()
-            if task in self.network.bits:
-                bits = self.network.bits[task].get_buffer(_key(name))
+            if head_key(task) in self.network.bits:
+                bits = self.network.bits[head_key(task)].get_buffer(_key(name))
                 found[name] = torch.where(unpacked_bits(bits, weight.shape), weight, 0)
             else:
                 found[name] = weight * _Binary.apply(self.network.real[_key(name)], self.options.threshold)

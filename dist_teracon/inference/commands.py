@@ -62,7 +62,7 @@ def add_commands(add: AddCommand) -> None:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="folder of a run, or the URI of a copy on any store")
+    parser.add_argument("run", metavar="RUN", help="folder or URI of a run")
     parser.add_argument("--stage", type=int, metavar="N", help="the weights after stage N (the last)")
     parser.add_argument("--device", default="cpu", help="where it computes (cpu)")
 

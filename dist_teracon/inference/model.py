@@ -46,7 +46,7 @@ def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = 
     """Load a trained model from its run alone.
 
     Args:
-        run: The run's folder, or the URI of a copy of it on any store that fsspec opens.
+        run: The run's folder, or its URI on any store that fsspec opens, written there or copied.
         stage: Which stage's weights, counted from 1; None for the last finished one.
         device: Where it computes.
 

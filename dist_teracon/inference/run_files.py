@@ -1,6 +1,6 @@
-"""The files of a run that inference reads: a local folder as it is, a run on a store or a copy of one there through the local cache.
+"""The files of a run that inference reads: a local folder as it is; a run on a store, written there or copied, through the local cache.
 
-From a store come the small files at every load, and a stage's weights only where the cache does not hold them yet.
+Of a copied run the small files come at every load, and a stage's weights only where the cache does not hold them yet.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from fsspec.core import url_to_fs
 from dist_teracon import io
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.errors import DataError, RunError
-from dist_teracon.store.manifest import newest_manifests
-from dist_teracon.store.objects import Objects
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.stage_folder import FORMAT_VERSION
 
@@ -37,27 +35,27 @@ def local_run(uri: str, stage: int | None) -> Path:
         path = io.local_path(uri).expanduser()
         _check(str(path), path)
         return path
-    if any(newest_manifests(Objects(uri))):
-        path = _view(uri, stage)
-    else:
-        path = cache_folder() / "runs" / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:32]
-        _fetch(uri, path, stage)
+    if io.is_folder(io.join(uri, "manifests")):  # a run that was written on the store
+        return _view(uri, stage)
+    path = cache_folder() / "runs" / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:32]
+    _fetch(uri, path, stage)
     _check(uri, path)
     return path
 
 
 def _view(uri: str, stage: int | None) -> Path:
-    """Bring the small files of a run that was written on a store, its vocabularies, and the weights of one stage."""
+    """Return the newest state of a run that was written on a store, with the weights of one stage."""
 
-    def is_small(path: str) -> bool:
-        name = PurePosixPath(path)
-        return path in _SMALL or (len(name.parts) < 4 and (name.match("stages/*/state.json") or name.match("vocab/*.parquet")))
+    def small(path: str) -> bool:
+        of_stage = path.startswith("stages/") and path.endswith("/state.json") and path.count("/") == 2
+        return path in _SMALL or path.startswith("vocab/") or of_stage
 
-    states = sorted(RunFolder.open_for_reading(uri, wanted=is_small).path.glob("stages/*/state.json"))
-    folders = [state.parent.name for state in states]
-    chosen = folders[-1:] if stage is None else [name for name in folders if name.startswith(f"{stage:02d}-")]
+    path = RunFolder.open_for_reading(uri, wanted=small).path
+    _check(uri, path)
+    finished = sorted(state.parent.name for state in path.glob("stages/*/state.json"))
+    chosen = finished[-1:] if stage is None else [name for name in finished if name.startswith(f"{stage:02d}-")]
     weights = {f"stages/{name}/model.safetensors" for name in chosen}
-    return RunFolder.open_for_reading(uri, wanted=lambda path: is_small(path) or path in weights).path
+    return RunFolder.open_for_reading(uri, wanted=lambda path: path in weights or small(path)).path
 
 
 def _check(shown: str, path: Path) -> None:

@@ -65,6 +65,10 @@ class Network(nn.Module):
         assert isinstance(head, Head)
         return head
 
+    def task_of(self, key: str) -> str:
+        """Return the task of a head's key (`head_key`)."""
+        return self._task_of[key]
+
     def mask_table(self, scales: Sequence[float]) -> Tensor | None:
         """Return the masks [T, K, C], task t at `scales[t]`; None for a network without masks."""
         with record_function("masks"):
@@ -101,6 +105,6 @@ class Network(nn.Module):
         if part == "backbone":
             return Role("backbone", None)
         if part == "heads":
-            return Role("head", self._task_of[rest.rpartition(".")[0]])
+            return Role("head", self.task_of(rest.rpartition(".")[0]))
         assert part == "masks" and self.masks is not None, name
         return Role("mask", self.tasks[self.masks.task_of(rest)])

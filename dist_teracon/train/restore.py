@@ -49,7 +49,7 @@ def restore_method(run: Path | str, stage: int | None = None) -> Method:
     with _NoDraws():
         method = kind(context, settings)
         take_up(method, tasks[: chosen + 1], None)
-    method.load_state_dict(source.tensors())
+    method.load_state_dict(with_new_labels(source.tensors(), method))
     return method
 
 

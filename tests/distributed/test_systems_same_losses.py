@@ -21,13 +21,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "lowrank": {"name": "lowrank", "rank": 2},
     "teracon on a budget": {"name": "teracon", "retention": {"budget": 0.2, "refresh_every": 3}},
 }
+# those of which a third stage is another thing than a second
+THREE = ("mtl", "lowrank", "teracon on a budget")
 CASES = [(method, backbone) for method in METHODS for backbone in BACKBONES]
-STEPS = 6
+STEPS = 5
 
 
 def _config(dataset: str, method: str, backbone: str, *, zero: int) -> dict[str, Any]:
     stage = {"learning_rate": 1e-3, "batch": 16, "epochs": 2, "patience": 0, "weight_decay": 0.1}
-    tasks = ("next", "age", "likes")
+    tasks = ("next", "age", "likes") if method in THREE else ("next", "likes")
     stages = {"first": stage, "second": stage, "later": stage}
     values = settings(dataset, method=METHODS[method], tasks=tasks, max_steps=STEPS, zero=zero, accumulation=1 + zero // 2, **stages)
     values["model"] = {**values["model"], "backbone": BACKBONES[backbone], "dropout": 0.2}
@@ -38,20 +40,22 @@ def _config(dataset: str, method: str, backbone: str, *, zero: int) -> dict[str,
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs of one and of two processes, of which ZeRO cuts the optimiser's state on one backbone."""
     folder = tmp_path_factory.mktemp("systems")
-    dataset = write_small(folder / "set")
-    jobs = []
-    for method, backbone in CASES:
-        zero = {"nextitnet": 2, "sasrec": 0}[backbone]
-        jobs.append({"config": _config(dataset, method, backbone, zero=0), "run": str(folder / f"{method} {backbone} alone")})
-        jobs.append({"config": _config(dataset, method, backbone, zero=zero), "run": str(folder / f"{method} {backbone}"), "world": 2})
-    run_worlds(jobs, folder)
+    dataset = write_small(folder / "set", users=96, shards=4)
+    for backbone, zero in (("nextitnet", 2), ("sasrec", 0)):
+        jobs = []
+        for method in METHODS:
+            jobs.append({"config": _config(dataset, method, backbone, zero=0), "run": str(folder / f"{method} {backbone} alone")})
+            jobs.append({"config": _config(dataset, method, backbone, zero=zero), "run": str(folder / f"{method} {backbone}"), "world": 2})
+        run_worlds(jobs, folder)
     return folder
 
 
 @pytest.mark.parametrize(("method", "backbone"), CASES)
 def test_losses_of_two_processes_equal_one_processs(runs: Path, method: str, backbone: str) -> None:
     one, two = (events(runs / f"{method} {backbone}{which}", "step") for which in (" alone", ""))
-    assert len(one) == len(two) == STEPS * {"mtl": 2, "conure": 6}.get(method, 3)
+    phases = {"mtl": 2, "conure": 4}.get(method, 3 if method in THREE else 2)
+    assert len(one) == len(two)
+    assert STEPS * phases - 2 <= len(one) <= STEPS * phases  # a small task's two epochs have fewer
     for expected, found in zip(one, two, strict=True):
         assert (found["stage"], found["phase"]) == (expected["stage"], expected["phase"])
         assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5, rel=0)

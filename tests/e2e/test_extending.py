@@ -5,6 +5,7 @@ Their files are those of `tests/helpers`; docs/extending.md shows them.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -27,6 +28,7 @@ from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.data.sources.registry import SOURCES
+from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import METRICS, by_rank
 from dist_teracon.kernels import masked_dilated_conv_stack as kernels
 from dist_teracon.models import backbone as backbones
@@ -41,6 +43,11 @@ SHIPPED_METHODS, SHIPPED_BACKBONES = tuple(methods.METHODS), tuple(backbones.BAC
 @pytest.fixture(autouse=True, scope="module")
 def registry_lines() -> Iterator[None]:
     """The registry lines, the toys' files being found as if they lay where files of their kind lie; undone at the end."""
+    # first: what is imported within the patch would be registered in it alone, and not again afterwards
+    for name in SHIPPED_METHODS:
+        methods.method_class(name)
+    for module in backbones.BACKBONES.values():
+        importlib.import_module(f"dist_teracon.models.{module}")
     with pytest.MonkeyPatch.context() as patch:
         for package in (continual, models, sources, kernels):
             patch.setattr(package, "__path__", [*package.__path__, str(HELPERS)])
@@ -74,7 +81,13 @@ def test_the_documents_examples_are_the_files_that_are_tested_here() -> None:
 # -- a backbone
 
 
-@pytest.mark.parametrize("method", SHIPPED_METHODS)
+def test_a_method_that_inserts_modules_refuses_a_backbone_without_a_place_for_them(alone: None, small: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.backbone\.name: method 'peterrec' .* 'bag' has no place"):
+        train_here(on_bag(small, method="peterrec", tasks=("next", "likes")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", [method for method in SHIPPED_METHODS if method != "peterrec"])
 def test_every_method_learns_on_a_new_backbone(alone: None, small: str, tmp_path: Path, method: str) -> None:
     run = train_here(on_bag(small, method=method, tasks=("next", "likes")), tmp_path / "run")
     assert [len(row) for row in results(run)["scores"]] == [1, 2]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dist_teracon.config import ConfigModel, ModelConfig, RunConfig, StageTraining
 from dist_teracon.config_io import apply_overrides, dump_config, load_config, make_config, read_yaml, validate
-from dist_teracon.continual.registry import resolve_method
+from dist_teracon.continual.registry import METHODS, method_class, resolve_method
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.models.backbone import BACKBONES, resolve_backbone
 
@@ -275,9 +275,20 @@ def test_the_documents_configuration_is_every_field_with_its_default():
 
 
 def test_the_documents_have_the_settings_of_every_backbone_with_their_defaults():
-    documented = [block["model"]["backbone"] for block in _documented()]
+    documented = [block["model"]["backbone"] for block in _documented() if "model" in block]
     resolved = [resolve_backbone(ModelConfig(backbone=name), where="x") for name in BACKBONES]
     assert documented == [_with_settings(kind.name, settings) for kind, settings in resolved]
+
+
+def test_the_documents_have_the_settings_of_every_method_with_their_defaults():
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^method: (\{.*?\}) *(?:#[^\n]*)?$", page, re.MULTILINE | re.DOTALL)
+    documented = {block["name"]: block for block in map(yaml.safe_load, blocks)}
+    for name in METHODS:
+        kind = method_class(name)
+        if kind.Settings.model_fields and name != "teracon":
+            assert documented.pop(name) == _with_settings(name, kind.Settings())
+    assert documented == {}
 
 
 def groups(model, path=()):

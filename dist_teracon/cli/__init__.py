@@ -1,0 +1,164 @@
+"""The command line: a file a group of commands, one function a command, each importing what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import TextIOWrapper
+from pathlib import Path
+
+from dist_teracon import __version__
+from dist_teracon.bench import BENCHMARKS
+from dist_teracon.cli import data, runs
+from dist_teracon.cli.arguments import AddCommand, add_quiet, as_count, as_path
+from dist_teracon.console import Console, complain, print_lines
+from dist_teracon.errors import PeerError, TeraconError
+from dist_teracon.inference import commands as inference
+
+# What each command is for, by group, as `dist-teracon --help` lists them.
+_COMMANDS = {
+    "prepare data": data.COMMANDS,
+    "train": runs.TRAIN,
+    "use": inference.COMMANDS,
+    "look at results": runs.RESULTS,
+    "measure": {
+        "compare": "run variants on several seeds and write tables with intervals",
+        "bench": "time kernels, heads, loader, preparation, a step; see bench --help",
+    },
+    "look after machines": {"doctor": "check what a machine or a cluster has, and what is missing"},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; a user's mistake is one message without a traceback and exits with 2."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be of a script that the terminal's encoding does not have
+    try:
+        status: int | None = options.run_command(options)
+    except TeraconError as error:
+        # of several processes the one that fails says why, and the main one that it stops because of it
+        if not isinstance(error, PeerError) or os.environ.get("RANK", "0") == "0":
+            complain(f"error: {_of_rank(error)}{error}")
+        return 2
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
+        complain(f"error: {_system_message(error)}; what was finished is kept")
+        return 2
+    except Exception as error:
+        from dist_teracon import io
+
+        if not io.is_store_error(error):
+            raise
+        complain(f"error: a store does not answer as it should ({io.redacted(error)}); what was finished is kept")
+        return 2
+    except KeyboardInterrupt:
+        complain("stopped; the same command goes on from here")
+        return 130
+    return status or 0
+
+
+def _of_rank(error: TeraconError) -> str:
+    """Return which process of several an error is of, in front of its text."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+    return f"rank {os.environ['RANK']}: " if several and not isinstance(error, PeerError) else ""
+
+
+def _system_message(error: OSError) -> str:
+    """Return the message of an error of the operating system, with the file where it has one."""
+    full = error.errno == errno.ENOSPC or "No space left" in str(error)
+    message = "the disk is full" if full else error.strerror or str(error)
+    if not error.filename:
+        return message
+    from dist_teracon.io import shown_path
+
+    return f"{shown_path(Path(str(error.filename)))}: {message}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dist-teracon",
+        usage="%(prog)s [--help | --version] COMMAND ...",
+        description="Universal user representations that keep learning.\n\n" + _command_list(),
+        epilog="dist-teracon COMMAND --help lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dist-teracon {__version__}")
+    commands = parser.add_subparsers(required=True, prog=parser.prog, metavar="COMMAND", help=argparse.SUPPRESS)
+    add: AddCommand = partial(_add, commands)
+    data.add_commands(add)
+    runs.add_train(add)
+    inference.add_commands(add)
+    runs.add_results(add)
+    compare = add("compare", _compare)
+    compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
+    compare.add_argument("--out", type=as_path, required=True, help="its folder; the same command again runs what is missing")
+    compare.add_argument("--parallel", type=as_count, help="runs at a time (default: one a core)")
+    add_quiet(compare)
+    compare.add_argument(
+        "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
+    )
+    _add_bench(add)
+    doctor = add("doctor", _doctor)
+    doctor.add_argument("--ray", metavar="ADDRESS", help="check the nodes of a Ray cluster too, as 10.0.0.1:6379 or auto")
+    doctor.add_argument("--json", action="store_true", help="print what was found as JSON")
+    return parser
+
+
+def _command_list() -> str:
+    lines = []
+    for group, commands in _COMMANDS.items():
+        lines += [f"{group}:", *(f"  {f'{name} ':9}{text}" for name, text in commands.items())]
+    return "\n".join(lines)
+
+
+_Commands = argparse._SubParsersAction
+
+
+def _add(
+    commands: _Commands[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int | None]
+) -> argparse.ArgumentParser:
+    """Add a command that `run` carries out."""
+    (text,) = (group[name] for group in _COMMANDS.values() if name in group)
+    parser = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run_command=run)
+    return parser
+
+
+def _add_bench(add: AddCommand) -> None:
+    bench = add("bench", _bench)
+    bench.usage = "%(prog)s [--help] BENCHMARK ..."
+    bench.formatter_class = argparse.RawDescriptionHelpFormatter
+    bench.description = "benchmarks:\n" + "\n".join(f"  {name:12}{text}" for name, text in BENCHMARKS.items())
+    bench.epilog = "dist-teracon bench BENCHMARK --help lists a benchmark's options."
+    bench.add_argument("benchmark", choices=sorted(BENCHMARKS), metavar="BENCHMARK", help=argparse.SUPPRESS)
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS).required = False
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dist_teracon.compare.run import compare
+    from dist_teracon.compare.terminal import fitted
+    from dist_teracon.text import terminal_width
+
+    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
+    if not options.quiet:
+        text = page.read_text(encoding="utf-8")
+        print_lines(fitted(text, terminal_width(sys.stdout)) if sys.stdout.isatty() else text.splitlines())
+    print(f"tables: {page}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    importlib.import_module(f"dist_teracon.bench.{options.benchmark.replace('-', '_')}").main(options.arguments)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dist_teracon.launch.doctor import doctor
+
+    return doctor(ray_address=options.ray, as_json=options.json)

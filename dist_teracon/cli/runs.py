@@ -1,0 +1,183 @@
+"""The commands on runs: `train`, `report`, `verify`; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_teracon.cli.arguments import AddCommand, add_quiet, as_path, as_place
+from dist_teracon.console import Console, complain, print_lines
+from dist_teracon.errors import ConfigError, TeraconError
+
+if TYPE_CHECKING:
+    from dist_teracon.config import RunConfig
+    from dist_teracon.report.run_data import RunData
+
+# What each command is for, as `dist-teracon --help` lists them.
+TRAIN = {"train": "learn the tasks in order; the same command again resumes"}
+RESULTS = {
+    "report": "print a run's table and write report.html, several runs side by side",
+    "verify": "check every file of a run or of a data set for damage",
+}
+
+
+def add_train(add: AddCommand) -> None:
+    """Add `train` to the command line."""
+    train = add("train", _train)
+    train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
+    add_train_options(train)
+
+
+def add_train_options(train: argparse.ArgumentParser) -> None:
+    """Add the options of `train`, which launchers share."""
+    train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
+    train.add_argument("--run", type=as_place, help="folder of the run, or its URI on a store, as s3://bucket/run")
+    train.add_argument(
+        "--scratch", metavar="DIR", help="where a run on a store is written on this machine (default: DIST_TERACON_SCRATCH, or temporary)"
+    )
+    train.add_argument("--dry-run", action="store_true", help="print steps, parameters, memory and time of the run; train nothing")
+    train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field, as model.channels=64")
+    train.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS), or Ray on this machine"
+    )
+    train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
+    train.add_argument(
+        "--add-task", metavar="NAME", help="one more stage on a finished run; the data set may be a version made by --append"
+    )
+    train.add_argument(
+        "--new-items", choices=("unseen", "neighbours", "text"), default="unseen", help="with --add-task: what new items start as"
+    )
+    train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
+    train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
+    volume = train.add_mutually_exclusive_group()
+    volume.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
+    add_quiet(volume)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dist_teracon.config_io import load_config
+    from dist_teracon.console import set_up_logging
+
+    config = load_config(options.config, options.set)
+    if options.dry_run:
+        _dry_run(config, options)
+        return 0
+    if options.run is None:
+        raise ConfigError("train: expected the folder of the run, as --run runs/first (or --dry-run, which needs none)")
+    if isinstance(options.run, Path):
+        from dist_teracon import io
+
+        io.output_folder(str(options.run))
+    if options.add_task is None and (options.new_items != "unseen" or options.item_vectors is not None):
+        raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
+    set_up_logging(verbose=options.verbose)
+    if options.scratch is not None:
+        os.environ["DIST_TERACON_SCRATCH"] = str(Path(options.scratch).absolute())
+    from dist_teracon.launch.job import TrainJob, train_in_process
+    from dist_teracon.train.add_task import AddedTask
+
+    added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
+    job = TrainJob(config, options.run, options.config, options.with_single_task, added, options.verbose, options.quiet)
+    if options.launcher == "ray":
+        from dist_teracon.launch.ray_train import WorkersError, train_on_ray
+
+        try:
+            train_on_ray(job, Console(quiet=options.quiet))
+        except WorkersError as error:
+            complain(f"error: {error}")
+            return 1
+    elif not train_in_process(job):
+        return 0
+    if not options.no_report:
+        _show([options.run], None, quiet=options.quiet)
+    return 0
+
+
+def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
+    if options.add_task is not None or options.with_single_task:
+        raise ConfigError("--dry-run: plans the stages of CONFIG alone; leave --add-task and --with-single-task out")
+    from dist_teracon.console import set_up_logging
+
+    set_up_logging(verbose=options.verbose)
+    from dist_teracon.runtime import process_group
+    from dist_teracon.train.dry_run import dry_run, dry_run_lines
+
+    with process_group() as runtime:
+        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main, quiet=options.quiet))
+        if runtime.is_main:
+            print("\n".join(dry_run_lines(plan)))
+
+
+def add_results(add: AddCommand) -> None:
+    """Add `report` and `verify` to the command line."""
+    report = add("report", _report)
+    report.add_argument("runs", nargs="+", type=as_place, metavar="RUN", help="run folders or URIs; the first in full, all side by side")
+    report.add_argument(
+        "--out", type=as_path, help="the page (default: report.html in the first run); its tables as CSV and JSON lie beside it"
+    )
+    add_quiet(report)
+    verify = add("verify", _verify)
+    verify.add_argument(
+        "paths", nargs="+", metavar="PATH", help="runs and data sets, folders or URIs; exits with 1 where a file is damaged"
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    _show(options.runs, options.out, quiet=options.quiet)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from dist_teracon.train.verify import verify
+
+    damaged = 0
+    for path in options.paths:
+        checked = list(verify(path))
+        problems = [(name, problem) for name, problem in checked if problem]
+        for name, problem in problems:
+            print(f"{name}: {problem.removeprefix(f'{name}: ')}")
+        print(f"{path}: {len(checked)} files checked, {len(problems)} damaged")
+        damaged += len(problems)
+    return int(damaged > 0)
+
+
+def _show(runs: Sequence[Path | str], page: Path | None, *, quiet: bool) -> None:
+    """Print the table of the first run, and write the page and the tables of all, by default into the first run, also on a store."""
+    from dist_teracon import io
+    from dist_teracon.report.run_data import read_run
+    from dist_teracon.report.table import print_scores
+
+    known = [read_run(run) for run in runs]
+    if not quiet:
+        print_scores(known[0])
+    if known[0].version_note:
+        print_lines([known[0].version_note])
+    first = runs[0]
+    if page is None and isinstance(first, str):
+
+        def upload(path: Path) -> str:
+            uri = io.join(first, path.name)
+            io.put(path, uri)
+            return uri
+
+        with tempfile.TemporaryDirectory() as folder:
+            _write_page(known, Path(folder) / "report.html", quiet=quiet, put=upload)
+    else:
+        _write_page(known, page or Path(first) / "report.html", quiet=quiet, put=str)
+
+
+def _write_page(known: Sequence[RunData], page: Path, *, quiet: bool, put: Callable[[Path], str]) -> None:
+    """Write page and tables; `put` brings a file to where it is read, and returns that."""
+    from dist_teracon.report.export import write_tables
+    from dist_teracon.report.html import write_page
+
+    tables = [put(path) for path in write_tables(known, page)]
+    if not quiet:
+        print_lines([f"tables: {', '.join(tables)}"])
+    try:
+        print(f"report: {put(write_page(known, page))}")
+    except TeraconError as error:
+        complain(f"warning: the tables are whole, the page is left out: {error}")
