@@ -48,7 +48,7 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
         finished: Stages that are finished; the settings of later ones may be extended by more epochs.
     """
     notes: list[str] = []
-    before = _with_new_fields(before)
+    before, now = _with_new_fields(before), _with_new_fields(now)
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     for name in sorted({*old, *new}):
         if old.get(name) == new.get(name) or f"{name}.".startswith(_STAGES):
