@@ -131,8 +131,7 @@ def _submission(options: argparse.Namespace, log: Log) -> Submission:
     command = ["python", "-m", "dist_teracon", "train", _CONFIG, "--run", run, "--launcher", options.launcher]
     for flag in ("with_single_task", "no_report", "verbose", "quiet"):
         command += [f"--{flag.replace('_', '-')}"] if getattr(options, flag) else []
-    if options.scratch is not None:
-        command += ["--scratch", str(Path(options.scratch).expanduser().absolute())]
+    command += ["--scratch", options.scratch] if options.scratch is not None else []
     if options.add_task is not None:
         command += ["--add-task", options.add_task, "--new-items", options.new_items]
     if options.item_vectors is not None:

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_teracon import cli
-from dist_teracon.console import no_log
-from dist_teracon.launch import submit
-from dist_teracon.launch.submit import main
+from dist_teracon.cli import _parser as train_parser
+from dist_teracon.launch.submit import _parser, _submission, main
 from dist_teracon.launch.wheel import program_wheel
 
 
@@ -53,18 +51,19 @@ def test_a_variable_that_is_not_set_and_a_bad_field_are_refused_before_the_clust
     assert "launch.workers" in refused(capsys, *where, "--set", "launch.workers=0")
 
 
-@pytest.mark.parametrize("volume", ["--quiet", "--verbose"])
-def test_the_job_has_every_option_of_train(config: str, volume: str) -> None:
-    chosen = [
-        config, "--run", "s3://bucket/run", "--scratch", "/big", "--with-single-task", "--no-report", volume,
-        "--add-task", "gender", "--new-items", "text", "--item-vectors", "/vectors.parquet",
-    ]  # fmt: skip
-    command = submit._submission(submit._parser().parse_args(["--address", "http://head:8265", *chosen]), no_log).command
-    there, here = (vars(cli._parser().parse_args(arguments)) for arguments in (command[3:], ["train", *chosen]))
-    assert {name: value for name, value in there.items() if name not in ("config", "launcher")} == {
-        name: value for name, value in here.items() if name not in ("config", "launcher")
-    }
-    assert there["launcher"] == "ray"
+def test_the_job_gets_every_option_of_train(config: str, tmp_path: Path) -> None:
+    given = ["--with-single-task", "--no-report", "--quiet", "--scratch", "/fast", "--add-task", "age", "--new-items", "text"]
+    options = _parser().parse_args([config, "--run", "s3://b/r/", *given, "--item-vectors", "s3://b/v.parquet", "--set", "seed=7"])
+    submission = _submission(options, lambda _: None)
+    assert submission.config.seed == 7  # travels in the file
+    command = submission.command
+    assert command[:5] == ["python", "-m", "dist_teracon", "train", "config.yaml"]
+    job = train_parser().parse_args(command[3:])
+    same = ("run", "launcher", "with_single_task", "no_report", "quiet", "verbose", "scratch", "add_task", "new_items", "item_vectors")
+    assert [getattr(job, name) for name in same] == [getattr(options, name) for name in same]
+    assert set(vars(options)) - set(same) == {
+        "config", "set", "dry_run", "address", "env", "submission_id", "no_wait", "stop_on_interrupt"
+    }  # fmt: skip
 
 
 def test_the_wheel_is_made_once_and_runs_without_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
