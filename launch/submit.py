@@ -129,8 +129,9 @@ def _submission(options: argparse.Namespace, log: Log) -> Submission:
     if missing:
         raise ConfigError(f"--env {missing[0]}: is not set here, so there is nothing to hand on")
     command = ["python", "-m", "dist_teracon", "train", _CONFIG, "--run", run, "--launcher", options.launcher]
-    for flag in ("with_single_task", "no_report", "verbose"):
+    for flag in ("with_single_task", "no_report", "verbose", "quiet"):
         command += [f"--{flag.replace('_', '-')}"] if getattr(options, flag) else []
+    command += ["--scratch", options.scratch] if options.scratch is not None else []
     if options.add_task is not None:
         command += ["--add-task", options.add_task, "--new-items", options.new_items]
     if options.item_vectors is not None:

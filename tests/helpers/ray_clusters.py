@@ -145,7 +145,7 @@ def _end(node: subprocess.Popen[bytes], how: signal.Signals) -> None:
             _signal(process, how)
     node.send_signal(how)
     try:
-        node.wait(20)
+        node.wait(5)
     except subprocess.TimeoutExpired:
         node.kill()
         node.wait()
