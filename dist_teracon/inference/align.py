@@ -54,6 +54,22 @@ def procrustes(new_BW: NDArray[np.floating[Any]], old_BW: NDArray[np.floating[An
     return rotation, float(np.linalg.norm(new @ rotation - old) / max(np.linalg.norm(old), np.finfo(np.float64).tiny))
 
 
+def check_old(model: PretrainedModel, old_uri: str, kind: tuple[str, str]) -> tuple[Export, str]:
+    """Return the earlier export and the name of its vectors that new ones can be turned to.
+
+    Raises:
+        DataError: it has no such vectors, or ones of another width.
+    """
+    old = open_export(old_uri)
+    name, own = kind
+    column = old.column_for(name)
+    if old.width(column) != model.width(own):
+        raise DataError(
+            f"{old_uri}: its vectors have {old.width(column)} numbers and the new ones {model.width(own)}; a rotation needs equal widths"
+        )
+    return old, column
+
+
 def align(
     model: PretrainedModel, source: UserSource, folder: OutFolder, old_uri: str, kind: tuple[str, str], *, log: Log
 ) -> Alignment:  # fmt: skip
@@ -70,14 +86,8 @@ def align(
     Raises:
         DataError: the earlier export has no such vectors, ones of another width, or too few common users.
     """
-    old = open_export(old_uri)
-    name, own = kind
-    column = old.column_for(name)
-    if old.width(column) != model.width(own):
-        raise DataError(
-            f"{old_uri}: its vectors have {old.width(column)} numbers and the new ones {model.width(own)}; a rotation needs equal widths"
-        )
-    new_BW, old_BW = _common(model, source, old, column, own)
+    old, column = check_old(model, old_uri, kind)
+    new_BW, old_BW = _common(model, source, old, column, kind[1])
     if len(new_BW) < new_BW.shape[1]:
         raise DataError(
             f"--align-to {old_uri}: {len(new_BW)} common users do not determine a rotation of {new_BW.shape[1]} numbers; at least as many "

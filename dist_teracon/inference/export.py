@@ -6,6 +6,8 @@
     users/part-00042.safetensors   the vectors, with `--format safetensors`
     items.parquet, labels_<task>.parquet, alignment.safetensors
 
+In names of files <name> and <task> are the task's name, or where that is not plain the short one that a data set's folders have, too.
+
 Legend: B users, W numbers of a vector.
 """
 
@@ -22,9 +24,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.console import Log, NoProgress, Progress, no_log
-from dist_teracon.data.schema import FIRST_ITEM
+from dist_teracon.data.schema import FIRST_ITEM, folder_of
 from dist_teracon.errors import ConfigError
-from dist_teracon.inference.align import Alignment, align
+from dist_teracon.inference.align import Alignment, align, check_old
 from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.model import SHARED, PretrainedModel, SharedVector
 from dist_teracon.inference.out_folder import OutFolder
@@ -103,6 +105,8 @@ def export(
     kinds = {task: model.kind_of_vector(task, options.shared if task == SHARED else None) for task in options.tasks}
     for task in options.labels:
         model.task(task)
+    if options.align_to is not None:
+        check_old(model, options.align_to, next(iter(kinds.items())))
     folder = OutFolder(out, MANIFEST)
     if folder.claim(_settings(model, source, options, kinds)):
         log(f"{out}: is there already; nothing to do")
@@ -184,9 +188,10 @@ class _Job:
         files: dict[str, Any] = {}
         if self.options.format == "npy":
             for name, (values, scale) in vectors.items():
-                files[f"{stem}.{name}.npy"] = self.folder.write(f"{stem}.{name}.npy", partial(write_npy, values=values))
+                path = f"{stem}.{folder_of(name)}"
+                files[f"{path}.npy"] = self.folder.write(f"{path}.npy", partial(write_npy, values=values))
                 if scale is not None:
-                    files[f"{stem}.{name}.scale.npy"] = self.folder.write(f"{stem}.{name}.scale.npy", partial(write_npy, values=scale))
+                    files[f"{path}.scale.npy"] = self.folder.write(f"{path}.scale.npy", partial(write_npy, values=scale))
         elif self.options.format == "safetensors":
             arrays = {f"vector_{name}": values for name, (values, _) in vectors.items()}
             arrays |= {f"scale_{name}": scale for name, (_, scale) in vectors.items() if scale is not None}
@@ -213,7 +218,7 @@ class _Job:
             vectors = self.model.item_vectors()[FIRST_ITEM : FIRST_ITEM + len(names)]
             files["items.parquet"] = self._extra("items.parquet", {"item": pa.array(names, pa.string())}, vectors)
         for task in self.options.labels:
-            head, path = self.model.method.head(task), f"labels_{task}.parquet"
+            head, path = self.model.method.head(task), f"labels_{folder_of(task)}.parquet"
             names = self.model.labels(task).names
             columns = {"label": pa.array(names, pa.string()), "bias": pa.array(head.bias.detach().float().cpu().numpy())}
             files[path] = self._extra(path, columns, head.weight.detach().float().cpu().numpy())

@@ -14,6 +14,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.inference.vectors_file import restored
 
@@ -79,9 +80,9 @@ class Export:
 
     def _arrays(self, stem: str, form: str, name: str, *, quantised: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
         if form == "npy":
-            read = [np.load(bytes_io.BytesIO(self._content(f"{stem}.{name}.npy")), allow_pickle=False)]
+            read = [np.load(bytes_io.BytesIO(self._content(f"{stem}.{folder_of(name)}.npy")), allow_pickle=False)]
             if quantised:
-                read.append(np.load(bytes_io.BytesIO(self._content(f"{stem}.{name}.scale.npy")), allow_pickle=False))
+                read.append(np.load(bytes_io.BytesIO(self._content(f"{stem}.{folder_of(name)}.scale.npy")), allow_pickle=False))
             return read[0], read[1] if quantised else None
         arrays = safetensors.numpy.load(self._content(f"{stem}.safetensors"))
         return arrays[f"vector_{name}"], arrays.get(f"scale_{name}")

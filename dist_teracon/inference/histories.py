@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.console import Log
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
 from dist_teracon.data.prepare.padding import PADDING, left_padded
@@ -21,14 +23,18 @@ from dist_teracon.data.prepare.task_builder import histories as histories_of
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
+from dist_teracon.data.raw.parquet import plain
 from dist_teracon.data.recipe import EventFilter, Files, HistoryRule, Recipe, parse_recipe
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files
 from dist_teracon.data.sources.base import Events
 from dist_teracon.errors import DataError
+from dist_teracon.inference.frames import table_of_frame
+from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.vocabulary import Vocabulary
 
 _SHOWN = 5
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view, pa.types.is_large_list_view)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Histories:
         strange: int64 [B], events among those read whose item the model does not know; they are read as the unseen item.
         unknown_items: The first few of these items.
         dropped: What was left out, by kind, as users without an event that fits.
+        told: What reading the events had to say, as that they have no times.
     """
 
     rows: PackedRows
@@ -54,6 +61,7 @@ class Histories:
     last_time: NDArray[np.float64] | None = None
     unknown_items: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.rows.rows
@@ -98,7 +106,7 @@ class Histories:
 
     def notes(self) -> list[str]:
         """Return what a person should hear: unknown items, and what was left out."""
-        lines = [f"left out: {count} {kind}" for kind, count in self.dropped.items() if count]
+        lines = [*self.told, *(f"left out: {count} {kind}" for kind, count in self.dropped.items() if count)]
         if self.unknown:
             total = int(self.events.sum())
             few = f" ({', '.join(self.unknown_items)})" if self.unknown_items else ""
@@ -113,6 +121,9 @@ class HistoryReader:
         info: The description of the data set.
         items: Names of the items.
         known: Rows of the model's item table; items behind it came later and count as unknown.
+
+    Attributes:
+        padding: Index of the item that fills histories up to the length; None where they are not filled up.
     """
 
     def __init__(self, info: DatasetInfo, items: Vocabulary, *, known: int) -> None:
@@ -120,7 +131,7 @@ class HistoryReader:
         self.recipe = _recipe_of(info)
         self.length = info.length_limit
         self.rule: HistoryRule = self.recipe.history
-        self._padding = items.index(PADDING) if info.notes.get("padding") == "token" else None
+        self.padding = items.index(PADDING) if info.notes.get("padding") == "token" else None
 
     def read(self, histories: Any, *, dates: bool = True) -> Histories:
         """Read histories.
@@ -142,21 +153,29 @@ class HistoryReader:
         if isinstance(histories, str | Path):
             return self._from_uri(str(histories), dates=dates)
         if _is_pandas(histories, "DataFrame"):
-            histories = pa.Table.from_pandas(histories, preserve_index=False)
+            histories = table_of_frame(histories, self.recipe.columns)
         if isinstance(histories, pa.RecordBatch):
             histories = pa.Table.from_batches([histories])
         if isinstance(histories, pa.Table):
-            with _context() as context:
+            lines: list[str] = []
+            with _context(log=lines.append) as context:
                 events = event_files.events_of_table(histories, self._reading, context)
-                return self._from_events(events, dates=dates, bad=context.bad.counts)
+                return replace(self._from_events(events, dates=dates, bad=context.bad.counts), told=tuple(lines))
         return self._from_python(histories) if _is_python(histories) else self._from_arrow(histories)
 
     def of_indices(self, values: NDArray[np.int32], offsets: NDArray[np.int64], *, users: pa.Array | None = None) -> Histories:
-        """Return histories of item indices of the model's own numbering, as a data set's shard holds them; padded ones stay as they are."""
+        """Return histories of item indices of the model's own numbering, as a data set's shard holds them, padded or not."""
         own = np.where(values < self._known, values, np.int32(UNSEEN_ITEM)).astype(np.int32)
-        rows = PackedRows(*ragged.last(own, offsets, limit=self.length))
-        strange = _count_true(rows.values == UNSEEN_ITEM, rows.offsets)
-        return Histories(rows, PackedRows(own, offsets), users, np.diff(rows.offsets), strange)
+        if self.padding is not None:
+            own, offsets = ragged.keep(own, offsets, own != self.padding)
+        cut, cut_offsets = ragged.last(own, offsets, limit=self.length)
+        strange = _count_true(cut == UNSEEN_ITEM, cut_offsets)
+        return Histories(self._padded(cut, cut_offsets), PackedRows(own, offsets), users, np.diff(cut_offsets), strange)
+
+    def _padded(self, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> PackedRows:
+        if self.padding is not None:
+            values, offsets = left_padded(values, offsets, length=self.length, padding=self.padding)
+        return PackedRows(values, offsets)
 
     @property
     def _reading(self) -> Recipe:
@@ -166,9 +185,10 @@ class HistoryReader:
     def _from_uri(self, uri: str, *, dates: bool) -> Histories:
         # the recipe's names of files are those of a folder
         recipe = self._reading if io.is_folder(uri) else self._reading.model_copy(update={"files": Files()})
-        with _context(uri) as context:
+        lines: list[str] = []
+        with _context(uri, log=lines.append) as context:
             events = event_files.read_events(uri, recipe, context)
-            return self._from_events(events, dates=dates, bad=context.bad.counts)
+            return replace(self._from_events(events, dates=dates, bad=context.bad.counts), told=tuple(lines))
 
     def _from_events(self, events: Events, *, dates: bool, bad: dict[str, int]) -> Histories:
         events = _with_known_types(events, self.rule.events)
@@ -193,7 +213,7 @@ class HistoryReader:
         # not through Arrow, which imports pandas for Python's lists: one user's history is read in microseconds
         lists = _python_lists(histories)
         offsets = _filled(ragged.offsets_of([len(history) for history in lists]))
-        flat = [value if isinstance(value, str) else id_text(value) for history in lists for value in history]
+        flat = [value.strip() if isinstance(value, str) else id_text(value) for history in lists for value in history]
         codes = np.fromiter((self._items.index(value) for value in flat), np.int64, len(flat))
         return self._made(codes, offsets, lambda places: [flat[place] for place in places.tolist()])
 
@@ -209,10 +229,7 @@ class HistoryReader:
         strange_cut, _ = ragged.last(strange, offsets, limit=self.length)
         some = np.flatnonzero(strange)[: 20 * _SHOWN]
         few = tuple(dict.fromkeys(names(some)))[:_SHOWN] if len(some) else ()
-        rows = PackedRows(cut, cut_offsets)
-        if self._padding is not None:
-            rows = PackedRows(*left_padded(cut, cut_offsets, length=self.length, padding=self._padding))
-        counts = _count_true(strange_cut, cut_offsets)
+        rows, counts = self._padded(cut, cut_offsets), _count_true(strange_cut, cut_offsets)
         return Histories(rows, PackedRows(values, offsets), None, np.diff(cut_offsets), counts, unknown_items=few)
 
 
@@ -269,40 +286,21 @@ def _python_lists(histories: Any) -> list[Sequence[Any]]:
 def _arrow_lists(histories: Any) -> tuple[pa.Array, NDArray[np.int64]]:
     """Return an Arrow array of lists as texts, end to end, and where each user's begin."""
     found = histories.combine_chunks() if isinstance(histories, pa.ChunkedArray) else histories
-    if pa.types.is_large_list(found.type) or pa.types.is_fixed_size_list(found.type):
-        found = found.cast(pa.list_(found.type.value_type))
-    if not pa.types.is_list(found.type):
+    if not any(is_kind(found.type) for is_kind in _LISTS):
         raise DataError(f"histories: expected a list of item ids for each user, as [['a', 'b'], ['c']], got {found.type} for each")
     if found.null_count:
         raise DataError(f"histories: {found.null_count} of {len(found)} are null; expected at least one item each: leave these users out")
-    offsets = found.offsets.to_numpy().astype(np.int64)
-    return _texts(found.flatten()), offsets - offsets[0]
-
-
-def id_text(value: Any) -> str:
-    """Return an id as preparation reads it: a text as it is, a whole number by its digits.
-
-    Raises:
-        DataError: it is neither.
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    raise DataError(f"expected ids that are texts or whole numbers, got {value!r} ({type(value).__name__})")
+    return _texts(found.flatten()), ragged.offsets_of(pc.list_value_length(found).to_numpy(zero_copy_only=False))
 
 
 def _texts(values: pa.Array) -> pa.Array:
     """Return ids as strings, by the rule of preparation."""
     if values.null_count:
         raise DataError(f"histories: {values.null_count} of {len(values)} item ids are null; leave such events out")
+    values = plain(values)
     kind = values.type
-    if pa.types.is_dictionary(kind):
-        return _texts(values.dictionary_decode())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
-        return values.cast(pa.string())
+    if pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return pc.utf8_trim_whitespace(values.cast(pa.string()))
     if pa.types.is_floating(kind):
         return pa.array([id_text(value) for value in values.to_pylist()], pa.string())
     raise DataError(f"histories: expected ids that are texts or whole numbers, got {kind}")
@@ -321,6 +319,6 @@ def _is_pandas(value: Any, name: str) -> bool:
 
 
 @contextmanager
-def _context(root: str = "") -> Iterator[ReadContext]:
+def _context(root: str = "", *, log: Log) -> Iterator[ReadContext]:
     with TemporaryDirectory() as folder:
-        yield ReadContext(BadRows(root=root), Path(folder))
+        yield ReadContext(BadRows(root=root), Path(folder), log=log)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset, Labels, Shard
+from dist_teracon.data.prepare.padding import PADDING, left_padded
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
 from dist_teracon.errors import DataError
@@ -36,6 +38,13 @@ def item_map(model: PretrainedModel, dataset: Dataset) -> NDArray[np.int32]:
     return np.where((own < 0) | (own >= model.num_items), np.int32(UNSEEN_ITEM), own).astype(np.int32)
 
 
+def padding_of(dataset: Dataset) -> int | None:
+    """Return the index of the item that fills up a data set's sequences, None where they are not filled up."""
+    if dataset.info.notes.get("padding") != "token":
+        return None
+    return int(pc.index(dataset.vocabulary("items")["item"], PADDING).as_py())
+
+
 class MappedDataset(Dataset):
     """A data set read through another one, in a model's numbering.
 
@@ -51,6 +60,8 @@ class MappedDataset(Dataset):
         self._item_map = item_map(model, inner)
         self._versions = are_versions(model.info, inner.info)
         self._limit = model.info.length_limit
+        # the data set's own padding is taken off, and the model's put on
+        self._own_padding = padding_of(inner)
         self._label_maps: dict[str, NDArray[np.int32]] = {}
         tasks = tuple(self._mapped_task(task) for task in inner.info.tasks if task.name in model.tasks)
         # the rules of histories and rankings are those that the model was trained by
@@ -59,7 +70,12 @@ class MappedDataset(Dataset):
     def shard(self, index: int) -> Shard:
         """Return a shard's users, their sequences cut to the model's length."""
         found = self._inner.shard(index)
-        values, offsets = ragged.last(self._item_map[found.values], found.offsets, limit=self._limit)
+        values, offsets = found.values, found.offsets
+        if self._own_padding is not None:
+            values, offsets = ragged.keep(values, offsets, values != self._own_padding)
+        values, offsets = ragged.last(self._item_map[values], offsets, limit=self._limit)
+        if (padding := self._model.reader.padding) is not None:
+            values, offsets = left_padded(values, offsets, length=self._limit, padding=padding)
         return replace(found, values=values, offsets=offsets)
 
     def read_shard(self, index: int) -> Shard:

@@ -26,8 +26,9 @@ from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task,
 from dist_teracon.errors import ConfigError, DataError, RunError, nearest
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.scorer import excludes_seen
-from dist_teracon.inference.histories import Histories, HistoryReader, id_text
-from dist_teracon.inference.predictions import Predictions, best_labels
+from dist_teracon.inference.histories import Histories, HistoryReader
+from dist_teracon.inference.ids import id_text
+from dist_teracon.inference.predictions import Predictions, best_labels, joined
 from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import Combine, StateEncoder, UserState
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
@@ -222,13 +223,13 @@ class PretrainedModel:
         head, found = self.method.head(task), []
         for first in range(0, len(read), batch):
             end = min(first + batch, len(read))
-            left_out = self._left_out(task, read, first, end) if without else None
+            left_out = self._left_out(task, read, first, end, seen=without) if without or self.reader.padding is not None else None
             own = chosen[first:end] if chosen is not None and len(chosen) > 1 else chosen
             with torch.no_grad():
                 hidden = self.vectors(read.between(first, end), task)
                 found.append(best_labels(head, hidden, top=top, left_out=left_out, candidates=own, normalise=normalise))
-        indices, scores = (np.concatenate([part[place] for part in found]) if found else np.zeros((0, top)) for place in (0, 1))
-        return Predictions(task, indices.astype(np.int64), scores.astype(np.float32), read.users, read.unknown, self.labels(task))
+        indices, scores = joined(found)
+        return Predictions(task, indices, scores, read.users, read.unknown, self.labels(task))
 
     def state(self, history: Sequence[Any], task: str = SHARED, *, shared: SharedVector | None = None) -> UserState:
         """Read one user's history, for events to be added one at a time by `extend`; `state.vector` is that of `encode`.
@@ -339,9 +340,15 @@ class PretrainedModel:
             )
         return self._label_of_item[task]
 
-    def _left_out(self, task: str, read: Histories, first: int, end: int) -> LeftOut:
+    def _left_out(self, task: str, read: Histories, first: int, end: int, *, seen: bool) -> LeftOut:
+        """Return the labels that are not recommended: the items of users' own histories where `seen`, and padding."""
         offsets = read.seen.offsets[first : end + 1]
-        return items_left_out(read.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0], self.label_of_item(task))
+        values, offsets = read.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0]
+        if not seen:
+            values, offsets = values[:0], np.zeros_like(offsets)
+        if (padding := self.reader.padding) is not None:
+            values, offsets = np.insert(values, offsets[1:], padding), offsets + np.arange(len(offsets))
+        return items_left_out(values, offsets, self.label_of_item(task))
 
     def _candidates(self, task: str, candidates: Sequence[Any], users: int) -> list[NDArray[np.int64]]:
         """Return the candidates' labels, an array for all users or one for each."""

@@ -100,6 +100,18 @@ def best_labels(
     return indices, np.concatenate([part[1].reshape(-1, width) for part in found])
 
 
+def joined(parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the labels and scores of several batches, [B, k]; rows of fewer labels are filled up with −1 and NaN."""
+    width = max((indices.shape[1] for indices, _ in parts), default=0)
+
+    def filled(values: NDArray[Any], fill: float) -> NDArray[Any]:
+        return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
+
+    indices = [filled(part, -1) for part, _ in parts] or [np.zeros((0, 0), np.int64)]
+    scores = [filled(part, np.nan) for _, part in parts] or [np.zeros((0, 0), np.float32)]
+    return np.concatenate(indices).astype(np.int64), np.concatenate(scores).astype(np.float32)
+
+
 def _only(logits: Tensor, candidates: Sequence[NDArray[np.int64]]) -> Tensor:
     kept = torch.zeros_like(logits, dtype=torch.bool)
     for row, labels in enumerate(candidates):

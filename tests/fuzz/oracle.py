@@ -179,8 +179,8 @@ def _of_date(match: re.Match[str]) -> int | None:
 
 
 def unzeroed(names: list[str]) -> dict[str, str]:
-    """Return each name as it is read: without `.0` where all of them have it."""
-    if names and all(re.fullmatch(r"[-+]?[0-9]+\.0+", name) for name in names):
+    """Return each name as it is read: without `.0` where all are whole numbers and some have it."""
+    if any("." in name for name in names) and all(re.fullmatch(r"[-+]?[0-9]+(\.0+)?", name) for name in names):
         return {
             name: re.sub(r"^[-+](0)$", r"\1", name.split(".")[0]) if name.split(".")[0] in ("-0", "+0") else name.split(".")[0]
             for name in names

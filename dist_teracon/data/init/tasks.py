@@ -109,7 +109,10 @@ def _by_type(tables: Tables) -> tuple[list[bool], dict[str, Any], str, list[Cand
 def _by_value(tables: Tables) -> tuple[list[bool], dict[str, Any], str, list[Candidate]] | None:
     if "value" not in tables.roles:
         return None
-    column = [None if text is None else float(text) for text in tables.column("value")]
+    codes = tables.contents[tables.roles["value"].column].unknown
+    if any(code.strip().lower() != "nan" for code in codes):  # which `prepare` takes for malformed rows, once a filter reads values
+        return None
+    column = [None if text is None or text in codes else float(text) for text in tables.column("value")]
     levels = sorted({value for value in column if value is not None})
     if not 3 <= len(levels) <= 20:
         return None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -81,6 +82,7 @@ _FORMS: dict[str, Callable[[str], str]] = {
     "blanks at the ends": str.strip,
     "zeros at the beginning": lambda text: text.lstrip("0") or "0",
     "capital letters": str.casefold,
+    "the form of Unicode (NFC, NFD)": lambda text: unicodedata.normalize("NFC", text),
 }
 
 

@@ -6,6 +6,7 @@ file: then its folder has no other.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from fsspec.core import url_to_fs
 
 from dist_teracon.data.raw.files import open_raw, without_compression
 from dist_teracon.errors import ConfigError, DataError, nearest
+from dist_teracon.io import is_local, local_path
 
 TEXT_ENDINGS = (".csv", ".tsv", ".txt")
 PARQUET_ENDINGS = (".parquet", ".pq")
@@ -26,6 +28,7 @@ _PART = re.compile(r"(?=.*\d)[^.]+(\.c\d+)?")
 _PARTITION = re.compile(r"[^=/]+=[^/]*")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _DEEPEST = 32
+_TABLES_WITH_A_LOG = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 _SHOWN = 10
 
 TableKind = Literal["text", "parquet"]
@@ -41,6 +44,12 @@ def stem(name: str) -> str:
     """Return a file's name without the endings of a compression and of a table, in small letters."""
     bare = without_compression(name.rsplit("/", 1)[-1]).lower()
     return next((bare[: -len(ending)] for ending in (*TEXT_ENDINGS, *PARQUET_ENDINGS) if bare.endswith(ending)), bare)
+
+
+def _without_endings(name: str) -> str:
+    """Return a path without the endings of a compression and of a table."""
+    bare = without_compression(name)
+    return next((bare[: -len(ending)] for ending in (*TEXT_ENDINGS, *PARQUET_ENDINGS) if bare.lower().endswith(ending)), bare)
 
 
 def named_kind(name: str) -> TableKind | None:
@@ -82,7 +91,7 @@ def _entries(uri: str) -> tuple[list[str], list[str]]:
     """Return a folder's files and folders that are not hidden, in natural order.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or it is a table of a system that keeps replaced files in it.
     """
     filesystem, path = url_to_fs(uri)
     if not filesystem.isdir(path):
@@ -92,6 +101,10 @@ def _entries(uri: str) -> tuple[list[str], list[str]]:
     for entry in filesystem.ls(path, detail=True):
         whole = str(entry["name"])
         name = whole.rstrip("/").rsplit("/", 1)[-1]
+        if (system := _TABLES_WITH_A_LOG.get(name)) is not None:
+            raise DataError(
+                f"{uri}: is a table of {system} ({name}), whose log alone tells which of its files count; write it out as plain Parquet"
+            )
         if whole.strip("/") == str(path).strip("/") or _is_hidden(name):
             continue  # a store may have an entry for the folder itself
         is_folder = entry["type"] == "directory" or (entry.get("islink") and filesystem.isdir(whole))
@@ -203,10 +216,28 @@ class Layout:
     Attributes:
         listing: The source.
         roles: Paths by role, as `events`, in the order of reading.
+
+    Raises:
+        DataError: a role has a file in two forms, as `a.csv` and `a.csv.gz`, or twice by a link.
     """
 
     listing: Listing
     roles: Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        for names in self.roles.values():
+            forms: dict[str, str] = {}
+            files: dict[str, str] = {}
+            for name in names:
+                other = forms.setdefault(_without_endings(name), name)
+                if other != name:
+                    raise DataError(f"{self.listing.source}: '{other}' and '{name}' are one table in two forms; keep one of them")
+                if (other := files.setdefault(self._real(name), name)) != name:
+                    raise DataError(f"{self.listing.source}: '{other}' and '{name}' are one file, by a link; keep one of them")
+
+    def _real(self, name: str) -> str:
+        uri = self.listing.uri(name)
+        return os.path.realpath(local_path(uri)) if is_local(uri) else uri
 
     def uris(self, role: str) -> list[str]:
         """Return the URIs of a role's files."""

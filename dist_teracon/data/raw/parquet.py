@@ -22,7 +22,7 @@ from dist_teracon.errors import DataError
 from dist_teracon.io import open_binary
 
 _BATCH = 1 << 17
-_EXACT = 2.0**53  # whole numbers up to here are exact as floats
+_EXACT_BITS = {16: 11, 32: 24, 64: 53}  # by a float's bits: whole numbers up to 2^… are exact
 _OTHER_TIMES = "a time of day or a span without a date"
 
 
@@ -75,8 +75,6 @@ def read_ids(uri: str, name: str, column: Any) -> Any:
     """
     spec = ColumnSpec("token", required=True)
     texts, wrong = _cast(uri, name, one_array(column), spec)
-    if pa.types.is_floating(column.type) and pc.any(pc.match_substring(texts, ".")).as_py():
-        raise _unwanted(uri, name, column.type, spec)
     if wrong is not None:
         raise DataError(f"{uri}: row {int(np.argmax(wrong)) + 1}: column '{name}': expected UTF-8 text, got other bytes")
     cleaned = clean_texts(texts, nan_is_missing=False).values
@@ -153,8 +151,18 @@ def _converted(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
     if spec.dtype == "number":
         if pa.types.is_temporal(kind):
             raise _unwanted(uri, name, kind, spec)
-        return column.cast(pa.float64(), safe=False)
+        return _doubles(column)
     return _float_texts(uri, name, column, spec) if pa.types.is_floating(kind) else column.cast(pa.string())
+
+
+def _doubles(column: Any) -> Any:
+    """Return numbers as float64, those of other widths by their digits: 3.7 of 32 bits, or of a decimal, is 3.7 and not its neighbour."""
+    kind = column.type
+    if not (pa.types.is_decimal(kind) or pa.types.is_float32(kind) or pa.types.is_float16(kind)):
+        return column.cast(pa.float64(), safe=False)
+    if pa.types.is_float16(kind):  # its texts are those of 32 bits otherwise, as 3.69921875 for 3.7
+        return pa.array([None if value is None else float(str(np.float16(value))) for value in column.to_pylist()], pa.float64())
+    return column.cast(pa.string()).cast(pa.float64())
 
 
 def _unwanted(uri: str, name: str, kind: Any, spec: ColumnSpec) -> DataError:
@@ -199,16 +207,20 @@ def _decoded(column: Any) -> tuple[Any, NDArray[np.bool_] | None]:
 
 def _float_texts(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
     """Return floats as text: whole numbers without a point or an exponent, NaN as nothing."""
-    if pa.types.is_float16(column.type):
-        column = column.cast(pa.float32())
+    bits = _EXACT_BITS[column.type.bit_width]
     values = column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     there = ~np.isnan(values)
-    if spec.required and (np.abs(values[there]) > _EXACT).any():
+    if spec.required and (np.abs(values[there]) > 2.0**bits).any():
         raise DataError(
-            f"{uri}: column '{name}': expected ids as text or whole numbers, got {column.type} beyond 2^53, which holds no exact ids; "
+            f"{uri}: column '{name}': expected ids as text or whole numbers, got {column.type} beyond 2^{bits}, which holds no exact ids; "
             "write them as text or int64"
         )
-    whole = there & (np.abs(np.where(there, values, 0)) <= _EXACT) & (np.floor(values) == values)
+    whole = there & (np.abs(np.where(there, values, 0)) <= 2.0**53) & (np.floor(values) == values)
+    if spec.required and not whole[there].all():
+        example = float(values[there & ~whole][0])
+        raise DataError(f"{uri}: column '{name}': expected ids as text or whole numbers, got {example:g} ({column.type})")
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
     numbers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
     texts = pc.if_else(pa.array(whole), numbers, column.cast(pa.string()))
     return pc.if_else(pa.array(there), texts, pa.scalar(None, pa.string()))

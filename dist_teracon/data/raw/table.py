@@ -157,7 +157,8 @@ class Collected:
         for name, times in self._times.items():
             line = times.check(self._uri, name, dates_matter=self._specs[name].dates_matter)
             if line is not None:
-                self._context.note("times", "implausible", True, line)
+                key, fact = ("implausible", True) if times.implausible else ("outside_1990_to_2100", times.strange)
+                self._context.note("times", key, fact, line)
         self._context.bad.check(self._uri, rows)
         columns = {}
         for name, spec in self._specs.items():

@@ -120,8 +120,18 @@ class Plausibility:
         self.dates += len(fit)
         self.outside += int((~fit).sum())
 
+    @property
+    def strange(self) -> int:
+        """How many times lie outside of 1990 to 2100."""
+        return self.numbers - self.fitting[self.unit] + self.outside
+
+    @property
+    def implausible(self) -> bool:
+        """Whether so many do that the unit may be another one."""
+        return self.strange > _SHARE * (self.numbers + self.dates)
+
     def check(self, uri: str, column: str, *, dates_matter: bool) -> str | None:
-        """Judge a file's times; returns a line for the reader where they are no dates and need not be.
+        """Judge a file's times; returns a line for the reader where a few are no dates, or all of them and need not be.
 
         Args:
             uri: The file.
@@ -131,13 +141,14 @@ class Plausibility:
         Raises:
             DataError: more than one in a hundred lies outside of 1990 to 2100, and another unit fits or dates matter.
         """
-        outside = self.numbers - self.fitting[self.unit]
-        total = self.numbers + self.dates
-        if outside + self.outside <= _SHARE * total:
+        outside, total = self.numbers - self.fitting[self.unit], self.numbers + self.dates
+        if not self.strange:
             return None
         told = f"{uri}: column '{column}': {outside + self.outside} of {total} times lie outside of {_FIRST_YEAR} to {_LAST_YEAR}"
         if outside and self.example is not None:
             told += f", as {self.example:.15g}, which read in {self.unit} is in the year {_year(self.example, self.unit)}"
+        if not self.implausible:
+            return f"{told}; events at these times are kept as they are"
         fits = {name: count for name, count in self.fitting.items() if name != self.unit}
         unit = max(fits, key=lambda name: fits[name])
         if fits[unit] > outside / 2:

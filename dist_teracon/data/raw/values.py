@@ -18,8 +18,8 @@ from dist_teracon.data.raw.categorical import Categorical
 
 NAN_TEXTS = ("NaN", "nan")
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
-_WHOLE = r"^[-+]?[0-9]+\.0+$"
-_WHOLE_NAME = re.compile(r"([-+]?[0-9]+)\.0+")
+_WHOLE = r"^[-+]?[0-9]+(\.0+)?$"
+_WHOLE_NAME = re.compile(r"([-+]?[0-9]+)(\.0+)?")
 
 Mask = NDArray[np.bool_]
 
@@ -69,27 +69,37 @@ def read_numbers(column: Any) -> tuple[NDArray[np.float64], Mask]:
     return values, ~missing & ~np.isfinite(values)
 
 
-def whole_names(column: Categorical) -> tuple[Categorical, str] | None:
-    """Return names that are all written as 1.0, as a table's numbers are where some are missing, as 1; with one of them as written.
-
-    None where there is another name.
-    """
-    found = []
-    for name in column.names:
-        if (match := _WHOLE_NAME.fullmatch(name)) is None:
-            return None
-        found.append("0" if match.group(1) in ("-0", "+0") else match.group(1))
-    if not found:
+def whole_name(name: str) -> str | None:
+    """Return a whole number's text without a point and zeros behind it, None for another text."""
+    match = _WHOLE_NAME.fullmatch(name)
+    if match is None:
         return None
+    return "0" if match.group(1) in ("-0", "+0") else match.group(1)
+
+
+def whole_names(column: Categorical) -> tuple[Categorical, str] | None:
+    """Return names that are all whole numbers, some as 1.0, as a table's numbers are where some are missing, as 1; with one as written.
+
+    None where there is another name, or none with a point.
+    """
+    example = next((name for name in column.names if "." in name), None)
+    if example is None:
+        return None
+    found = [whole_name(name) for name in column.names]
     index: dict[str, int] = {}
-    own = np.array([*(index.setdefault(name, len(index)) for name in found), -1], dtype=np.int32)
-    return Categorical(own[column.codes], list(index)), column.names[0]
+    own = []
+    for name in found:
+        if name is None:
+            return None
+        own.append(index.setdefault(name, len(index)))
+    return Categorical(np.array([*own, -1], dtype=np.int32)[column.codes], list(index)), example
 
 
 def whole_texts(column: Any) -> tuple[Any, str] | None:
-    """Return a string array of texts that are all written as 1.0, as 1; as `whole_names`."""
+    """Return a string array of texts that are all whole numbers, some as 1.0, as 1; as `whole_names`."""
     present = column.drop_null()
-    if not len(present) or not pc.all(pc.match_substring_regex(present, _WHOLE)).as_py():
+    pointed = pc.index(pc.match_substring(present, "."), True).as_py()
+    if pointed < 0 or not pc.all(pc.match_substring_regex(present, _WHOLE)).as_py():
         return None
-    texts = pc.replace_substring_regex(pc.replace_substring_regex(column, r"\.0+$", ""), r"^[-+](0+)$", r"\1")
-    return texts, present[0].as_py()
+    texts = pc.replace_substring_regex(pc.replace_substring_regex(column, r"\.0+$", ""), r"^[-+]0$", "0")
+    return texts, present[pointed].as_py()

@@ -17,6 +17,7 @@ from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.listing import natural_key
 from dist_teracon.data.raw.table import ColumnSpec, RawTable
+from dist_teracon.data.raw.values import whole_name
 from dist_teracon.data.recipe import Columns, ItemTask, ProfileTask, Recipe
 from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.errors import ConfigError, DataError, nearest
@@ -119,7 +120,13 @@ def _coded(column: Any) -> Categorical:
 
 def _without_missing(name: str, values: Categorical, recipe: Recipe | None, context: ReadContext) -> Categorical:
     """Return an attribute with nothing where the recipe's codes of unknown stand."""
-    codes_of_unknown = recipe.missing_in(name) if recipe else frozenset()
+    written = recipe.missing_in(name) if recipe else frozenset()
+    # a column of 1.0, 2.0 is read as 1, 2
+    codes_of_unknown = {form for code in written for form in (code, whole_name(code)) if form is not None}
+    if recipe and isinstance(recipe.missing, dict):
+        for code in sorted(written):
+            if code not in values.names and whole_name(code) not in values.names:
+                context.log(f"missing.{name}: no cell of that attribute is '{code}'{nearest(code, values.names)}")
     unknown = np.array([*(text in codes_of_unknown for text in values.names), False], dtype=bool)
     if not unknown.any():
         return values

@@ -111,7 +111,10 @@ def read_events(source: str, recipe: Recipe, context: ReadContext) -> Events:
         ConfigError: the recipe names a file or column that is not there.
         DataError: a file is missing or malformed.
     """
-    return _read_events(layout(source, recipe), recipe, context)
+    found = layout(source, recipe)
+    for name, why in found.listing.not_read.items():
+        context.log(f"not read: {name}, which {why}")
+    return _read_events(found, recipe, context)
 
 
 def events_of_table(table: Any, recipe: Recipe, context: ReadContext, *, where: str = "events") -> Events:

@@ -29,7 +29,7 @@ from dist_teracon.data.sources.base import (
     folder_name,
     wanted_attributes,
 )
-from dist_teracon.errors import DataError
+from dist_teracon.errors import ConfigError, DataError
 
 _GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir",
@@ -84,6 +84,8 @@ def layout(source: str, recipe: Recipe | None = None) -> Layout:
 def _laid_out(source: str, recipe: Recipe | None) -> tuple[_Release, Layout]:
     listing = list_source(source)
     release = _release(listing)
+    if recipe and recipe.files.users and not release.people:
+        raise ConfigError(f"files.users: a release of {release.ratings} has no users; format `events` reads tables of any names")
     roles: dict[str, list[str]] = {}
     for role, own in (("events", release.ratings), ("users", release.users if release.people else ""), ("items", release.items)):
         patterns = getattr(recipe.files, role) if recipe else None

@@ -217,3 +217,27 @@ def test_the_command(shop, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "export.json").read_text())["tasks"] == ["next", "buys", "club"]
     assert main(["export", str(shop.run), out, "--stage", "1"]) == 2
     assert "holds the export of something else" in capsys.readouterr().err
+
+
+def test_files_of_tasks_of_any_name_stay_in_their_folder(shop, tmp_path):
+    from shop import RECIPE, make_shop_run, prepare_shop
+
+    names = ("구매/a b", "../../../club")
+    tasks = {names[0]: RECIPE["tasks"]["buys"], names[1]: {"kind": "profile", "attribute": "club"}}
+    dataset = prepare_shop(shop.events, tmp_path / "dataset", tasks=tasks)
+    model = dist_teracon.from_pretrained(make_shop_run(dataset, tmp_path / "run", tasks=["next", *names]))
+    read = model.histories(str(shop.events))
+    manifest = run_export(model, dataset, tmp_path / "out", tasks=names, labels=names, format="npy")
+    assert all(name.count("/") == name.startswith("users/") and ".." not in name for name in manifest["files"])
+    assert {path.name for path in tmp_path.iterdir()} == {"dataset", "run", "out"}
+    for name in names:
+        found, expected = vectors_of(tmp_path / "out", name), model.encode(read, name)
+        assert all(np.allclose(found[user], row, atol=1e-5) for user, row in zip(read.users.to_pylist(), expected, strict=True))
+
+
+def test_an_old_export_that_does_not_fit_is_refused_before_anything_is_written(shop, model, tmp_path):
+    run_export(model, shop.dataset, tmp_path / "old")
+    with pytest.raises(DataError, match="a rotation needs equal widths"):
+        run_export(model, shop.dataset, tmp_path / "new", shared="concat", align_to=str(tmp_path / "old"))
+    assert not (tmp_path / "new").exists()
+    assert run_export(model, shop.dataset, tmp_path / "new", shared="concat")["users"] > 0

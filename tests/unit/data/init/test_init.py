@@ -80,6 +80,17 @@ def test_high_values_are_labels(tmp_path: Path) -> None:
     assert [task.events.value for task in recipe.tasks.values()] == ["== 4", "== 5"]
 
 
+def test_values_with_codes_of_unknown_make_no_tasks(tmp_path: Path) -> None:
+    for code, by_value in (("NaN", True), ("-", False)):
+        folder = tmp_path / code
+        folder.mkdir()
+        rows = [(f"u{user}", f"i{item}", 1_600_000_000 + item, [code, "3", "4", "5"][item % 4]) for user in range(40) for item in range(8)]
+        rows_of(folder / "events.csv", ("user", "item", "timestamp", "rating"), *rows)
+        recipe, _ = made(folder, folder)
+        assert ("value-5" in recipe.tasks) is by_value
+        assert (recipe.history.events.value is None) is not by_value
+
+
 @pytest.mark.parametrize(
     ("written", "expected"),
     [

@@ -1,0 +1,113 @@
+"""Histories and questions in the forms that people's programs have them, and what is told of events on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shop import RECIPE, make_shop_run, prepare_shop
+
+import dist_teracon
+from dist_teracon.data.schema import FIRST_ITEM
+from dist_teracon.errors import DataError
+from dist_teracon.inference.evaluate import evaluate
+from dist_teracon.inference.sources import of_dataset
+
+HISTORIES = [["p01", "p02"], ["p03"], ["p05", "p06", "p07"]]
+KINDS = (
+    pa.list_(pa.string_view()),
+    pa.large_list(pa.large_string()),
+    pa.list_view(pa.string()),
+    pa.large_list_view(pa.string_view()),
+    pa.list_(pa.dictionary(pa.int32(), pa.string())),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_lists_of_every_type_of_arrow(model, kind):
+    column = pa.array(HISTORIES, pa.list_(kind.value_type)) if pa.types.is_list(kind) else pa.array(HISTORIES, kind)
+    assert np.array_equal(model.encode(column), model.encode(HISTORIES))
+    assert np.array_equal(model.encode(column[1:]), model.encode(HISTORIES[1:]))
+
+
+def test_blanks_around_ids_are_cut_off_as_in_preparation(model):
+    blank = [[f" {item}\u00a0" for item in history] for history in HISTORIES]
+    for histories in (blank, pa.array(blank)):
+        assert np.array_equal(model.encode(histories), model.encode(HISTORIES))
+        assert model.last_unknown == 0
+    assert model.predict(HISTORIES, "next", candidates=["p09 "]).labels == [["p09"]] * 3
+
+
+def test_candidates_of_each_user_in_several_batches(model):
+    candidates = [["p10", "p11", "p12"], ["p13", "p14"], ["p15"]]
+    whole = model.predict(HISTORIES, "next", candidates=candidates)
+    assert [sorted(labels) for labels in whole.labels] == candidates
+    for batch in (1, 2):  # the last batch has one user
+        parts = model.predict(HISTORIES, "next", candidates=candidates, batch=batch)
+        assert parts.labels == whole.labels
+        assert [len(row) for row in parts] == [3, 2, 1]
+
+
+def test_a_frame_with_ids_of_several_kinds_and_columns_of_any(model):
+    frame = pd.DataFrame(
+        {
+            "user": ["a", "a", 1, 1.0, "1"],
+            "item": ["p02", "p01", "p03", "p04", "p05"],
+            "timestamp": [1.7e9 + 2, 1.7e9 + 1, 1.7e9, 1.7e9 + 1, 1.7e9 + 2],
+            "type": pd.Categorical(["view"] * 5),
+            "odd": [object(), 1, "x", [2], {}],
+        }
+    )
+    read = model.histories(frame)
+    assert read.users.to_pylist() == ["1", "a"]
+    assert np.array_equal(model.encode(frame), model.encode([["p03", "p04", "p05"], ["p01", "p02"]]))
+    for wrong, said in (
+        (frame.assign(item=[object(), 1, "x", 2, 3]), "column 'item': expected ids that are texts or whole numbers"),
+        (pd.DataFrame([["a", "p01", "p02"]], columns=["user", "item", "item"]), "column 'item' stands there more than once"),
+    ):
+        with pytest.raises(DataError, match=said):
+            model.histories(wrong)
+
+
+def test_what_is_guessed_or_not_read_is_told(shop, model, tmp_path):
+    table = pq.read_table(shop.events / "events.parquet")
+    assert "events: no column of times; the order of the file is taken" in model.histories(table.drop_columns(["timestamp"])).notes()[0]
+    (tmp_path / "events").mkdir()
+    pq.write_table(table, tmp_path / "events" / "part-0.parquet")
+    (tmp_path / "events" / "part-1.parquet.lz4").write_bytes(b"\0")
+    notes = model.histories(str(tmp_path)).notes()
+    assert "not read: events/part-1.parquet.lz4, which is neither CSV nor Parquet by its name and content" in notes
+    assert not any("not read" in note for note in model.histories(table).notes())
+
+
+@pytest.fixture(scope="module")
+def padded(shop, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("padded")
+    dataset = prepare_shop(shop.events, folder / "dataset", history={**RECIPE["history"], "padding": "token"})
+    return dataset, dist_teracon.from_pretrained(make_shop_run(dataset, folder / "run"))
+
+
+def test_padding_is_no_event_and_no_recommendation(shop, padded):
+    dataset, model = padded
+    items = model.info.items - FIRST_ITEM - 1
+    for exclude_seen, left_out in ((None, [2, 1, 3]), (False, [0, 0, 0])):
+        labels = model.predict(HISTORIES, "next", top=50, exclude_seen=exclude_seen).labels
+        assert not any("<padding>" in row for row in labels)
+        assert [len(row) for row in labels] == [items - count for count in left_out]
+    events = {}
+    for uri, source_model in ((dataset, model), (shop.dataset, model)):
+        source = of_dataset(source_model, uri, log=lambda _: None)
+        parts = [source.histories(part) for part in range(source.parts)]
+        events[uri] = {user: count for part in parts for user, count in zip(part.users.to_pylist(), part.events.tolist(), strict=True)}
+        assert all((np.diff(part.rows.offsets) == model.info.length_limit).all() for part in parts)
+    assert events[dataset] == events[shop.dataset]
+    assert min(events[dataset].values()) < model.info.length_limit
+
+
+def test_padded_and_plain_data_sets_score_the_same_in_one_model(shop, model, padded):
+    dataset, padded_model = padded
+    for scored in (model, padded_model):
+        one, other = ([(score.task, score.values) for score in evaluate(scored, uri)] for uri in (dataset, shop.dataset))
+        assert one == other
