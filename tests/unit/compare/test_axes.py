@@ -19,7 +19,7 @@ AXES = {
 
 def plan_file(tmp_path, **fields):
     plan = {"config": "configs/demo.yaml", "seeds": [0], "axes": AXES, "baseline": "teracon", **fields}
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     return str(tmp_path / "plan.yaml")
 
 
