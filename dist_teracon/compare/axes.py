@@ -45,12 +45,12 @@ def expand(axes: Mapping[str, Any]) -> dict[str, Point]:
         return {}
     choices = {axis: dict(_choices(axis, values)) for axis, values in axes.items()}
     seen: dict[str, str] = {}
-    for axis, labels in choices.items():
-        for label in labels:
+    for axis, known in choices.items():
+        for label in known:
             if label in seen:
                 raise ValueError(f"label '{label}' stands on the axes '{seen[label]}' and '{axis}'; expected each on one")
             seen[label] = axis
-    naming = [axis for axis, labels in choices.items() if len(labels) > 1] or list(choices)[:1]
+    naming = [axis for axis, known in choices.items() if len(known) > 1] or list(choices)[:1]
     points = {}
     for combination in product(*choices.values()):
         labels = dict(zip(choices, combination, strict=True))
