@@ -46,7 +46,7 @@ def _columns(comparison: Comparison) -> list[str]:
 def _drawn(comparison: Comparison) -> str:
     seeds, variants = ", ".join(map(str, comparison.seeds)), f"{len(comparison.variants)} variants"
     if comparison.left_out:
-        variants += f" (without {', '.join(comparison.left_out)}, of which no run of these seeds is finished)"
+        variants += f" (without {', '.join(comparison.left_out)}, not finished on these seeds)"
     if comparison.plan.cross_fitting:
         return f"folds {seeds} pooled; {variants}. [95 % bootstrap interval over users]"
     return f"seeds {seeds}; {variants}. Mean ± standard deviation over seeds, [95 % bootstrap interval over users and seeds]"

@@ -117,7 +117,7 @@ def test_a_variant_without_runs_hides_no_other_and_is_named(tmp_path):
     variants = {name: {"tasks": ["next", "b"]} for name in "abc"}
     plan, cells = made(tmp_path, seeds=(0, 1), finished=finished, variants=variants, baseline="a")
     page = write_tables(plan, cells, tmp_path, problems={"c, seed 0": "out of memory (log: x)"}).read_text()
-    assert "seeds 0; 2 variants (without c, of which no run of these seeds is finished)" in page
+    assert "seeds 0; 2 variants (without c, not finished on these seeds)" in page
     assert (
         "3 of 6 cells:\n\n- c, seed 0: out of memory (log: x)\n- b, seed 1: not run to its end\n- c, seed 1: not run to its end\n" in page
     )
