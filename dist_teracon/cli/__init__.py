@@ -142,16 +142,24 @@ def _add_bench(add: AddCommand) -> None:
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS).required = False
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _compare(options: argparse.Namespace) -> int:
+    from dist_teracon.compare.cells import CellsError
     from dist_teracon.compare.run import compare
     from dist_teracon.compare.terminal import fitted
     from dist_teracon.text import terminal_width
 
-    page = compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
+    page, failed = options.out / "tables.md", None
+    try:
+        compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
+    except CellsError as error:
+        failed = error
     if not options.quiet:
         text = page.read_text(encoding="utf-8")
         print_lines(fitted(text, terminal_width(sys.stdout)) if sys.stdout.isatty() else text.splitlines())
     print(f"tables: {page}")
+    if failed is not None:
+        complain(f"error: {failed}")
+    return 0 if failed is None else 1
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -17,6 +17,14 @@ from dist_teracon.console import Console
 from dist_teracon.errors import RunError
 
 
+class CellsError(RunError):
+    """Some cells of a comparison failed, the others went on; the command exits with code 1."""
+
+    def __init__(self, message: str, problems: dict[str, str]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 def is_finished(cell: Cell, out: Path) -> bool:
     """Whether a cell's run has scored its last stage."""
     results = cell.folder(out) / "results.json"
@@ -36,11 +44,11 @@ def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, console: Conso
         console: What a person sees.
 
     Raises:
-        RunError: some cells failed; names them, the last line of each and its log.
+        CellsError: some did; names them, the last line of each and its log, in `problems` by the cell's name.
     """
     waiting = [cell for cell in cells if not is_finished(cell, out)]
     console.log(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {parallel} at a time")
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     running: set[subprocess.Popen[bytes]] = set()
     guard = threading.Lock()
     with ThreadPoolExecutor(max_workers=parallel) as pool:
@@ -50,9 +58,9 @@ def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, console: Conso
                 cell = futures[future]
                 problem = future.result()
                 outcome = "finished" if problem is None else f"failed: {problem}"
-                console.log(f"[{done}/{len(waiting)}] {cell.variant}, seed {cell.seed}: {outcome}")
+                console.log(f"[{done}/{len(waiting)}] {cell.name}: {outcome}")
                 if problem is not None:
-                    failures.append(f"{cell.variant}, seed {cell.seed}: {problem} (log: {_log(cell, out)})")
+                    failures[cell.name] = f"{problem} (log: {_log(cell, out)})"
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             with guard:
@@ -60,7 +68,8 @@ def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, console: Conso
                     process.terminate()
             raise
     if failures:
-        raise RunError(f"{len(failures)} of {len(cells)} cells failed; the same command runs them again\n" + "\n".join(failures))
+        lines = [f"{len(failures)} of {len(cells)} cells failed; the same command runs them again"]
+        raise CellsError("\n".join([*lines, *(f"{name}: {problem}" for name, problem in failures.items())]), failures)
 
 
 def _log(cell: Cell, out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What is compared: variants of one configuration, each on several seeds."""
+"""What is compared: variants of one configuration, given by name or by axes, each on several seeds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
+from dist_teracon.compare.axes import Point, counterpart, expand
 from dist_teracon.config import ConfigModel, RunConfig
 from dist_teracon.config_io import apply_overrides, make_config, read_yaml, validate
 from dist_teracon.errors import ConfigError
@@ -24,9 +25,11 @@ class Plan(ConfigModel):
         config: The run configuration that every cell starts from.
         set: Dotted fields laid over it in every cell.
         seeds: One run a variant and seed.
-        variants: Name to dotted fields of its own.
-        baseline: The variant that the others are held against.
-        single_task: The variant (of method `sinmo`) that gives forward transfer its denominator.
+        axes: Axes whose product are variants (`compare/axes.py`), as methods × backbones × orders.
+        variants: Name to dotted fields of its own; those of the axes are added to them.
+        baseline: The variant that the others are held against; or a label of an axis: each variant is held against the one that has this
+            label and is like it on all other axes.
+        single_task: The variant (of method `sinmo`), or the label, that gives forward transfer its denominator.
         cross_fitting: The seeds are folds over the users: each user is tested in one of them, and scores are pooled over all.
         metrics: By which metrics the tables are: each task takes the first that it has, else the first of its own that is a mean.
         notes: What a reader of the tables should know.
@@ -35,6 +38,7 @@ class Plan(ConfigModel):
     config: str
     set: dict[str, Any] = Field(default_factory=dict)
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    axes: dict[str, Any] = Field(default_factory=dict)
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     baseline: str
     single_task: str | None = None
@@ -42,16 +46,47 @@ class Plan(ConfigModel):
     metrics: tuple[str, ...] = ()
     notes: str = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _variants_of_axes(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("axes"), dict):
+            return value
+        given = value.get("variants") or {}
+        made = {name: point.fields for name, point in expand(value["axes"]).items()}
+        if not isinstance(given, dict):
+            return value
+        if twice := [name for name in given if name in made]:
+            raise ValueError(f"variants: '{twice[0]}' comes from the axes already; expected another name")
+        return {**value, "variants": {**made, **given}}
+
     @model_validator(mode="after")
     def _known_names(self) -> Plan:
+        labels = {label: None for point in self.points.values() for label in point.labels.values()}
         for field in ("baseline", "single_task"):
             name = getattr(self, field)
-            if name is not None and name not in self.variants:
-                raise ValueError(f"{field}: expected a variant ({', '.join(self.variants)}), got {name!r}")
+            if name is not None and name not in self.variants and name not in labels:
+                kind = "a variant or a label of an axis" if labels else "a variant"
+                raise ValueError(f"{field}: expected {kind} ({', '.join({**labels, **self.variants})}), got {name!r}")
         bad = [name for name in self.variants if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name)]
         if bad:
             raise ValueError(f"a variant's name becomes a folder: expected letters, digits and . _ = + -, got {bad[0]!r}")
         return self
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """The variants that come from axes, by name."""
+        return expand(self.axes)
+
+    def baseline_of(self, variant: str) -> str | None:
+        """Return the variant that this one is held against; None for one of no axes where the baseline is a label."""
+        return self._reference(self.baseline, variant)
+
+    def single_task_of(self, variant: str) -> str | None:
+        """Return the variant that learns each task alone, against which this one's forward transfer is; None where there is none."""
+        return None if self.single_task is None else self._reference(self.single_task, variant)
+
+    def _reference(self, name: str, variant: str) -> str | None:
+        return name if name in self.variants else counterpart(self.points, variant, name)
 
 
 @dataclass(frozen=True)
@@ -61,6 +96,11 @@ class Cell:
     variant: str
     seed: int
     config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The cell in messages."""
+        return f"{self.variant}, seed {self.seed}"
 
     def folder(self, out: Path) -> Path:
         """Return the cell's run folder."""
@@ -106,11 +146,16 @@ def _cells(plan: Plan, base: dict[str, Any], uri: str) -> Iterator[Cell]:
     for seed in plan.seeds:
         for variant, fields in plan.variants.items():
             settings = [_setting(field, value, seed) for field, value in {**plan.set, **fields}.items()]
-            where = f"{uri}: variant '{variant}'"
+            where = cell_place(uri, variant)
             config = make_config(apply_overrides({**base, "seed": seed}, settings), where=where)
             resolve_method(config, where=where)
             check_metrics(config.evaluate.metrics, where=where)
             yield Cell(variant, seed, config)
+
+
+def cell_place(uri: str, variant: str) -> str:
+    """Return where a cell's configuration comes from, for messages."""
+    return f"{uri}: variant '{variant}'"
 
 
 def _setting(field: str, value: Any, seed: int) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dist_teracon import io
-from dist_teracon.compare.cells import is_finished, run_cells
-from dist_teracon.compare.plan import read_plan
-from dist_teracon.compare.tables import gather, markdown
+from dist_teracon.compare.cells import CellsError, is_finished, run_cells
+from dist_teracon.compare.checks import check_cells, check_folder
+from dist_teracon.compare.comparison import gather
+from dist_teracon.compare.plan import Cell, Plan, read_plan
+from dist_teracon.compare.tables import costs_markdown, markdown
 from dist_teracon.console import Console
-from dist_teracon.errors import ConfigError, RunError
+from dist_teracon.errors import ConfigError
 
 
 def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = ()) -> Path:
@@ -28,25 +30,46 @@ def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metr
         The tables' file.
 
     Raises:
-        ConfigError: the comparison or a cell's configuration is wrong, or no run may go at a time.
-        RunError: cells failed; the tables of what is there are written all the same.
+        ConfigError: the comparison or a cell's configuration is wrong, a method cannot learn its tasks, or the folder is another's.
+        DataError: a data set is not there; nothing was run.
+        CellsError: cells failed; the tables of what is there are written all the same.
     """
     if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel: expected 1 run at a time or more, got {parallel}")
     plan, cells = read_plan(uri, metrics)
-    failed: RunError | None = None
+    check_folder(cells, out)
+    check_cells(cells, out, where=uri, console=console)
+    failed: CellsError | None = None
     try:
         run_cells(cells, out, parallel=(os.cpu_count() or 1) if parallel is None else parallel, console=console)
-    except RunError as error:
+    except CellsError as error:
         failed = error
-    page = out / "tables.md"
+    page = write_tables(plan, cells, out, problems={} if failed is None else failed.problems)
+    if failed is not None:
+        raise failed
+    return page
+
+
+def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapping[str, str]) -> Path:
+    """Write `tables.md` of the cells that are finished, with a list of those that are not.
+
+    Args:
+        plan: The comparison.
+        cells: All of its cells.
+        out: Its folder.
+        problems: Why a cell failed, by its name.
+    """
     parts = []
     for split in ("validation", "test"):
         comparison = gather(plan, cells, out, finished=lambda cell: is_finished(cell, out), split=split)
         if comparison is not None:
             parts.append(f"# {split}\n\n{markdown(comparison)}")
+    if comparison is not None and (costs := costs_markdown(comparison)):
+        parts.append(f"# costs\n\n{costs}")
+    if open_cells := [cell.name for cell in cells if not is_finished(cell, out)]:
+        lines = [f"- {name}: {problems.get(name, 'not run to its end')}\n" for name in open_cells]
+        parts.append(f"# unfinished\n\n{len(open_cells)} of {len(cells)} cells:\n\n{''.join(lines)}")
+    page = out / "tables.md"
     with io.atomic_write(page) as file:
         file.write("\n".join(parts).encode())
-    if failed is not None:
-        raise failed
     return page

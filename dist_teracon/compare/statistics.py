@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.data.schema import folder_of
 from dist_teracon.evaluate.metrics import Metric, parse_metric
 
 Float = NDArray[np.float64]
@@ -56,7 +57,7 @@ def read_run_scores(run: Path, *, split: str = "test", metrics: Sequence[str] = 
     results = io.read_json(str(run / "results.json"))
     tasks = tuple(results["tasks"])
     chosen = [_metric(results, task, metrics) for task in range(len(tasks))]
-    tables = [pq.read_table(run / "stages" / f"{i + 1:02d}-{task}" / "scores.parquet") for i, task in enumerate(tasks)]
+    tables = [pq.read_table(run / "stages" / f"{i + 1:02d}-{folder_of(task)}" / "scores.parquet") for i, task in enumerate(tasks)]
     tables = [table.filter(np.asarray(table["split"].to_pylist()) == split) for table in tables]
     users = np.unique(np.concatenate([table["user_hash"].to_numpy() for table in tables]))
     sums: dict[tuple[int, int], Float] = {}
@@ -98,7 +99,7 @@ class Bootstrap:
     """
 
     def __init__(self, runs: Sequence[Sequence[RunScores]], *, draws: int = DRAWS, seed: int = 0) -> None:
-        self.runs = runs
+        self.runs, self.draws = runs, draws
         generator = np.random.Generator(np.random.PCG64(seed))
         seeds = len(runs)
         # how often each seed is drawn: [D, S]; row 0 is the data as they are
@@ -143,13 +144,40 @@ def estimate(draws: Float, by_seed: Sequence[float] = ()) -> Estimate:
     return Estimate(float(draws[0]), float(low), float(high), deviation)
 
 
-def backward_transfer(bootstrap: Bootstrap, seed: int, variant: int, tasks: Sequence[int], last: int) -> Float:
-    """Mean BWT in percent over tasks of one run, in every draw."""
+def p_value(draws: Float) -> float:
+    """Return the two-sided p-value of the hypothesis that a difference is nothing, from its draws; NaN where it is not defined.
+
+    Twice the share of draws on the other side of zero, counted so that it is never below 2 / (D + 1), as D draws cannot tell more.
+    It inverts the percentile interval: p is below 0.05 where the 95 % interval leaves zero out.
+    """
+    drawn = draws[1:][~np.isnan(draws[1:])]
+    if np.isnan(draws[0]) or not drawn.size:
+        return math.nan
+    other = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (other + 1) / (drawn.size + 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's step-down method (Holm, 1979); NaN are no comparisons and stay."""
+    order = sorted((place for place, value in enumerate(values) if not math.isnan(value)), key=lambda place: values[place])
+    corrected, largest = [math.nan] * len(values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def backward_transfer(
+    bootstrap: Bootstrap, seed: int, variant: int, tasks: Sequence[int], last: int, *, absolute: bool = False
+) -> Float:  # fmt: skip
+    """Mean BWT, in percent unless `absolute`, over tasks of one run, in every draw; NaN of no tasks."""
+    if not tasks:
+        return np.full(bootstrap.draws + 1, np.nan)
     changes = []
     for task in tasks:
         learned = bootstrap.score(seed, variant, task, task)
         kept = bootstrap.score(seed, variant, last, task)
-        changes.append(change_in_percent(kept, learned))
+        changes.append(kept - learned if absolute else change_in_percent(kept, learned))
     return np.mean(changes, axis=0)
 
 

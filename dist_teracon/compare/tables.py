@@ -1,199 +1,178 @@
-"""The tables of a comparison, as Markdown: scores, transfer, and each variant against the baseline with paired intervals."""
+"""The tables of a comparison, as Markdown: scores, transfer, costs, and each variant against its baseline with paired intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dist_teracon import io
-from dist_teracon.compare.plan import Cell, Plan
-from dist_teracon.compare.statistics import (
-    Bootstrap,
-    Estimate,
-    Float,
-    RunScores,
-    backward_transfer,
-    change_in_percent,
-    estimate,
-    pooled,
-    read_run_scores,
-)
-from dist_teracon.errors import RunError
+from dist_teracon.compare.comparison import Comparison, Statistic
+from dist_teracon.compare.costs import TaskCost, read_costs
+from dist_teracon.compare.statistics import Estimate, holm
 from dist_teracon.evaluate.metrics import parse_metric
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Finished cells with their scores by user.
-
-    Attributes:
-        plan: What was compared.
-        variants: Names, in the plan's order.
-        seeds: The seeds that every variant has finished.
-        bootstrap: Draws over those seeds and their users.
-        tasks: Names of the tasks, in the order in which they were learned.
-        metrics: By which metric each task's scores are; None where it has none that is a mean.
-        split: `test` or `validation`.
-        further: Final scores by the other metrics: metric -> variant -> seeds -> tasks.
-    """
-
-    plan: Plan
-    variants: tuple[str, ...]
-    seeds: tuple[int, ...]
-    bootstrap: Bootstrap
-    tasks: tuple[str, ...]
-    metrics: tuple[str | None, ...]
-    split: str
-    further: dict[str, dict[str, list[list[float | None]]]]
-
-    @property
-    def columns(self) -> list[str]:
-        """Each task with its metric."""
-        return [f"{task} ({metric or 'no mean'}{_direction(metric)})" for task, metric in zip(self.tasks, self.metrics, strict=True)]
-
-    def final(self, variant: str, task: int) -> Callable[[int], Float]:
-        """Return the statistic `score of a task after the last stage`, by seed."""
-        index = self.variants.index(variant)
-        return lambda seed: self.bootstrap.score(seed, index, len(self.tasks) - 1, task)
-
-    def learned(self, variant: str, task: int) -> Callable[[int], Float]:
-        """Return the statistic `score of a task when it was learned`, by seed."""
-        index = self.variants.index(variant)
-        return lambda seed: self.bootstrap.score(seed, index, task, task)
-
-    def bwt(self, variant: str, tasks: Sequence[int] | None = None) -> Callable[[int], Float]:
-        """Return the statistic `mean BWT in percent`, by seed."""
-        index, last = self.variants.index(variant), len(self.tasks) - 1
-        chosen = range(last) if tasks is None else tasks
-        return lambda seed: backward_transfer(self.bootstrap, seed, index, list(chosen), last)
-
-    def fwt(self, variant: str, task: int) -> Callable[[int], Float]:
-        """Return the statistic `FWT of a task in percent` against the plan's single-task variant, by seed."""
-        assert self.plan.single_task is not None
-        alone, together = self.learned(self.plan.single_task, task), self.learned(variant, task)
-        return lambda seed: change_in_percent(together(seed), alone(seed))
-
-    def summary(self, statistic: Callable[[int], Float]) -> Estimate:
-        """Return a statistic's mean over seeds, its interval and its deviation over seeds."""
-        by_seed = [float(statistic(seed)[0]) for seed in range(len(self.bootstrap.runs))]
-        return estimate(self.bootstrap.over_seeds(statistic), by_seed)
-
-    def difference(self, statistic: Callable[[int], Float], other: Callable[[int], Float]) -> Estimate:
-        """Return the paired difference of two statistics."""
-        return self.summary(lambda seed: statistic(seed) - other(seed))
-
-
-def gather(plan: Plan, cells: Sequence[Cell], out: Path, *, finished: Callable[[Cell], bool], split: str) -> Comparison | None:
-    """Read the scores of all seeds that every variant has finished; None without any.
-
-    Raises:
-        RunError: the variants differ in tasks, their order, or metrics, so their scores do not compare.
-    """
-    variants = tuple(plan.variants)
-    by_place = {(cell.variant, cell.seed): cell for cell in cells}
-    seeds = tuple(seed for seed in plan.seeds if all(finished(by_place[variant, seed]) for variant in variants))
-    if not seeds:
-        return None
-    runs: list[list[RunScores]] = [
-        [read_run_scores(by_place[variant, seed].folder(out), split=split, metrics=plan.metrics) for variant in variants] for seed in seeds
-    ]
-    first = runs[0][0]
-    if any((run.tasks, run.metrics) != (first.tasks, first.metrics) for of_seed in runs for run in of_seed):
-        raise RunError(f"{out}: the variants differ in tasks, their order, or metrics; expected the same in all")
-    folders = {variant: [by_place[variant, seed].folder(out) for seed in seeds] for variant in variants}
-    further = _further(folders, first, split)
-    if plan.cross_fitting:
-        runs = [[pooled(folds) for folds in zip(*runs, strict=True)]]
-    return Comparison(plan, variants, seeds, Bootstrap(runs), first.tasks, first.metrics, split, further)
-
-
-def _further(folders: dict[str, list[Path]], scores: RunScores, split: str) -> dict[str, dict[str, list[list[float | None]]]]:
-    """Read the final scores by the metrics that the tables are not by."""
-    key = "scores_by_metric" if split == "test" else "validation_scores_by_metric"
-    last = f"{len(scores.tasks):02d}-{scores.tasks[-1]}"
-    found: dict[str, dict[str, list[list[float | None]]]] = {}
-    for variant, runs in folders.items():
-        for run in runs:
-            for name, row in io.read_json(str(run / "stages" / last / "state.json"))[key].items():
-                if name not in scores.metrics and any(score is not None for score in row):
-                    found.setdefault(name, {}).setdefault(variant, []).append(row)
-    return found
 
 
 def markdown(comparison: Comparison) -> str:
     """Return all tables of a comparison; of one task there is nothing to transfer."""
-    of_several = (
-        [
-            "Scores when learned, R(i, i):\n\n" + _score_table(comparison, comparison.learned),
-            "Transfer, %:\n\n" + _transfer_table(comparison),
-            "BWT, %:\n\n" + _backward_table(comparison),
-        ]
-        if len(comparison.tasks) > 1
-        else []
-    )
     parts = [
         f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.",
+        _orders(comparison),
         comparison.plan.notes,
         "Final scores, R(M, i):\n\n" + _score_table(comparison, comparison.final),
-        *of_several,
-        f"Final scores less those of `{comparison.plan.baseline}`:\n\n" + _difference_table(comparison),
+        *(_tables_of_several(comparison) if len(comparison.tasks) > 1 else []),
+        _difference_tables(comparison),
         _further_tables(comparison),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _tables_of_several(comparison: Comparison) -> list[str]:
+    parts = ["Scores when learned, R(i, i):\n\n" + _score_table(comparison, comparison.learned)]
+    for unit, absolute in (("%", False), ("absolute", True)):
+        parts += [
+            f"Transfer, {unit}:\n\n" + _transfer_table(comparison, absolute=absolute),
+            f"BWT, {unit}:\n\n" + _backward_table(comparison, absolute=absolute),
+        ]
+    return parts
+
+
+def _columns(comparison: Comparison) -> list[str]:
+    """Return each task with its metric."""
+    pairs = zip(comparison.tasks, comparison.metrics, strict=True)
+    return [f"{task} ({metric or 'no mean'}{_direction(metric)})" for task, metric in pairs]
+
+
 def _drawn(comparison: Comparison) -> str:
     seeds, variants = ", ".join(map(str, comparison.seeds)), f"{len(comparison.variants)} variants"
+    if comparison.left_out:
+        variants += f" (without {', '.join(comparison.left_out)}, not finished on these seeds)"
     if comparison.plan.cross_fitting:
         return f"folds {seeds} pooled; {variants}. [95 % bootstrap interval over users]"
     return f"seeds {seeds}; {variants}. Mean ± standard deviation over seeds, [95 % bootstrap interval over users and seeds]"
 
 
-def _score_table(comparison: Comparison, statistic: Callable[[str, int], Callable[[int], Float]]) -> str:
+def _orders(comparison: Comparison) -> str:
+    """Return the variants' task orders where they differ."""
+    orders = {variant: comparison.order(variant) for variant in comparison.variants}
+    if len(set(orders.values())) == 1:
+        return ""
+    title = "Tasks in the order in which each variant learned them; tables have those that all learn:"
+    return f"{title}\n\n" + _table(["variant", "order"], [[variant, ", ".join(order)] for variant, order in orders.items()])
+
+
+def _score_table(comparison: Comparison, statistic: Callable[[str, int], Statistic]) -> str:
     rows = [
         [variant, *(_score(comparison.summary(statistic(variant, task))) for task in range(len(comparison.tasks)))]
         for variant in comparison.variants
     ]
-    return _table(["variant", *comparison.columns], rows)
+    return _table(["variant", *_columns(comparison)], rows)
 
 
-def _transfer_table(comparison: Comparison) -> str:
-    columns = ["variant", "mean BWT"]
-    forward = range(1, len(comparison.tasks)) if comparison.plan.single_task else range(0)
-    columns += [f"FWT {comparison.tasks[task]}" for task in forward]
+def _transfer_table(comparison: Comparison, *, absolute: bool) -> str:
+    tasks = range(len(comparison.tasks))
+    of_variants = {variant: [comparison.fwt(variant, task, absolute=absolute) for task in tasks] for variant in comparison.variants}
+    forward = [task for task in tasks if any(statistics[task] is not None for statistics in of_variants.values())]
+    columns = ["variant", "mean BWT", *(["mean FWT"] if forward else []), *(f"FWT {comparison.tasks[task]}" for task in forward)]
     rows = []
-    for variant in comparison.variants:
-        values = [comparison.bwt(variant), *(comparison.fwt(variant, task) for task in forward)]
-        rows.append([variant, *(_percent(comparison.summary(value)) for value in values)])
+    for variant, statistics in of_variants.items():
+        values: list[Statistic | None] = [comparison.bwt(variant, absolute=absolute)]
+        if forward:
+            values += [comparison.mean_fwt(variant, absolute=absolute), *(statistics[task] for task in forward)]
+        rows.append([variant, *(_change(comparison, value, absolute=absolute) for value in values)])
     return _table(columns, rows)
 
 
-def _backward_table(comparison: Comparison) -> str:
-    tasks = range(len(comparison.tasks) - 1)
+def _backward_table(comparison: Comparison, *, absolute: bool) -> str:
+    places = range(len(comparison.tasks))
+    # a task that every variant learns last has no BWT
+    tasks = [task for task in places if any(comparison.place(variant, task) < comparison.last(variant) for variant in comparison.variants)]
     rows = [
-        [variant, *(_percent(comparison.summary(comparison.bwt(variant, [task]))) for task in tasks)] for variant in comparison.variants
+        [variant, *(_change(comparison, comparison.bwt(variant, [task], absolute=absolute), absolute=absolute) for task in tasks)]
+        for variant in comparison.variants
     ]
     return _table(["variant", *(comparison.tasks[task] for task in tasks)], rows)
 
 
-def _difference_table(comparison: Comparison) -> str:
-    baseline = comparison.plan.baseline
-    rows = []
+def _difference_tables(comparison: Comparison) -> str:
+    """Return the differences of final scores from the baselines, and their p-values corrected for their number a baseline."""
+    several, tasks = len(comparison.tasks) > 1, range(len(comparison.tasks))
+    name = comparison.plan.baseline
+    differences: list[list[str]] = []
+    found: dict[str, dict[str, list[float]]] = {}
     for variant in comparison.variants:
-        if variant == baseline:
+        baseline = comparison.plan.baseline_of(variant)
+        if baseline == variant or baseline not in comparison.variants:
             continue
-        cells = [
-            _signed(comparison.difference(comparison.final(variant, task), comparison.final(baseline, task)))
-            for task in range(len(comparison.tasks))
-        ]
-        if len(comparison.tasks) > 1:
+        pairs = [(comparison.final(variant, task), comparison.final(baseline, task)) for task in tasks]
+        cells = [_signed(comparison.difference(*pair)) for pair in pairs]
+        if several:
             cells.append(_percent(comparison.difference(comparison.bwt(variant), comparison.bwt(baseline))))
-        rows.append([variant, *cells])
-    return _table(["variant", *comparison.columns, *(["mean BWT, %"] if len(comparison.tasks) > 1 else [])], rows)
+        differences.append([variant, *cells])
+        found.setdefault(baseline, {})[variant] = [comparison.p_value(*pair) for pair in pairs]
+    if not differences:
+        return "" if name in comparison.variants else f"No differences: the baseline `{name}` has no finished runs of these seeds."
+    parts = [
+        f"Final scores less those of `{name}`:\n\n"
+        + _table(["variant", *_columns(comparison), *(["mean BWT, %"] if several else [])], differences)
+    ]
+    for baseline, of_variants in found.items():
+        parts.append(_corrected_table(comparison, baseline, of_variants))
+    return "\n\n".join(parts)
+
+
+def _corrected_table(comparison: Comparison, baseline: str, of_variants: dict[str, list[float]]) -> str:
+    flat = [value for values in of_variants.values() for value in values]
+    corrected, width = holm(flat), len(comparison.tasks)
+    count = sum(not math.isnan(value) for value in flat)
+    least = min(1.0, 2 * count / (comparison.bootstrap.draws + 1))
+    title = (
+        f"p-values of these differences from `{baseline}`, two-sided, Holm-corrected for {count} comparisons; "
+        f"{comparison.bootstrap.draws} draws "
+        f"tell none below {least:.2g} for the smallest:"
+    )
+    rows = [[variant, *map(_p, corrected[row * width : (row + 1) * width])] for row, variant in enumerate(of_variants)]
+    return f"{title}\n\n" + _table(["variant", *comparison.tasks], rows)
+
+
+def costs_markdown(comparison: Comparison) -> str:
+    """Return the table of what each task costs each variant; empty where no run has such figures."""
+    rows, known = [], False
+    for variant in comparison.variants:
+        of_seeds = [read_costs(run) for run in comparison.folders[variant]]
+        by_task = [[costs.get(task) for costs in of_seeds] for task in comparison.order(variant)]
+        known |= any(cost is not None for of_task in by_task for cost in of_task)
+        cells = {task: _cost(of_task) for task, of_task in zip(comparison.order(variant), by_task, strict=True)}
+        total = [_total(costs, comparison.order(variant)) for costs in of_seeds]
+        rows.append([variant, *(cells[task] for task in comparison.tasks), _cost(total)])
+    if not known:
+        return ""
+    title = (
+        "Seconds of a task's stage (mean over seeds, beside other runs), parameters and bytes of weights that it adds, "
+        "frozen ones and kept masks included:"
+    )
+    return f"{title}\n\n" + _table(["variant", *comparison.tasks, "all its tasks"], rows) + "\n"
+
+
+def _total(costs: dict[str, TaskCost], order: Sequence[str]) -> TaskCost | None:
+    if any(task not in costs for task in order):
+        return None
+    parts = [costs[task] for task in order]
+    return TaskCost(sum(part.seconds for part in parts), sum(part.parameters for part in parts), sum(part.bytes for part in parts))
+
+
+def _cost(of_seeds: Sequence[TaskCost | None]) -> str:
+    known = [cost for cost in of_seeds if cost is not None]
+    if not known:
+        return "–"
+    return f"{fmean(cost.seconds for cost in known):.1f} s, {known[0].parameters:,} ({_size(known[0].bytes)})"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
 
 
 def _further_tables(comparison: Comparison) -> str:
@@ -230,6 +209,16 @@ def _score(value: Estimate) -> str:
 
 def _signed(value: Estimate) -> str:
     return "–" if math.isnan(value.value) else f"{value.value:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
+
+
+def _change(comparison: Comparison, statistic: Statistic | None, *, absolute: bool) -> str:
+    if statistic is None:
+        return "–"
+    return (_signed if absolute else _percent)(comparison.summary(statistic))
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _percent(value: Estimate) -> str:

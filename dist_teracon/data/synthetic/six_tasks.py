@@ -71,11 +71,20 @@ _TASKS = (
     _LabelTask("profile-6", "profile", 7, 0.68, 6, 1, (8, 9, 10, 11), 3 / 2),
 )
 
+# The task of `noise=CLASSES`, whose labels follow from nothing: a share of the users, one class each. Its stream is of no other task.
+NOISE = "noise"
+_NOISE_SHARE, _NOISE_STREAM = 0.5, 8
+_PARAMETERS = {"users": (1, None), "noise": (2, 10_000)}
 
-def six_tasks_v1(users: int = DEFAULT_USERS) -> Tables:
+
+def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None) -> Tables:
     """Return the synthetic data set of `users` users: 5,000 items, sequences of 8 to 30, the tasks next, item-a … profile-6.
 
     The first n users are those of the data set of n users. Names of items, labels and users are their numbers from 0.
+
+    Args:
+        users: How many.
+        noise: Add a last task, `noise`, that nothing can predict: half of the users, one of so many classes at random. All else stays.
 
     Raises:
         ConfigError: `users` is not positive.
@@ -90,9 +99,15 @@ def six_tasks_v1(users: int = DEFAULT_USERS) -> Tables:
         name=NAME,
         items=[str(item) for item in range(ITEMS)],
         sequences=SequenceTable(names, hashes, values, offsets),
-        labels=[_draw_labels(task, latent_UD) for task in _TASKS],
+        labels=[*(_draw_labels(task, latent_UD) for task in _TASKS), *([] if noise is None else [_draw_noise(users, noise)])],
         length_limit=LENGTH_LIMIT,
-        source={"format": "synthetic", "name": NAME, "users": users, "seed": _ENTROPY},
+        source={
+            "format": "synthetic",
+            "name": NAME,
+            "users": users,
+            "seed": _ENTROPY,
+            **({} if noise is None else {"noise": noise}),
+        },
     )
 
 
@@ -100,25 +115,26 @@ def parse_synthetic(uri: str) -> Tables:
     """Return the data set that a URI such as `synthetic:six-tasks-v1?users=2000` names.
 
     Raises:
-        ConfigError: unknown data set or parameter, or a value that is not a positive whole number.
+        ConfigError: unknown data set or parameter, or a value that is no whole number or out of bounds.
     """
     if not uri.startswith(SCHEME):
         raise ConfigError(f"'{uri}' names no synthetic data set; write {SCHEME}{NAME}?users=2000")
     name, _, query = uri.removeprefix(SCHEME).partition("?")
     if name != NAME:
         raise ConfigError(f"'{uri}': no synthetic data set '{name}'{nearest(name, [NAME])} (there is: {NAME})")
-    users = DEFAULT_USERS
-    seen: set[str] = set()
+    found: dict[str, int] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key != "users":
-            raise ConfigError(f"'{uri}': '{NAME}' has no parameter '{key}'{nearest(key, ['users'])} (it has: users)")
-        if key in seen:
+        if key not in _PARAMETERS:
+            raise ConfigError(f"'{uri}': '{NAME}' has no parameter '{key}'{nearest(key, _PARAMETERS)} (it has: {', '.join(_PARAMETERS)})")
+        if key in found:
             raise ConfigError(f"'{uri}': parameter '{key}' is given twice; give it once")
-        if not (value.isascii() and value.isdecimal() and int(value) > 0):
-            raise ConfigError(f"'{uri}': {key} is '{value}'; it must be a whole number of at least 1, as in users=2000")
-        seen.add(key)
-        users = int(value)
-    return six_tasks_v1(users)
+        least, most = _PARAMETERS[key]
+        if not (value.isascii() and value.isdecimal() and least <= int(value) <= (most or int(value))):
+            example = "users=2000" if key == "users" else "noise=50"
+            upper = "" if most is None else f" and at most {most}"
+            raise ConfigError(f"'{uri}': {key} is '{value}'; it must be a whole number of at least {least}{upper}, as in {example}")
+        found[key] = int(value)
+    return six_tasks_v1(found.get("users", DEFAULT_USERS), noise=found.get("noise"))
 
 
 def oracle_scores(tables: Tables, *, rows: Int | None = None, given: Literal["user", "popularity"] = "user") -> dict[str, float]:
@@ -143,7 +159,7 @@ def oracle_scores(tables: Tables, *, rows: Int | None = None, given: Literal["us
     chosen_U = np.ones(len(latent_UD), dtype=bool) if rows is None else np.isin(np.arange(len(latent_UD)), rows)
     plain = given == "popularity"
     found = {tables.next_task: _next_hits(tables.sequences, latent_UD, chosen_U, plain=plain)}
-    for task, table in zip(_TASKS, tables.labels, strict=True):
+    for task, table in zip(_TASKS, tables.labels[: len(_TASKS)], strict=True):
         if task.kind == "item" or not plain:
             found[task.name] = _label_hits(task, table, latent_UD, chosen_U, plain=plain)
     return {name: float(hits_E.mean()) for name, hits_E in found.items() if len(hits_E)}
@@ -283,3 +299,11 @@ def _draw_labels(task: _LabelTask, latent_UD: Float) -> LabelTable:
             # A drawn label leaves the distribution; the others' weights are renormalised by the next draw.
             weights_BY[on, drawn] = 0.0
     return LabelTable(task.name, task.kind, [str(label) for label in range(task.labels)], users_R, values, offsets)
+
+
+def _draw_noise(users: int, classes: int) -> LabelTable:
+    """Draw who takes part in the task of noise, and a class of each; two draws a user, so that more users change nothing of the first."""
+    uniforms_U2 = _stream(_NOISE_STREAM).random((users, 2))
+    members = np.flatnonzero(uniforms_U2[:, 0] < _NOISE_SHARE)
+    labels = np.minimum((uniforms_U2[members, 1] * classes).astype(np.int32), classes - 1)
+    return LabelTable(NOISE, "profile", [str(label) for label in range(classes)], members, labels, ragged.offsets_of(np.ones_like(members)))

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from dist_teracon import io
+from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, pooled, read_run_scores
-from dist_teracon.compare.tables import gather, markdown
+from dist_teracon.compare.tables import markdown
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.scorer import UserScores
 from dist_teracon.train.stage_folder import StageFolder

@@ -121,9 +121,26 @@ def test_uri_names_the_data_set() -> None:
         ("synthetic:six-tasks-v1?users=", "users is ''"),
         ("synthetic:six-tasks-v1?users=2e3", "whole number"),
         ("synthetic:six-tasks-v1?users=2&users=3", "given twice"),
+        ("synthetic:six-tasks-v1?noise=1", "at least 2 and at most 10000, as in noise=50"),
         ("data/raw", "names no synthetic data set"),
     ],
 )
 def test_bad_uris_are_explained(uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         parse_synthetic(uri)
+
+
+def test_a_task_of_noise_is_added_and_all_else_stays() -> None:
+    plain, noisy = parse_synthetic("synthetic:six-tasks-v1?users=400"), parse_synthetic("synthetic:six-tasks-v1?users=400&noise=50")
+    assert [table.name for table in noisy.labels] == [*(table.name for table in plain.labels), "noise"]
+    for before, after in zip(plain.labels, noisy.labels, strict=False):
+        np.testing.assert_array_equal(before.values, after.values)
+    noise = noisy.labels[-1]
+    assert (noise.kind, len(noise.classes)) == ("profile", 50)
+    assert 170 < len(noise.users) < 230
+    assert set(np.diff(noise.offsets)) == {1}
+    assert 0 <= noise.values.min() < noise.values.max() <= 49
+    # more users change nothing of the first, and true probabilities are still those of the other tasks
+    more = parse_synthetic("synthetic:six-tasks-v1?users=500&noise=50").labels[-1]
+    np.testing.assert_array_equal(more.values[: len(noise.users)], noise.values)
+    assert oracle_scores(noisy) == oracle_scores(plain)

@@ -1,0 +1,97 @@
+"""What is checked before the first cell of a comparison runs: its folder, and that every cell can learn its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_teracon import io
+from dist_teracon.compare.cells import is_finished
+from dist_teracon.compare.plan import Cell, cell_place
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import read_yaml, validate
+from dist_teracon.console import Console
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.open import open_dataset
+from dist_teracon.errors import ConfigError
+
+
+def check_folder(cells: Sequence[Cell], out: Path) -> None:
+    """Check that a folder is new, or that of this comparison.
+
+    Raises:
+        ConfigError: it is a file, holds something else, or has cells of other configurations.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; name a folder for the comparison")
+    there = {path.name for path in (out / "cells").glob("*")}
+    if not there and any(out.iterdir()) and not (out / "configs").is_dir():
+        raise ConfigError(f"--out {out}: holds other files and no comparison; name a new folder")
+    if there and there.isdisjoint(cell.variant for cell in cells):
+        raise ConfigError(f"--out {out}: holds another comparison (variants {', '.join(sorted(there))}); name another folder")
+    for cell in cells:
+        if problem := _changed(cell, out):
+            raise ConfigError(
+                f"--out {out}: {cell.name} was begun with another configuration: {problem}. "
+                f"Name another folder, or remove {cell.folder(out)}"
+            )
+
+
+def _changed(cell: Cell, out: Path) -> str:
+    """Return how a cell's configuration differs from the one that its run was begun with; empty where it may go on."""
+    from dist_teracon.train.config_changes import compare_configs
+    from dist_teracon.train.run_setup import resolve
+
+    folder = cell.folder(out)
+    if not (folder / "config.yaml").exists():
+        return ""
+    before = validate(RunConfig, read_yaml(str(folder / "config.yaml")), where=str(folder / "config.yaml"))
+    now = resolve(cell.config, where=cell.name)[0]
+    if before.dataset != now.dataset:
+        return f"dataset was {before.dataset!r} and is now {now.dataset!r}"
+    results = folder / "results.json"
+    found = io.read_json(str(results)) if results.exists() else {"tasks": now.tasks or (), "scores": ()}
+    return compare_configs(before, now, tasks=found["tasks"], finished=len(found["scores"])).problem
+
+
+def check_cells(cells: Sequence[Cell], out: Path, *, where: str, console: Console) -> None:
+    """Check of every cell that is not finished that its data set is there, has its tasks, and that its method can learn them.
+
+    Synthetic data sets are prepared on the way, each once.
+
+    Args:
+        cells: All cells.
+        out: The comparison's folder.
+        where: The comparison, for messages.
+        console: Where preparing is logged.
+
+    Raises:
+        ConfigError: names each variant that cannot run, and why.
+        DataError: a data set is not there.
+    """
+    datasets: dict[str, Dataset] = {}
+    problems: dict[str, None] = {}
+    for cell in cells:
+        if is_finished(cell, out):
+            continue
+        uri = cell.config.dataset
+        if uri not in datasets:
+            datasets[uri] = open_dataset(uri, log=console.log)
+        try:
+            _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
+        except ConfigError as error:
+            problems[str(error)] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _check_cell(cell: Cell, dataset: Dataset, *, where: str) -> None:
+    from dist_teracon.evaluate.metrics import check_metrics
+    from dist_teracon.train.run_setup import check_method, chosen_tasks, resolve
+
+    config, kind, _ = resolve(cell.config, where=where)
+    tasks = chosen_tasks(config, dataset, where=where)
+    check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
+    check_method(kind, config, tasks, where=where, adds=False)

@@ -1,0 +1,86 @@
+"""Axes of a comparison: their product, its names, and against what each variant is held."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from dist_teracon.compare.axes import expand
+from dist_teracon.compare.plan import read_plan
+from dist_teracon.errors import ConfigError
+
+AXES = {
+    "method": {"teracon": None, "hat": {"train.second.batch": 64}},
+    "model.backbone": ["nextitnet", "sasrec"],
+    "order": {"as-given": None, "swapped": ["next", "b", "a"]},
+    "model.channels": [8],
+}
+
+
+def plan_file(tmp_path, **fields):
+    plan = {"config": "configs/demo.yaml", "seeds": [0], "axes": AXES, "baseline": "teracon", **fields}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    return str(tmp_path / "plan.yaml")
+
+
+def test_variants_are_the_product_of_the_axes(tmp_path):
+    plan, cells = read_plan(plan_file(tmp_path, variants={"plain": {"model.channels": 4}}))
+    assert list(plan.variants) == [
+        *(
+            f"{method}+{backbone}+{order}"
+            for method in ("teracon", "hat")
+            for backbone in ("nextitnet", "sasrec")
+            for order in AXES["order"]
+        ),
+        "plain",
+    ]
+    config = {cell.variant: cell.config for cell in cells}
+    hat = config["hat+sasrec+swapped"]
+    assert (hat.method["name"], hat.model.backbone["name"], hat.tasks) == ("hat", "sasrec", ("next", "b", "a"))
+    assert (hat.train.second.batch, config["teracon+sasrec+swapped"].train.second.batch) == (64, 256)
+    assert config["teracon+nextitnet+as-given"].tasks is None
+    assert {name: made.model.channels for name, made in config.items() if made.model.channels != 8} == {"plain": 4}
+
+
+def test_a_baseline_that_is_a_label_is_the_variant_that_differs_in_it_alone(tmp_path):
+    plan, _ = read_plan(plan_file(tmp_path, variants={"alone": {"method.name": "sinmo"}}, single_task="alone"))
+    assert plan.baseline_of("hat+sasrec+swapped") == "teracon+sasrec+swapped"
+    assert plan.baseline_of("teracon+sasrec+swapped") == "teracon+sasrec+swapped"
+    assert plan.baseline_of("alone") is None
+    assert plan.single_task_of("hat+sasrec+swapped") == "alone"
+    by_order, _ = read_plan(plan_file(tmp_path, baseline="as-given"))
+    assert by_order.baseline_of("hat+sasrec+swapped") == "hat+sasrec+as-given"
+
+
+def test_settings_of_another_method_are_refused_and_not_dropped(tmp_path):
+    with pytest.raises(ConfigError, match=r"variant 'hat\+nextitnet\+as-given': method.retention: unknown field"):
+        read_plan(plan_file(tmp_path, set={"method.retention.minimum": 8}))
+
+
+def test_the_axes_own_names_need_no_field():
+    points = expand({"rate": {"slow": {"train.second.learning_rate": 0.1}, "fast": None}})
+    assert {name: point.fields for name, point in points.items()} == {"slow": {"train.second.learning_rate": 0.1}, "fast": {}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"axes": {"method": ["teracon", "hatt"]}}, "variant 'hatt': method.name: no method 'hatt'; did you mean 'hat'?"),
+        ({"axes": {"rate": [1, 2]}}, "axis 'rate': a list of values is for a field of the configuration"),
+        ({"axes": {"method": []}}, "axis 'method': expected a list of values, or a mapping of labels, got []"),
+        ({"axes": {"method": ["hat", "hat"]}}, "axis 'method': expected plain values, each once"),
+        ({"axes": {"seed": [0, 1]}}, "axis 'seed': is no axis; expected `seeds` in its place"),
+        ({"axes": {"tasks": {"a": None}}}, "axis 'tasks': is no axis; expected `order` in its place"),
+        ({"axes": {"order": {"other": "next"}}}, "axis 'order', 'other': expected a list of tasks"),
+        ({"axes": {"rate": {"slow": 3}}}, "axis 'rate', 'slow': expected dotted fields as a mapping, or nothing, got 3"),
+        ({"axes": {"order": {"same": None}, "rate": {"same": None}}}, "label 'same' stands on the axes 'order' and 'rate'"),
+        ({"axes": {"method": ["teracon"], "order": {"a": ["x", "x"]}}}, "expected at least one task, and each once"),
+        ({"axes": {"method": ["teracon", "hat"]}, "variants": {"hat": {}}}, "'hat' comes from the axes already"),
+        ({"baseline": "tera"}, "baseline: expected a variant or a label of an axis (teracon, nextitnet"),
+        ({"axes": {"dataset": ["a/b", "c"]}, "baseline": "c"}, "got 'a/b'"),
+    ],
+)
+def test_bad_axes_are_told_before_anything_runs(tmp_path, fields, part):
+    with pytest.raises(ConfigError) as caught:
+        read_plan(plan_file(tmp_path, **fields))
+    assert part in str(caught.value)

@@ -1,0 +1,168 @@
+"""Comparisons of variants that learn their tasks in different orders, cells that are missing, p-values and costs."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from dist_teracon import io
+from dist_teracon.compare.comparison import gather
+from dist_teracon.compare.costs import read_costs
+from dist_teracon.compare.plan import read_plan
+from dist_teracon.compare.run import write_tables
+from dist_teracon.compare.statistics import holm, p_value
+from dist_teracon.compare.tables import markdown
+from dist_teracon.errors import RunError
+from dist_teracon.evaluate.scorer import UserScores
+from dist_teracon.train.stage_folder import StageFolder
+
+USERS = np.arange(30, dtype=np.uint64) * np.uint64(7919)
+ORDER = ("next", "수입", "b")
+
+
+def write_run(folder, tasks, scores, *, metric="mrr@5"):
+    """A run whose every user scores `scores[stage task][task]`; a task that is not named there scores 1."""
+    metrics = [metric] * len(tasks)
+    rows = [[scores.get(learned, {}).get(task, 1.0) for task in tasks[: stage + 1]] for stage, learned in enumerate(tasks)]
+    io.write_json(folder / "results.json", {"tasks": tasks, "metrics": metrics, "scores": rows, "scores_by_metric": {metric: rows}})
+    for stage, name in enumerate(tasks):
+        own = StageFolder(folder, stage, name)
+        parts = [("test", task, np.full(30, score)) for task, score in zip(tasks, rows[stage], strict=False)]
+        parts += [("validation", task, np.full(30, score)) for _, task, (score, *_) in parts]
+        own.save_user_scores([(split, task, UserScores(USERS, values, np.ones(30, np.int64))) for split, task, values in parts])
+        by_metric = {metric: rows[stage]}
+        io.write_json(own.path / "state.json", {"scores_by_metric": by_metric, "validation_scores_by_metric": by_metric})
+    return folder
+
+
+def made(tmp_path, *, seeds=(0,), finished=lambda cell: True, **fields):
+    plan = {"config": "configs/demo.yaml", "seeds": list(seeds), **fields}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    plan, cells = read_plan(str(tmp_path / "plan.yaml"))
+    for cell in filter(finished, cells):
+        write_run(cell.folder(tmp_path), list(cell.config.tasks), SCORES.get(cell.variant, {}))
+    return plan, cells
+
+
+SCORES = {
+    # the given order: 수입 falls from .8 to .6
+    "teracon+given": {"수입": {"수입": 0.8}, "b": {"next": 0.5, "수입": 0.6, "b": 0.4}},
+    # the other: b falls from .8 to .2, 수입 is learned last
+    "teracon+other": {"b": {"b": 0.8}, "수입": {"next": 0.5, "b": 0.2, "수입": 0.7}},
+    # each task alone
+    "alone": {"수입": {"수입": 0.5}, "b": {"b": 0.5}},
+}
+AXES = {"method": ["teracon", "hat"], "order": {"given": list(ORDER), "other": ["next", "b", "수입"]}}
+ALONE = {"alone": {"method.name": "sinmo", "tasks": list(ORDER)}}
+
+
+def test_tasks_are_compared_by_name_whatever_their_order(tmp_path):
+    plan, cells = made(tmp_path, axes=AXES, variants=ALONE, baseline="given", single_task="alone")
+    comparison = gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+    assert comparison is not None
+    assert comparison.tasks == ORDER
+
+    def value(statistic):
+        return comparison.summary(statistic).value
+
+    given, other = "teracon+given", "teracon+other"
+    assert [value(comparison.final(given, task)) for task in range(3)] == pytest.approx([0.5, 0.6, 0.4])
+    assert [value(comparison.final(other, task)) for task in range(3)] == pytest.approx([0.5, 0.7, 0.2])
+    assert value(comparison.learned(other, 2)) == pytest.approx(0.8)
+    # BWT is over the tasks before the last one of each order: next falls by half in both
+    assert value(comparison.bwt(given)) == pytest.approx((-50 - 25) / 2)
+    assert value(comparison.bwt(other)) == pytest.approx((-50 - 75) / 2)
+    assert value(comparison.bwt(other, absolute=True)) == pytest.approx((-0.5 - 0.6) / 2)
+    assert math.isnan(value(comparison.bwt(other, [1])))
+    # FWT is of those behind the first
+    assert comparison.fwt(other, 0) is None
+    assert value(comparison.fwt(other, 2)) == pytest.approx(60)
+    assert value(comparison.fwt(other, 2, absolute=True)) == pytest.approx(0.3)
+    assert value(comparison.mean_fwt(given)) == pytest.approx((60 - 20) / 2)
+    tables = markdown(comparison)
+    assert "| teracon+other | next, b, 수입 |" in tables
+    assert "| teracon+other | +0.0000 [+0.0000, +0.0000] | +0.1000 [+0.1000, +0.1000] | -0.2000 [-0.2000, -0.2000] | -25.0 [" in tables
+    assert "p-values of these differences from `teracon+given`, two-sided, Holm-corrected for 3 comparisons" in tables
+    assert "| teracon+other | 1.000 | 0.003 | 0.003 |" in tables
+    assert "p-values of these differences from `hat+given`" in tables
+    assert "nan" not in tables
+
+
+def test_variants_with_one_task_more_are_compared_on_the_others(tmp_path):
+    plan, cells = made(
+        tmp_path, axes={"order": {"without": ["next", "b"], "noisy": ["next", "noise", "b"]}}, baseline="without"
+    )  # fmt: skip
+    comparison = gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+    assert comparison is not None
+    assert comparison.tasks == ("next", "b")
+    assert comparison.last("noisy") == 2
+
+
+def test_without_a_task_in_common_there_is_nothing_to_compare(tmp_path):
+    plan, cells = made(tmp_path, axes={"order": {"one": ["next"], "other": ["b"]}}, baseline="one")
+    with pytest.raises(RunError, match="no task in common"):
+        gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+
+
+def test_a_variant_without_runs_hides_no_other_and_is_named(tmp_path):
+    def finished(cell):
+        return cell.variant != "c" and (cell.variant, cell.seed) != ("b", 1)
+
+    variants = {name: {"tasks": ["next", "b"]} for name in "abc"}
+    plan, cells = made(tmp_path, seeds=(0, 1), finished=finished, variants=variants, baseline="a")
+    page = write_tables(plan, cells, tmp_path, problems={"c, seed 0": "out of memory (log: x)"}).read_text()
+    assert "seeds 0; 2 variants (without c, not finished on these seeds)" in page
+    assert (
+        "3 of 6 cells:\n\n- c, seed 0: out of memory (log: x)\n- b, seed 1: not run to its end\n- c, seed 1: not run to its end\n" in page
+    )
+    assert "\n| b | +0.0000" in page
+
+
+def test_without_the_baseline_there_are_no_differences(tmp_path):
+    variants = {name: {"tasks": ["next", "b"]} for name in "ab"}
+    plan, cells = made(tmp_path, finished=lambda cell: cell.variant == "b", variants=variants, baseline="a")
+    page = write_tables(plan, cells, tmp_path, problems={}).read_text()
+    assert "No differences: the baseline `a` has no finished runs of these seeds." in page
+
+
+def test_holm_multiplies_the_smallest_most_and_never_descends():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    found = holm([0.01, math.nan, 0.04])
+    assert (found[0], found[2]) == pytest.approx((0.02, 0.04))
+    assert math.isnan(found[1])
+
+
+def test_p_is_small_where_draws_lie_on_one_side_and_agrees_with_the_interval():
+    one_side = np.concatenate([[0.1], np.linspace(0.01, 0.2, 199)])
+    assert p_value(one_side) == pytest.approx(2 / 200)
+    assert p_value(-one_side) == pytest.approx(2 / 200)
+    assert p_value(np.zeros(200)) == 1.0
+    assert math.isnan(p_value(np.full(10, math.nan)))
+    generator = np.random.default_rng(0)
+    for shift in (1.6, 1.9, 2.0, 2.3):
+        draws = np.concatenate([[shift], shift + generator.standard_normal(1999)])
+        low = np.percentile(draws[1:], 2.5)
+        assert (p_value(draws) < 0.05) == (low > 0)
+
+
+def test_costs_are_what_each_stage_adds(tmp_path):
+    io.write_json(tmp_path / "results.json", {"tasks": ["next", "수입"]})
+    weights = {"table": torch.zeros(10, 4)}
+    for number, task in enumerate(("next", "수입")):
+        if number:
+            weights |= {"head": torch.zeros(3, 2), "owner": torch.zeros(40, dtype=torch.uint8)}
+        stage = StageFolder(tmp_path, number, task).path
+        stage.mkdir(parents=True)
+        save_file(weights, stage / "model.safetensors", metadata={"format": "pt"})
+        (stage / "timing.json").write_text(json.dumps({"seconds": 2.5 + number}))
+    costs = read_costs(tmp_path)
+    first, second = costs["next"], costs["수입"]
+    assert (first.seconds, first.parameters, first.bytes) == (2.5, 40, 160)
+    assert (second.seconds, second.parameters, second.bytes) == (3.5, 6, 6 * 4 + 40)

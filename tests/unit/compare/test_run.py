@@ -1,0 +1,136 @@
+"""`dist-teracon compare` from the command line: what is refused before a cell runs, a cell that fails, and cells that go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_runs import settings, write_small
+
+from dist_teracon import cli
+from dist_teracon.compare.plan import read_plan
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_small(tmp_path_factory.mktemp("data") / "small")
+
+
+def plan_file(folder: Path, dataset: str, **fields: Any) -> str:
+    """A plan of two systems that are quickly there, on three tasks."""
+    own = settings(dataset, first={"learning_rate": 0.01, "batch": 64, "epochs": 1})
+    del own["method"]
+    (folder / "run.yaml").write_text(yaml.safe_dump(own))
+    plan = {
+        "config": str(folder / "run.yaml"),
+        "set": {"train.max_steps": 2},
+        "seeds": [0],
+        "axes": {"method": ["popularity", "fineall"]},
+        "baseline": "popularity",
+        **fields,
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    return str(folder / "plan.yaml")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command, which has to refuse as a user's mistake; returns its error."""
+    assert cli.main(["compare", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"axes": {"method": ["popularity"], "order": {"a": None, "b": ["next", "shoes"]}}}, "variant 'b': tasks: "),
+        ({"set": {"train.by_task": {"shoes": {"epochs": 2}}}}, "variant 'fineall': train.by_task: "),
+        ({"set": {"tasks": ["likes", "next", "age"]}, "axes": {"method": ["popularity", "mtl"]}}, "variant 'mtl': tasks: method 'mtl'"),
+        ({"set": {"dataset": "no/such/folder"}}, "no/such/folder"),
+    ],
+)
+def test_what_cannot_be_learned_is_told_before_anything_runs(
+    tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], part: str
+) -> None:
+    assert part in refused(capsys, plan_file(tmp_path, dataset, **fields), "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_cannot_run_on_a_backbone_is_told_before_anything_runs(
+    tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from toy_backbone import Bag
+
+    assert not Bag.takes_patches()
+    axes = {"method": ["popularity", "peterrec"], "model.backbone": {"bag": {"model.backbone": {"name": "bag"}}}}
+    error = refused(capsys, plan_file(tmp_path, dataset, axes=axes), "--out", str(tmp_path / "out"))
+    assert "variant 'peterrec': model.backbone.name: method 'peterrec' puts modules into a backbone, and 'bag' has no place" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_something_else_are_refused(tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, out = plan_file(tmp_path, dataset), tmp_path / "out"
+    out.write_text("")
+    assert "is a file" in refused(capsys, plan, "--out", str(out))
+    out.unlink()
+    out.mkdir()
+    (out / "thesis.tex").write_text("")
+    assert "holds other files and no comparison" in refused(capsys, plan, "--out", str(out))
+    (out / "cells" / "hat").mkdir(parents=True)
+    assert "holds another comparison (variants hat)" in refused(capsys, plan, "--out", str(out))
+    assert sorted(path.name for path in out.iterdir()) == ["cells", "thesis.tex"]
+
+
+def test_one_cell_fails_and_the_other_goes_on(tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, out = plan_file(tmp_path, dataset), tmp_path / "out"
+    (out / "cells" / "fineall").mkdir(parents=True)
+    (out / "cells" / "fineall" / "seed-0").write_text("in the way")
+    assert cli.main(["compare", plan, "--out", str(out), "--parallel", "2"]) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 cells failed; the same command runs them again\nfineall, seed 0: " in error
+    assert "is a file" in error
+    tables = (out / "tables.md").read_text(encoding="utf-8")
+    assert "| popularity | 0." in tables
+    assert "1 of 2 cells:\n\n- fineall, seed 0: " in tables
+    # what is finished is not mixed with what another plan would have made
+    changed = plan_file(tmp_path, dataset, set={"train.max_steps": 3})
+    error = refused(capsys, changed, "--out", str(out))
+    assert "popularity, seed 0 was begun with another configuration: train.max_steps was 2 and is now 3" in error
+
+
+def test_the_shipped_tiny_plan_has_every_method_on_both_backbones() -> None:
+    from dist_teracon.continual.registry import METHODS
+
+    plan, cells = read_plan("tiny-systems")
+    assert set(plan.axes["method"]) == set(METHODS) - {"popularity"}
+    assert len(cells) == 2 * len(plan.axes["method"])
+
+
+@pytest.mark.parametrize("name", ["reversed", "orders", "noisy", "sampling", "adaptation", "similarity"])
+def test_the_shipped_experiments_are_whole_and_their_tasks_are_there(name: str) -> None:
+    from dist_teracon.data.synthetic.six_tasks import parse_synthetic
+
+    plan, cells = read_plan(f"experiments/{name}")
+    assert len(cells) == len(plan.variants) * len(plan.seeds)
+    uri = cells[0].config.dataset.split("&split_seed=")[0].replace("users=4000", "users=20")
+    tasks = {"next", *(table.name for table in parse_synthetic(uri).labels)}
+    orders = [cell.config.tasks for cell in cells if cell.config.tasks is not None]
+    assert all(set(order) <= tasks and order[0] == "next" for order in orders)
+    # of each variant there is one that it is held against, but for one that only lends its scores
+    assert {variant for variant in plan.variants if plan.baseline_of(variant) is None} <= {plan.single_task}
+
+
+@pytest.mark.slow
+def test_all_systems_on_both_backbones(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIST_TERACON_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    assert cli.main(["compare", "tiny-systems", "--out", str(out)]) == 0
+    variants = list(read_plan("tiny-systems")[0].variants)
+    tables = (out / "tables.md").read_text(encoding="utf-8")
+    assert all(f"| {variant} |" in tables for variant in variants)
+    assert "Holm-corrected for 16 comparisons" in tables
+    assert "# costs" in tables and "# unfinished" not in tables
+    capsys.readouterr()
+    assert cli.main(["compare", "tiny-systems", "--out", str(out)]) == 0
+    assert "18 cells, 18 of them finished" in "".join(capsys.readouterr())
