@@ -9,12 +9,13 @@ import errno
 import importlib.util
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -52,7 +53,7 @@ class ServeOptions:
     users: int = 10_000
     snapshots: Path | None = None
     snapshot_seconds: float = 300.0
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     device: str = "cpu"
 
 
@@ -158,7 +159,7 @@ def _start(sources: Sequence[Source], options: ServeOptions) -> Any:
     ongoing = 2 * options.limits.waiting
     try:
         ray_serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, logging_config=quiet)
-        deployment = ray_serve.deployment(
+        deployment: Any = ray_serve.deployment(
             Models, name=_DEPLOYMENT, num_replicas=1, max_ongoing_requests=ongoing, logging_config=quiet,
             ray_actor_options={"num_cpus": 1, "num_gpus": 1 if options.device.startswith("cuda") else 0},
         )  # fmt: skip
@@ -176,10 +177,13 @@ def _snapshot(handle: Any, log: Log) -> None:
 
 @contextmanager
 def _ray() -> Iterator[None]:
-    """Have Ray on this machine, for this server alone and on loopback, stopped at the end."""
+    """Have Ray on this machine, for this server alone and with a token of its own, stopped at the end."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray's own ports, some of which listen on every address, run what they are asked to
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
             address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, _node_ip_address="127.0.0.1",
@@ -202,7 +206,7 @@ def _stop_signals() -> Iterator[threading.Event]:
     stop = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, _: FrameType | None) -> None:
         stop.set()
         signal.signal(number, signal.SIG_DFL)
 

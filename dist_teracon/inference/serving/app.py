@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class App:
     """
 
     def __init__(
-        self, served: Sequence[Served], *, limits: Limits | None = None, token: str | None = None, snapshots: Path | None = None, device: str = "cpu"
+        self, served: Sequence[Served], *,
+        limits: Limits | None = None, token: str | None = None, snapshots: Path | None = None, device: str = "cpu",
     ) -> None:  # fmt: skip
         self.models = {one.source.name: one for one in served}
         self.limits = Limits() if limits is None else limits
@@ -184,7 +186,7 @@ class App:
             return
         async with self._saving:
             for name, served in list(self.models.items()):
-                users = await self._batcher.between_batches(lambda served=served: list(served.users))
+                users = await self._batcher.between_batches(partial(list, served.users))
                 await asyncio.to_thread(snapshot.save, self._snapshots / name, served.model.fingerprint, users)
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dist_teracon.errors import TeraconError
@@ -120,7 +121,7 @@ class Batcher:
             if not wanted:
                 continue
             self._seen(sum(job.size for job, _ in wanted))
-            answers = await self.between_batches(lambda wanted=wanted: run_jobs([job for job, _ in wanted]))
+            answers = await self.between_batches(partial(run_jobs, [job for job, _ in wanted]))
             for (_, future), answer in zip(wanted, answers, strict=True):
                 if future.cancelled():
                     continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -14,7 +16,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry, "namespace": "dist_teracon"}
+        own: dict[str, Any] = {"registry": self._registry, "namespace": "dist_teracon"}
         self.requests = Counter("requests", "Requests answered.", ["path", "status"], **own)
         self.seconds = Histogram("request_seconds", "Time from a request's last byte to its answer.", ["path"], buckets=_SECONDS, **own)
         self.batch_rows = Histogram("batch_rows", "Users computed together.", buckets=_ROWS, **own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast, get_args
 
 from dist_teracon.errors import DataError, TeraconError, nearest, shortened
 from dist_teracon.inference.histories import id_text
@@ -113,7 +113,15 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null", int: "a number", float: "a number"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+        int: "a number",
+        float: "a number",
+    }
     return kinds[type(value)]
 
 
@@ -154,9 +162,9 @@ class _Fields:
 
     def shared(self) -> SharedVector | None:
         value = self.text("shared")
-        if value is None or value == "mean" or value == "open" or value == "concat":
-            return value
-        raise RequestError(f"shared: expected mean, open or concat, got {shortened(value)}")
+        if value not in (None, *get_args(SharedVector)):
+            raise RequestError(f"shared: expected mean, open or concat, got {shortened(value)}")
+        return cast("SharedVector | None", value)
 
     def ids(self, name: str) -> tuple[str, ...] | None:
         value = self._values.get(name)
@@ -200,7 +208,12 @@ def _predict(fields: _Fields) -> PredictRequest:
 
 def _events(fields: _Fields) -> EventsRequest:
     return EventsRequest(
-        fields.text("model"), fields.user(), fields.ids("items") or (), fields.ids("history"), fields.text("task") or SHARED, fields.shared()
+        fields.text("model"),
+        fields.user(),
+        fields.ids("items") or (),
+        fields.ids("history"),
+        fields.text("task") or SHARED,
+        fields.shared(),
     )
 
 

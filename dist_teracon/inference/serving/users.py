@@ -1,4 +1,4 @@
-"""The users that a server remembers: each one's last events, and the states that were computed of them, the least recently used first out."""
+"""The users that a server remembers: last events, and the states computed of them; the least recently used make place."""
 
 from __future__ import annotations
 
