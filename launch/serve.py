@@ -98,15 +98,17 @@ def serve(sources: Sequence[Source], options: ServeOptions, *, log: Log) -> None
     del app
     if token is None and not _is_loopback(options.host):
         log(f"warning: {options.host} can be reached from outside and there is no --token-file: whoever reaches it is answered")
-    with _stop_signals() as stop, _ray():
+    with _ray():
         handle = _start(sources, options)
-        for name, model in about.items():
-            log(f"{name}: stage {model['stage']} ({', '.join(model['tasks'])}), fingerprint {model['fingerprint'][:12]}…")
-        log(f"serving at http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}; Ctrl-C stops it")
-        while not stop.wait(options.snapshot_seconds):
-            _snapshot(handle, log)
-        log("stopping: what is being answered is finished")
-        handle.close.remote().result()
+        # behind Ray's start, which takes these signals for itself
+        with _stop_signals() as stop:
+            for name, model in about.items():
+                log(f"{name}: stage {model['stage']} ({', '.join(model['tasks'])}), fingerprint {model['fingerprint'][:12]}…")
+            log(f"serving at http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}; Ctrl-C stops it")
+            while not stop.wait(options.snapshot_seconds):
+                _snapshot(handle, log)
+            log("stopping: what is being answered is finished")
+            handle.close.remote().result()
 
 
 class Models:
@@ -116,8 +118,9 @@ class Models:
         # the token is read here: arguments of a deployment go through stores that are not made for secrets
         token = None if options.token_file is None else read_token(options.token_file)
         self._app = load_app(
-            sources, users=options.users, limits=options.limits, token=token, snapshots=options.snapshots, device=options.device
-        )
+            sources, users=options.users, limits=options.limits, token=token, snapshots=options.snapshots, device=options.device,
+            restarted=True,
+        )  # fmt: skip
 
     async def __call__(self, request: Any) -> Any:
         """Answer a request; a body that is too large is not read to its end."""

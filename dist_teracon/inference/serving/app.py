@@ -197,9 +197,15 @@ class App:
 
 
 def load_app(
-    sources: Sequence[Source], *, users: int, limits: Limits, token: str | None = None, snapshots: Path | None = None, device: str = "cpu"
+    sources: Sequence[Source], *,
+    users: int, limits: Limits, token: str | None = None, snapshots: Path | None = None, device: str = "cpu", restarted: bool = False,
 ) -> App:  # fmt: skip
     """Load models, and the users of their snapshots.
+
+    Args:
+        sources, limits, token, snapshots, device: As of `App`.
+        users: Users remembered a model.
+        restarted: The server has checked its snapshots already: one of another stage is that of a model that was loaded meanwhile.
 
     Raises:
         RunError: a run cannot be loaded.
@@ -210,6 +216,6 @@ def load_app(
     for source in sources:
         one = Served.load(source, Users(users), device=device)
         if snapshots is not None:
-            snapshot.load(snapshots / source.name, one.model, one.users)
+            snapshot.load(snapshots / source.name, one.model, one.users, of_any_model=restarted)
         served.append(one)
     return App(served, limits=limits, token=token, snapshots=snapshots, device=device)

@@ -56,8 +56,14 @@ def save(folder: Path, fingerprint: str, users: list[tuple[str, User]]) -> None:
             old.unlink(missing_ok=True)
 
 
-def load(folder: Path, model: PretrainedModel, users: Users) -> int:
+def load(folder: Path, model: PretrainedModel, users: Users, *, of_any_model: bool = False) -> int:
     """Read a snapshot into `users`; returns how many users it has, 0 where there is none.
+
+    Args:
+        folder: Where it lies.
+        model: The model that is served.
+        users: Where users go.
+        of_any_model: Take the users of another model's snapshot with their histories alone, as after a switch.
 
     Raises:
         ConfigError: it is of another model.
@@ -70,7 +76,8 @@ def load(folder: Path, model: PretrainedModel, users: Users) -> int:
     try:
         if index["format_version"] != _VERSION:
             raise DataError(f"{where}: was written by another version of dist-teracon (format {index['format_version']}); {remedy}")
-        if index["fingerprint"] != model.fingerprint:
+        same = index["fingerprint"] == model.fingerprint
+        if not same and not of_any_model:
             raise ConfigError(
                 f"{where}: is the snapshot of another run or stage ({index['fingerprint'][:12]}…; {model.run}, stage {model.stage}, is "
                 f"{model.fingerprint[:12]}…); serve that one, or {remedy}"
@@ -80,7 +87,8 @@ def load(folder: Path, model: PretrainedModel, users: Users) -> int:
             raise DataError(f"{file}: is damaged (its checksum is another one); {remedy}")
         tensors = load_file(file, device=str(model.device))
         for entry in index["users"]:
-            users.put(entry["user"], _user(entry, model, lambda kind, row: _state_parts(tensors, kind, row)))
+            known = entry if same else {**entry, "states": {}}
+            users.put(entry["user"], _user(known, model, lambda kind, row: _state_parts(tensors, kind, row)))
     except (KeyError, TypeError, AttributeError, IndexError, OSError) as error:
         raise DataError(f"{where}: is damaged ({type(error).__name__}: {error}); {remedy}") from None
     return len(index["users"])

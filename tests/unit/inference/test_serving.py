@@ -340,6 +340,11 @@ def test_snapshots_of_another_run_and_damaged_ones_are_refused(shop, tmp_path):
     asyncio.run(app.save())
     with pytest.raises(ConfigError, match=r"snapshot\.json: is the snapshot of another run or stage"):
         start(stage=2)
+    # a process that is started again after a switch has the users' histories
+    other = load_app([Source("shop", str(shop.run), 2)], users=5, limits=Limits(), snapshots=tmp_path, restarted=True)
+    _, value = post(other, "/events", user="u", items=["p02"])
+    assert (value["events"], value["began"]) == (2, False)
+    assert np.allclose(value["vector"], dist_teracon.from_pretrained(shop.run, stage=2).encode([["p01", "p02"]])[0], atol=1e-5)
     index, (states,) = tmp_path / "shop" / "snapshot.json", (tmp_path / "shop").glob("states-*")
     content = states.read_bytes()
     states.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
