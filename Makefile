@@ -28,11 +28,15 @@ $(INSTALLED): pyproject.toml constraints.txt .ci/install
 demo: install
 	$(BIN)/dist-teracon train configs/demo.yaml --run runs/demo
 
+# Processes that run tests, each a file at a time; a test itself takes one thread, or two processes.
+TEST_WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
 test: install lint types
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 gate: install lint types
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # damaged inputs for every format of raw data: FUZZ_INPUTS of them, from another seed each time it is given
 FUZZ_INPUTS ?= 20000

@@ -55,9 +55,10 @@ def divide_budget(rates: Sequence[float], rows: int, *, offset: float) -> list[i
     """
     total = sum(rates)
     parts = [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)
-    ends = [0.0, *itertools.accumulate(rows * part for part in parts)]
-    ends[-1] = float(rows)  # sums of floats end beside it
-    points = [math.ceil(end - offset) for end in ends]
+    ends = itertools.accumulate(rows * part for part in parts)
+    # sums and differences of floats may end beside a whole number, so the ends of the line are set
+    points = [0, *(min(rows, max(0, math.ceil(end - offset))) for end in ends)]
+    points[-1] = rows
     return [after - before for before, after in itertools.pairwise(points)]
 
 

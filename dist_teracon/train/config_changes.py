@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_teracon.config import RunConfig
+from dist_teracon.config_io import deep_merge
+from dist_teracon.continual.registry import method_class
+from dist_teracon.models.backbone import resolve_backbone
 
 # Fields that may change, and what follows. The data set is compared by its fingerprint, and may have moved.
 _NOTHING, _ROUNDING = "no result depends on it", "last digits may differ"
@@ -45,6 +48,7 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
         finished: Stages that are finished; the settings of later ones may be extended by more epochs.
     """
     notes: list[str] = []
+    before, now = _with_new_fields(before), _with_new_fields(now)
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     for name in sorted({*old, *new}):
         if old.get(name) == new.get(name) or f"{name}.".startswith(_STAGES):
@@ -69,6 +73,14 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
                 return ConfigChange(problem, [])
             notes.append(f"stage {position + 1} ({task}) trains at most {is_now[field]} epochs instead of {was[field]}")
     return ConfigChange("", notes)
+
+
+def _with_new_fields(config: RunConfig) -> RunConfig:
+    """Return a configuration with the fields that its method and backbone got since it was written, at their defaults."""
+    method = deep_merge(method_class(config.method["name"]).Settings().model_dump(mode="json"), config.method)
+    kind, _ = resolve_backbone(config.model, where="config.yaml")
+    backbone = deep_merge(kind.Settings().model_dump(mode="json"), config.model.backbone)
+    return config.model_copy(update={"method": method, "model": config.model.model_copy(update={"backbone": backbone})})
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

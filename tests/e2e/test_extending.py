@@ -5,6 +5,7 @@ Their files are those of `tests/helpers`; docs/extending.md shows them.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -42,6 +43,11 @@ SHIPPED_METHODS, SHIPPED_BACKBONES = tuple(methods.METHODS), tuple(backbones.BAC
 @pytest.fixture(autouse=True, scope="module")
 def registry_lines() -> Iterator[None]:
     """The registry lines, the toys' files being found as if they lay where files of their kind lie; undone at the end."""
+    # first: what is imported within the patch would be registered in it alone, and not again afterwards
+    for name in SHIPPED_METHODS:
+        methods.method_class(name)
+    for module in backbones.BACKBONES.values():
+        importlib.import_module(f"dist_teracon.models.{module}")
     with pytest.MonkeyPatch.context() as patch:
         for package in (continual, models, sources, kernels):
             patch.setattr(package, "__path__", [*package.__path__, str(HELPERS)])

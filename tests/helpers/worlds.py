@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import folder_store
 import torch
 
 import dist_teracon.continual.fineall
@@ -36,6 +35,8 @@ from dist_teracon.runtime import process_group
 from dist_teracon.train import stage_folder
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.run import train
+
+HELPERS = Path(__file__).parent
 
 
 def _die() -> None:
@@ -163,7 +164,8 @@ def _world(job: dict[str, Any]) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder_store.register()
+    sys.path.append(str(HELPERS))
+    importlib.import_module("folder_store").register()
     _import_deepspeed()
     for library in ("sklearn.decomposition", "sklearn.linear_model", "torch._dynamo"):  # what every run imports on its way
         importlib.import_module(library)

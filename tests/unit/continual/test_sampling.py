@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dist_teracon.continual.sampling import apply_strategy, divide_budget, rotation, sample_size, sampling_rates
@@ -52,6 +52,7 @@ def test_sample_size_is_the_rounded_share_and_never_empty(rate, batch, minimum):
     rows=st.integers(1, 200),
     offset=st.floats(0, 1, exclude_max=True),
 )
+@example(rates=[0.0, 1.0, 0.25], rows=3, offset=1 - 2.0**-53)
 def test_a_budget_is_divided_without_a_rest_and_each_task_gets_its_share_rounded(rates, rows, offset):
     sizes = divide_budget(rates, rows, offset=offset)
     total = sum(rates)
