@@ -58,9 +58,8 @@ def main(arguments: Sequence[str]) -> None:
 @contextmanager
 def _server(run: str, port: int) -> Iterator[None]:
     """Have `dist-teracon serve` in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dist_teracon.cli", "serve", run, "--port", str(port)], stdout=sys.stderr, stderr=sys.stderr
-    )
+    # its lines go to standard error, so that standard output has the tables alone
+    process = subprocess.Popen([sys.executable, "-m", "dist_teracon.cli", "serve", run, "--port", str(port)], stdout=2)
     try:
         until = time.monotonic() + _START_S
         while not _answers(port):
