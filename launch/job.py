@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.runtime import process_group
@@ -46,7 +47,10 @@ def resolved(job: TrainJob) -> TrainJob:
         ConfigError: an unknown method, backbone, field or value.
     """
     config, _, _ = resolve(job.config, where=job.where)
-    return replace(job, config=config, run=job.run.expanduser().absolute() if isinstance(job.run, Path) else job.run)
+    added = job.added
+    if added is not None and added.vectors is not None and io.is_local(added.vectors):
+        added = replace(added, vectors=str(io.local_path(added.vectors).expanduser().absolute()))
+    return replace(job, config=config, added=added, run=job.run.expanduser().absolute() if isinstance(job.run, Path) else job.run)
 
 
 def train_in_process(job: TrainJob, *, device: torch.device | None = None, console: Console | None = None) -> bool:

@@ -31,10 +31,13 @@ _POLL_S = 0.3
 _RAYS_WORDS = 1500
 # How long the driver waits for what follows a user's mistake before it stops the workers.
 _GRACE_S = 3.0
-# How long workers that take over wait for the folder, which a worker of the attempt before may still be leaving.
+# How long workers that take over wait for the run, which a worker of the attempt before may still be leaving.
 _FOLDER_S = 120.0
 # Settings that workers take over from the driver: which kernels run must not depend on where Ray was started.
-_PASSED_ON = ("DIST_TERACON_KERNELS", "DIST_TERACON_CPU_PRODUCTS", "DIST_TERACON_SCRATCH", "TRITON_INTERPRET")
+_PASSED_ON = (
+    "DIST_TERACON_KERNELS", "DIST_TERACON_CPU_PRODUCTS", "DIST_TERACON_SCRATCH", "DIST_TERACON_LEASE_S", "DIST_TERACON_STORE_PATIENCE_S",
+    "TRITON_INTERPRET",
+)  # fmt: skip
 
 
 def train_on_ray(job: TrainJob, console: Console) -> None:
@@ -239,7 +242,7 @@ def _train_as_worker(given: dict[str, Any]) -> None:
     program.addHandler(log)
     try:
         if rank == 0 and ray.get(messages.begin.remote(context.get_world_size())) > 1:
-            _wait_for_folder(job)
+            _wait_for_run(job)
         train_in_process(job, device=get_device(), console=console)
     except BaseException as error:
         send_failure(messages, Failure.of(rank, error))
@@ -248,16 +251,37 @@ def _train_as_worker(given: dict[str, Any]) -> None:
         program.removeHandler(log)
 
 
-def _wait_for_folder(job: TrainJob) -> None:
-    """Wait until the workers of the attempt before have left the run's folder; what refuses it for good is training's to report."""
-    from dist_teracon.train.run_folder import RunFolder
-
-    if not isinstance(job.run, Path):
-        return  # on a store, taking the run waits for a holder that is gone
+def _wait_for_run(job: TrainJob) -> None:
+    """Wait until the workers of the attempt before have left the run; what refuses it for good is training's to report."""
     until = time.monotonic() + _FOLDER_S
     while time.monotonic() < until:
         try:
-            with RunFolder(job.run).lock():
-                return
+            _take_and_give_back(job.run)
         except RunError:
             time.sleep(0.5)
+        except (TeraconError, OSError):  # the store fails
+            return
+        else:
+            return
+
+
+def _take_and_give_back(run: Path | str) -> None:
+    """Hold a run for a moment.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    if isinstance(run, Path):
+        from dist_teracon.train.run_folder import RunFolder
+
+        with RunFolder(run).lock():
+            return
+    from dist_teracon.store.lease import Lease
+    from dist_teracon.store.mirror import Patience
+    from dist_teracon.store.objects import Objects
+
+    lease = Lease(Objects(run), lasts_s=Patience.from_environment().lease_s)
+    try:
+        lease.acquire()
+    finally:
+        lease.release()

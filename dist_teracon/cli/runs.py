@@ -76,7 +76,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError("--new-items and --item-vectors say what a task's new items start as; they go with --add-task NAME")
     set_up_logging(verbose=options.verbose)
     if options.scratch is not None:
-        os.environ["DIST_TERACON_SCRATCH"] = str(Path(options.scratch).absolute())
+        os.environ["DIST_TERACON_SCRATCH"] = str(Path(options.scratch).expanduser().absolute())
     from dist_teracon.launch.job import TrainJob, train_in_process
     from dist_teracon.train.add_task import AddedTask
 

@@ -42,16 +42,20 @@ class _Experts(nn.Module):
             with the network as it is and moves at first in the directions of its input that matter most to it.
         rank: r.
         earlier: Keys of earlier tasks that have experts.
+        started: A starts as it does; else at zero, where it is about to be loaded and the matrices may hold anything.
     """
 
-    def __init__(self, matrices: dict[str, Tensor], rank: int, earlier: list[str]) -> None:
+    def __init__(self, matrices: dict[str, Tensor], rank: int, earlier: list[str], *, started: bool) -> None:
         super().__init__()
         self.right, self.left = nn.ParameterDict(), nn.ParameterDict()
         self.gates = nn.ModuleDict()
         for key, matrix_SOI in matrices.items():
             slices, rows, columns = matrix_SOI.shape
             r = min(rank, rows, columns)
-            self.right[key] = nn.Parameter(torch.linalg.svd(matrix_SOI, full_matrices=False).Vh[:, :r].contiguous())
+            right_SrI = matrix_SOI.new_zeros(slices, r, columns)
+            if started:
+                right_SrI.copy_(torch.linalg.svd(matrix_SOI, full_matrices=False).Vh[:, :r])
+            self.right[key] = nn.Parameter(right_SrI)
             self.left[key] = nn.Parameter(matrix_SOI.new_zeros(slices, rows, r))
         for task in earlier:
             self.gates[task] = nn.ParameterDict({key: nn.Parameter(m.new_zeros(m.shape[0], 1, 1)) for key, m in matrices.items()})
@@ -108,7 +112,9 @@ class LowRank(OneNetwork):
         super().begin_task(task)
         if not self.is_first:
             earlier = [head_key(past) for past in self.learned[1:-1]] if self.options.earlier else []
-            self.network.experts[head_key(task.name)] = _Experts(self.network.matrices(), self.options.rank, earlier)
+            self.network.experts[head_key(task.name)] = _Experts(
+                self.network.matrices(), self.options.rank, earlier, started=not self.context.for_use
+            )
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         every = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters()}

@@ -69,3 +69,24 @@ def rotation(seed: int, epoch: int, step: int) -> float:
     """
     start = stable_hash(f"rotation:{seed}:{epoch}") / 2.0**64
     return (start + step * (math.sqrt(5) - 1) / 2) % 1.0
+
+
+class OnItsWay:
+    """A small tensor that is copied to the host while the device computes; reading it waits for the copy.
+
+    Args:
+        value: On any device.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if value.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def tolist(self) -> list[float]:
+        """Return the numbers, once they are whole: the host may be steps ahead of the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        numbers: list[float] = self._value.tolist()
+        return numbers

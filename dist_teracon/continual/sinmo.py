@@ -9,7 +9,7 @@ from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.registry import SINGLE_TASK, register
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
-from dist_teracon.models.heads import Head
+from dist_teracon.models.heads import Head, head_key
 from dist_teracon.models.network import Network, Role
 
 
@@ -27,21 +27,21 @@ class SinMo(Method):
         self.learned.append(task.name)
         network = self.start(task)
         network.add_task(task.name, task.labels, generator=self.context.generator(f"head:{task.name}"))
-        self.networks[task.name] = network
+        self.networks[head_key(task.name)] = network
 
     def start(self, task: Task) -> Network:
         """Return the network that a task starts from, without its head."""
         return Network(self.context.backbone(task))
 
     def module(self) -> nn.Module:
-        return self.networks[self.learned[-1]]
+        return self.network(self.learned[-1])
 
     def is_pretrained(self, role: Role) -> bool:
         return False
 
     def network(self, task: str) -> Network:
         """Return a task's network."""
-        network = self.networks[task]
+        network = self.networks[head_key(task)]
         assert isinstance(network, Network)
         return network
 

@@ -27,7 +27,7 @@ from dist_teracon.continual.pseudo_labels import (
 )
 from dist_teracon.continual.registry import register
 from dist_teracon.continual.replay import ReplayStream
-from dist_teracon.continual.sampling import Strategy, apply_strategy, divide_budget, rotation, sample_size, sampling_rates
+from dist_teracon.continual.sampling import OnItsWay, Strategy, apply_strategy, divide_budget, rotation, sample_size, sampling_rates
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task, folder_of
@@ -154,7 +154,7 @@ class Teracon(Method):
         self.streams: dict[str, ReplayStream] = {}
         self.variances: dict[str, float] = {}
         self.rates: list[float] = []
-        self.pending: Tensor | None = None
+        self.pending: OnItsWay | None = None
         self.steps_taken = 0
         self.batch = 1
         self.present_scale = settings.s_max
@@ -178,7 +178,7 @@ class Teracon(Method):
         self.teacher.to(device)
         self.teacher_masks = self._teacher_masks(self.options.s_max)
         self.network.to(device)
-        self.rates = self._measure_rates(wait=True).tolist()
+        self.rates = self._measure_rates().tolist()
         self.batch = context.training.batch
         for past in self.learned[:-1]:
             self.streams[past] = self._open_stream(context, past)
@@ -318,15 +318,15 @@ class Teracon(Method):
             return
         if self.pending is not None:
             self.rates = self.pending.tolist()
-        self.pending = self._measure_rates()
+        self.pending = OnItsWay(self._measure_rates())
 
-    def _measure_rates(self, *, wait: bool = False) -> Tensor:
-        """Return ρ on the CPU; without `wait` the copy may still be on its way, and must not be read within the same step."""
+    def _measure_rates(self) -> Tensor:
+        """Return ρ, on the device."""
         assert self.teacher_masks is not None
         with torch.no_grad():
             table = self.network.mask_table([self.options.s_max] * len(self.learned))
             assert table is not None
-            return sampling_rates(table[-1], self.teacher_masks, constant=self.retention.constant).to("cpu", non_blocking=not wait)
+            return sampling_rates(table[-1], self.teacher_masks, constant=self.retention.constant)
 
     # -- the teacher
 
@@ -432,7 +432,7 @@ class Teracon(Method):
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
         self.rates, self.steps_taken = state["rates"], state["steps_taken"]
-        self.pending = None if state["pending"] is None else torch.tensor(state["pending"])
+        self.pending = None if state["pending"] is None else OnItsWay(torch.tensor(state["pending"]))
         for past, stream in self.streams.items():
             stream.load_state_dict(state["streams"][past])
 

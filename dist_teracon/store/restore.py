@@ -56,7 +56,8 @@ def is_needed(path: str, manifest: Manifest) -> bool:
     finished = [
         other for other in manifest.files if other.startswith(folder) and other.endswith("/state.json") and "/progress/" not in other
     ]
-    return name != "model.safetensors" or f"{folder}{stage}/state.json" == max(finished)
+    last = max(finished, key=lambda other: int(other.removeprefix(folder).partition("-")[0]))  # 100 comes after 99
+    return name != "model.safetensors" or f"{folder}{stage}/state.json" == last
 
 
 def restore_folder(

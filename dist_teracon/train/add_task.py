@@ -15,6 +15,7 @@ from dist_teracon.data.item_vectors_file import read_item_vectors
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError, TeraconError
+from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.item_growth import NewItems, linear_map
 from dist_teracon.train.run_folder import RunFolder
 
@@ -57,6 +58,14 @@ def with_added_task(config: RunConfig, added: AddedTask, folder: RunFolder) -> R
     return config.model_copy(update={"tasks": tasks if added.name in tasks else (*tasks, added.name)})
 
 
+def takes_addition(folder: RunFolder, added: AddedTask) -> bool:
+    """Return whether there is a run that a task is added to, or was: none that was begun with it."""
+    if not folder.exists:
+        return False
+    begun_with = folder.config().tasks or ()
+    return added.name not in begun_with or any(entry["task"] == added.name for entry in folder.additions())
+
+
 def with_earlier_additions(config: RunConfig, folder: RunFolder) -> RunConfig:
     """Return the configuration with the tasks that were added to the run since it was begun, and the data set that they came from.
 
@@ -80,10 +89,10 @@ def claim_addition(folder: RunFolder, config: RunConfig, dataset: Dataset, added
     """Turn a finished run's folder into one with the task at its end; returns what is wrong, or nothing. Does nothing twice."""
     assert config.tasks is not None
     info = dataset.info
-    ours, theirs = (value.model_dump(mode="json", exclude={"dataset", "tasks"}) for value in (config, folder.config()))
-    if differing := [name for name, value in ours.items() if value != theirs[name]]:
-        return f"{folder}: was run with other settings (they differ in: {', '.join(differing)}); a task is added with the run's own"
-    listed = folder.additions()
+    begun, listed = folder.config().model_copy(update={"tasks": config.tasks}), folder.additions()
+    # as of a run that goes on: where it trains, and what else no result depends on, may change
+    if problem := compare_configs(begun, config, tasks=config.tasks, finished=folder.finished_stages(config.tasks)).problem:
+        return f"{folder}: was run with other settings ({problem}); a task is added with the run's own"
     if listed and listed[-1]["task"] == added.name:
         if problem := _begun_otherwise(folder, listed[-1], config, info, added):
             return problem

@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -190,7 +190,7 @@ class PhaseTrainer:
 
     def _validate_epoch(self, state: PhaseState) -> tuple[Validation, bool, dict[str, Tensor]]:
         """Score an epoch's weights, or their average, and keep the best; returns score, whether it is the best, the engine's state."""
-        snapshot = self.engine.state_dict()
+        snapshot = self._state(state.steps)
         weights = _parameters(snapshot)
         if keep := self.phase.training.ema_decay:
             weights = state.average = update_average(state.average, weights, keep=keep, epoch=state.epoch)
@@ -261,15 +261,29 @@ class PhaseTrainer:
         for step, terms in enumerate(losses, start=last_step - len(losses) + 1):
             bad = [name for name, value in terms.items() if not math.isfinite(value)]
             if bad:
-                self.events.write("failure", phase=self.phase.name, step=step, terms=bad)
-                self.events.commit()
-                train = self.config.train
-                raise TrainingError(
-                    f"task '{self.phase.tasks[0].name}', phase '{self.phase.name}', step {step}: the loss {', '.join(bad)} is not a "
-                    f"finite number. Try a lower learning rate (now {self.phase.training.learning_rate:g}), "
-                    f"train.gradient_clipping=1.0 (now {train.gradient_clipping:g}), or train.precision=fp32 (now {train.precision}); "
-                    "with a new --run folder; this one keeps its finished stages"
-                )
+                self._give_up(step, bad, f"the loss {', '.join(bad)} is not a finite number")
+
+    def _state(self, last_step: int) -> dict[str, Tensor]:
+        """Return the engine's state, checked: after a step no loss has seen the weights yet, and nothing broken is saved or scored.
+
+        Raises:
+            TrainingError: weights or their moments are not finite numbers.
+        """
+        snapshot = self.engine.state_dict()
+        if bad := [name for name, value in snapshot.items() if not _is_finite(value)]:
+            shown = ", ".join(name.replace("/trained.", " ") for name in bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            self._give_up(last_step, bad, f"after it, a value of {shown} is not a finite number")
+        return snapshot
+
+    def _give_up(self, step: int, bad: list[str], problem: str) -> NoReturn:
+        self.events.write("failure", phase=self.phase.name, step=step, terms=bad)
+        self.events.commit()
+        train = self.config.train
+        raise TrainingError(
+            f"task '{self.phase.tasks[0].name}', phase '{self.phase.name}', step {step}: {problem}. Try a lower learning rate "
+            f"(now {self.phase.training.learning_rate:g}), train.gradient_clipping=1.0 (now {train.gradient_clipping:g}), or "
+            f"train.precision=fp32 (now {train.precision}); with a new --run folder; this one keeps its finished stages"
+        )
 
     def _log_epoch(self, state: PhaseState, means: dict[str, float], score: Validation, *, better: bool, seconds: float = 0.0) -> None:
         metric, where = (
@@ -309,7 +323,7 @@ class PhaseTrainer:
     def _save_within_epoch(self, state: PhaseState, batches: Epoch, meter: LossMeter, seconds: float) -> None:
         self._check(meter.fetch(), state.steps)
         within = {"loader": batches.state_dict(), "meter": meter.state_dict(), "method": self.method.stage_state()}
-        self._save(state, self.engine.state_dict(), within=within, seconds=seconds)
+        self._save(state, self._state(state.steps), within=within, seconds=seconds)
 
     def _save(
         self, state: PhaseState, engine: dict[str, Tensor], *, within: dict[str, Any] | None = None, seconds: float = 0.0
@@ -340,6 +354,11 @@ class PhaseTrainer:
         return PhaseState(
             checkpoint.epoch, saved["steps"], saved["seconds"], stopping, checkpoint.best, checkpoint.average, saved["within_epoch"]
         )
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Return whether all numbers are finite, without a second tensor of that size."""
+    return not value.is_floating_point() or not value.numel() or all(math.isfinite(float(end)) for end in value.aminmax())
 
 
 def _parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:

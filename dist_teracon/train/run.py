@@ -15,7 +15,7 @@ from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.runtime import Runtime
-from dist_teracon.train.add_task import AddedTask, claim_addition, with_added_task, with_earlier_additions
+from dist_teracon.train.add_task import AddedTask, claim_addition, takes_addition, with_added_task, with_earlier_additions
 from dist_teracon.train.item_growth import grown_tensors, growth_lines, with_new_labels
 from dist_teracon.train.restore import take_up
 from dist_teracon.train.results import by_metric, write_results
@@ -107,6 +107,7 @@ def _create_or_verify(run: Run, added: AddedTask | None) -> None:
 
 def _learn(run: Run, method: Method) -> None:
     done = run.finished_stages()
+    _check_same_state(run, done)
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
     if done < len(run.tasks) and run.stage_folder(done).in_progress:
         position = run.stage_folder(done).checkpoint_state()["events_bytes"]
@@ -124,6 +125,27 @@ def _learn(run: Run, method: Method) -> None:
         events.close()
 
 
+def _check_same_state(run: Run, done: int) -> None:
+    """Check that all processes go on from one state; their sums would mix two otherwise.
+
+    Raises:
+        RunError: machines do not see one folder, or a copy on one of them is damaged.
+    """
+    if run.runtime.world_size == 1:
+        return
+    seen = run.runtime.gather([run.stage_folder(number).identity for number in range(max(0, done - 1), min(done + 1, len(run.tasks)))])
+    rank = next((rank for rank, state in enumerate(seen) if state != seen[0]), None)
+    problem = ""
+    if rank is not None:
+        mend = (
+            f"remove {run.stage_folder(done).path / 'progress'} on every machine"
+            if run.folder.uri
+            else "name a folder on a disk that all machines see, or copy it to each"
+        )
+        problem = f"{run.folder}: rank {rank} finds another state of the run than rank 0, and they would not go on together; {mend}"
+    run.runtime.raise_on_all_ranks(problem)
+
+
 def _outlook(run: Run, done: int) -> Outlook:
     """Return how long the run will take, by the epochs of its stages and what the finished ones took."""
     timings = [run.stage_folder(number).timing() for number in range(done)]
@@ -138,7 +160,8 @@ def _take_up(run: Run, method: Method, done: int) -> None:
     take_up(method, run.tasks[:done], None)
     tensors = run.stage_folder(done - 1).tensors()
     next_task = run.tasks[done].name if done < len(run.tasks) else None
-    added = next((entry for entry in run.folder.additions() if entry["task"] == next_task), None)
+    listed = run.runtime.gather(run.folder.additions())[0]  # the main process's: another machine may not have it yet
+    added = next((entry for entry in listed if entry["task"] == next_task), None)
     if added is not None and next_task is not None:
         tensors, run.growth[done] = grown_tensors(
             tensors, method.item_tables(), run.dataset, task=next_task, new_items=added["new_items"], runtime=run.runtime,
@@ -232,11 +255,9 @@ def _learn_single_tasks(run: Run, where: str, added: AddedTask | None) -> None:
     run.console.log(f"every task alone, for forward transfer ({SINGLE_TASK})")
     alone = run.config.model_copy(update={"method": {"name": SINGLE_TASK}})
     folder = run.folder.below("single-task")
-    # tasks that were trained alone with the run before are there; without them all are trained now
-    there = run.runtime.gather(folder.exists)[0]
-    _train(
-        alone, run.runtime, folder, where=where, console=run.console, stop=run.stop, with_single_task=False, added=added if there else None
-    )  # fmt: skip
+    # where tasks were trained alone with the run before, one is added to them; without them all are trained now
+    added = added if added is not None and run.runtime.gather(takes_addition(folder, added))[0] else None
+    _train(alone, run.runtime, folder, where=where, console=run.console, stop=run.stop, with_single_task=False, added=added)
 
 
 def _write_baselines(run: Run) -> None:

@@ -108,6 +108,12 @@ def _bring_to_other_machines(folder: RunFolder, runtime: Runtime) -> None:
     here = [rank for rank, name in enumerate(tokens) if (folder.path / name).exists()]
     folder.machines = len(set(runtime.gather(here[0])))
     folder.leads = here[0] == runtime.rank and not runtime.is_main
+    if folder.machines > 1:
+        # what the main process's machine had not sent when it stopped: all go on from one state
+        if runtime.is_main:
+            _on_main(runtime, lambda: folder.commit(wait=True))
+        else:
+            runtime.raise_on_all_ranks("")
     problem = ""
     if folder.leads:
         try:

@@ -182,6 +182,12 @@ class StageFolder:
         """Whether there is a whole checkpoint within the stage."""
         return self._newest_whole()[0] is not None
 
+    @property
+    def identity(self) -> str:
+        """What tells a finished stage, or the newest whole checkpoint within one, from every other; empty where there is neither."""
+        newest = self.path if self.finished else self._newest_whole()[0]
+        return "" if newest is None else f"{newest.name}/{io.sha256(str(newest / 'state.json'))}"
+
     def checkpoint_state(self) -> dict[str, Any]:
         """Return the small state of the newest whole checkpoint."""
         folder = self._newest_whole()[0]

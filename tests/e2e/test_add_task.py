@@ -264,7 +264,9 @@ def test_what_cannot_be_added_is_refused_and_changes_nothing(runs: Path, version
 
     refused("is no run yet", folder=tmp_path / "none")
     refused("has learned 'likes' already", task="likes")
-    refused("differ in: seed", seed=7)
+    refused("seed was 0 and is now 7", seed=7)
+    stage = {**config_of(new)["train"], "later": {**config_of(new)["train"]["later"], "epochs": 1}}
+    refused(r"train.later.epochs was 2 and is now 1 \(stage 3, task 'gender'\)", train=stage)
     tables = small_tables()
     write_dataset(replace(tables, name="another"), str(tmp_path / "other"), RULE, shards=8)
     refused("neither the one of this run nor a version of it", dataset=str(tmp_path / "other"))
@@ -296,3 +298,23 @@ def test_the_plain_command_finds_a_run_with_an_addition_finished(runs: Path, ver
     shutil.rmtree(run / "stages" / "03-gender")
     jobs = [{"config": other, "run": str(run), "fails": True}, {"config": config, "run": str(run), "fails": True}]
     assert [code[-1] for code in run_worlds(jobs, tmp_path)] == [2, 2]
+
+
+def test_tasks_alone_that_were_begun_with_the_added_one_go_on_with_the_same_command(
+    alone: None, versions: tuple[str, str], tmp_path: Path
+) -> None:
+    old, new = ({**settings(version, method="popularity", max_steps=1), "tasks": None} for version in versions)
+    train_here(old, tmp_path / "run")
+    for workers in (2, 3):  # where a run trains may change
+        train_here({**new, "launch": {"workers": workers}}, tmp_path / "run", added=AddedTask("gender", "unseen"), with_single_task=True)
+    assert len(results(tmp_path / "run")["single_task"]) == 3
+    assert not (tmp_path / "run/single-task/additions.json").exists()
+
+
+def test_tasks_alone_of_the_run_before_get_the_added_one(alone: None, versions: tuple[str, str], tmp_path: Path) -> None:
+    old, new = ({**settings(version, method="popularity", max_steps=1), "tasks": None} for version in versions)
+    train_here(old, tmp_path / "run", with_single_task=True)
+    for _ in range(2):
+        train_here(new, tmp_path / "run", added=AddedTask("gender", "unseen"), with_single_task=True)
+    assert len(results(tmp_path / "run")["single_task"]) == 3
+    assert [entry["task"] for entry in json.loads((tmp_path / "run/single-task/additions.json").read_text())] == ["gender"]

@@ -188,6 +188,32 @@ def test_a_loss_that_is_no_number_stops_with_step_task_and_advice_and_the_run_ca
     assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("train", [{}, {"precision": "bf16", "zero": 1}, {"checkpoint_every": {"minutes": None, "steps": 6}}])
+def test_weights_that_a_last_step_has_broken_are_never_saved(
+    alone: None, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any]
+) -> None:
+    values = settings(small, method="sinmo", tasks=("age", "gender"), **train)
+    real, seen = phase_module.train_step, []
+
+    def poisoned(engine: Any, method: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(len(method.learned) == 2)
+        if sum(seen) == 6:  # the stage's last: its own loss is finite, and no other follows
+            method.head("gender").bias.register_hook(lambda gradient: gradient * torch.nan)
+        return real(engine, method, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phase_module, "train_step", poisoned)
+        with pytest.raises(TrainingError, match=r"task 'gender'.*step 6: after it, .*heads.gender.bias.* is not a finite number"):
+            train_here(values, tmp_path / "run")
+    assert sum(seen) == 6
+    assert len(results(tmp_path / "run")["scores"]) == 1
+    (checkpoint,) = (tmp_path / "run/stages/02-gender/progress").iterdir()
+    assert checkpoint.name == "phase-0-epoch-00001"
+    train_here(values, tmp_path / "run")
+    train_here(values, tmp_path / "whole")
+    assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "whole")
+
+
 # -- what may change while a run goes on
 
 

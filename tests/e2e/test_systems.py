@@ -368,3 +368,16 @@ def test_a_task_is_added_to_a_finished_run(alone: None, small: str, tmp_path: Pa
     train_here(values, run, added=AddedTask("age"))
     assert restore_method(run).learned == list(TASKS)
     assert len(results(run)["scores"][2]) == 3
+
+
+@pytest.mark.parametrize("method", ["piggyback", "hat", "lowrank"])
+def test_a_method_is_restored_whatever_the_memory_holds_that_its_weights_get(alone: None, small: str, tmp_path: Path, method: str) -> None:
+    run = train_here(config(small, "nextitnet", METHODS[method], max_steps=1), tmp_path / "run")
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        restored = restore_method(run)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    kept = weights(run, "03-age")
+    assert restored.state_dict().keys() == kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in restored.state_dict().items())

@@ -31,7 +31,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("method", ["teracon", "popularity", "mtl", "peterrec", "piggyback", "lowrank"])
+@pytest.mark.parametrize("method", ["teracon", "popularity", "mtl", "peterrec", "piggyback", "lowrank", "sinmo", "fineall"])
 def test_tasks_of_any_name_are_learned_and_reported(alone: None, named: str, tmp_path: Path, method: str) -> None:
     tasks = ("training", *NAMES)
     stage = {"learning_rate": 0.01, "batch": 64, "epochs": 1}

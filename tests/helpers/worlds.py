@@ -32,6 +32,7 @@ from dist_teracon.console import Console
 from dist_teracon.engine.deepspeed_engine import _import_deepspeed
 from dist_teracon.errors import TeraconError
 from dist_teracon.runtime import process_group
+from dist_teracon.store.mirror import Mirror
 from dist_teracon.train import stage_folder
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.run import train
@@ -46,7 +47,8 @@ def _die() -> None:
 def _arm(moment: str) -> None:
     """Die at `step:STAGE:N` (before the N-th step), `pseudo:STAGE:N` (after N shards), `checkpoint:STAGE:EPOCH` (once it is whole),
     `half-checkpoint:STAGE:EPOCH`, `half-stage:STAGE` (weights there, state not) or `finished:STAGE` (before the results).
-    `SIGTERM:STAGE:N` and `SIGINT:STAGE:N` are signals before the N-th step."""
+    `SIGTERM:STAGE:N` and `SIGINT:STAGE:N` are signals before the N-th step. `unsent:STAGE:N` is `step:STAGE:N` on a machine from which
+    no state within a stage is sent to the store."""
     kind, stage, *rest = moment.split(":")
     number = int(rest[0]) if rest else 0
     folder = f"{int(stage):02d}-"
@@ -80,7 +82,10 @@ def _arm(moment: str) -> None:
             reached(folder in str(path))
             yield path
 
-    if kind in ("step", "SIGTERM", "SIGINT"):
+    if kind == "unsent":
+        commit = Mirror.commit
+        Mirror.commit = lambda mirror, *, wait: commit(mirror, wait=wait) if wait else None  # type: ignore[method-assign]
+    if kind in ("step", "SIGTERM", "SIGINT", "unsent"):
         phase_module.train_step = _first(before_step, phase_module.train_step)
     elif kind.startswith("half-"):
         stage_folder.io.write_json = _first(before_json, stage_folder.io.write_json)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dist_teracon.continual.sampling import apply_strategy, divide_budget, rotation, sample_size, sampling_rates
+from dist_teracon.continual.sampling import OnItsWay, apply_strategy, divide_budget, rotation, sample_size, sampling_rates
 
 
 def test_rates_as_the_formula_is_written():
@@ -83,3 +83,17 @@ def test_the_rotation_follows_from_seed_epoch_and_step_alone():
 
 def test_one_task_has_the_whole_budget():
     assert [divide_budget([0.002], 5, offset=rotation(0, 1, step)) for step in range(9)] == [[5]] * 9
+
+
+def test_a_tensor_on_its_way_is_whole_when_it_is_read() -> None:
+    assert OnItsWay(torch.tensor([0.25, 0.5])).tolist() == [0.25, 0.5]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_reading_waits_for_the_device() -> None:
+    torch.zeros(3, device="cuda").to("cpu", non_blocking=True)  # the memory that the copy will get
+    torch.cuda.synchronize()
+    torch.cuda._sleep(500_000_000)  # a quarter of a second
+    value = torch.full((3,), 7.0, device="cuda")
+    assert OnItsWay(value).tolist() == [7.0, 7.0, 7.0]
