@@ -10,5 +10,6 @@ BENCHMARKS = {
     "gpu-step": "a training step on a GPU, and what waits for the GPU",
     "replay": "a training step by the number of tasks and kind of replay",
     "masks": "how open and how alike finished runs' masks are",
+    "serve": "a served model under load; an event added to a state",
     "ceiling": "the best scores that sequences of six-tasks-v1 allow",
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
-from dist_teracon.cli import data, runs
+from dist_teracon.cli import data, runs, serve
 from dist_teracon.cli.arguments import AddCommand, add_quiet, as_count, as_path
 from dist_teracon.console import Console, complain, print_lines
 from dist_teracon.errors import PeerError, TeraconError
@@ -24,7 +24,7 @@ from dist_teracon.inference import commands as inference
 _COMMANDS = {
     "prepare data": data.COMMANDS,
     "train": runs.TRAIN,
-    "use": inference.COMMANDS,
+    "use": {**inference.COMMANDS, **serve.COMMANDS},
     "look at results": runs.RESULTS,
     "measure": {
         "compare": "run variants on several seeds and write tables with intervals",
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_commands(add)
     runs.add_train(add)
     inference.add_commands(add)
+    serve.add_commands(add)
     runs.add_results(add)
     compare = add("compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")

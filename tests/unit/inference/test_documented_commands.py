@@ -9,7 +9,8 @@ from pathlib import Path
 from dist_teracon.cli import main
 
 PAGE = (Path(__file__).parents[3] / "docs" / "using.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^dist-teracon (.+)$", PAGE, re.MULTILINE)
+# those of the server run in tests/distributed/test_serve.py
+COMMANDS = [command for command in re.findall(r"^dist-teracon (.+)$", PAGE, re.MULTILINE) if not command.startswith("serve ")]
 
 
 def test_the_commands_run(shop, tmp_path, monkeypatch):

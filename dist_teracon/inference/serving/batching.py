@@ -1,0 +1,131 @@
+"""Dynamic batches: what came in while the model was computing is computed together next.
+
+A request that finds the model idle does not wait for others, and the busier the model is, the larger batches are; no time is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from dist_teracon.errors import TeraconError
+from dist_teracon.inference.serving.requests import EncodeRequest, EventsRequest, PredictRequest, RequestError
+from dist_teracon.inference.serving.served import Served
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request for a model; the model stays the one that it came for, also if another takes its name meanwhile."""
+
+    served: Served
+    request: EncodeRequest | PredictRequest | EventsRequest
+
+    @property
+    def size(self) -> int:
+        """Rows that are computed."""
+        return 1 if isinstance(self.request, EventsRequest) else len(self.request.histories)
+
+    @property
+    def key(self) -> tuple[Any, ...] | None:
+        """Equal for jobs that are computed together; None for one that is computed alone."""
+        request, model = self.request, id(self.served)
+        if isinstance(request, EncodeRequest):
+            return model, "encode", request.task, request.shared
+        if isinstance(request, PredictRequest):
+            return model, "predict", request.task, request.top, request.exclude_seen, request.candidates, request.normalise
+        return None
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[dict[str, Any] | Exception]:
+    """Compute jobs, those of equal keys together; returns each one's answer, or the error that it alone would have."""
+    groups: dict[Any, list[int]] = {}
+    for place, job in enumerate(jobs):
+        groups.setdefault(job.key or place, []).append(place)
+    answers: dict[int, dict[str, Any] | Exception] = {}
+    for places in groups.values():
+        try:
+            found: Sequence[dict[str, Any] | Exception] = _together([jobs[place] for place in places])
+        except TeraconError as error:
+            found = [error] if len(places) == 1 else [answer for place in places for answer in run_jobs([jobs[place]])]
+        except Exception as error:
+            found = [error] * len(places)
+        answers |= dict(zip(places, found, strict=True))
+    return [answers[place] for place in range(len(jobs))]
+
+
+def _together(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    served, first = jobs[0].served, jobs[0].request
+    if isinstance(first, EncodeRequest):
+        return served.encode([job.request for job in jobs if isinstance(job.request, EncodeRequest)])
+    if isinstance(first, PredictRequest):
+        return served.predict([job.request for job in jobs if isinstance(job.request, PredictRequest)])
+    return [served.events(first)]
+
+
+class Batcher:
+    """Computes jobs in one thread, in the order in which they came.
+
+    Args:
+        rows: Rows of a batch, at most; a job that is larger is a batch of its own.
+        waiting: Jobs that may wait.
+        seen: Told the rows of every batch.
+    """
+
+    def __init__(self, *, rows: int, waiting: int, seen: Callable[[int], object] = lambda _: None) -> None:
+        self._rows, self._most_waiting, self._seen = rows, waiting, seen
+        self._waiting: deque[tuple[Job, asyncio.Future[dict[str, Any]]]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait."""
+        return len(self._waiting)
+
+    async def submit(self, job: Job) -> dict[str, Any]:
+        """Return a job's answer, or raise its error.
+
+        Raises:
+            RequestError: 503: too many jobs wait.
+        """
+        if len(self._waiting) >= self._most_waiting:
+            raise RequestError(f"{self._most_waiting} requests wait already; try again later", 503)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((job, future))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def between_batches(self, call: Callable[[], Any]) -> Any:
+        """Call a function in the model's thread, while no batch is computed."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def idle(self) -> None:
+        """Wait until nothing is left to compute."""
+        while self._running is not None and not self._running.done():
+            await asyncio.wait([self._running])
+
+    async def _run(self) -> None:
+        while self._waiting:
+            taken = [self._waiting.popleft()]
+            rows = taken[0][0].size
+            while self._waiting and rows + self._waiting[0][0].size <= self._rows:
+                taken.append(self._waiting.popleft())
+                rows += taken[-1][0].size
+            wanted = [(job, future) for job, future in taken if not future.cancelled()]
+            if not wanted:
+                continue
+            self._seen(sum(job.size for job, _ in wanted))
+            answers = await self.between_batches(partial(run_jobs, [job for job, _ in wanted]))
+            for (_, future), answer in zip(wanted, answers, strict=True):
+                if future.cancelled():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)

@@ -1,0 +1,153 @@
+"""One model of a server under its name: requests in, plain values out. Nothing here knows of HTTP, threads or batches in time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+
+from dist_teracon.data.schema import FIRST_ITEM
+from dist_teracon.errors import ConfigError
+from dist_teracon.inference.model import PretrainedModel, from_pretrained
+from dist_teracon.inference.serving.requests import EncodeRequest, EventsRequest, PredictRequest, RequestError
+from dist_teracon.inference.serving.users import User, Users
+
+# A state that is further behind than this is computed anew, which costs one pass over the history.
+_CATCH_UP = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        name: Under which it is served.
+        run: Folder or URI of its run.
+        stage: Counted from 1; None for the last finished one at the time of loading.
+    """
+
+    name: str
+    run: str
+    stage: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, *, name: str = "default") -> Source:
+        """Read `RUN`, `NAME=RUN`, `RUN@STAGE` or `NAME=RUN@STAGE`.
+
+        Raises:
+            ConfigError: the name has other characters than letters, digits, `.`, `_` and `-`, or the run is missing.
+        """
+        before, equals, rest = text.partition("=")
+        if equals and "/" not in before:
+            name, text = before, rest
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
+            raise ConfigError(f"model '{name[:80]}': expected a name of up to 64 letters, digits, '.', '_' and '-', as shop=runs/shop")
+        run, at, stage = text.rpartition("@")
+        if not (at and stage.isascii() and stage.isdecimal()):
+            run, stage = text, ""
+        if not run:
+            raise ConfigError(f"model '{name}': the run is missing; expected NAME=RUN or NAME=RUN@STAGE")
+        if stage and not 1 <= int(stage) < 10**6:
+            raise ConfigError(f"model '{name}': stages are counted from 1, got '@{stage}'")
+        return cls(name, run, int(stage) if stage else None)
+
+
+class Served:
+    """A model and the users that it remembers; `load` makes one. One thread at a time may use it.
+
+    Args:
+        source: Where the model comes from.
+        model: The model.
+        users: Remembered users; a model that takes the place of another one is handed that one's.
+    """
+
+    def __init__(self, source: Source, model: PretrainedModel, users: Users) -> None:
+        self.source, self.model, self.users = source, model, users
+
+    @classmethod
+    def load(cls, source: Source, users: Users, *, device: str = "cpu") -> Served:
+        """Load a model, and compute one vector, so that the first request does not wait for what is made on first use."""
+        model = from_pretrained(source.run, source.stage, device=device)
+        model.encode([["any item"]])
+        return cls(source, model, users)
+
+    def about(self) -> dict[str, Any]:
+        """Return which model this is."""
+        return {"fingerprint": self.model.fingerprint, "stage": self.model.stage, "tasks": list(self.model.tasks)}
+
+    def _named(self) -> dict[str, Any]:
+        return {"model": self.source.name, "fingerprint": self.model.fingerprint}
+
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, Any]]:
+        """Answer requests of one `task` and `shared` together; vectors are those of `PretrainedModel.encode`."""
+        first, bounds = requests[0], _bounds(requests)
+        read = self.model.histories([history for request in requests for history in request.histories])
+        vectors = self.model.encode(read, first.task, shared=first.shared)
+        return [
+            {**self._named(), "task": first.task, "vectors": vectors[low:high].tolist(), "unknown": int(read.strange[low:high].sum())}
+            for low, high in bounds
+        ]
+
+    def predict(self, requests: Sequence[PredictRequest]) -> list[dict[str, Any]]:
+        """Answer requests that are equal but for their histories together; lists are those of `PretrainedModel.predict`."""
+        first, bounds = requests[0], _bounds(requests)
+        read = self.model.histories([history for request in requests for history in request.histories])
+        found = self.model.predict(
+            read, first.task, top=first.top, exclude_seen=first.exclude_seen, candidates=first.candidates, normalise=first.normalise
+        )
+        labels = found.labels
+        scores = [row[: len(names)].tolist() for row, names in zip(found.scores, labels, strict=True)]
+        return [
+            {
+                **self._named(), "task": first.task, "labels": labels[low:high], "scores": scores[low:high],
+                "unknown": int(read.strange[low:high].sum()),
+            }
+            for low, high in bounds
+        ]  # fmt: skip
+
+    def events(self, request: EventsRequest) -> dict[str, Any]:
+        """Add a user's events, and return its vector: that of `encode` for the longer history, to 1e-5.
+
+        Raises:
+            RequestError: 404: nothing of the user is kept, and the request brings no events.
+            ConfigError: an unknown task, or a method without states. The user stays as it was.
+        """
+        kind, kept = self.model.kind_of_vector(request.task, request.shared), self.users.get(request.user)
+        began = kept is None or request.history is not None
+        before = User() if kept is None or began else kept
+        added = (*(request.history or ()), *request.items)
+        if not before.count and not added:
+            raise RequestError(f"user {request.user!r}: nothing of it is kept; send its history", 404)
+        history = (*before.history, *added)[-self.model.reader.length :]
+        after = User(history, before.count + len(added), dict(before.states))
+        after.states[kind] = (after.count, self._state(after, kind, request))
+        self.users.put(request.user, after)
+        return {
+            **self._named(), "user": request.user, "task": request.task, "vector": after.states[kind][1].vector.tolist(),
+            "events": after.count, "began": began, "unknown": self._unknown(added),
+        }  # fmt: skip
+
+    def _state(self, user: User, kind: str, request: EventsRequest) -> Any:
+        covered, state = user.states.get(kind, (0, None))
+        behind = user.count - covered
+        if state is None or state.fingerprint != self.model.fingerprint or behind > min(_CATCH_UP, len(user.history)):
+            return self.model.state(user.history, request.task, shared=request.shared)
+        for item in user.history[len(user.history) - behind :]:
+            state = self.model.extend(state, item)
+        return state
+
+    def _unknown(self, items: Sequence[str]) -> int:
+        indices = np.fromiter(map(self.model.items.index, items), np.int64, len(items))
+        return int(((indices < FIRST_ITEM) | (indices >= self.model.num_items)).sum())
+
+    def reloaded(self, stage: int | None, *, device: str) -> Served:
+        """Return the same run as it is now, or another stage of it; remembered users go with it, their states are computed anew."""
+        return Served.load(self.source if stage is None else replace(self.source, stage=stage), self.users, device=device)
+
+
+def _bounds(requests: Sequence[EncodeRequest | PredictRequest]) -> list[tuple[int, int]]:
+    return list(pairwise(accumulate((len(request.histories) for request in requests), initial=0)))

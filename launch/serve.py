@@ -1,0 +1,247 @@
+"""`dist-teracon serve`: models behind HTTP, by Ray Serve on this machine; what answers requests is `inference/serving/`.
+
+One process holds the models, as it remembers users; Ray Serve keeps it alive, and its proxy speaks HTTP.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dist_teracon.console import Log
+from dist_teracon.errors import ConfigError
+from dist_teracon.inference.serving.app import Answer, load_app
+from dist_teracon.inference.serving.requests import Limits
+from dist_teracon.inference.serving.served import Source
+
+_TIMEOUT_S = 60.0
+# A token that is shorter could be tried out.
+_SHORTEST_TOKEN = 16
+_APP, _DEPLOYMENT = "dist-teracon", "models"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to serve.
+
+    Attributes:
+        host, port: Where the server listens.
+        token_file: A file with the token that requests have to bring.
+        users: Users that are remembered for each model.
+        snapshots: Folder where they are kept on disk; None to keep them in memory alone.
+        snapshot_seconds: Time between two snapshots.
+        limits: What a request may have at most.
+        device: Where models compute.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token_file: Path | None = None
+    users: int = 10_000
+    snapshots: Path | None = None
+    snapshot_seconds: float = 300.0
+    limits: Limits = field(default_factory=Limits)
+    device: str = "cpu"
+
+
+def read_token(path: Path) -> str:
+    """Return the token of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or the token is shorter than 16 characters or has blanks or other characters than ASCII's.
+    """
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it has other characters than ASCII's"
+        raise ConfigError(f"--token-file {path}: cannot be read ({reason})") from None
+    if len(token) < _SHORTEST_TOKEN or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"--token-file {path}: expected a token of {_SHORTEST_TOKEN} characters or more without blanks; "
+            f"this makes one: python -c 'import secrets; print(secrets.token_urlsafe(32))' > {path}"
+        )
+    return token
+
+
+def serve(sources: Sequence[Source], options: ServeOptions, *, log: Log) -> None:
+    """Serve models until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: Ray Serve is not installed, two models have one name, the port is in use, the token is none, or a snapshot is of
+            another model.
+        RunError: a run cannot be loaded.
+        DataError: a snapshot is damaged.
+    """
+    names = [source.name for source in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"models: {', '.join(twice)} is there twice; give each a name of its own, as old=runs/shop@2 new=runs/shop@3")
+    if any(importlib.util.find_spec(module) is None for module in ("uvicorn", "starlette")):
+        raise ConfigError("serve: needs Ray Serve, which is not installed: pip install 'dist-teracon[serve]'")
+    token = None if options.token_file is None else read_token(options.token_file)
+    _check_free(options.host, options.port)
+    # here first: a run that cannot be loaded is told before anything is started
+    app = load_app(sources, users=options.users, limits=options.limits, snapshots=options.snapshots, device=options.device)
+    about = app.about()
+    del app
+    if token is None and not _is_loopback(options.host):
+        log(f"warning: {options.host} can be reached from outside and there is no --token-file: whoever reaches it is answered")
+    with _ray():
+        handle = _start(sources, options)
+        # behind Ray's start, which takes these signals for itself
+        with _stop_signals() as stop:
+            for name, model in about.items():
+                log(f"{name}: stage {model['stage']} ({', '.join(model['tasks'])}), fingerprint {model['fingerprint'][:12]}…")
+            log(f"serving at http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}; Ctrl-C stops it")
+            while not stop.wait(options.snapshot_seconds):
+                _snapshot(handle, log)
+            log("stopping: what is being answered is finished")
+            handle.close.remote().result()
+
+
+class Models:
+    """The process that holds the models: an `App`, and Starlette's requests and responses around it."""
+
+    def __init__(self, sources: Sequence[Source], options: ServeOptions) -> None:
+        # the token is read here: arguments of a deployment go through stores that are not made for secrets
+        token = None if options.token_file is None else read_token(options.token_file)
+        self._app = load_app(
+            sources, users=options.users, limits=options.limits, token=token, snapshots=options.snapshots, device=options.device,
+            restarted=True,
+        )  # fmt: skip
+
+    async def __call__(self, request: Any) -> Any:
+        """Answer a request; a body that is too large is not read to its end."""
+        from starlette.responses import Response
+
+        method, path, headers = request.method, request.url.path, request.headers
+        answer: Answer | None = self._app.refusal(method, path, headers)
+        if answer is None:
+            body = bytearray()
+            async for part in request.stream():
+                body += part
+                if len(body) > self._app.limits.body:
+                    answer = self._app.too_large(path)
+                    break
+            else:
+                answer = await self._app.handle(method, path, headers, bytes(body))
+        return Response(answer.body, status_code=answer.status, headers=answer.headers)
+
+    async def save(self) -> None:
+        """Write the snapshots."""
+        await self._app.save()
+
+    async def close(self) -> None:
+        """Finish what is being answered and write the snapshots."""
+        await self._app.close()
+
+
+def _start(sources: Sequence[Source], options: ServeOptions) -> Any:
+    """Start Ray Serve and the models; returns the handle by which they are called."""
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.schema import LoggingConfig
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+    http = HTTPOptions(host=options.host, port=options.port, request_timeout_s=_TIMEOUT_S)
+    # what is beyond `waiting` has to reach the models to be refused by them
+    ongoing = 2 * options.limits.waiting
+    try:
+        ray_serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, logging_config=quiet)
+        deployment: Any = ray_serve.deployment(
+            Models, name=_DEPLOYMENT, num_replicas=1, max_ongoing_requests=ongoing, logging_config=quiet,
+            ray_actor_options={"num_cpus": 1, "num_gpus": 1 if options.device.startswith("cuda") else 0},
+        )  # fmt: skip
+        return ray_serve.run(deployment.bind(tuple(sources), options), name=_APP, route_prefix="/")
+    except RuntimeError as error:
+        raise ConfigError(f"serve: Ray Serve does not start ({' '.join(str(error).split())})") from None
+
+
+def _snapshot(handle: Any, log: Log) -> None:
+    try:
+        handle.save.remote().result()
+    except Exception as error:
+        log(f"warning: the snapshot was not written ({' '.join(str(error).split())[-300:]}); the server goes on")
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Have Ray on this machine, for this server alone and with a token of its own, stopped at the end."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray's own ports, some of which listen on every address, run what they are asked to
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    import ray
+
+    try:
+        ray.init(
+            address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, _node_ip_address="127.0.0.1",
+            log_to_driver=True, logging_level=logging.ERROR,
+        )  # fmt: skip
+    except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"serve: Ray does not start on this machine ({' '.join(str(error).split())})") from None
+    try:
+        yield
+    finally:
+        from ray import serve as ray_serve
+
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set; a second one ends the process as ever."""
+    stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Check that a port can be listened on; Ray's proxies share ports, and would not complain of a second server.
+
+    Raises:
+        ConfigError: it is in use, or the host is none of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise ConfigError(f"--port {port}: is in use on {host}; stop what listens there, or give another one") from None
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({error})") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
