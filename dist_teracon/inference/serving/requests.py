@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast, get_args
 
 from dist_teracon.errors import DataError, TeraconError, nearest, shortened
-from dist_teracon.inference.histories import id_text
+from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.model import SHARED, SharedVector
 
 
