@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from dist_teracon import io
 from dist_teracon.config import ConfigModel, RunConfig
-from dist_teracon.errors import ConfigError, nearest, shortened
+from dist_teracon.errors import ConfigError, TeraconError, nearest, shortened
 
 M = TypeVar("M", bound=ConfigModel)
 
@@ -281,6 +281,11 @@ def _with_deepspeed_file(train: dict[str, Any], *, where: str) -> dict[str, Any]
     uri = train["deepspeed"]
     try:
         settings = json.loads(_read_text(uri, "deepspeed"))
+    except (TeraconError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)[:200]
+        raise ConfigError(
+            f"{where}: train.deepspeed: expected settings, or the path of a DeepSpeed JSON, got {shortened(uri)} ({why})"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{where}: {uri}: not valid JSON ({error})") from None
     if not isinstance(settings, dict):
