@@ -126,11 +126,17 @@ def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[np.float3
     _checksum_file(path).unlink(missing_ok=True)  # a shard without one is made anew
     with io.atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    io.write_json(_checksum_file(path), {"sha256": io.sha256(str(path)), "teacher": teacher})
+    checksum = io.sha256(str(path))
+    io.write_json(_checksum_file(path), {"sha256": checksum, "teacher": teacher, "own_sha256": _own_checksum(checksum, teacher)})
 
 
 def _checksum_file(path: Path) -> Path:
     return path.with_suffix(".json")
+
+
+def _own_checksum(checksum: str, teacher: str) -> str:
+    """Return the checksum of what stands beside a shard, so that damage to it is seen as well."""
+    return hashlib.sha256(f"{checksum} {teacher}".encode()).hexdigest()
 
 
 def damage_of(path: Path) -> str:
@@ -142,7 +148,9 @@ def damage_of(path: Path) -> str:
         known = io.read_json(str(noted))
     except DataError:
         return "its checksum was damaged"
-    return "" if isinstance(known, dict) and known.get("sha256") == io.sha256(str(path)) else "it is not as it was written"
+    if not isinstance(known, dict) or known.get("own_sha256") != _own_checksum(str(known.get("sha256")), str(known.get("teacher"))):
+        return "its checksum was damaged"
+    return "" if known["sha256"] == io.sha256(str(path)) else "it is not as it was written"
 
 
 def _other_teacher(path: Path, teacher: str) -> str:

@@ -207,7 +207,7 @@ def test_a_run_that_grew_by_given_vectors_says_so_and_survives_a_kill(runs: Path
         ({"vector": [1.0] * (NEW_ITEMS - 1)}, "column 'vector': expected a list of numbers, got double"),
         ({"vector": [[None]] * (NEW_ITEMS - 1)}, "column 'vector': expected a list of numbers, got list<"),
         ({"item": ["twice"] * (NEW_ITEMS - 1)}, "item 'twice': expected one vector an item, got several"),
-        ({"item": [1.5] * (NEW_ITEMS - 1)}, "column 'item': expected text or whole numbers, got double"),
+        ({"item": [1.5] * (NEW_ITEMS - 1)}, "column 'item': expected ids as text or whole numbers, got 1.5"),
         ({"item": [None, *map(str, range(NEW_ITEMS - 2))]}, "row 1: no item id"),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_rank_that_gives_up_does_not_leave_the_others_waiting(tmp_path: Path) 
         ("tasks", "[next, agee]", r"tasks: data set 'small' has no task 'agee'; did you mean 'age'?"),
         ("train.by_task", "{gendr: {epochs: 3}}", r"train.by_task: data set 'small' has no task 'gendr'; did you mean 'gender'?"),
         ("method.name", "terracon", "method.name: no method 'terracon'; did you mean 'teracon'?"),
-        ("method", "{name: teracon, retention: {alfa: 1}}", "method: retention.alfa: unknown field; did you mean 'alpha'?"),
+        ("method", "{name: teracon, retention: {alfa: 1}}", "method.retention.alfa: unknown field; did you mean 'alpha'?"),
         ("train.precision", "bf16", "set train.zero to 1 or 2"),
         ("train.first.epochz", "3", "train.first.epochz: unknown field; did you mean 'epochs'?"),
         ("dataset", "/nowhere/set", "/nowhere/set: no data set there"),

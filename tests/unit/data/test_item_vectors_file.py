@@ -45,7 +45,7 @@ def test_ids_of_any_type(ids, tmp_path):
 
 @pytest.mark.parametrize(
     ("ids", "said"),
-    [([1.5], "expected text or whole numbers, got double"), ([b"\xff"], "row 1: .*expected UTF-8 text"), ([""], "row 1: no item id")],
+    [([1.5], "expected ids as text or whole numbers, got 1.5"), ([b"\xff"], "row 1: .*expected UTF-8 text"), ([""], "row 1: no item id")],
 )
 def test_ids_that_are_none(ids, said, tmp_path):
     pq.write_table(pa.table({"item": ids, "vector": [[1.0]]}), tmp_path / "v.parquet")
