@@ -19,7 +19,7 @@ from dist_teracon.data.schema import users_file
 from dist_teracon.errors import DataError
 from dist_teracon.hashing import mix64, stable_hash
 
-_SPECS = {"user": ColumnSpec("name", required=True), "label": ColumnSpec("name", required=True)}
+_COLUMNS = {"user": ColumnSpec("name", required=True), "label": ColumnSpec("name", required=True)}
 _MOST_CLASSES = 1000
 
 
@@ -61,7 +61,7 @@ def read_labels(uri: str, *, seed: int = 0) -> UserLabels:
     with TemporaryDirectory() as folder:
         context = ReadContext(BadRows(root=uri), Path(folder))
         parts = open_parts([uri], dialect=Dialect(delimiter=",", quote='"'), context=context, guess=True)
-        table = read_parts(parts, _SPECS, context)
+        table = read_parts(parts, _COLUMNS, context)
     users, labels = table.columns["user"], table.columns["label"]
     counts = np.bincount(users.codes, minlength=len(users.names))
     if (counts > 1).any():
