@@ -1,4 +1,4 @@
-"""Text on a terminal: how wide it is, where a line may break, and how a duration is written.
+"""Text on a terminal: how wide it is, where a line may break, tables, and how a duration is written.
 
 Widths are counted in cells, of which a sign of Korean, Chinese or Japanese takes two and a combining mark none.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
+from io import StringIO
 from typing import TextIO
 
 NO_BREAK = "\u00a0"
+WIDTH = 80  # of what is written for any terminal
 
 
 def cells(text: str) -> int:
@@ -64,6 +67,44 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
         line += word if empty else f" {word}"
         empty = False
     return [*lines, line]
+
+
+def folded(text: str, width: int = WIDTH, *, indent: str = "") -> list[str]:
+    """Break a line as `wrapped` does, and a word that is too long behind a hyphen or within it, so that every piece fits.
+
+    Args:
+        text: One line.
+        width: In cells, more than the indent has by two.
+        indent: Before every piece but the first.
+    """
+    pieces: list[str] = []
+    for piece in wrapped(text, width, indent=indent):
+        rest = piece
+        while cells(rest) > width:
+            least = len(indent) + 1 if rest.startswith(indent) else 1
+            end = next(k for k in range(len(rest), least - 1, -1) if cells(rest[:k]) <= width or k == least)
+            hyphen = max(rest.rfind(sign, 0, end) for sign in "-_./") + 1
+            end = hyphen if 2 * hyphen > end else end
+            pieces.append(rest[:end])
+            rest = indent + rest[end:]
+        pieces.append(rest)
+    return pieces
+
+
+def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], *, names: Sequence[str] = ()) -> list[str]:
+    """Return a table as lines; columns that are not `names` hold numbers, and stand to the right."""
+    from rich.console import Console as Terminal
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for head in heads:
+        table.add_column(Text(head), justify="left" if head in names else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, no_wrap=head not in names) for head, cell in zip(heads, row, strict=True)))
+    text = StringIO()
+    Terminal(file=text, width=WIDTH, highlight=False, color_system=None).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 def terminal_width(stream: TextIO) -> int:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Epochs, Share
 from dist_teracon.continual.method import MethodContext, Phase
-from dist_teracon.continual.one_network import OneNetwork, scale_gradient
+from dist_teracon.continual.one_network import OneNetwork, scale_gradient, without_dots
 from dist_teracon.continual.registry import register
-from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone
@@ -49,11 +48,11 @@ class _ConureNetwork(Network):
         self.matrices = sorted({name for name, _ in self.parts})
         self.owner = nn.Module()
         for name in self.matrices:
-            self.owner.register_buffer(_key(name), torch.zeros_like(parameters[name], dtype=torch.uint8, requires_grad=False))
+            self.owner.register_buffer(without_dots(name), torch.zeros_like(parameters[name], dtype=torch.uint8, requires_grad=False))
 
     def owner_of(self, name: str) -> Tensor:
         """Return the owners of a matrix's weights."""
-        return self.owner.get_buffer(_key(name))
+        return self.owner.get_buffer(without_dots(name))
 
 
 @register
@@ -75,7 +74,6 @@ class Conure(OneNetwork):
 
     name = "conure"
     Settings = ConureSettings
-    masks_alone = False
     network: _ConureNetwork
 
     def __init__(self, context: MethodContext, settings: ConureSettings) -> None:
@@ -116,11 +114,10 @@ class Conure(OneNetwork):
             owner.view(-1)[free[order[:kept]]] = len(self.learned)
             weight.masked_fill_(owner == 0, 0)
 
-    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
+    def trained_parameters(self) -> set[str]:
         matrices = {f"backbone.{name}" for name in self.network.matrices if bool(self.trains[name].any())}
         others = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters() if name not in self.trains}
-        self.train_only(self.own_parameters() | matrices | (others if self.is_first else set()))
-        return super().parameter_groups(phase)
+        return self.own_parameters() | matrices | (others if self.is_first else set())
 
     def is_pretrained(self, role: Role) -> bool:
         """Free weights are new ones: nothing that trains was trained before."""
@@ -132,22 +129,14 @@ class Conure(OneNetwork):
             if name in self.trains and parameter.requires_grad:
                 scale_gradient(parameter, self.trains[name])
 
-    def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network.encode(batch, None, positions="last", weights=self._weights(task))
-
-    def _weights(self, task: str) -> dict[str, Tensor]:
+    def inserted(self, task: str) -> dict[str, Any]:
         """Return a past task's effective weights; none for the present one, which uses all there are."""
         number = self.learned.index(task) + 1
         if number == len(self.learned):
             return {}
         weights = dict(self.network.backbone.named_parameters())
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in self.network.matrices:
             owner = self.network.owner_of(name)
             found[name] = torch.where((owner > 0) & (owner <= number), weights[name], 0)
-        return found
-
-
-def _key(name: str) -> str:
-    """Return a parameter's name as a part of another: without dots."""
-    return name.replace(".", "/")
+        return {"weights": found}

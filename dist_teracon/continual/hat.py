@@ -5,7 +5,7 @@ Legend: T tasks, K masked layers, C channels, s scale, a the cumulative mask.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -109,10 +109,9 @@ class Hat(OneNetwork):
     def begin_phase(self, phase: Phase) -> None:
         self.factors = {} if self.is_first else gradient_factors(self.network.backbone, self.network.cumulative)
 
-    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
+    def trained_parameters(self) -> set[str]:
         names = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters() if self.is_first or self._trains(name)}
-        self.train_only(names | self.own_parameters())
-        return super().parameter_groups(phase)
+        return names | self.own_parameters()
 
     def _trains(self, name: str) -> bool:
         """Return whether a parameter of the backbone trains after the first stage."""

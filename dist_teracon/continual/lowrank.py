@@ -12,10 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Whole
-from dist_teracon.continual.method import MethodContext, Phase
-from dist_teracon.continual.one_network import OneNetwork
+from dist_teracon.continual.method import MethodContext
+from dist_teracon.continual.one_network import OneNetwork, without_dots
 from dist_teracon.continual.registry import register
-from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.backbone import Backbone
 from dist_teracon.models.heads import head_key
@@ -82,7 +81,7 @@ class _ExpertNetwork(Network):
     def matrices(self) -> dict[str, Tensor]:
         """Return the frozen matrices [S, O, I] by key."""
         own = dict(self.backbone.named_parameters())
-        return {_key(name): _as_matrices(own[name].detach(), stacked=stacked) for name, stacked in self.stacked.items()}
+        return {without_dots(name): _as_matrices(own[name].detach(), stacked=stacked) for name, stacked in self.stacked.items()}
 
 
 @register
@@ -98,7 +97,6 @@ class LowRank(OneNetwork):
 
     name = "lowrank"
     Settings = LowRankSettings
-    masks_alone = False
     network: _ExpertNetwork
 
     def __init__(self, context: MethodContext, settings: LowRankSettings) -> None:
@@ -116,31 +114,21 @@ class LowRank(OneNetwork):
                 self.network.matrices(), self.options.rank, earlier, started=not self.context.for_use
             )
 
-    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
-        every = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters()}
-        self.train_only(self.own_parameters() | (every if self.is_first else set()))
-        return super().parameter_groups(phase)
-
-    def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        return self.classification_losses(batch, self.network.encode(batch, None, weights=self._weights(self.learned[-1])))
-
-    def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network.encode(batch, None, positions="last", weights=self._weights(task))
-
-    def _weights(self, task: str) -> dict[str, Tensor]:
+    def inserted(self, task: str) -> dict[str, Any]:
         """Return a task's effective weights; none for the first, which has the network as it is."""
         if task == self.learned[0]:
             return {}
-        own, found = self._experts(task), {}
+        own = self._experts(task)
+        found: dict[str, Tensor] = {}
         frozen = dict(self.network.backbone.named_parameters())
         for name in self.network.stacked:
-            key = _key(name)
+            key = without_dots(name)
             added_SOI = own.product(key)
             for past, gates in own.gates.items():
                 added_SOI = added_SOI + gates.get_parameter(key) * self._experts(self.network.task_of(past)).product(key)
             weight = frozen[name].detach()
             found[name] = weight + added_SOI.reshape(weight.shape)
-        return found
+        return {"weights": found}
 
     def _experts(self, task: str) -> _Experts:
         experts = self.network.experts[head_key(task)]
@@ -150,8 +138,3 @@ class LowRank(OneNetwork):
 
 def _as_matrices(weight: Tensor, *, stacked: bool) -> Tensor:
     return weight.flatten(2) if stacked else weight.flatten(1)[None]
-
-
-def _key(name: str) -> str:
-    """Return a parameter's name as a part of another: without dots."""
-    return name.replace(".", "/")

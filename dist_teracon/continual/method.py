@@ -114,8 +114,6 @@ class Method(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[ConfigModel]] = ConfigModel
-    # whether `model()`'s backbone under `masks()` is all that `encode` computes; not where weights are changed or modules inserted
-    masks_alone: ClassVar[bool] = True
     # whether a finished run can learn one more task (`--add-task`)
     adds_tasks: ClassVar[bool] = True
 
@@ -242,6 +240,11 @@ class Method(ABC):
     def item_tables(self) -> list[str]:
         """Return the names in `state_dict` of the matrices that have a row an item; these grow with the catalogue."""
         return [f"{name}.weight" for name, part in self.model().named_modules() if isinstance(part, ItemTable)]
+
+    @property
+    def masks_alone(self) -> bool:
+        """Whether `model()`'s backbone under `masks()` is all that `encode` computes: not where weights change or modules come in."""
+        return True
 
     def stage_state(self) -> dict[str, Any]:
         """Return the small state in the middle of a stage, as JSON values, beyond weights."""

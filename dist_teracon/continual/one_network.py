@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel
-from dist_teracon.continual.method import Method, MethodContext
+from dist_teracon.continual.method import Method, MethodContext, Phase
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.heads import Head
@@ -38,15 +40,29 @@ class OneNetwork(Method):
         self.learned.append(task.name)
         self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
 
-    def train_only(self, names: set[str]) -> None:
-        """Have these parameters of the network require gradients, and no others."""
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name in names)
-
     def own_parameters(self) -> set[str]:
         """Return the names of the present task's own parameters: its head, and its masks or modules where it has any."""
         names = (name for name, _ in self.network.named_parameters())
         return {name for name in names if self.network.role(name).task == self.learned[-1]}
+
+    def trained_parameters(self) -> set[str]:
+        """Return the names of what the present phase trains: the task's own, and in the first task's stage the backbone."""
+        backbone = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters()} if self.is_first else set()
+        return self.own_parameters() | backbone
+
+    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
+        trained = self.trained_parameters()
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return super().parameter_groups(phase)
+
+    def inserted(self, task: str) -> dict[str, Any]:
+        """Return what makes the network a task's beside masks, as arguments of `Network.encode`: `weights`, `patch`; nothing for none."""
+        return {}
+
+    @property
+    def masks_alone(self) -> bool:
+        return type(self).inserted is OneNetwork.inserted
 
     def decay_parameters(self) -> set[str]:
         """In later stages the new head's alone: a pull towards zero would move weights that past tasks read."""
@@ -62,10 +78,18 @@ class OneNetwork(Method):
         return 0
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        return self.classification_losses(batch, self.network.encode(batch, None))
+        return self.classification_losses(batch, self.network.encode(batch, None, **self.inserted(self.learned[-1])))
+
+    def encode(self, batch: PackedBatch, task: str) -> Tensor:
+        return self.network.encode(batch, None, positions="last", **self.inserted(task))
 
     def head(self, task: str) -> Head:
         return self.network.head(task)
+
+
+def without_dots(name: str) -> str:
+    """Return a parameter's name as a part of another one."""
+    return name.replace(".", "/")
 
 
 def scale_gradient(parameter: nn.Parameter, factor: Tensor) -> None:

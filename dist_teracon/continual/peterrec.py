@@ -15,10 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Whole
-from dist_teracon.continual.method import MethodContext, Phase
+from dist_teracon.continual.method import MethodContext
 from dist_teracon.continual.one_network import OneNetwork
 from dist_teracon.continual.registry import register
-from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone
@@ -101,7 +100,6 @@ class PeterRec(OneNetwork):
 
     name = "peterrec"
     Settings = PeterRecSettings
-    masks_alone = False
     network: _PatchedNetwork
 
     def __init__(self, context: MethodContext, settings: PeterRecSettings) -> None:
@@ -130,18 +128,7 @@ class PeterRec(OneNetwork):
         )  # fmt: skip
         self.network.patches[head_key(task.name)] = patches
 
-    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
-        every = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters()}
-        self.train_only(self.own_parameters() | (every if self.is_first else set()))
-        return super().parameter_groups(phase)
-
-    def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        return self.classification_losses(batch, self.network.encode(batch, None, **self._inserted(self.learned[-1])))
-
-    def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network.encode(batch, None, positions="last", **self._inserted(task))
-
-    def _inserted(self, task: str) -> dict[str, Any]:
+    def inserted(self, task: str) -> dict[str, Any]:
         """Return what a task's pass has of its own; the first has the network as it is."""
         if task == self.learned[0]:
             return {}

@@ -10,10 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Real
-from dist_teracon.continual.method import MethodContext, Phase
-from dist_teracon.continual.one_network import OneNetwork
+from dist_teracon.continual.method import MethodContext
+from dist_teracon.continual.one_network import OneNetwork, without_dots
 from dist_teracon.continual.registry import register
-from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.models.backbone import Backbone
 from dist_teracon.models.heads import head_key
@@ -74,7 +73,6 @@ class Piggyback(OneNetwork):
 
     name = "piggyback"
     Settings = PiggybackSettings
-    masks_alone = False
     network: _PiggybackNetwork
 
     def __init__(self, context: MethodContext, settings: PiggybackSettings) -> None:
@@ -91,7 +89,7 @@ class Piggyback(OneNetwork):
         if not self.is_first:
             weights = dict(network.backbone.named_parameters())
             network.real = nn.ParameterDict(
-                {_key(name): nn.Parameter(torch.full_like(weights[name], self.options.initial)) for name in network.matrices}
+                {without_dots(name): nn.Parameter(torch.full_like(weights[name], self.options.initial)) for name in network.matrices}
             )
 
     @torch.no_grad()
@@ -100,22 +98,11 @@ class Piggyback(OneNetwork):
         if not self.is_first:
             kept = nn.Module()
             for name in network.matrices:
-                kept.register_buffer(_key(name), packed_bits(network.real[_key(name)] > self.options.threshold))
+                kept.register_buffer(without_dots(name), packed_bits(network.real[without_dots(name)] > self.options.threshold))
             network.bits[head_key(self.learned[-1])] = kept
             network.real = nn.ParameterDict()
 
-    def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
-        every = {f"backbone.{name}" for name, _ in self.network.backbone.named_parameters()}
-        self.train_only(self.own_parameters() | (every if self.is_first else set()))
-        return super().parameter_groups(phase)
-
-    def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        return self.classification_losses(batch, self.network.encode(batch, None, weights=self._weights(self.learned[-1])))
-
-    def encode(self, batch: PackedBatch, task: str) -> Tensor:
-        return self.network.encode(batch, None, positions="last", weights=self._weights(task))
-
-    def _weights(self, task: str) -> dict[str, Tensor]:
+    def inserted(self, task: str) -> dict[str, Any]:
         """Return a task's effective weights; none for the first, which has the network as it is."""
         if task == self.learned[0]:
             return {}
@@ -124,11 +111,11 @@ class Piggyback(OneNetwork):
         for name in self.network.matrices:
             weight = frozen[name].detach()
             if head_key(task) in self.network.bits:
-                bits = self.network.bits[head_key(task)].get_buffer(_key(name))
+                bits = self.network.bits[head_key(task)].get_buffer(without_dots(name))
                 found[name] = torch.where(unpacked_bits(bits, weight.shape), weight, 0)
             else:
-                found[name] = weight * _Binary.apply(self.network.real[_key(name)], self.options.threshold)
-        return found
+                found[name] = weight * _Binary.apply(self.network.real[without_dots(name)], self.options.threshold)
+        return {"weights": found}
 
 
 class _Binary(torch.autograd.Function):
@@ -153,8 +140,3 @@ def unpacked_bits(bits: Tensor, shape: torch.Size) -> Tensor:
     """Return the booleans that `packed_bits` packed."""
     flat = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
     return flat.flatten()[: math.prod(shape)].view(shape).bool()
-
-
-def _key(name: str) -> str:
-    """Return a parameter's name as a part of another: without dots."""
-    return name.replace(".", "/")

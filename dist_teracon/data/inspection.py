@@ -13,11 +13,10 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import FIRST_ITEM, DatasetInfo, Split, Task, users_file
 from dist_teracon.errors import DataError, nearest
 from dist_teracon.hashing import stable_hash
-from dist_teracon.text_table import folded, table_lines
+from dist_teracon.text import NO_BREAK, folded, table_lines
 
 # Of a longer history the newest items are shown; of many labels the first.
 _ITEMS, _LABELS, _COMMON = 30, 20, 5
-_GAP = "\u00a0"  # a blank at which no line breaks
 _SPLITS = {Split.TRAIN: "training", Split.VALIDATION: "validation", Split.TEST: "test"}
 
 
@@ -44,7 +43,7 @@ def inspect_lines(dataset: Dataset, *, users: int = 3, user: str | None = None, 
         raise DataError(f"{dataset.uri}: no user has labels of task '{task}'")
     for shard, row in places:
         lines += ["", *reader.user_lines(shard, row)]
-    return lines
+    return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def _head(info: DatasetInfo) -> list[str]:
@@ -69,7 +68,7 @@ def _common(dataset: Dataset, task: Task | None) -> list[str]:
     if task is None or next_item:
         counts = np.where(np.arange(len(counts)) < FIRST_ITEM, -1, counts)
     order = np.argsort(-counts, kind="stable")[:_COMMON]
-    shown = [f"{readable(names[int(index)].as_py())}{_GAP}({int(counts[index]):,})" for index in order if counts[index] > 0]
+    shown = [f"{readable(names[int(index)].as_py())}{NO_BREAK}({int(counts[index]):,})" for index in order if counts[index] > 0]
     what = "items" if task is None else f"labels of {readable(task.name)}"
     return folded(f"most frequent {what}: {_joined(shown)}", indent="  ")
 
@@ -81,7 +80,7 @@ def readable(text: Any) -> str:
 
 
 def _joined(names: Sequence[str]) -> str:
-    return f"{_GAP}· ".join(name.replace(" ", _GAP) for name in names)
+    return f"{NO_BREAK}· ".join(name.replace(" ", NO_BREAK) for name in names)
 
 
 class _Reader:

@@ -141,14 +141,14 @@ class Backbone(nn.Module, ABC):
             masks_VKC: A mask a view.
             layers: What the call before returned; None at a row's begin.
         """
-        raise NotImplementedError(f"{self.name} has no stream: `reach` is None")
+        raise NotImplementedError(f"{self.name} has no stream: a caller asks `reach` first, which is None")
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what `transform` does without masks, with `patch` behind every masked layer's last matrix.
 
         For methods that insert modules of their own; a backbone without this method is refused by them (`takes_patches`).
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} takes no patches; a method asks `takes_patches` first")
 
     @classmethod
     def takes_patches(cls) -> bool:

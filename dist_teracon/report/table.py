@@ -26,7 +26,7 @@ from dist_teracon.report.values import (
     signed_text,
 )
 from dist_teracon.text import cells as width_of
-from dist_teracon.text import padded, wrapped
+from dist_teracon.text import folded, padded, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -255,27 +255,12 @@ def _with_folded_names(grid: Grid, width: int) -> Grid:
     for k, (row, style) in enumerate(zip(grid.rows, grid.styles, strict=True)):
         if row[0]:
             finish()
-            pieces += _folded(row[1], width)
+            pieces += folded(row[1], width)
         places[k] = len(rows)
         rows.append([row[0], pieces.pop(0) if pieces else "", *row[2:]])
         styles.append(style)
     finish()
     return Grid(grid.head, rows, grid.left, styles, {(places[k], column): style for (k, column), style in grid.marks.items()})
-
-
-def _folded(name: str, width: int) -> list[str]:
-    """Break a name at its blanks, and where a word is too long behind a hyphen or within it."""
-    pieces: list[str] = []
-    for piece in wrapped(name, width):
-        rest = piece
-        while width_of(rest) > width:
-            end = next(k for k in range(len(rest), 0, -1) if width_of(rest[:k]) <= width)
-            hyphen = max(rest.rfind(sign, 0, end) for sign in "-_./") + 1
-            end = hyphen if 2 * hyphen > end else end
-            pieces.append(rest[:end])
-            rest = rest[end:]
-        pieces.append(rest)
-    return pieces
 
 
 def _styled(grid: Grid, *, signs: bool) -> list[Text]:

@@ -27,7 +27,7 @@ from dist_teracon.data.schema import Split, Task
 from dist_teracon.evaluate.metrics import check_metrics
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.runtime import Runtime
-from dist_teracon.text_table import folded, table_lines
+from dist_teracon.text import folded, table_lines
 from dist_teracon.train.phase import Carried, PhaseTrainer
 from dist_teracon.train.run_folder import EventLog, RunFolder
 from dist_teracon.train.run_setup import Run, check_kernels, chosen_tasks, method_context, open_on_all_ranks, resolve

@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import events, run_worlds, settings, write_small
+from small_runs import BACKBONES, events, run_worlds, settings, write_small
 
-BACKBONES: dict[str, dict[str, Any]] = {
-    "nextitnet": {"name": "nextitnet", "dilations": [1, 2]},
-    "sasrec": {"name": "sasrec", "layers": 2, "max_positions": 16},
-}
 METHODS: dict[str, dict[str, Any]] = {
     "mtl": {"name": "mtl"},
     "peterrec": {"name": "peterrec"},

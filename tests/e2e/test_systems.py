@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import events, results, settings, train_here, weights, what_lasts, write_small
+from small_runs import BACKBONES, events, results, settings, train_here, weights, what_lasts, write_small
 from torch import Tensor
 
 from dist_teracon.continual.hat import gradient_factors
@@ -21,10 +21,6 @@ from dist_teracon.train import phase as phase_module
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.restore import restore_method
 
-BACKBONES: dict[str, dict[str, Any]] = {
-    "nextitnet": {"name": "nextitnet", "dilations": [1, 2]},
-    "sasrec": {"name": "sasrec", "layers": 2, "max_positions": 16},
-}
 METHODS: dict[str, dict[str, Any]] = {
     "mtl": {"name": "mtl"},
     "peterrec": {"name": "peterrec"},
@@ -142,7 +138,7 @@ def test_a_low_rank_task_adds_matrices_of_its_rank_and_weighs_earlier_ones(train
     method: Any = restore_method(run)
     frozen = dict(method.network.backbone.named_parameters())
     for task, rank in (("likes", 4), ("age", 8)):  # its own and, weighed, the one before
-        for name, value in method._weights(task).items():
+        for name, value in method.inserted(task)["weights"].items():
             added = (value - frozen[name]).flatten(2)
             ranks = torch.linalg.matrix_rank(added, rtol=1e-4)
             assert ((ranks > 0) & (ranks <= rank)).all()
@@ -167,7 +163,7 @@ def test_a_piggyback_task_is_the_first_ones_weights_under_bits(trained: Train, b
     run = trained(backbone, "piggyback")
     method: Any = restore_method(run)
     for task in ("likes", "age"):
-        for name, value in method._weights(task).items():
+        for name, value in method.inserted(task)["weights"].items():
             own = weights(run, STAGES[0])[f"backbone.{name}"]
             taken = value != 0
             assert torch.equal(value[taken], own[taken])

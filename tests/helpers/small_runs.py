@@ -28,6 +28,11 @@ from dist_teracon.train.run import train
 HELPERS = Path(__file__).parent
 ALONE = Runtime(0, 1, torch.device("cpu"))
 TASKS = ("next", "likes", "age", "gender")
+# every backbone, as small as it goes
+BACKBONES: dict[str, dict[str, Any]] = {
+    "nextitnet": {"name": "nextitnet", "dilations": [1, 2]},
+    "sasrec": {"name": "sasrec", "layers": 2, "max_positions": 16},
+}
 # plain training, whatever the stages' defaults are
 PLAIN_STAGE = {"weight_decay": 0.0, "ema_decay": 0.0, "pretrained_lr_scale": 1.0, "probe_steps": 0}
 

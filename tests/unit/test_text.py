@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from dist_teracon.text import cells, cropped, padded, seconds_text, terminal_width, wrapped
+from dist_teracon.text import WIDTH, cells, cropped, folded, padded, seconds_text, table_lines, terminal_width, wrapped
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,23 @@ def test_the_variable_columns_decides_a_width_and_eighty_is_without_a_terminal(
         assert terminal_width(file) == 123
         monkeypatch.setenv("COLUMNS", "wide")
         assert terminal_width(file) == 80
+
+
+@pytest.mark.parametrize("width", [6, 9, 20])
+def test_a_word_that_is_too_long_is_cut_behind_a_hyphen_or_within(width: int) -> None:
+    text = "weekly-top-categories 쇼핑대분류와소분류와브랜드 end"
+    lines = folded(text, width, indent="  ")
+    assert max(map(cells, lines)) <= width
+    assert "".join(line.strip() for line in lines).replace(" ", "") == text.replace(" ", "")
+    assert all(line.startswith("  ") for line in lines[1:])
+    if width == 9:
+        assert lines[:2] == ["weekly-", "  top-"]
+    assert folded("short") == ["short"]
+    assert folded("") == [""]
+
+
+def test_a_column_of_names_folds_and_numbers_stay_whole() -> None:
+    lines = table_lines(("task", "labels"), [("n" * 100, "1,234,567"), ("쇼핑", "8")], names=("task",))
+    assert max(map(cells, lines)) <= WIDTH
+    assert any(line.endswith("1,234,567") for line in lines)
+    assert "".join(lines).count("n") == 100

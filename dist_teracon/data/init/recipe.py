@@ -21,7 +21,7 @@ from dist_teracon.data.raw.listing import stem
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.data.sources.base import folder_name
 from dist_teracon.errors import ConfigError, DataError
-from dist_teracon.text_table import folded, table_lines
+from dist_teracon.text import folded, table_lines
 
 _OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
 _OWN_RECBOLE = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", "type": "type", "value": "rating"}
