@@ -139,6 +139,11 @@ class Method(ABC):
     def prepare(self, context: StageContext) -> None:
         """Do what the task needs of the data before training, as pseudo-labels."""
 
+    @property
+    def makes_pseudo_labels(self) -> bool:
+        """Whether `prepare` of a task after the first makes pseudo-labels, and finds those that an earlier call of it has made."""
+        return False
+
     def phases(self, task: Task) -> Sequence[Phase]:
         """Return the phases of a task's stage; none where nothing is trained in it."""
         return (Phase("train", (task,), self.training(task)),)

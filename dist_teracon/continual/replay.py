@@ -83,14 +83,11 @@ class ReplayStream:
         drawn = self.order[self.position : self.position + count]
         self.position += count
         parts: list[PackedRows] = []
-        targets: list[NDArray[np.float32]] = []
+        own: list[tuple[int, NDArray[np.int64]]] = []
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
             data = self.dataset.shard(shard)
             parts.append(take_rows(data.values, data.offsets, self.pool[shard][local]))
-            if self.targets is not None:
-                targets.append(self.targets.shards[shard][local])
-        if self.targets is None:
-            return concatenate(parts), None, count
-        none = np.zeros((0, self.targets.width), dtype=np.float32)
-        return concatenate(parts), torch.from_numpy(np.concatenate([none, *targets])), count
+            own.append((shard, local))
+        targets = None if self.targets is None else torch.from_numpy(self.targets.take(own))
+        return concatenate(parts), targets, count

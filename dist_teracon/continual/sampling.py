@@ -42,6 +42,12 @@ def sample_size(rate: float, batch: int, *, minimum: int) -> int:
     return max(minimum, round(rate * batch))
 
 
+def normalised(rates: Sequence[float]) -> list[float]:
+    """Return each rate's share of their sum; where all are 0 they count the same."""
+    total = sum(rates)
+    return [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)
+
+
 def divide_budget(rates: Sequence[float], rows: int, *, offset: float) -> list[int]:
     """Divide the rows of a step among past tasks in proportion to ρ, exactly: their sum is `rows`, each is its share rounded up or down.
 
@@ -53,9 +59,7 @@ def divide_budget(rates: Sequence[float], rows: int, *, offset: float) -> list[i
         rows: Rows of all tasks together.
         offset: In [0, 1), from `rotation`.
     """
-    total = sum(rates)
-    parts = [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)
-    ends = itertools.accumulate(rows * part for part in parts)
+    ends = itertools.accumulate(rows * part for part in normalised(rates))
     # sums and differences of floats may end beside a whole number, so the ends of the line are set
     points = [0, *(min(rows, max(0, math.ceil(end - offset))) for end in ends)]
     points[-1] = rows

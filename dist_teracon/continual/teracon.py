@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,24 +16,23 @@ from torch import Tensor, nn
 
 from dist_teracon.config import ConfigModel, Examples, Positive, Real, StageTraining, Weight, Whole
 from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
+from dist_teracon.continual.pools import OpenPools, open_pools, variances_of
 from dist_teracon.continual.pseudo_labels import (
+    HEADROOM,
+    PastPool,
     Store,
     hash_of_weights,
     open_store,
     plain_batch,
-    pool_of_users,
-    pool_share,
     write_pseudo_labels,
 )
 from dist_teracon.continual.registry import register
 from dist_teracon.continual.replay import ReplayStream
-from dist_teracon.continual.sampling import OnItsWay, Strategy, apply_strategy, divide_budget, rotation, sample_size, sampling_rates
-from dist_teracon.data.batch_plan import own_shards
+from dist_teracon.continual.sampling import OnItsWay, Strategy, apply_strategy, divide_budget, normalised, rotation, sample_size, sampling_rates
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task, folder_of
 from dist_teracon.engine.contract import Engine
-from dist_teracon.errors import ConfigError
-from dist_teracon.models.heads import Head, squared_error_sum
+from dist_teracon.models.heads import Head, gram_of, squared_distance_sum, squared_error_sum
 from dist_teracon.models.masks import (
     EMBEDDING_LIMIT,
     Gate,
@@ -53,6 +52,9 @@ class RetentionSettings(ConfigModel):
     Attributes:
         alpha: Weight α of the retention loss; 0 switches it off.
         teacher: `store`: pseudo-labels made ahead of time; `online`: the teacher runs in every step, at the step's scale.
+        store: In which numbers pseudo-labels are kept: `fp32`, or `fp16`, half as many bytes, rounded to three digits.
+        heads: `trained`: past tasks' heads learn on; `frozen`: they stay as they are, and the loss of one with more labels than a
+            representation has numbers goes through the Gram matrix of its weights, without a logit.
         scale: Scale of past tasks' masks in training: `s_max`, where stored labels were made, or `annealed` for comparison.
         sampling: ρ by the formula, its least value for all tasks, or everybody.
         constant: c in ρ.
@@ -67,6 +69,8 @@ class RetentionSettings(ConfigModel):
 
     alpha: Weight = 5.0
     teacher: Literal["store", "online"] = "store"
+    store: Literal["fp32", "fp16"] = "fp32"
+    heads: Literal["trained", "frozen"] = "trained"
     scale: Literal["s_max", "annealed"] = "s_max"
     sampling: Strategy = "formula"
     constant: Annotated[Real, Field(ge=-1000, le=1000)] = 6.0
@@ -121,10 +125,6 @@ class TeraconSettings(ConfigModel):
         return self
 
 
-# Rows a shard that the variance of a task's pseudo-labels is taken of.
-_VARIANCE_ROWS = 256
-
-
 @register
 class Teracon(Method):
     """One network for all tasks; a frozen copy of the stage before teaches it the past tasks."""
@@ -152,6 +152,9 @@ class Teracon(Method):
         self.teacher_hash = ""
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
+        self.pool_rate = 0.0  # for which rate the pools are large enough
+        self.stage: StageContext | None = None
+        self.grams: dict[str, Tensor] = {}
         self.variances: dict[str, float] = {}
         self.rates: list[float] = []
         self.pending: OnItsWay | None = None
@@ -168,7 +171,7 @@ class Teracon(Method):
         self.learned.append(task.name)
         self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
         self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0
-        self.variances = {}
+        self.variances, self.grams = {}, {}
 
     def prepare(self, context: StageContext) -> None:
         if self.teacher is None or self.retention.alpha == 0:
@@ -179,12 +182,22 @@ class Teracon(Method):
         self.teacher_masks = self._teacher_masks(self.options.s_max)
         self.network.to(device)
         self.rates = self._measure_rates().tolist()
-        self.batch = context.training.batch
-        for past in self.learned[:-1]:
-            self.streams[past] = self._open_stream(context, past)
+        self.batch, self.stage = context.training.batch, context
+        if self.retention.heads == "frozen":
+            wide = [past for past in self.learned[:-1] if self.teacher.head(past).labels > self.network.backbone.output_dim]
+            self.grams = {past: gram_of(self.teacher.head(past)) for past in wide}
+        opened, stores = self._open_streams(self._largest_rate())
+        if self.retention.normalise:
+            self.variances = variances_of(stores, {past: self._stored_head(past) for past in stores}, context.runtime)
+        if stores:
+            opened.log_passes(self.variances)
+
+    @property
+    def makes_pseudo_labels(self) -> bool:
+        return bool(self.learned) and self.retention.alpha > 0 and self.retention.teacher == "store"
 
     def end_task(self) -> None:
-        self.teacher, self.teacher_masks, self.streams = None, None, {}
+        self.teacher, self.teacher_masks, self.streams, self.stage, self.grams = None, None, {}, None, {}
 
     # -- training
 
@@ -194,7 +207,7 @@ class Teracon(Method):
     def parameter_groups(self, phase: Any) -> list[dict[str, Any]]:
         for past in self.learned[:-1]:
             # without retention nothing reaches past heads, and every parameter handed to the engine must take part
-            self.network.head(past).requires_grad_(bool(self.streams))
+            self.network.head(past).requires_grad_(bool(self.streams) and self.retention.heads == "trained")
         return super().parameter_groups(phase)
 
     def is_pretrained(self, role: Role) -> bool:
@@ -217,6 +230,11 @@ class Teracon(Method):
         return {name for name in super().decay_parameters() if len(self.learned) == 1 or self.role(name).part == "head"}
 
     def begin_epoch(self, epoch: int) -> None:
+        if self.stage is not None and (rate := self._largest_rate()) > HEADROOM * self.pool_rate:
+            before = sum(stream.size for stream in self.streams.values())
+            self._open_streams(rate)
+            if (now := sum(stream.size for stream in self.streams.values())) > before:
+                self.stage.log(f"ρ has grown to {rate:.3g}: pools hold {now} rows of past tasks instead of {before}")
         for stream in self.streams.values():
             stream.begin_epoch(epoch)
 
@@ -228,8 +246,7 @@ class Teracon(Method):
         for past, size in zip(self.learned, self._sample_sizes(batch), strict=False):
             rows, targets, total = self.streams[past].draw(size)
             if targets is None:
-                scale = self._scale(batch)
-                targets = self._teach(plain_batch(rows, self.mask_index(past)), past, self._teacher_masks(scale), logits=True)
+                targets = self._answer_online(plain_batch(rows, self.mask_index(past)), past, self._scale(batch))
             parts.append((rows, self.mask_index(past)))
             terms.append((past, targets, total))
             self.drawn[past] = total
@@ -265,8 +282,11 @@ class Teracon(Method):
         terms = self.classification_losses(batch, hidden)
         counts = self._counts(batch)
         for part in batch.retention:
-            head = self.network.head(part.task)
-            error = squared_error_sum(head, hidden.index_select(0, part.index), part.targets, self._stored_head(part.task))
+            head, chosen = self.network.head(part.task), hidden.index_select(0, part.index)
+            if (gram := self.grams.get(part.task)) is not None:
+                error = squared_distance_sum(gram, chosen, part.targets)
+            else:
+                error = squared_error_sum(head, chosen, part.targets, self._stored_head(part.task))
             weight, rows = counts[part.task]
             mean = error / (rows * head.labels * self.variances.get(part.task, 1.0))
             terms[f"retention/{part.task}"] = self.retention.alpha * weight * mean
@@ -283,7 +303,7 @@ class Teracon(Method):
         if self.retention.budget is not None:
             rows = max(1, sum(part.total for part in batch.retention))
             return {part.task: (1.0, rows) for part in batch.retention}
-        shares = dict(zip(self.learned, _normalised(self.rates), strict=False))
+        shares = dict(zip(self.learned, normalised(self.rates), strict=False))
         return {part.task: (shares[part.task], max(1, part.total)) for part in batch.retention}
 
     def _regulariser(self, batch: PackedBatch, scale: float) -> float:
@@ -344,69 +364,58 @@ class Teracon(Method):
         return head if self.retention.teacher == "store" and head.labels > self.network.backbone.output_dim else None
 
     @torch.no_grad()
-    def _teach(self, batch: PackedBatch, past: str, masks: Tensor, *, logits: bool) -> Tensor:
+    def _answer_online(self, batch: PackedBatch, past: str, scale: float) -> Tensor:
+        """Return the teacher's answers at a step's scale: logits, or representations where the loss goes through a Gram matrix."""
         assert self.teacher is not None
+        masks = self._teacher_masks(scale)
         hidden = self.teacher.encode(batch.to(masks.device), masks, positions="last")
-        result: Tensor = self.teacher.head(past)(hidden) if logits else hidden
-        return result
+        answers: Tensor = hidden if past in self.grams else self.teacher.head(past)(hidden)
+        return answers
 
-    def _open_stream(self, context: StageContext, past: str) -> ReplayStream:
-        dataset, runtime, task = context.dataset, context.runtime, self.learned[-1]
-        shards = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
+    @torch.inference_mode()
+    def _answer(self, batch: PackedBatch, parts: Sequence[tuple[str, int]]) -> list[Tensor]:
+        """Return what the store keeps of the teacher's answers at `s_max`, past task by past task (`write_pseudo_labels`)."""
+        assert self.teacher is not None and self.teacher_masks is not None
+        hidden = self.teacher.encode(batch.to(self.teacher_masks.device), self.teacher_masks, positions="last")
+        answers = zip(parts, hidden.split([rows for _, rows in parts]), strict=True)
+        return [chosen if self._stored_head(past) is not None else self.teacher.head(past)(chosen) for (past, _), chosen in answers]
+
+    def _open_streams(self, rate: float) -> tuple[OpenPools, dict[str, Store]]:
+        """Open the streams on pools for this largest share of a batch that a past task's rows are; the teacher answers what the store lacks.
+
+        All ranks call it.
+        """
+        assert self.stage is not None
         online = self.retention.teacher == "online"
-        info = dataset.info.task(task)
-        share = pool_share(
-            1.0 if online else self.retention.pool,
-            users=info.users,
-            largest_rate=self._largest_rate(),
+        opened = open_pools(
+            self.stage, self.learned, seed=self.context.seed, setting=1.0 if online else self.retention.pool, largest_rate=rate,
             batch=self.batch,
-            max_steps=context.max_steps,
-        )
-        pool = pool_of_users(dataset, task, past, seed=self.context.seed, share=share, shards=shards)
-        sizes = [sum(of_shard) for of_shard in zip(*runtime.gather([len(rows) for rows in pool]), strict=True)]
-        if not sum(sizes):
-            raise ConfigError(
-                f"method.retention.pool: a share of {share:g} of the {info.users} users of task '{task}' holds nobody, and "
-                f"'{past}' would be forgotten; take a larger share, or auto"
-            )
-        targets = None
-        if not online:
-            folder, began = context.folder / "pseudo_labels" / folder_of(past), time.monotonic()
-            masks, logits = self.teacher_masks, self._stored_head(past) is None
-            assert masks is not None
-            written = write_pseudo_labels(
-                lambda batch: self._teach(batch, past, masks, logits=logits),
-                dataset, pool, folder=folder, mask_index=self.mask_index(past), shards=shards,
-                teacher=self.teacher_hash, log=context.log,
-            )  # fmt: skip
-            for _ in context.progress.track(written, len(shards), f"pseudo-labels of {past}"):
-                pass
-            width = self.network.head(past).labels if logits else self.network.backbone.output_dim
-            targets = open_store(folder, pool, shards, width)
-            facts = {"rows": sum(sizes), "share": share, "seconds": time.monotonic() - began}
-            if self.retention.normalise:
-                facts["variance"] = self.variances[past] = self._variance(context, targets, past)
-            context.event("pseudo_labels", past=past, **facts)
-        return ReplayStream(dataset, pool, targets, key=f"replay:{task}:{past}", seed=self.context.seed, shards=shards, sizes=sizes)
+        )  # fmt: skip
+        stores = {} if online else self._make_labels(opened.pools, opened.shards)
+        self.streams, self.pool_rate = opened.streams(stores), rate
+        return opened, stores
+
+    def _make_labels(self, pools: Sequence[PastPool], shards: range) -> dict[str, Store]:
+        """Have the store hold the teacher's answers for the pools; those that are there are kept."""
+        assert self.stage is not None
+        folder = self.stage.folder / "pseudo_labels"
+        written = write_pseudo_labels(
+            self._answer, self.stage.dataset, pools, folder=folder, shards=shards,
+            teacher=self.teacher_hash, half=self.retention.store == "fp16", log=self.stage.log,
+        )  # fmt: skip
+        for _ in self.stage.progress.track(written, len(shards) * len(pools), "pseudo-labels"):
+            pass
+        return {pool.task: open_store(folder, pool, shards, self._width(pool.task)) for pool in pools}
+
+    def _width(self, past: str) -> int:
+        return self.network.backbone.output_dim if self._stored_head(past) is not None else self.network.head(past).labels
 
     def _largest_rate(self) -> float:
         """Return the largest share of a batch that one past task's rows are."""
         rates = apply_strategy(self.rates, self.retention.sampling)
         if self.retention.budget is None:
             return max(rates)
-        return max(_normalised(rates)) * self._budget_rows(self.batch) / self.batch
-
-    def _variance(self, context: StageContext, targets: Store, past: str) -> float:
-        """Mean square of a past task's pseudo-logits about their row's mean, of some rows a shard, the same at any world size."""
-        head, parts = self._stored_head(past), []
-        for shard, made in targets.shards.items():
-            logits = torch.from_numpy(made[:_VARIANCE_ROWS].astype("float32"))
-            if head is not None:
-                logits = head(logits.to(head.weight.device, head.weight.dtype)).detach()
-            centred = logits.double() - logits.double().mean(1, keepdim=True)
-            parts.append((shard, float(centred.square().sum()), centred.numel()))
-        sums = sorted(entry for of_rank in context.runtime.gather(parts) for entry in of_rank)
-        return max(sum(entry[1] for entry in sums) / max(1, sum(entry[2] for entry in sums)), torch.finfo(torch.float32).tiny)
+        return max(normalised(rates)) * self._budget_rows(self.batch) / self.batch
 
     # -- inference and state
 
@@ -428,17 +437,13 @@ class Teracon(Method):
     def stage_state(self) -> dict[str, Any]:
         pending = None if self.pending is None else self.pending.tolist()
         streams = {past: stream.state_dict() for past, stream in self.streams.items()}
-        return {"rates": self.rates, "pending": pending, "steps_taken": self.steps_taken, "streams": streams}
+        state = {"rates": self.rates, "pending": pending, "steps_taken": self.steps_taken, "streams": streams}
+        return {**state, "pool_rate": self.pool_rate}
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
         self.rates, self.steps_taken = state["rates"], state["steps_taken"]
         self.pending = None if state["pending"] is None else OnItsWay(torch.tensor(state["pending"]))
+        if self.stage is not None and state.get("pool_rate", self.pool_rate) != self.pool_rate:
+            self._open_streams(state["pool_rate"])
         for past, stream in self.streams.items():
             stream.load_state_dict(state["streams"][past])
-
-
-def _normalised(rates: list[float]) -> list[float]:
-    if not rates:
-        return []
-    total = sum(rates)
-    return [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)

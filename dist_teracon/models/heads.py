@@ -108,15 +108,53 @@ def squared_error_sum(head: Head, hidden_EC: Tensor, teacher: Tensor, teacher_he
         target = teacher[start : start + logits_BY.shape[0]]
         if teacher_head is not None:
             target = F.linear(target.to(teacher_head.weight.dtype), teacher_head.weight.detach(), teacher_head.bias.detach())
-        low, high = torch.aminmax(target, dim=1, keepdim=True)
-        # two orders of summation differ by this much; Adam would turn even that gradient into whole steps of a past head
-        rounding = _ROUNDING * torch.finfo(logits_BY.dtype).eps * torch.maximum(high, -low)
+        target = target.to(logits_BY.dtype)
         difference = logits_BY.sub_(target)
-        difference.masked_fill_(difference.abs() <= rounding, 0)
+        difference.masked_fill_(difference.abs() <= _rounding(target, stored=teacher.dtype), 0)
         flat = difference.view(-1)
         return flat.dot(flat), difference.mul_(2) if gradient else None
 
     return _sum_over_chunks(head, hidden_EC, part)
+
+
+def gram_of(head: Head) -> Tensor:
+    """Return the Gram matrix `WᵀW` of a head's weights, float32 [C, C]: distances between logits without the logits."""
+    channels = head.weight.shape[1]
+    total = head.weight.new_zeros(channels, channels, dtype=torch.float64)
+    for rows_YC in head.weight.detach().split(rows_at_once(channels)):
+        wide = rows_YC.double()
+        total += wide.t() @ wide
+    return total.float()
+
+
+def squared_distance_sum(gram_CC: Tensor, hidden_EC: Tensor, teacher_EC: Tensor) -> Tensor:
+    """Sum over examples and labels of (logits − teacher's logits)² where both have one frozen head: `Σ (h − h̃) G (h − h̃)ᵀ`.
+
+    The bias cancels, and a row costs C² instead of C · |Y| (docs/method.md, Retention). Differences at the level of rounding are taken as
+    zero, as in `squared_error_sum`.
+
+    Args:
+        gram_CC: The head's Gram matrix G (`gram_of`).
+        hidden_EC: The student's representations h.
+        teacher_EC: The teacher's h̃.
+    """
+    with record_function("heads"):
+        hidden = _wide(hidden_EC)
+        target = teacher_EC.to(hidden.dtype)
+        difference = hidden - target
+        difference = difference.masked_fill(difference.detach().abs() <= _rounding(target, stored=teacher_EC.dtype), 0)
+        return ((difference @ gram_CC.to(hidden.dtype)) * difference).sum()
+
+
+def _rounding(target_EC: Tensor, *, stored: torch.dtype) -> Tensor:
+    """Return for each row up to where a difference to its target means nothing.
+
+    Two orders of summation differ by this much, and a target that was kept as float16 by one of its units; Adam would turn even that
+    gradient into whole steps of a past head.
+    """
+    unit = _ROUNDING * torch.finfo(target_EC.dtype).eps
+    low, high = torch.aminmax(target_EC, dim=1, keepdim=True)
+    return max(unit, torch.finfo(stored).eps if stored == torch.float16 else 0.0) * torch.maximum(high, -low)
 
 
 # From a chunk's logits, fp32 at least, and the place of its first example to its part of a sum, and the logits' gradient if asked for.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dist_teracon.continual.pseudo_labels import (
     SMALL_TASK,
+    PastPool,
     hash_of_weights,
     open_store,
     pool_of_users,
@@ -25,6 +26,7 @@ from dist_teracon.data.schema import Split
 from dist_teracon.errors import RunError
 
 SHARDS, WIDTH = 8, 3
+MASKS = {"next": 2, "age": 0}
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,16 @@ class Teacher:
     """Answers with numbers that follow from a row's items, and keeps count of the rows it was asked about."""
 
     def __init__(self):
-        self.rows = 0
+        self.rows, self.passes = 0, []
 
-    def __call__(self, batch):
-        assert (batch.positions, set(batch.task_of_row.tolist())) in (("last", {2}), ("last", set()))
+    def __call__(self, batch, parts):
+        assert batch.positions == "last" and all(count for _, count in parts)
+        # rows lie task by task, each under its own mask; a task's name and its mask are part of the answer
+        assert batch.task_of_row.tolist() == [MASKS[task] for task, count in parts for _ in range(count)]
         self.rows += batch.rows
-        return answers(batch.values.tolist(), batch.row_offsets.tolist())
+        self.passes.append([task for task, _ in parts])
+        told = answers(batch.values.tolist(), batch.row_offsets.tolist())
+        return [part + 1000 * (task != "next") for (task, _), part in zip(parts, told.split([count for _, count in parts]), strict=True)]
 
 
 def answers(values, offsets):
@@ -56,13 +62,18 @@ def answers(values, offsets):
 def write(dataset, pool, folder, *, shards=None, **options):
     teacher = Teacher()
     numbers = range(dataset.info.shards) if shards is None else shards
-    for path in write_pseudo_labels(teacher, dataset, pool, folder=folder, mask_index=2, shards=numbers, batch=3, **options):
+    pools = [PastPool("next", MASKS["next"], pool)]
+    for path in write_pseudo_labels(teacher, dataset, pools, folder=folder, shards=numbers, batch=3, **options):
         assert path.exists()
     return teacher.rows
 
 
+def opened(folder, pool, shards=range(SHARDS)):
+    return open_store(folder, PastPool("next", MASKS["next"], pool), shards, WIDTH)
+
+
 def contents(folder):
-    return {path.name: (path.read_bytes(), path.stat().st_ino) for path in folder.iterdir()}
+    return {path.name: (path.read_bytes(), path.stat().st_ino) for path in (folder / "next").iterdir()}
 
 
 def size(pool):
@@ -138,7 +149,7 @@ def test_store_holds_the_teachers_answers_row_by_row(dataset, tmp_path):
     pool = pool_of(dataset)
     assert write(dataset, pool, tmp_path) == size(pool)
     for shard, rows in enumerate(pool):
-        kept, targets = read_shard(tmp_path / f"shard-{shard:05d}.arrow")
+        kept, targets = read_shard(tmp_path / "next" / f"shard-{shard:05d}.arrow")
         data = dataset.shard(shard)
         wanted = [data.values[data.offsets[row] : data.offsets[row + 1]].tolist() for row in rows]
         assert kept.tolist() == rows.tolist()
@@ -151,7 +162,7 @@ def test_a_second_run_writes_nothing_and_a_killed_one_goes_on(dataset, tmp_path)
     before = contents(tmp_path)
     assert write(dataset, pool, tmp_path) == 0
     assert contents(tmp_path) == before
-    (tmp_path / "shard-00003.arrow").unlink()
+    (tmp_path / "next/shard-00003.arrow").unlink()
     assert write(dataset, pool, tmp_path) == len(pool[3])
     assert contents(tmp_path)["shard-00003.arrow"][0] == before["shard-00003.arrow"][0]
 
@@ -165,8 +176,8 @@ def test_a_larger_pool_extends_the_store_and_a_smaller_one_leaves_it(dataset, tm
     assert {name: content for name, (content, _) in grown.items()} == {n: c for n, (c, _) in contents(tmp_path / "fresh").items()}
     assert write(dataset, small, tmp_path / "grown") == 0
     assert contents(tmp_path / "grown") == grown
-    opened = open_store(tmp_path / "grown", small, range(SHARDS), WIDTH)
-    assert [len(opened.shards[shard]) for shard in range(SHARDS)] == [len(rows) for rows in small]
+    store = opened(tmp_path / "grown", small)
+    assert [len(store.shards[shard]) for shard in range(SHARDS)] == [len(rows) for rows in small]
 
 
 def test_another_pool_is_made_anew(dataset, tmp_path):
@@ -176,14 +187,14 @@ def test_another_pool_is_made_anew(dataset, tmp_path):
     write(dataset, pool, tmp_path / "fresh")
     for shard in range(SHARDS):
         name = f"shard-{shard:05d}.arrow"
-        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+        assert (tmp_path / "store/next" / name).read_bytes() == (tmp_path / "fresh/next" / name).read_bytes()
 
 
 def test_shards_without_rows_have_the_stores_width(dataset, tmp_path):
     pool = [rows[:0] if shard % 2 else rows for shard, rows in enumerate(pool_of(dataset))]
     write(dataset, pool, tmp_path)
-    opened = open_store(tmp_path, pool, range(SHARDS), WIDTH)
-    assert {opened.shards[shard].shape[1] for shard in range(SHARDS)} == {WIDTH}
+    store = opened(tmp_path, pool)
+    assert {store.shards[shard].shape[1] for shard in range(SHARDS)} == {WIDTH}
     full = pool_of(dataset)
     assert write(dataset, full, tmp_path) == size(full) - size(pool)
 
@@ -195,7 +206,7 @@ def streams(dataset, folder, pool, world, *, seed=0, key="replay", online=False)
     made = []
     for rank in range(world):
         shards = own_shards(SHARDS, rank, world)
-        store = None if online else open_store(folder, pool, shards, WIDTH)
+        store = None if online else opened(folder, pool, shards)
         made.append(ReplayStream(dataset, pool, store, key=key, seed=seed, shards=shards))
     return made
 
@@ -294,10 +305,10 @@ def test_a_rank_that_knows_its_own_pool_alone_draws_the_same(dataset, world):
 def test_a_damaged_store_is_told_with_what_to_do(dataset, tmp_path, kept):
     pool = pool_of(dataset)
     write(dataset, pool, tmp_path)
-    path = tmp_path / "shard-00002.arrow"
+    path = tmp_path / "next/shard-00002.arrow"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(RunError, match=r"shard-00002.arrow: these pseudo-labels were damaged .*; remove the file"):
-        open_store(tmp_path, pool, range(SHARDS), WIDTH)
+        opened(tmp_path, pool)
     path.unlink()
     write(dataset, pool, tmp_path)
-    assert open_store(tmp_path, pool, range(SHARDS), WIDTH).shards[2].shape == (len(pool[2]), WIDTH)
+    assert opened(tmp_path, pool).shards[2].shape == (len(pool[2]), WIDTH)
