@@ -13,6 +13,7 @@ from dist_teracon.config import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.runtime import process_group
 from dist_teracon.train.add_task import AddedTask
+from dist_teracon.train.label_job import make_pseudo_labels
 from dist_teracon.train.run import train
 from dist_teracon.train.run_setup import resolve
 
@@ -29,6 +30,8 @@ class TrainJob:
         added: A task to add to a finished run.
         verbose: Log more of what is chosen and why.
         quiet: Show warnings and errors alone.
+        until_stage: Stop when this stage is finished.
+        labels_of: Train nothing, and make the pseudo-labels of this stage.
     """
 
     config: RunConfig
@@ -38,6 +41,8 @@ class TrainJob:
     added: AddedTask | None = None
     verbose: bool = False
     quiet: bool = False
+    until_stage: int | None = None
+    labels_of: int | None = None
 
 
 def resolved(job: TrainJob) -> TrainJob:
@@ -54,7 +59,7 @@ def resolved(job: TrainJob) -> TrainJob:
 
 
 def train_in_process(job: TrainJob, *, device: torch.device | None = None, console: Console | None = None) -> bool:
-    """Train in this process, one of those that torchrun or Ray started, or alone.
+    """Train, or make a stage's pseudo-labels, in this process, one of those that torchrun or Ray started, or alone.
 
     Args:
         job: The run.
@@ -67,8 +72,11 @@ def train_in_process(job: TrainJob, *, device: torch.device | None = None, conso
     run: Any = job.run  # a folder; or a URI, where training takes one
     with process_group(device) as runtime:
         console = console or Console(active=runtime.is_main, quiet=job.quiet)
+        if job.labels_of is not None:
+            make_pseudo_labels(job.config, runtime, run, stage=job.labels_of, where=job.where, console=console)
+            return runtime.is_main
         train(
             job.config, runtime, run,
-            where=job.where, console=console, with_single_task=job.with_single_task, added=job.added,
+            where=job.where, console=console, with_single_task=job.with_single_task, added=job.added, until_stage=job.until_stage,
         )  # fmt: skip
         return runtime.is_main

@@ -33,7 +33,7 @@ DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3
 @dataclass(frozen=True)
 class Size:
     """What is trained: the data set, width, examples a step, replayed rows a past task and step, sequences a step of the first stage,
-    further settings of retention."""
+    further settings of retention, pooling."""
 
     dataset: str
     channels: int
@@ -41,6 +41,7 @@ class Size:
     replayed: int
     first_batch: int = 32
     retention: Mapping[str, Any] = field(default_factory=dict)
+    pooling: str = "concat"
 
 
 class OurStage:
@@ -97,6 +98,7 @@ def _config(size: Size, channels: int, precision: str) -> RunConfig:
             "model": {
                 "channels": channels,
                 "item_init": "uniform",
+                "pooling": size.pooling,
                 "backbone": {"name": "nextitnet", "dilations": DILATIONS, "kernel_size": KERNEL_SIZE},
             },
             "train": {

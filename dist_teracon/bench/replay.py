@@ -60,7 +60,7 @@ def _candidates(options: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
 def _rows(options: argparse.Namespace, tasks: int, runtime: Any, folder: Path) -> list[list[str]]:
     from dist_teracon.bench.our_stage import Size, our_stage
 
-    dataset = _dataset(folder / "set", tasks, users=options.users, items=options.items, length=options.length)
+    dataset = random_dataset(folder / "set", tasks, users=options.users, items=options.items, length=options.length)
     candidates = _candidates(options)
     stages = {
         name: our_stage(
@@ -80,7 +80,7 @@ def _rows(options: argparse.Namespace, tasks: int, runtime: Any, folder: Path) -
     return rows
 
 
-def _dataset(folder: Path, tasks: int, *, users: int, items: int, length: int) -> str:
+def random_dataset(folder: Path, tasks: int, *, users: int, items: int, length: int) -> str:
     """Write a set of random data with a next-item task and, in turn, profile tasks of 8 labels and item tasks of up to 1,000."""
     import numpy as np
 
@@ -97,5 +97,5 @@ def _dataset(folder: Path, tasks: int, *, users: int, items: int, length: int) -
         kind = profile if number % 2 else replace(likes, classes=classes)
         values = generator.integers(0, len(kind.classes), len(kind.values)).astype(np.int32)
         labels.append(replace(kind, name=f"task-{number:02d}", values=values))
-    write_dataset(replace(tables, labels=labels), str(folder), SplitRule(), shards=2)
+    writerandom_dataset(replace(tables, labels=labels), str(folder), SplitRule(), shards=2)
     return str(folder)

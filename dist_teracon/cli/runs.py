@@ -9,16 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_teracon.cli.arguments import AddCommand, add_quiet, as_path, as_place
+from dist_teracon.cli.arguments import AddCommand, add_quiet, as_count, as_path, as_place
 from dist_teracon.console import Console, complain, print_lines
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
     from dist_teracon.config import RunConfig
+    from dist_teracon.launch.job import TrainJob
     from dist_teracon.report.run_data import RunData
 
 # What each command is for, as `dist-teracon --help` lists them.
-TRAIN = {"train": "learn the tasks in order; the same command again resumes"}
+TRAIN = {
+    "train": "learn the tasks in order; the same command again resumes",
+    "pseudo-label": "make a stage's pseudo-labels ahead of its training",
+}
 RESULTS = {
     "report": "print a run's table and write report.html, several runs side by side",
     "verify": "check every file of a run or of a data set for damage",
@@ -26,10 +30,16 @@ RESULTS = {
 
 
 def add_train(add: AddCommand) -> None:
-    """Add `train` to the command line."""
+    """Add `train` and `pseudo-label` to the command line."""
     train = add("train", _train)
     train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
     add_train_options(train)
+    labels = add("pseudo-label", _pseudo_label)
+    labels.add_argument("run", metavar="RUN", type=as_place, help="the run's folder, or its URI on a store")
+    labels.add_argument("--stage", type=as_count, required=True, help="whose past tasks; the stage before it is finished")
+    labels.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as launch.workers=8; no field that a result depends on")
+    labels.add_argument("--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster, on CPUs or GPUs (launch.gpus_per_worker)")
+    add_quiet(labels)
 
 
 def add_train_options(train: argparse.ArgumentParser) -> None:
@@ -44,6 +54,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS), or Ray on this machine"
     )
+    train.add_argument("--until-stage", type=as_count, metavar="N", help="stop when stage N is finished; without it the run goes on")
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
     train.add_argument(
         "--add-task", metavar="NAME", help="one more stage on a finished run; the data set may be a version made by --append"
@@ -81,19 +92,41 @@ def _train(options: argparse.Namespace) -> int:
     from dist_teracon.train.add_task import AddedTask
 
     added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
-    job = TrainJob(config, options.run, options.config, options.with_single_task, added, options.verbose, options.quiet)
+    job = TrainJob(
+        config, options.run, options.config, options.with_single_task, added, options.verbose, options.quiet, options.until_stage
+    )
     if options.launcher == "ray":
-        from dist_teracon.launch.ray_train import WorkersError, train_on_ray
-
-        try:
-            train_on_ray(job, Console(quiet=options.quiet))
-        except WorkersError as error:
-            complain(f"error: {error}")
-            return 1
+        if status := _on_ray(job):
+            return status
     elif not train_in_process(job):
         return 0
     if not options.no_report:
         _show([options.run], None, quiet=options.quiet)
+    return 0
+
+
+def _on_ray(job: TrainJob) -> int:
+    from dist_teracon.launch.ray_train import WorkersError, train_on_ray
+
+    try:
+        train_on_ray(job, Console(quiet=job.quiet))
+    except WorkersError as error:
+        complain(f"error: {error}")
+        return 1
+    return 0
+
+
+def _pseudo_label(options: argparse.Namespace) -> int:
+    from dist_teracon.console import set_up_logging
+    from dist_teracon.launch.job import TrainJob, train_in_process
+    from dist_teracon.train.label_job import config_of_run
+
+    set_up_logging(verbose=False)
+    config = config_of_run(options.run, options.set)
+    job = TrainJob(config, options.run, str(options.run), quiet=options.quiet, labels_of=options.stage)
+    if options.launcher == "ray":
+        return _on_ray(job)
+    train_in_process(job)
     return 0
 
 

@@ -116,8 +116,8 @@ def write_pseudo_labels(
     """
     for shard in shards:
         found = [_find(folder, pool, shard, teacher=teacher, half=half, log=log) for pool in pools]
+        note = folder / f"shard-{shard:05d}.pass.json"
         if not all(part.is_whole for part in found):
-            note = folder / f"shard-{shard:05d}.pass.json"
             firsts = _first_rows(found, note, teacher)
             missing = [part.pool[first:] for part, first in zip(found, firsts, strict=True)]
             made = _answers(teach, dataset, shard, pools, missing, half=half, batch=batch)
@@ -126,9 +126,10 @@ def write_pseudo_labels(
                     kept = [] if part.targets is None or not first else [part.targets[:first]]
                     _write_shard(part.path, part.pool, np.concatenate([*kept, targets]), teacher)
                 yield part.path
-            note.unlink(missing_ok=True)
         else:
             yield from (part.path for part in found)
+        if _noted(note, found, teacher) is not None:
+            note.unlink()
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,23 @@ def _first_rows(found: Sequence[_Found], note: Path, teacher: str) -> list[int]:
     With the note a pass that was killed between two files is made again as it was, with the same rows side by side.
     """
     firsts = [part.kept for part in found] if all(part.targets is not None for part in found) else [0] * len(found)
-    try:
-        noted = io.read_json(str(note)) if note.exists() else {}
-    except DataError:
-        noted = {}
-    if isinstance(noted, dict) and noted.get("teacher") == teacher and len(noted.get("firsts", ())) == len(found):
-        firsts = [int(first) for first in noted["firsts"]]
+    firsts = _noted(note, found, teacher) or firsts
     if any(not part.is_whole and part.kept < first for part, first in zip(found, firsts, strict=True)):
         firsts = [0] * len(found)  # what the pass would begin with was lost since
     if any(firsts):
-        io.write_json(note, {"teacher": teacher, "firsts": firsts})
+        io.write_json(note, {"teacher": teacher, "firsts": firsts, "ends": [len(part.pool) for part in found]})
     return firsts
+
+
+def _noted(note: Path, found: Sequence[_Found], teacher: str) -> list[int] | None:
+    """Return where a pass of this teacher to the ends of these pools began, as it noted; None where there is no such note."""
+    try:
+        noted = io.read_json(str(note)) if note.exists() else None
+    except DataError:
+        return None
+    if not isinstance(noted, dict) or (noted.get("teacher"), noted.get("ends")) != (teacher, [len(part.pool) for part in found]):
+        return None
+    return [int(first) for first in noted["firsts"]]
 
 
 def _answers(

@@ -45,7 +45,7 @@ def sample_size(rate: float, batch: int, *, minimum: int) -> int:
 def normalised(rates: Sequence[float]) -> list[float]:
     """Return each rate's share of their sum; where all are 0 they count the same."""
     total = sum(rates)
-    return [rate / total for rate in rates] if total > 0 else [1 / len(rates)] * len(rates)
+    return [rate / total for rate in rates] if total > 0 else [1 / max(1, len(rates))] * len(rates)
 
 
 def divide_budget(rates: Sequence[float], rows: int, *, offset: float) -> list[int]:

@@ -373,7 +373,7 @@ class Teracon(Method):
         return answers
 
     @torch.inference_mode()
-    def _answer(self, batch: PackedBatch, parts: Sequence[tuple[str, int]]) -> list[Tensor]:
+    def answer(self, batch: PackedBatch, parts: Sequence[tuple[str, int]]) -> list[Tensor]:
         """Return what the store keeps of the teacher's answers at `s_max`, past task by past task (`write_pseudo_labels`)."""
         assert self.teacher is not None and self.teacher_masks is not None
         hidden = self.teacher.encode(batch.to(self.teacher_masks.device), self.teacher_masks, positions="last")
@@ -400,7 +400,7 @@ class Teracon(Method):
         assert self.stage is not None
         folder = self.stage.folder / "pseudo_labels"
         written = write_pseudo_labels(
-            self._answer, self.stage.dataset, pools, folder=folder, shards=shards,
+            self.answer, self.stage.dataset, pools, folder=folder, shards=shards,
             teacher=self.teacher_hash, half=self.retention.store == "fp16", log=self.stage.log,
         )  # fmt: skip
         for _ in self.stage.progress.track(written, len(shards) * len(pools), "pseudo-labels"):

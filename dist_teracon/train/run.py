@@ -41,7 +41,7 @@ from dist_teracon.train.stopping import StopSignals, stop_signals
 
 def train(
     config: RunConfig, runtime: Runtime, folder: Path | str | RunFolder, *,
-    where: str, console: Console, with_single_task: bool = False, added: AddedTask | None = None,
+    where: str, console: Console, with_single_task: bool = False, added: AddedTask | None = None, until_stage: int | None = None,
 ) -> None:  # fmt: skip
     """Learn the tasks in their order; the same call again goes on where a killed run stopped, or finds it finished.
 
@@ -53,6 +53,7 @@ def train(
         console: What a person sees.
         with_single_task: Train every task alone too (in `folder/single-task`), for forward transfer.
         added: A task to learn on top of a finished run, maybe from a later version of its data set.
+        until_stage: Stop when this stage, counted from 1, is finished; the run goes on with the same call without it.
 
     Raises:
         TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
@@ -60,12 +61,15 @@ def train(
     check_kernels(runtime)
     resolve(config, where=where)  # a mistake is told before anything is opened
     with stop_signals(says=console.active) as stop, open_run(folder, runtime, console) as own:
-        _train(config, runtime, own, where=where, console=console, stop=stop, with_single_task=with_single_task, added=added)
+        _train(
+            config, runtime, own,
+            where=where, console=console, stop=stop, with_single_task=with_single_task, added=added, until_stage=until_stage,
+        )  # fmt: skip
 
 
 def _train(
     config: RunConfig, runtime: Runtime, own: RunFolder, *,
-    where: str, console: Console, stop: StopSignals, with_single_task: bool, added: AddedTask | None,
+    where: str, console: Console, stop: StopSignals, with_single_task: bool, added: AddedTask | None, until_stage: int | None = None,
 ) -> None:  # fmt: skip
     config, kind, settings = resolve(config, where=where)
     config = with_earlier_additions(config, own) if added is None else with_added_task(config, added, own)
@@ -76,8 +80,11 @@ def _train(
     check_method(kind, config, tasks, where=where, adds=added is not None)
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop)
     with run_lock(run):
-        _create_or_verify(run, added)
-        _learn(run, kind(method_context(run), settings))
+        create_or_verify(run, added)
+        _learn(run, kind(method_context(run), settings), until_stage or len(tasks))
+        if until_stage is not None and until_stage < len(tasks):
+            console.log(f"stage {until_stage} is finished; the same command without --until-stage goes on")
+            return
         if with_single_task:
             _learn_single_tasks(run, where, added)
         if runtime.is_main:
@@ -87,7 +94,12 @@ def _train(
             own.commit(wait=True)
 
 
-def _create_or_verify(run: Run, added: AddedTask | None) -> None:
+def create_or_verify(run: Run, added: AddedTask | None) -> None:
+    """Make the folder this run's, or check that it is; on all ranks.
+
+    Raises:
+        RunError: it is another run's.
+    """
     problem = ""
     if run.runtime.is_main:
         try:
@@ -105,9 +117,9 @@ def _create_or_verify(run: Run, added: AddedTask | None) -> None:
     run.runtime.raise_on_all_ranks(problem)
 
 
-def _learn(run: Run, method: Method) -> None:
+def _learn(run: Run, method: Method, until: int) -> None:
     done = run.finished_stages()
-    _check_same_state(run, done)
+    check_same_state(run, done)
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
     if done < len(run.tasks) and run.stage_folder(done).in_progress:
         position = run.stage_folder(done).checkpoint_state()["events_bytes"]
@@ -116,16 +128,16 @@ def _learn(run: Run, method: Method) -> None:
         if not position:
             _log_run(run, events, method)
         if done:
-            _take_up(run, method, done)
+            take_up_finished(run, method, done)
         run.console.outlook = _outlook(run, done)
-        for number in range(done, len(run.tasks)):
+        for number in range(done, min(until, len(run.tasks))):
             _learn_task(run, method, number, events)
     finally:
         run.console.outlook = None
         events.close()
 
 
-def _check_same_state(run: Run, done: int) -> None:
+def check_same_state(run: Run, done: int) -> None:
     """Check that all processes go on from one state; their sums would mix two otherwise.
 
     Raises:
@@ -155,7 +167,7 @@ def _outlook(run: Run, done: int) -> Outlook:
     )
 
 
-def _take_up(run: Run, method: Method, done: int) -> None:
+def take_up_finished(run: Run, method: Method, done: int) -> None:
     """Take up the weights of the last finished stage, its item tables grown where the next one has new items to learn."""
     take_up(method, run.tasks[:done], None)
     tensors = run.stage_folder(done - 1).tensors()

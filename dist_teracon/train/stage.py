@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,9 +49,7 @@ class Stage:
         for problem in self.folder.damaged_checkpoints():
             after = "the stage begins anew" if resumed is None else "the checkpoint before it is used"
             self.shared.console.log(f"warning: {problem}; {after}")
-        self.method.begin_task(self.task)
-        self.method.prepare(self._context(logs=resumed is None))
-        self.shared.folder.share_pseudo_labels(self.folder.path, self.shared.runtime)
+        self.prepare(event=self.events.write if resumed is None else no_event)  # the log of a resumed stage has these events already
         probed = resumed is None and self._fit_linear_probe()
         carried = Carried(time.monotonic() - started, 0, 0.0) if resumed is None else Carried(**resumed.state["carried"])
         for number, phase in enumerate(self.method.phases(self.task)):
@@ -67,6 +66,16 @@ class Stage:
             carried = Carried(carried.prepare_seconds, carried.epochs + state.epoch, carried.seconds + state.seconds)
         self.method.end_task()
         return StageSummary(carried.epochs, carried.seconds, carried.prepare_seconds)
+
+    def prepare(self, *, event: Callable[..., None]) -> None:
+        """Grow the network by the task and have the method prepare for it, as by pseudo-labels; all ranks call it.
+
+        Args:
+            event: Writes an event.
+        """
+        self.method.begin_task(self.task)
+        self.method.prepare(self._context(event))
+        self.shared.folder.share_pseudo_labels(self.folder.path, self.shared.runtime)
 
     def _fit_linear_probe(self) -> bool:
         """Train the new heads alone where the configuration asks for it, each by itself; returns whether any was."""
@@ -93,7 +102,7 @@ class Stage:
         self.events.write("linear_probe", head=task.name, **asdict(probe), seconds=time.monotonic() - began)
         return True
 
-    def _context(self, *, logs: bool) -> StageContext:
+    def _context(self, event: Callable[..., None]) -> StageContext:
         return StageContext(
             dataset=self.shared.dataset,
             runtime=self.shared.runtime,
@@ -101,8 +110,7 @@ class Stage:
             training=self.method.training(self.task),
             max_steps=self.shared.config.train.max_steps,
             progress=self._progress,
-            # the log of a resumed stage has these events already
-            event=self.events.write if logs else _no_event,
+            event=event,
             log=self.shared.console.log,
         )
 
@@ -114,5 +122,5 @@ class Stage:
             self.folder.save_phase_start(number, self.method.state_dict())
 
 
-def _no_event(_event: str, **_fields: Any) -> None:
-    pass
+def no_event(_event: str, **_fields: Any) -> None:
+    """Write nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -49,7 +50,7 @@ class Teacher:
         # rows lie task by task, each under its own mask; a task's name and its mask are part of the answer
         assert batch.task_of_row.tolist() == [MASKS[task] for task, count in parts for _ in range(count)]
         self.rows += batch.rows
-        self.passes.append([task for task, _ in parts])
+        self.passes.append(([task for task, _ in parts], batch.values.tolist()))
         told = answers(batch.values.tolist(), batch.row_offsets.tolist())
         return [part + 1000 * (task != "next") for (task, _), part in zip(parts, told.split([count for _, count in parts]), strict=True)]
 
@@ -197,6 +198,92 @@ def test_shards_without_rows_have_the_stores_width(dataset, tmp_path):
     assert {store.shards[shard].shape[1] for shard in range(SHARDS)} == {WIDTH}
     full = pool_of(dataset)
     assert write(dataset, full, tmp_path) == size(full) - size(pool)
+
+
+# -- several past tasks
+
+
+def write_both(dataset, pools, folder, *, stop=None, batch=7):
+    """Write two past tasks' labels, at most `stop` files; returns the teacher."""
+    teacher = Teacher()
+    named = [PastPool(task, MASKS[task], rows) for task, rows in zip(MASKS, pools, strict=True)]
+    written = write_pseudo_labels(teacher, dataset, named, folder=folder, shards=range(SHARDS), batch=batch, teacher="t")
+    for number, _ in enumerate(written, start=1):
+        if number == stop:
+            break
+    written.close()
+    return teacher
+
+
+def two_pools(dataset, share):
+    return [pool_of(dataset, share), pool_of(dataset, share, past="age")]
+
+
+def test_rows_of_several_past_tasks_share_a_pass_and_each_has_its_own_targets(dataset, tmp_path):
+    pools = two_pools(dataset, 1.0)
+    teacher = write_both(dataset, pools, tmp_path)
+    assert teacher.rows == sum(map(size, pools))
+    assert ["next", "age"] in [tasks for tasks, _ in teacher.passes]  # the last rows of one and the first of the other
+    full = [sum(len(rows[shard]) for rows in pools) for shard in range(SHARDS)]
+    assert len(teacher.passes) == sum(-(-rows // 7) for rows in full)  # fuller than passes of their own
+    for place, (task, rows) in enumerate(zip(MASKS, pools, strict=True)):
+        for shard in range(SHARDS):
+            kept, targets = read_shard(tmp_path / task / f"shard-{shard:05d}.arrow")
+            data = dataset.shard(shard)
+            wanted = [data.values[data.offsets[row] : data.offsets[row + 1]].tolist() for row in rows[shard]]
+            assert kept.tolist() == rows[shard].tolist()
+            assert targets.tolist() == [[sum(row) + 1000 * place, len(row) + 1000 * place, row[-1] + 1000 * place] for row in wanted]
+
+
+@pytest.mark.parametrize("stop", range(1, 2 * SHARDS + 1, 3))
+def test_a_pass_killed_between_two_files_is_made_again_with_the_same_rows_side_by_side(dataset, tmp_path, stop):
+    """The first pass, and one that extends the pools: what stands together in a batch decides a number's last bits."""
+    small, large = two_pools(dataset, 0.4), two_pools(dataset, 1.0)
+    first, second = write_both(dataset, small, tmp_path / "whole"), write_both(dataset, large, tmp_path / "whole")
+    assert second.rows == sum(map(size, large)) - first.rows
+    for pools, whole in ((small, first), (large, second)):
+        cut = write_both(dataset, pools, tmp_path / "cut", stop=stop)
+        again = write_both(dataset, small, tmp_path / "cut")  # a stage that goes on opens the pools that it began with first
+        rest = write_both(dataset, pools, tmp_path / "cut")
+        batches = [*cut.passes, *again.passes, *rest.passes]
+        assert [batch for batch in batches if batch not in whole.passes] == []
+        assert [batch for batch in whole.passes if batch not in batches] == []
+    assert not list((tmp_path / "cut").glob("*.json"))
+    for task in MASKS:
+        for shard in range(SHARDS):
+            name = f"{task}/shard-{shard:05d}.arrow"
+            assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_interrupted_extension_notes_where_it_began(dataset, tmp_path):
+    small, large = two_pools(dataset, 0.4), two_pools(dataset, 1.0)
+    write_both(dataset, small, tmp_path)
+    write_both(dataset, large, tmp_path, stop=1)  # one of two files of shard 0
+    assert json.loads((tmp_path / "shard-00000.pass.json").read_text())["firsts"] == [len(pool[0]) for pool in small]
+    teacher = write_both(dataset, large, tmp_path)
+    missing = [sum(len(more[s]) - len(few[s]) for few, more in zip(small, large, strict=True)) for s in range(SHARDS)]
+    assert teacher.rows == sum(missing)  # of shard 0 both tasks' rows again, though one file was there
+    (tmp_path / "next/shard-00000.arrow").unlink()
+    (tmp_path / "shard-00000.pass.json").write_text("{")
+    assert write_both(dataset, large, tmp_path).rows == sum(len(pool[0]) for pool in large)
+
+
+def test_a_store_in_fp16_holds_half_the_bytes_and_refuses_what_is_too_large(dataset, tmp_path):
+    pool = pool_of(dataset)
+    write(dataset, pool, tmp_path / "half", half=True)
+    write(dataset, pool, tmp_path / "whole")
+    half, whole = (opened(tmp_path / name, pool) for name in ("half", "whole"))
+    for shard in range(SHARDS):
+        assert half.shards[shard].dtype == np.float16
+        assert np.array_equal(half.shards[shard], whole.shards[shard].astype(np.float16))
+    assert write(dataset, pool, tmp_path / "half", half=True) == 0
+    assert write(dataset, pool, tmp_path / "half") == size(pool)  # other numbers are made anew
+
+    def huge(batch, parts):
+        return [torch.full((count, WIDTH), 1e5) for _, count in parts]
+
+    with pytest.raises(RunError, match="of 'next' are larger than fp16 holds .* set method.retention.store to fp32"):
+        list(write_pseudo_labels(huge, dataset, [PastPool("next", 2, pool)], folder=tmp_path / "huge", shards=range(SHARDS), half=True))
 
 
 # -- the stream

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_teracon.models import heads
-from dist_teracon.models.heads import Head, cross_entropy_sum, squared_error_sum
+from dist_teracon.models.heads import Head, cross_entropy_sum, gram_of, squared_distance_sum, squared_error_sum
 
 E, C, Y = 23, 4, 9
 
@@ -119,3 +119,37 @@ def test_differences_by_rounding_alone_leave_no_gradient():
     assert not head.weight.grad.any()
     squared_error_sum(head, hidden, wanted * 1.001, None).backward()
     assert head.weight.grad.any()
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_the_gram_matrix_gives_the_squared_error_of_a_frozen_head_and_its_gradient(stored: torch.dtype) -> None:
+    head = Head(6, 40, generator=torch.Generator().manual_seed(1)).requires_grad_(False)
+    head.weight.data.mul_(30)
+    hidden = torch.randn(9, 6, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    teacher = torch.randn(9, 6, generator=torch.Generator().manual_seed(3)).to(stored)
+    difference = (hidden - teacher).detach().double() @ head.weight.double().T
+    total = squared_distance_sum(gram_of(head), hidden, teacher)
+    total.backward()
+    assert total.item() == pytest.approx(difference.square().sum().item(), rel=1e-5)
+    torch.testing.assert_close(hidden.grad.double(), 2 * difference @ head.weight.double(), rtol=1e-5, atol=1e-4)
+    if stored == torch.float32:
+        assert squared_error_sum(head, hidden, teacher, head).item() == pytest.approx(total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("stored", "step"), [(torch.float32, 1e-6), (torch.float16, 4e-4)])
+def test_differences_at_the_level_of_rounding_give_no_loss_and_no_gradient(stored: torch.dtype, step: float) -> None:
+    head = Head(4, 12, generator=torch.Generator().manual_seed(1)).requires_grad_(False)
+    teacher = torch.tensor([[1.0, -0.5, 0.25, 0.125]]).to(stored)
+    near, far = (teacher.float() + shift for shift in (step, 20 * step))
+    for hidden, is_none in ((near, True), (far, False)):
+        hidden = hidden.clone().requires_grad_()
+        total = squared_distance_sum(gram_of(head), hidden, teacher)
+        total.backward()
+        assert (total.item() == 0 and hidden.grad.abs().max().item() == 0) == is_none
+
+
+def test_no_examples_have_a_distance_of_zero_and_stay_in_the_graph() -> None:
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    total = squared_distance_sum(torch.eye(4), hidden, torch.zeros(0, 4))
+    total.backward()
+    assert total.item() == 0 and hidden.grad is not None
