@@ -1,6 +1,8 @@
 """One node or several: `torchrun --nproc-per-node 8 -m dist_teracon.launch.torchrun -- CONFIG --run RUN`, the same options as `train`.
 
-`-- pseudo-label RUN --stage 3` makes a stage's pseudo-labels the same way. The `--` keeps torchrun from reading `--run`, which it takes for an abbreviation of its own `--run-path`.
+`-- pseudo-label RUN --stage 3` makes a stage's pseudo-labels the same way.
+
+The `--` keeps torchrun from reading `--run`, which it takes for an abbreviation of its own `--run-path`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--users", type=int, default=100_000, help="rows (default: 100000)")
     parser.add_argument("--shards", type=int, default=64, help="shards (default: 64)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64], help="numbers of ranks (default: 8 64)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[32, 256, 1024, 4096], help="rows a global batch (default: 32 256 1024 4096)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 256, 1024, 4096], help="rows a batch (default: 32 256 1024 4096)")
     parser.add_argument("--node", type=int, default=8, help="ranks of a node, which may read one another's shards (default: 8)")
     parser.add_argument("--steps", type=int, default=100, help="steps looked at, at most an epoch's (default: 100)")
     return parser
@@ -123,7 +123,7 @@ def _of_shards(work_TS: Int, rank_of_shard: Callable[[int], Int], ranks: int) ->
 def deal(work: Sequence[int], ranks: int) -> Int:
     """Deal pieces of work out, the largest first, each to the rank that has least; returns each piece's rank."""
     loads, rank_of = np.zeros(ranks, dtype=np.int64), np.zeros(len(work), dtype=np.int64)
-    for piece in np.argsort(np.asarray(work), kind="stable")[::-1]:
+    for piece in np.argsort(-np.asarray(work), kind="stable"):
         rank_of[piece] = int(loads.argmin())
         loads[rank_of[piece]] += work[piece]
     return rank_of
@@ -137,7 +137,7 @@ def exchange(lengths: Int, owner: Int, ranks: int) -> Int:
     """
     share = -(-int(lengths.sum()) // ranks)
     loads, rank_of = np.zeros(ranks, dtype=np.int64), np.full(lengths.shape[0], -1, dtype=np.int64)
-    longest_first = np.argsort(lengths, kind="stable")[::-1]
+    longest_first = np.argsort(-lengths, kind="stable")
     for row in longest_first:
         if loads[owner[row]] + lengths[row] <= share:
             rank_of[row] = owner[row]

@@ -97,5 +97,5 @@ def random_dataset(folder: Path, tasks: int, *, users: int, items: int, length: 
         kind = profile if number % 2 else replace(likes, classes=classes)
         values = generator.integers(0, len(kind.classes), len(kind.values)).astype(np.int32)
         labels.append(replace(kind, name=f"task-{number:02d}", values=values))
-    writerandom_dataset(replace(tables, labels=labels), str(folder), SplitRule(), shards=2)
+    write_dataset(replace(tables, labels=labels), str(folder), SplitRule(), shards=2)
     return str(folder)

@@ -68,27 +68,42 @@ def _measure(
 
     dataset = random_dataset(folder / "set", _TASKS, users=options.users, items=labels, length=options.length)
     for rho in options.rho:
-        rows = max(1, round(rho * options.batch))
-        kinds: Mapping[str, Mapping[str, Any]] = {
-            "no retention": {"alpha": 0.0},
-            "frozen": {"heads": "frozen", "store": "fp16"},
-            "trained": {"heads": "trained"},
-        }
-        stages = {
-            kind: _stage(options, dataset, rows, {**retention, "constant": _FLOOR_ALONE}, runtime, folder / f"{rho}-{kind}")
-            for kind, retention in kinds.items()
-        }
-        runs = {kind: _some_steps(stage, options.steps) for kind, stage in stages.items()}
-        timings = alternate(runs, repeats=options.repeats)
-        for kind, timing in timings.items():
-            drawn = "0" if kind == "no retention" else str(rows * (_TASKS - 1))
-            cost = f"{1000 * timing.median / options.steps:.1f}"
-            steps.append([str(labels), f"{rho:g}", drawn, kind, cost, f"{median_ratio(timing, timings['no retention']):.2f}"])
+        stages = _stages(options, dataset, max(1, round(rho * options.batch)), runtime, folder / f"{rho}")
+        steps += [[str(labels), f"{rho:g}", *row] for row in _step_rows(stages, options)]
         if rho == options.rho[-1]:
             passes += [
-                _pass_row(labels, number, stages[kind], folder / f"{rho}-{kind}", options.repeats)
+                [str(labels), *_pass_row(number, stages[kind], folder / f"{rho}" / kind, options.repeats)]
                 for kind, number in (("trained", "fp32"), ("frozen", "fp16"))
             ]
+        for stage in stages.values():
+            stage.engine.release()
+        del stages  # gigabytes, which the next rate's would stand beside
+
+
+_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "no retention": {"alpha": 0.0},
+    "frozen": {"heads": "frozen", "store": "fp16"},
+    "trained": {"heads": "trained"},
+}
+
+
+def _stages(options: argparse.Namespace, dataset: str, rows: int, runtime: Any, folder: Path) -> dict[str, OurStage]:
+    folder.mkdir()
+    return {
+        kind: _stage(options, dataset, rows, {**retention, "constant": _FLOOR_ALONE}, runtime, folder / kind)
+        for kind, retention in _KINDS.items()
+    }
+
+
+def _step_rows(stages: Mapping[str, OurStage], options: argparse.Namespace) -> list[list[str]]:
+    timings = alternate({kind: _some_steps(stage, options.steps) for kind, stage in stages.items()}, repeats=options.repeats)
+    return [
+        [
+            str(sum(stages[kind].method.logs().get("rows", {}).values())), kind, f"{1000 * timing.median / options.steps:.1f}",
+            f"{median_ratio(timing, timings['no retention']):.2f}",
+        ]
+        for kind, timing in timings.items()
+    ]  # fmt: skip
 
 
 def _stage(options: argparse.Namespace, dataset: str, rows: int, retention: Mapping[str, Any], runtime: Any, folder: Path) -> OurStage:
@@ -117,7 +132,7 @@ def _some_steps(stage: OurStage, count: int) -> Callable[[], None]:
     return run
 
 
-def _pass_row(labels: int, number: str, stage: OurStage, folder: Path, repeats: int) -> list[str]:
+def _pass_row(number: str, stage: OurStage, folder: Path, repeats: int) -> list[str]:
     """Return the row of a store: its size, and the pass that makes it over inference of the same users."""
     from dist_teracon.continual.pseudo_labels import PastPool
     from dist_teracon.continual.teracon import Teracon
@@ -128,13 +143,12 @@ def _pass_row(labels: int, number: str, stage: OurStage, folder: Path, repeats: 
     everyone = [dataset.labels(method.learned[-1], shard).users for shard in range(dataset.info.shards)]
     pool = PastPool(past, method.mask_index(past), everyone)
     users = sum(len(rows) for rows in everyone)
-    timings = alternate(
-        {"pass": _teacher_pass(method, dataset, pool, folder / "again", number), "plain": _inference(method, dataset, pool)}, repeats=repeats
-    )
+    candidates = {"pass": _teacher_pass(method, dataset, pool, folder / "again", number), "plain": _inference(method, dataset, pool)}
+    timings = alternate(candidates, repeats=repeats)
     stored = sum(path.stat().st_size for path in (folder / "again").rglob("*.arrow"))
     rate = {name: _rate(users, timing) for name, timing in timings.items()}
     share = median_ratio(timings["plain"], timings["pass"])
-    return [str(labels), number, f"{stored / users:.0f}", rate["pass"], rate["plain"], f"{share:.2f}"]
+    return [number, f"{stored / users:.0f}", rate["pass"], rate["plain"], f"{share:.2f}"]
 
 
 def _rate(users: int, timing: Timing) -> str:

@@ -123,7 +123,6 @@ def step_of(layout: str, size: Size, ranks: int, rows: int, machine: Machine) ->
         machine: The GPU.
     """
     channels, positions = size.channels, rows * size.length
-    every = ranks * positions
     read = min(size.items, positions) + min(size.items, positions + _NEGATIVES)  # rows of both tables that a GPU's batch reads
     vector, numbers = 4 * channels + 8, size.backbone + size.tables
     activations = 32 * 2 * channels * positions
@@ -140,13 +139,12 @@ def step_of(layout: str, size: Size, ranks: int, rows: int, machine: Machine) ->
         memory = (2 + 2 + 4) * numbers + 12 * numbers / ranks  # weights, gradients, the teacher in fp32; masters and moments
         adam = numbers / ranks * machine.number_s
     else:
-        # rows of items there and their gradients back; representations to every part of the head, their gradients back; two sums a position
-        exchanged = 2 * 2 * positions * channels + (2 + 4) * every * channels + 8 * every
-        seconds = 2 * collective_s(2 * positions * channels, ranks, machine, share=1)
-        seconds += collective_s((2 + 4) * every * channels, ranks, machine, share=1) + collective_s(8 * every, ranks, machine)
-        seconds += collective_s(4 * size.backbone, ranks, machine)
+        # rows of both tables come from their owners in bf16, their gradients go back in fp32; negatives are the same on all ranks
+        travels, shared = 2 * (2 + 4) * positions * channels, 4 * (size.backbone + _NEGATIVES * channels)
+        exchanged = travels + 2 * shared
+        seconds = collective_s(travels, ranks, machine, share=1) + collective_s(shared, ranks, machine)
         memory = 20 * size.backbone + (2 + 2 + 12 + 4) * size.tables / ranks
-        adam = (size.backbone + min(size.tables / ranks, read * channels)) * machine.number_s
+        adam = (size.backbone + min(size.tables / ranks, read * channels)) * machine.number_s  # an owner steps as many rows as it sends
     return Step(memory + activations, exchanged if ranks > 1 else 0.0, max(machine.host_s, computed + adam), seconds)
 
 
@@ -218,7 +216,7 @@ _SIZES_MB = (1, 4, 16, 64)
 
 def _measured() -> str:
     """Return a table: an all-reduce of two processes, and what the line through its smallest and largest size says of the others."""
-    import torch.multiprocessing as multiprocessing
+    from torch import multiprocessing
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -37,8 +37,12 @@ def add_train(add: AddCommand) -> None:
     labels = add("pseudo-label", _pseudo_label)
     labels.add_argument("run", metavar="RUN", type=as_place, help="the run's folder, or its URI on a store")
     labels.add_argument("--stage", type=as_count, required=True, help="whose past tasks; the stage before it is finished")
-    labels.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as launch.workers=8; no field that a result depends on")
-    labels.add_argument("--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster, on CPUs or GPUs (launch.gpus_per_worker)")
+    labels.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as launch.workers=8; no field that a result depends on"
+    )
+    labels.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster, on CPUs or GPUs (launch.gpus_per_worker)"
+    )
     add_quiet(labels)
 
 

@@ -230,8 +230,12 @@ def shard_file(folder: Path, task: str, shard: int) -> Path:
 
 def plain_batch(rows: PackedRows, mask_index: int | NDArray[np.int32]) -> PackedBatch:
     """Return rows as a batch whose last positions are read, all under one mask or each under its own."""
-    masks = torch.from_numpy(np.broadcast_to(np.int32(mask_index), rows.rows).copy())
-    return PackedBatch(values=torch.from_numpy(rows.values), row_offsets=torch.from_numpy(rows.offsets), task_of_row=masks, positions="last")
+    return PackedBatch(
+        values=torch.from_numpy(rows.values),
+        row_offsets=torch.from_numpy(rows.offsets),
+        task_of_row=torch.from_numpy(np.broadcast_to(np.asarray(mask_index, dtype=np.int32), rows.rows).copy()),
+        positions="last",
+    )
 
 
 def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[Any], teacher: str) -> None:

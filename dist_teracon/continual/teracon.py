@@ -28,9 +28,18 @@ from dist_teracon.continual.pseudo_labels import (
 )
 from dist_teracon.continual.registry import register
 from dist_teracon.continual.replay import ReplayStream
-from dist_teracon.continual.sampling import OnItsWay, Strategy, apply_strategy, divide_budget, normalised, rotation, sample_size, sampling_rates
+from dist_teracon.continual.sampling import (
+    OnItsWay,
+    Strategy,
+    apply_strategy,
+    divide_budget,
+    normalised,
+    rotation,
+    sample_size,
+    sampling_rates,
+)
 from dist_teracon.data.batches import PackedBatch
-from dist_teracon.data.schema import Task, folder_of
+from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
 from dist_teracon.models.heads import Head, gram_of, squared_distance_sum, squared_error_sum
 from dist_teracon.models.masks import (
@@ -381,7 +390,7 @@ class Teracon(Method):
         return [chosen if self._stored_head(past) is not None else self.teacher.head(past)(chosen) for (past, _), chosen in answers]
 
     def _open_streams(self, rate: float) -> tuple[OpenPools, dict[str, Store]]:
-        """Open the streams on pools for this largest share of a batch that a past task's rows are; the teacher answers what the store lacks.
+        """Open the streams on pools for this largest share of a batch that a past task's rows are; the teacher makes missing answers.
 
         All ranks call it.
         """

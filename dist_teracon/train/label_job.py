@@ -18,7 +18,16 @@ from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.run import check_same_state, create_or_verify, take_up_finished
 from dist_teracon.train.run_folder import EventLog, RunFolder
-from dist_teracon.train.run_setup import Run, check_kernels, check_method, chosen_tasks, method_context, open_on_all_ranks, resolve, run_lock
+from dist_teracon.train.run_setup import (
+    Run,
+    check_kernels,
+    check_method,
+    chosen_tasks,
+    method_context,
+    open_on_all_ranks,
+    resolve,
+    run_lock,
+)
 from dist_teracon.train.run_store import open_run
 from dist_teracon.train.stage import Stage
 from dist_teracon.train.stopping import stop_signals

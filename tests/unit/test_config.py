@@ -248,7 +248,7 @@ def _repeats(given: Mapping[str, Any], resolve: Callable[[dict[str, Any]], RunCo
             yield ".".join([*parents, leaf])
 
 
-@pytest.mark.parametrize("name", ["demo", "ml-100k", "six-tasks", "ttl"])
+@pytest.mark.parametrize("name", ["demo", "ml-100k", "six-tasks", "ttl", "ttl-gpu"])
 def test_shipped_configurations_hold_only_what_differs_from_the_defaults(name):
     given = read_yaml(f"configs/{name}.yaml")
     assert list(_repeats(given, lambda value: make_config(value, where=name))) == []

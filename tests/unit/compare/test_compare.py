@@ -129,8 +129,9 @@ def test_a_bad_plan_is_told_before_anything_runs(tmp_path, fields, parts):
         assert part in str(caught.value)
 
 
-def test_the_shipped_plans_are_whole():
-    plan, cells = read_plan("configs/compare/retention-six-tasks.yaml")
+@pytest.mark.parametrize("name", ["retention-six-tasks", "batch-size", "frozen-heads"])
+def test_the_shipped_plans_are_whole(name):
+    plan, cells = read_plan(f"configs/compare/{name}.yaml")
     assert len(cells) == len(plan.variants) * len(plan.seeds)
 
 

@@ -282,7 +282,7 @@ def test_a_store_in_fp16_holds_half_the_bytes_and_refuses_what_is_too_large(data
     def huge(batch, parts):
         return [torch.full((count, WIDTH), 1e5) for _, count in parts]
 
-    with pytest.raises(RunError, match="of 'next' are larger than fp16 holds .* set method.retention.store to fp32"):
+    with pytest.raises(RunError, match=r"of 'next' are larger than fp16 holds .* set method\.retention\.store to fp32"):
         list(write_pseudo_labels(huge, dataset, [PastPool("next", 2, pool)], folder=tmp_path / "huge", shards=range(SHARDS), half=True))
 
 

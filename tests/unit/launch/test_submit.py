@@ -52,14 +52,38 @@ def test_a_variable_that_is_not_set_and_a_bad_field_are_refused_before_the_clust
 
 
 def test_the_job_gets_every_option_of_train(config: str, tmp_path: Path) -> None:
-    given = ["--with-single-task", "--no-report", "--quiet", "--scratch", "/fast", "--add-task", "age", "--new-items", "text"]
+    given = [
+        "--with-single-task",
+        "--no-report",
+        "--quiet",
+        "--scratch",
+        "/fast",
+        "--add-task",
+        "age",
+        "--new-items",
+        "text",
+        "--until-stage",
+        "3",
+    ]
     options = _parser().parse_args([config, "--run", "s3://b/r/", *given, "--item-vectors", "s3://b/v.parquet", "--set", "seed=7"])
     submission = _submission(options, lambda _: None)
     assert submission.config.seed == 7  # travels in the file
     command = submission.command
     assert command[:5] == ["python", "-m", "dist_teracon", "train", "config.yaml"]
     job = train_parser().parse_args(command[3:])
-    same = ("run", "launcher", "with_single_task", "no_report", "quiet", "verbose", "scratch", "add_task", "new_items", "item_vectors")
+    same = (
+        "run",
+        "launcher",
+        "with_single_task",
+        "no_report",
+        "quiet",
+        "verbose",
+        "scratch",
+        "add_task",
+        "new_items",
+        "item_vectors",
+        "until_stage",
+    )
     assert [getattr(job, name) for name in same] == [getattr(options, name) for name in same]
     assert set(vars(options)) - set(same) == {
         "config", "set", "dry_run", "address", "env", "submission_id", "no_wait", "stop_on_interrupt"

@@ -141,8 +141,8 @@ def test_differences_at_the_level_of_rounding_give_no_loss_and_no_gradient(store
     head = Head(4, 12, generator=torch.Generator().manual_seed(1)).requires_grad_(False)
     teacher = torch.tensor([[1.0, -0.5, 0.25, 0.125]]).to(stored)
     near, far = (teacher.float() + shift for shift in (step, 20 * step))
-    for hidden, is_none in ((near, True), (far, False)):
-        hidden = hidden.clone().requires_grad_()
+    for value, is_none in ((near, True), (far, False)):
+        hidden = value.clone().requires_grad_()
         total = squared_distance_sum(gram_of(head), hidden, teacher)
         total.backward()
         assert (total.item() == 0 and hidden.grad.abs().max().item() == 0) == is_none
