@@ -260,6 +260,8 @@ class TrainConfig(ConfigModel):
         precision: `bf16` computes in bf16 with fp32 masters in the optimiser and needs ZeRO 1 or 2.
         gradient_clipping: Largest norm of the gradient; 0 switches clipping off.
         accumulation: Micro-batches a step; at most as many as a stage's batch has examples.
+        balance: Which process computes which of a batch's rows. `shards`: those of its own shards; `machine`: the processes of a machine
+            share the rows of all their shards by length, and each reads all of these.
         sparse_updates: Adam on item tables, and on heads with a sampled loss, of which a batch reads few rows: `on` advances the rows
             that a step reads (`engine/sparse_adamw.py`), `off` all; `auto` is `on` for tables of 100,000 rows or more, where ZeRO is
             0 and clipping is off.
@@ -278,6 +280,7 @@ class TrainConfig(ConfigModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_clipping: Weight = 0.0
     accumulation: Annotated[Whole, Field(ge=1, le=65_536)] = 1
+    balance: Literal["shards", "machine"] = "shards"
     sparse_updates: Literal["auto", "on", "off"] = "auto"
     checkpoint_every: CheckpointEvery = CheckpointEvery()
     log_every: Positive = 10

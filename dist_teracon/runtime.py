@@ -7,11 +7,13 @@ process alone otherwise.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +55,10 @@ class Runtime:
             dist.all_gather_object(gathered, value)
         return gathered
 
+    def ranks_of_machine(self) -> list[int]:
+        """Return the ranks on this process's machine, itself among them; all ranks call it."""
+        return [rank for rank, machine in enumerate(self.gather(_machine())) if machine == _machine()]
+
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks, where `values` lies; all ranks call it. The argument stays as it is."""
         if self.world_size == 1:
@@ -80,6 +86,15 @@ class Runtime:
             dist.broadcast_object_list(problems, src=0)
         if problems[0]:
             raise RunError(problems[0]) if self.is_main else PeerError(problems[0])
+
+
+def _machine() -> str:
+    """Return what this machine, or this container on it, differs by from others."""
+    try:
+        booted = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        booted = ""
+    return f"{socket.gethostname()}/{booted}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.bench.measure import circumstances, markdown_table
-from dist_teracon.data.batch_plan import BatchPlan
+from dist_teracon.data.batch_plan import BatchPlan, share_rows
 
 Int = NDArray[np.int64]
 
@@ -129,25 +129,6 @@ def deal(work: Sequence[int], ranks: int) -> Int:
     return rank_of
 
 
-def exchange(lengths: Int, owner: Int, ranks: int) -> Int:
-    """Return which rank computes each row, so that work is even and few rows move.
-
-    A rank keeps its rows, the longest first, as long as they fit into an even share; what is left over goes, the longest first, to the
-    rank that has least.
-    """
-    share = -(-int(lengths.sum()) // ranks)
-    loads, rank_of = np.zeros(ranks, dtype=np.int64), np.full(lengths.shape[0], -1, dtype=np.int64)
-    longest_first = np.argsort(-lengths, kind="stable")
-    for row in longest_first:
-        if loads[owner[row]] + lengths[row] <= share:
-            rank_of[row] = owner[row]
-            loads[owner[row]] += lengths[row]
-    for row in longest_first[rank_of[longest_first] < 0]:
-        rank_of[row] = int(loads.argmin())
-        loads[rank_of[row]] += lengths[row]
-    return rank_of
-
-
 def _exchanged(steps: Sequence[Sequence[Int]], rank_of_shard: Int, ranks: int, *, group: int) -> Balance:
     loads, moved, sent = [], 0, []
     for step in steps:
@@ -156,7 +137,7 @@ def _exchanged(steps: Sequence[Sequence[Int]], rank_of_shard: Int, ranks: int, *
         computed_by = np.empty_like(owner)
         for first in range(0, ranks, group):
             here = (owner >= first) & (owner < first + group)
-            computed_by[here] = first + exchange(lengths[here], owner[here] - first, min(group, ranks - first))
+            computed_by[here] = first + share_rows(lengths[here], owner[here] - first, min(group, ranks - first))
         away = computed_by != owner
         moved += int(away.sum())
         bytes_of_row = _BYTES_AN_ITEM * lengths[away] + _BYTES_A_ROW

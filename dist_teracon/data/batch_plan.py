@@ -9,6 +9,7 @@ Legend: S shards, R rows of a shard, T steps of an epoch.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,6 +42,36 @@ def shuffled_rows(rows: int, generator: np.random.Generator) -> NDArray[np.int32
     whole = rows // _WINDOW * _WINDOW
     windows = generator.permuted(order[:whole].reshape(-1, _WINDOW), axis=1).reshape(-1)
     return np.concatenate([windows, generator.permutation(order[whole:])])
+
+
+def share_rows(work: NDArray[np.int64], owner: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
+    """Return which rank computes each row of a step, so that work is even and few rows leave the rank that owns them.
+
+    A rank keeps its longest rows, as far as they fit into an even share. What is left over goes, the longest first, to the rank that has
+    least.
+
+    Args:
+        work: Of each row, as its length.
+        owner: Each row's rank, from 0.
+        ranks: Among how many.
+    """
+    share = -(-int(work.sum()) // ranks)
+    order = np.lexsort((-work, owner))
+    reached = np.cumsum(work[order])
+    first = np.searchsorted(owner[order], np.arange(ranks))
+    before = np.concatenate([[0], reached])[first]
+    stays = reached - before[owner[order]] <= share
+    rank_of = np.full(work.shape[0], -1, dtype=np.int64)
+    rank_of[order[stays]] = owner[order[stays]]
+    loads = np.bincount(owner[order[stays]], weights=work[order[stays]], minlength=ranks)
+    left = order[~stays]
+    least = [(int(load), rank) for rank, load in enumerate(loads)]
+    heapq.heapify(least)
+    for row in left[np.argsort(-work[left], kind="stable")].tolist():
+        load, rank = least[0]
+        rank_of[row] = rank
+        heapq.heapreplace(least, (load + int(work[row]), rank))
+    return rank_of
 
 
 class BatchPlan:

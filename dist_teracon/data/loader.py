@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import record_function
 
-from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards
+from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards, share_rows
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
 from dist_teracon.data.dataset import Dataset, Labels
 from dist_teracon.data.prefetch import prefetch
@@ -53,6 +53,8 @@ class TrainingLoader:
         seed: Seed of the order.
         rank, world_size: Whose rows are built.
         dropout_keys: Give every row a key for its dropout.
+        shared_by: Ranks that share the rows of all their shards in each step by the rows' lengths, this one among them; each reads the
+            shards of all of them. None: a rank builds the rows of its own shards.
         gather: How ranks exchange their rows' counts; None to read the other ranks' labels here.
 
     Raises:
@@ -62,13 +64,17 @@ class TrainingLoader:
     def __init__(
         self, dataset: Dataset, tasks: Sequence[Task], *,
         mask_index: int, batch: int, seed: int, rank: int, world_size: int, gather: Gather | None = None, dropout_keys: bool = False,
+        shared_by: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         self.dropout_keys = dropout_keys
         self.dataset, self.tasks, self.mask_index, self.batch, self.seed = dataset, tuple(tasks), mask_index, batch, seed
         self._next = any(task.predicts_next for task in tasks)
         if self._next and len(tasks) > 1:
             raise ValueError("a next-item task is trained at all positions and cannot be joined with others")
-        self._own = own_shards(dataset.info.shards, rank, world_size)
+        self._ranks, self._rank = [rank] if shared_by is None else sorted(shared_by), rank
+        owner = {shard: place for place, member in enumerate(self._ranks) for shard in own_shards(dataset.info.shards, member, world_size)}
+        self._owner = dict(sorted(owner.items()))
+        self._own = tuple(self._owner)
         self._rows = {shard: self._shard_rows(shard) for shard in self._own}
         self._counts = self._every_count(gather)
 
@@ -127,6 +133,8 @@ class TrainingLoader:
             picked.append((shard, rows))
             in_step.append(np.repeat(np.arange(end - begin), sizes))
         step_of_row = _joined(in_step, np.int64)
+        if len(self._ranks) > 1:
+            picked, step_of_row = self._shared(picked, step_of_row, end - begin)
         # gathered shard by shard, they then lie step by step, the shards of a step in their order
         order = np.argsort(step_of_row, kind="stable")
         row_ends = np.concatenate([[0], np.cumsum(np.bincount(step_of_row, minlength=end - begin))])
@@ -155,6 +163,24 @@ class TrainingLoader:
                 steps=plan.steps,
                 dropout_key=None if hashes is None else self._dropout_key(hashes[low:high], plan.epoch, step),
             )
+
+    def _shared(
+        self, picked: Sequence[tuple[int, NDArray[np.int32]]], step_of_row: NDArray[np.int64], steps: int
+    ) -> tuple[list[tuple[int, NDArray[np.int32]]], NDArray[np.int64]]:
+        """Return this rank's part of rows that several ranks share: in each step they have about the same number of positions."""
+        lengths, owners = [], []
+        for shard, rows in picked:
+            users, offsets = self._rows[shard].users[rows], self.dataset.shard(shard).offsets
+            lengths.append(offsets[users + 1] - offsets[users])
+            owners.append(np.full(rows.shape[0], self._owner[shard], dtype=np.int64))
+        work, owner = _joined(lengths, np.int64), _joined(owners, np.int64)
+        own = np.zeros(work.shape[0], dtype=bool)
+        by_step = np.argsort(step_of_row, kind="stable")
+        for of_step in np.split(by_step, np.cumsum(np.bincount(step_of_row, minlength=steps))[:-1]):
+            own[of_step] = share_rows(work[of_step], owner[of_step], len(self._ranks)) == self._ranks.index(self._rank)
+        ends = np.cumsum([rows.shape[0] for _, rows in picked])
+        parts = np.split(own, ends[:-1])
+        return [(shard, rows[kept]) for (shard, rows), kept in zip(picked, parts, strict=True)], step_of_row[own]
 
     def _hashes(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.uint64]:
         parts = [self.dataset.shard(shard).user_hash[self._rows[shard].users[rows]] for shard, rows in picked]

@@ -19,6 +19,7 @@ _FREE = {
     "train.checkpoint_every.minutes": _NOTHING,
     "train.checkpoint_every.steps": _NOTHING,
     "evaluate.batch": _ROUNDING,
+    "train.balance": _ROUNDING,
 }
 # How many processes train, and where: sums are added in another order.
 _LAUNCH = "launch."

@@ -109,6 +109,7 @@ class PhaseTrainer:
             run.dataset, phase.tasks, mask_index=method.mask_index(phase.tasks[0].name), batch=phase.training.batch,
             seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size, gather=self.runtime.gather,
             dropout_keys=self.config.model.dropout > 0,
+            shared_by=self.runtime.ranks_of_machine() if self.config.train.balance == "machine" else None,
         )  # fmt: skip
         self._saved_at = time.monotonic()
 

@@ -6,21 +6,11 @@ import numpy as np
 import pytest
 
 from dist_teracon.bench import balance
-from dist_teracon.bench.balance import deal, exchange, measure_ways, rows_of_ttl_shape, steps_of_plan
+from dist_teracon.bench.balance import deal, measure_ways, rows_of_ttl_shape, steps_of_plan
 
 
 def test_pieces_are_dealt_out_largest_first() -> None:
     assert deal([5, 4, 3, 3, 1], 2).tolist() == [0, 1, 1, 0, 1]
-
-
-def test_rows_move_only_as_far_as_evenness_asks() -> None:
-    lengths, owner = np.array([10, 10, 10, 10, 4, 4]), np.array([0, 0, 0, 0, 1, 1])
-    # 48 in all: three rows of 10 stay, but for one that the other rank takes, with its own
-    computed_by = exchange(lengths, owner, 2)
-    assert computed_by[:2].tolist() == [0, 0] and computed_by[4:].tolist() == [1, 1]
-    assert sorted(np.bincount(computed_by, lengths).tolist()) == [20, 28]
-    even = np.array([7, 7, 7, 7])
-    assert exchange(even, np.array([0, 1, 0, 1]), 2).tolist() == [0, 1, 0, 1]
 
 
 def test_each_way_on_two_shards_of_a_step() -> None:

@@ -22,6 +22,7 @@ TOGETHER = {
     "zero 1, accumulation 2": ("all", 2, 1, 2),
     "zero 2, 3 processes on 8 shards": ("all", 3, 2, 1),
     "zero 2, a task's users on one rank": ("one-shard", 2, 2, 1),
+    "zero 2, a task's users on one rank, rows shared": ("one-shard", 2, 2, 1),
     "zero 2, all replayed rows on one rank": ("small-pool", 2, 2, 1),
     "zero 1, accumulation 2, dropout and weight decay": ("dropout", 2, 1, 2),
     "zero 0, accumulation 2, lazy tables, a task's users on one rank": ("lazy", 2, 0, 2),
@@ -63,6 +64,7 @@ def _train(folder: Path, together: dict[str, tuple[str, int, int, int]]) -> Path
     jobs = [{"config": _config(kind, folder, zero=0, accumulation=1), "run": str(folder / f"alone {kind}")} for kind in ALONE]
     for name, (kind, world, zero, accumulation) in together.items():
         config = _config(kind, folder, zero=zero, accumulation=accumulation)
+        config["train"]["balance"] = "machine" if "shared" in name else "shards"
         jobs.append({"config": config, "run": str(folder / name), "world": world})
     for name, world, zero, accumulation in (("moments alone", 1, 0, 1), ("moments", 2, 2, 2)):
         config = _config("all", folder, zero=zero, accumulation=accumulation)

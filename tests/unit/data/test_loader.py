@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_teracon.data.batch_plan import WHOLE_SHUFFLE, BatchPlan, own_shards, shuffled_rows
+from dist_teracon.data.batch_plan import WHOLE_SHUFFLE, BatchPlan, own_shards, share_rows, shuffled_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import TrainingLoader, evaluation_batches
 from dist_teracon.data.schema import Split
@@ -298,3 +298,56 @@ def test_fewer_users_depend_on_the_seed(make_dataset):
     dataset = make_dataset(users=90)
     one, other = (evaluated(dataset, "likes", Split.TRAIN, 1, max_users=10, seed=seed)[0] for seed in (0, 1))
     assert one != other
+
+
+# -- rows shared by work
+
+
+def test_rows_move_only_as_far_as_evenness_asks():
+    work, owner = np.array([4, 10, 10, 10, 10, 4]), np.array([1, 0, 0, 0, 0, 1])
+    # of 48 a share is 24: two rows of 10 stay, the other two go
+    assert share_rows(work, owner, 2).tolist() == [1, 0, 0, 1, 1, 1]
+    even = np.array([7, 7, 7, 7])
+    assert share_rows(even, np.array([0, 1, 0, 1]), 2).tolist() == [0, 1, 0, 1]
+    assert share_rows(np.array([5, 3]), np.array([2, 2]), 3).tolist() in ([0, 1], [1, 0])
+    assert share_rows(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), 3).tolist() == []
+
+
+@given(work=st.lists(st.integers(1, 100), max_size=60), ranks=st.integers(1, 6), seed=st.integers(0, 99))
+def test_shared_work_is_even_but_for_less_than_a_row(work, ranks, seed):
+    work = np.array(work, dtype=np.int64)
+    owner = np.random.default_rng(seed).integers(0, ranks, work.shape[0])
+    rank_of = share_rows(work, owner, ranks)
+    loads = np.bincount(rank_of, weights=work, minlength=ranks)
+    assert ((rank_of >= 0) & (rank_of < ranks)).all()
+    assert loads.max() <= work.sum() / ranks + work.max(initial=0) + 1
+    kept = np.bincount(owner, weights=work, minlength=ranks)
+    assert loads.max() <= max(kept.max(), work.sum() / ranks + work.max(initial=0) + 1)
+
+
+@pytest.mark.parametrize("names", [("next",), ("likes", "age")])
+@pytest.mark.parametrize("groups", [[[0, 1, 2]], [[0, 2], [1, 3]]])
+def test_ranks_that_share_rows_take_the_same_global_batches_more_evenly(make_dataset, names, groups):
+    dataset = make_dataset(users=300)
+    tasks, world = [dataset.info.task(name) for name in names], sum(map(len, groups))
+    alone = loaders(dataset, names, 1)[0]
+    apart = loaders(dataset, names, world)
+    shared = [
+        TrainingLoader(
+            dataset, tasks, mask_index=0, batch=16, seed=3, rank=rank, world_size=world, dropout_keys=True,
+            shared_by=next(group for group in groups if rank in group),
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    spread = {"apart": 0, "shared": 0}
+    for whole, *parts in zip(alone.epoch(1), *(loader.epoch(1) for loader in (*apart, *shared)), strict=True):
+        before, after = parts[:world], parts[world:]
+        assert Counter(row for part in after for row in read_rows(part)) == Counter(read_rows(whole))
+        for place in range(len(names)):
+            if names != ("next",):
+                assert Counter(e for part in after for e in examples_of(part, place)) == Counter(examples_of(whole, place))
+            assert {part.examples[place].total for part in after} == {whole.examples[place].total}
+        for name, of_ranks in (("apart", before), ("shared", after)):
+            spread[name] += max(part.values.shape[0] for part in of_ranks)
+        assert all(part.dropout_key.shape[0] == part.rows for part in after)
+    assert spread["shared"] < spread["apart"]
