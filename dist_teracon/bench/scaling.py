@@ -126,6 +126,9 @@ def step_of(layout: str, size: Size, ranks: int, rows: int, machine: Machine) ->
     read = min(size.items, positions) + min(size.items, positions + _NEGATIVES)  # rows of both tables that a GPU's batch reads
     vector, numbers = 4 * channels + 8, size.backbone + size.tables
     activations = 32 * 2 * channels * positions
+    exchanged: float
+    memory: float
+    adam: float
     computed = rows * machine.row_s
     if layout == "rows":
         exchanged = 2 * 4 * size.backbone + read * ranks * vector
@@ -180,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rows(layout: str, size: Size, gpus: Sequence[int], rows: int, machine: Machine) -> list[list[str]]:
-    alone = step_of(layout, size, 1, rows, machine).seconds
+    alone = step_of("rows", size, 1, rows, machine).seconds  # as if one GPU held it all
     table = []
     for ranks in gpus:
         step = step_of(layout, size, ranks, rows, machine)

@@ -67,7 +67,8 @@ def make_pseudo_labels(config: RunConfig, runtime: Runtime, folder: Path | str, 
     """
     check_kernels(runtime)
     with stop_signals(says=console.active) as stop, open_run(folder, runtime, console) as own:
-        config, kind, settings = resolve(config, where=where)
+        # what this job is launched with is not what the run trains with
+        config, kind, settings = resolve(config.model_copy(update={"launch": own.config().launch}), where=where)
         dataset = open_on_all_ranks(config, runtime, console)
         tasks = chosen_tasks(config, dataset, where=where)
         check_method(kind, config, tasks, where=where, adds=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from small_runs import ALONE, checked, events, settings, timeless, train_here, what_lasts
+from small_runs import ALONE, checked, events, run_worlds, settings, timeless, train_here, what_lasts
 
 from dist_teracon import cli
 from dist_teracon.console import Console
@@ -69,6 +69,25 @@ def test_training_uses_what_the_job_made_and_ends_with_the_same_bits(
     assert [timeless(event) for event in events(run)] == [timeless(event) for event in events(whole)]
     _labels(run, 3, said)
     assert said[-1] == "stage 3 (age) is finished and needs no pseudo-labels any more; nothing to do"
+
+
+def test_processes_of_any_number_make_them_and_one_that_is_killed_is_gone_on_with(small: str, whole: Path, tmp_path: Path) -> None:
+    job = {"config": _values(small), "run": str(tmp_path / "run")}
+    codes = run_worlds(
+        [
+            {**job, "until_stage": 1},
+            {**job, "world": 3, "labels_of": 2, "moment": "pseudo:2:2", "rank": 1},
+            {**job, "world": 2, "labels_of": 2},
+            {**job, "until_stage": 2},
+        ],
+        tmp_path,
+    )
+    assert codes[1][1] == -9
+    labels = "stages/02-likes/pseudo_labels/next"
+    assert sorted(path.name for path in (tmp_path / "run" / labels).iterdir()) == sorted(path.name for path in (whole / labels).iterdir())
+    kept = what_lasts(tmp_path / "run")
+    del kept["results.json"]
+    assert kept and all(whole.joinpath(name).read_bytes() == content for name, content in kept.items())
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

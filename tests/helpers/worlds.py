@@ -1,8 +1,8 @@
 """Worlds of processes that train: `worlds.py JOBS.json`. Torch and DeepSpeed are imported once, and every process is forked.
 
 A job: `config` (a run's configuration), `run` (its folder or URI), `world` (processes, default 1), `moment` (when a process kills itself by
-SIGKILL: see `_arm`), `rank` (which one, default the last), `added` (a task to add, and what new items start as), `environment` (variables
-of each rank).
+SIGKILL: see `_arm`), `rank` (which one, default the last), `added` (a task to add, and what new items start as), `until_stage`, `labels_of`
+(make this stage's pseudo-labels instead), `environment` (variables of each rank).
 Prints the exit codes of each job's ranks as JSON.
 """
 
@@ -35,6 +35,7 @@ from dist_teracon.runtime import process_group
 from dist_teracon.store.mirror import Mirror
 from dist_teracon.train import stage_folder
 from dist_teracon.train.add_task import AddedTask
+from dist_teracon.train.label_job import make_pseudo_labels
 from dist_teracon.train.run import train
 
 HELPERS = Path(__file__).parent
@@ -126,8 +127,12 @@ def _process(job: dict[str, Any], rank: int, world: int, port: int) -> int:
     try:
         with process_group() as runtime:
             config = validate(RunConfig, job["config"], where="job")
+            console, run = Console(active=False), job["run"]
+            if "labels_of" in job:
+                make_pseudo_labels(config, runtime, run, stage=job["labels_of"], where="job", console=console)
+                return 0
             added = AddedTask(*job["added"]) if "added" in job else None
-            train(config, runtime, job["run"], where="job", console=Console(active=False), added=added)
+            train(config, runtime, run, where="job", console=console, added=added, until_stage=job.get("until_stage"))
     except TeraconError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return 2
