@@ -76,6 +76,7 @@ def make_pseudo_labels(config: RunConfig, runtime: Runtime, folder: Path | str, 
         with run_lock(run):
             create_or_verify(run, None)
             _check_stage(run, stage)
+            _check_addition(run, stage)
             if not _is_needed(run, stage):
                 return
             method: Any = kind(method_context(run), settings)
@@ -102,6 +103,19 @@ def _check_stage(run: Run, stage: int) -> None:
         raise ConfigError(f"--stage {stage}: the run has {len(run.tasks)} stages ({', '.join(task.name for task in run.tasks)})")
     if stage == 1:
         raise ConfigError(f"--stage 1: '{run.tasks[0].name}' is the first task, there are no past ones whose answers it would need")
+
+
+def _check_addition(run: Run, stage: int) -> None:
+    """Check that the teacher can be made from the run alone.
+
+    Raises:
+        ConfigError: new items of the stage start from vectors that were given to `train`.
+    """
+    task, listed = run.tasks[stage - 1].name, run.runtime.gather(run.folder.additions())[0]
+    if any(entry["task"] == task and entry["new_items"] == "text" for entry in listed):
+        raise ConfigError(
+            f"--stage {stage}: '{task}' was added with --item-vectors, so `train --add-task {task}` makes its pseudo-labels itself"
+        )
 
 
 def _is_needed(run: Run, stage: int) -> bool:
