@@ -52,11 +52,9 @@ class BinaryNegatives:
     def loss(self, head: Head, hidden_EC: Tensor, labels_E: Tensor, *, epoch: int, step: int) -> Tensor:
         """Sum of the examples' losses; what is drawn follows from seed, epoch and step."""
         generator = torch.Generator().manual_seed(seed_of_step(self.seed, epoch, step))
-        # as many as a set of one step needs: a permutation of a vocabulary of many millions would cost more than the loss
-        count = self.drawn
-        drawn = (
-            torch.randperm(self.labels, generator=generator)[:count] if self.labels <= 64 * count else _apart(self.labels, count, generator)
-        )
+        # a permutation of a vocabulary of many millions would cost more than the loss
+        few = self.labels <= 64 * self.drawn
+        drawn = torch.randperm(self.labels, generator=generator)[: self.drawn] if few else _apart(self.labels, self.drawn, generator)
         return gbce_sum(head, hidden_EC, labels_E, to_device(drawn, labels_E.device), self.power)
 
 

@@ -16,7 +16,7 @@ from dist_teracon.console import LabelledProgress
 from dist_teracon.continual.method import Method, Phase
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import Epoch, TrainingLoader
-from dist_teracon.data.schema import Split, Task
+from dist_teracon.data.schema import Split
 from dist_teracon.engine.contract import Engine
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
