@@ -9,6 +9,7 @@ BENCHMARKS = {
     "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
     "gpu-step": "a training step on a GPU, and what waits for the GPU",
+    "workers": "one configuration by several processes, torchrun's or Ray's",
     "replay": "a training step by the number of tasks and kind of replay",
     "retention": "a step and a teacher's pass by replayed rows and labels",
     "scaling": "what a step takes on 8 to 512 GPUs: a model on paper",
