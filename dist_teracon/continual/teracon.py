@@ -161,7 +161,7 @@ class Teracon(Method):
         self.teacher_hash = ""
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
-        self.pool_rate = 0.0  # for which rate the pools are large enough
+        self.pool_rate, self.pools_grow = 0.0, False  # the rate that the pools were made for, and whether they leave users out
         self.stage: StageContext | None = None
         self.grams: dict[str, Tensor] = {}
         self.variances: dict[str, float] = {}
@@ -239,7 +239,7 @@ class Teracon(Method):
         return {name for name in super().decay_parameters() if len(self.learned) == 1 or self.role(name).part == "head"}
 
     def begin_epoch(self, epoch: int) -> None:
-        if self.stage is not None and (rate := self._largest_rate()) > HEADROOM * self.pool_rate:
+        if self.stage is not None and self.pools_grow and (rate := self._largest_rate()) > HEADROOM * self.pool_rate:
             before = sum(stream.size for stream in self.streams.values())
             self._open_streams(rate)
             if (now := sum(stream.size for stream in self.streams.values())) > before:
@@ -402,6 +402,7 @@ class Teracon(Method):
         )  # fmt: skip
         stores = {} if online else self._make_labels(opened.pools, opened.shards)
         self.streams, self.pool_rate = opened.streams(stores), rate
+        self.pools_grow = self.retention.pool == "auto" and opened.share < 1
         return opened, stores
 
     def _make_labels(self, pools: Sequence[PastPool], shards: range) -> dict[str, Store]:
