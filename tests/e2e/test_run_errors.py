@@ -14,7 +14,7 @@ import yaml
 from small_runs import events, results, run_worlds, settings, train_here, what_lasts, write_small
 
 from dist_teracon.cli import main
-from dist_teracon.continual.teracon import RetentionSettings
+from dist_teracon.continual.teracon_settings import RetentionSettings
 from dist_teracon.errors import TrainingError
 from dist_teracon.runtime import process_group
 from dist_teracon.train import phase as phase_module

@@ -13,7 +13,8 @@ import torch
 from small_runs import TASKS, events, results, settings, train_here, weights
 
 from dist_teracon.continual.pseudo_labels import read_shard
-from dist_teracon.continual.teracon import Teracon, TeraconSettings
+from dist_teracon.continual.teracon import Teracon
+from dist_teracon.continual.teracon_settings import TeraconSettings
 from dist_teracon.data.batches import PackedBatch
 
 ONE_EPOCH = {"learning_rate": 0.01, "batch": 32, "epochs": 1}
