@@ -119,18 +119,3 @@ def test_the_shipped_experiments_are_whole_and_their_tasks_are_there(name: str) 
     assert all(set(order) <= tasks and order[0] == "next" for order in orders)
     # of each variant there is one that it is held against, but for one that only lends its scores
     assert {variant for variant in plan.variants if plan.baseline_of(variant) is None} <= {plan.single_task}
-
-
-@pytest.mark.slow
-def test_all_systems_on_both_backbones(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIST_TERACON_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "out"
-    assert cli.main(["compare", "tiny-systems", "--out", str(out)]) == 0
-    variants = list(read_plan("tiny-systems")[0].variants)
-    tables = (out / "tables.md").read_text(encoding="utf-8")
-    assert all(f"| {variant} |" in tables for variant in variants)
-    assert "Holm-corrected for 16 comparisons" in tables
-    assert "# costs" in tables and "# unfinished" not in tables
-    capsys.readouterr()
-    assert cli.main(["compare", "tiny-systems", "--out", str(out)]) == 0
-    assert "18 cells, 18 of them finished" in "".join(capsys.readouterr())
