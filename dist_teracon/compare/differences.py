@@ -78,7 +78,7 @@ def _corrected(comparison: Comparison, baseline: str, of_variants: dict[str, lis
         f"{comparison.bootstrap.draws} draws tell none below {_least(comparison, count):.2g} for the smallest:"
     )
     rows = [[variant, *map(p_cell, corrected[row * width : (row + 1) * width])] for row, variant in enumerate(of_variants)]
-    return made(title, ["variant", *comparison.tasks], rows)
+    return made(title, ["variant", *comparison.tasks], rows, heading=f"p-values against {baseline}")
 
 
 def _least(comparison: Comparison, count: int) -> float:
@@ -172,7 +172,7 @@ def best_other_table(comparison: Comparison) -> Table | None:
         f"Final scores less those of the best other variant{references}, p Holm-corrected for the row's {len(comparison.tasks)} tasks. "
         "The best other is chosen by its mean on the same users, which favours it a little:"
     )
-    return made(title, ["variant", *task_columns(comparison)], rows, marks)
+    return made(title, ["variant", *task_columns(comparison)], rows, marks, heading="Against the best other variant")
 
 
 def _lead_cell(lead: Lead | None) -> str:

@@ -14,13 +14,10 @@ from dist_teracon.evaluate.metrics import parse_metric
 from dist_teracon.report.axes import MEDIUM, SMALL, cell, line, matrix_axes, name_rows
 from dist_teracon.report.plot import (
     ACCENT,
-    BETTER,
     INK,
     MUTED,
     SOFT,
-    WORSE,
     Figure,
-    Key,
     Panel,
     Plot,
     drawing,
@@ -105,44 +102,52 @@ def order_scores(comparison: Comparison) -> Figure | None:
 
 
 def changed_scores(comparison: Comparison) -> Figure | None:
-    """Changes of final scores from the baseline in percent, a panel a variant, a row a task, on one scale."""
+    """Changes of final scores from the baseline in percent: a panel a baseline, a row a task, a colour an order; on one scale."""
     found = changes(comparison)
     known = [value for values in found.values() for value in values if not math.isnan(value.value)]
     if not known:
         return None
     reach = 1.08 * max(1.0, *(max(abs(value.low), abs(value.high)) for value in known))
+    groups = groups_of(comparison.plan, comparison.variants)
+    orders = list(dict.fromkeys(order for by_order in groups.values() for order, variant in by_order.items() if variant in found))
     panels = []
-    for variant, values in found.items():
-        with Plot(SMALL + 50, _row_height(len(values)), f"Change of final scores, {variant}") as plot:
-            for row, (task, value) in enumerate(zip(comparison.tasks, values, strict=True)):
-                if math.isnan(value.value):
-                    continue
-                sign = sign_of(comparison, row)
-                beyond = value.low > 0 or value.high < 0
-                colour = SOFT if not beyond else BETTER if sign * value.value > 0 else WORSE
-                plot.axes.plot([value.low, value.high], [row, row], color=colour, linewidth=3)
-                (mark,) = plot.axes.plot([value.value], [row], "o", markersize=5.5, color=INK if not beyond else colour)
-                plot.tip(mark, f"{task}: {percent_text(value.value)} [{percent_text(value.low)}, {percent_text(value.high)}]")
+    for group, by_order in groups.items():
+        height = max(_row_height(len(comparison.tasks)), 40 + 9 * len(orders) * len(comparison.tasks))
+        with Plot(MEDIUM, height, f"Change of final scores, {group}") as plot:
+            for order, variant in by_order.items():
+                for row, value in enumerate(found.get(variant, [])):
+                    place = row + (orders.index(order) - (len(orders) - 1) / 2) * 0.7 / len(orders)
+                    _change_mark(plot, place, value, orders.index(order), f"{comparison.tasks[row]}, {order}")
             plot.axes.axvline(0, color=MUTED, linewidth=1)
             plot.axes.set_xlim(-reach, reach)
             name_rows(plot, [short(task, 14) for task in comparison.tasks])
             plot.axes.set_xlabel("%")
-            panels.append(plot.panel(variant))
-    legend = (Key("gain", "better"), Key("loss", "worse"), Key("interval holds zero", "soft"))
-    caption = f"Final score against that of {comparison.plan.baseline} and the same method, paired, with its interval; one scale for all."
+            panels.append(plot.panel(group))
+    legend = tuple(series_key(order, index) for index, order in enumerate(orders))
+    caption = f"Final score against that of {comparison.plan.baseline} and the same method, paired, with its 95 % interval. "
+    caption += "One scale for all; pale where the interval holds zero."
     return Figure("changes", "Change of each final score", caption, tuple(panels), legend, wide=True)
+
+
+def _change_mark(plot: Plot, place: float, value: Estimate, index: int, name: str) -> None:
+    if math.isnan(value.value):
+        return
+    strength = 1.0 if value.low > 0 or value.high < 0 else 0.45
+    plot.axes.plot([value.low, value.high], [place, place], color=series_colour(index), linewidth=1.6, alpha=strength)
+    (mark,) = plot.axes.plot([value.value], [place], "o", markersize=4.5, color=series_colour(index), alpha=strength)
+    plot.tip(mark, f"{name}: {percent_text(value.value)} [{percent_text(value.low)}, {percent_text(value.high)}]")
 
 
 def sampled_scores(comparison: Comparison) -> Figure | None:
     """What sampling costs and brings: mean change of the final scores against seconds an epoch, a dot a variant."""
     tasks = [task for task in comparison.tasks if all(comparison.order(variant).index(task) > 0 for variant in comparison.variants)]
-    pace = paces(comparison)
+    pace, changed = paces(comparison), changes(comparison)
     points = []
     for index, variant in enumerate(comparison.variants):
         seconds = [of_task.seconds for task in tasks if (of_task := pace[variant][task]).seconds is not None]
         if not seconds:
             continue
-        values = changes(comparison).get(variant)
+        values = changed.get(variant)
         change = 0.0 if values is None else fmean(sign_of(comparison, task) * value.value for task, value in enumerate(values))
         shares = [of_task.share for task in tasks if (of_task := pace[variant][task]).share is not None]
         points.append((index, variant, fmean(seconds), change, fmean(shares) if shares else None))

@@ -6,7 +6,7 @@ The figures of the same numbers are in `compare/experiment_figures.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,6 +18,8 @@ from dist_teracon.compare.comparison import Comparison, Statistic
 from dist_teracon.compare.plan import Plan
 from dist_teracon.compare.statistics import Estimate, change_in_percent
 from dist_teracon.compare.table import NONE, Table, made, percent_cell
+from dist_teracon.config import RunConfig
+from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.report.events import Epoch, Events, Masks, read_events
 
 
@@ -112,36 +114,42 @@ class Pace:
 
 def paces(comparison: Comparison) -> dict[str, dict[str, Pace]]:
     """Return each variant's pace at each task."""
-    return {
-        variant: {task: _pace(comparison.folders[variant], comparison.order(variant), task) for task in comparison.tasks}
-        for variant in comparison.variants
-    }
+    found = {}
+    for variant in comparison.variants:
+        of_runs = [_paces_of(run, comparison.order(variant)) for run in comparison.folders[variant]]
+        found[variant] = {
+            task: Pace(_mean([pace[task].seconds for pace in of_runs]), _mean([pace[task].share for pace in of_runs]))
+            for task in comparison.tasks
+        }
+    return found
 
 
-def _pace(runs: list[Path], order: tuple[str, ...], task: str) -> Pace:
-    stage = order.index(task) + 1
-    seconds, shares = [], []
-    for run in runs:
-        timing: dict[str, Any] = io.read_json(str(run / "timing.json")) if (run / "timing.json").is_file() else {"stages": []}
-        entry = next((entry for entry in timing["stages"] if entry["stage"] == stage), None)
-        if entry and entry.get("epochs"):
-            seconds.append(entry["training_seconds"] / entry["epochs"])
-        steps, batch = read_events(run / "events.jsonl").steps_of(stage), _batch(run, stage, task)
-        if steps and batch:
-            shares.append(fmean(sum(step.rows.values()) / batch for step in steps))
-    return Pace(fmean(seconds) if seconds else None, fmean(shares) if shares else None)
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
-def _batch(run: Path, stage: int, task: str) -> int | None:
-    from dist_teracon.config import RunConfig
-    from dist_teracon.config_io import read_yaml, validate
+def _paces_of(run: Path, order: Sequence[str]) -> dict[str, Pace]:
+    """Read a run's pace at each of its tasks."""
+    timing: dict[str, Any] = io.read_json(str(run / "timing.json")) if (run / "timing.json").is_file() else {"stages": []}
+    seconds = {entry["stage"]: entry["training_seconds"] / entry["epochs"] for entry in timing["stages"] if entry.get("epochs")}
+    log, batches = read_events(run / "events.jsonl"), _batches(run, order)
+    found = {}
+    for stage, task in enumerate(order, start=1):
+        steps, batch = log.steps_of(stage), batches.get(task)
+        share = fmean(sum(step.rows.values()) / batch for step in steps) if steps and batch else None
+        found[task] = Pace(seconds.get(stage), share)
+    return found
 
+
+def _batches(run: Path, order: Sequence[str]) -> dict[str, int]:
+    """Return the batch of each task by the run's configuration."""
     path = run / "config.yaml"
     if not path.is_file():
-        return None
+        return {}
     train = validate(RunConfig, read_yaml(str(path)), where=str(path)).train
-    own = train.by_task.get(task)
-    return getattr(own, "batch", None) or (train.first, train.second, train.later)[min(stage, 3) - 1].batch
+    groups = (train.first, train.second, *[train.later] * len(order))
+    return {task: getattr(train.by_task.get(task), "batch", None) or group.batch for task, group in zip(order, groups, strict=False)}
 
 
 def _sampling_tables(comparison: Comparison) -> list[Table]:

@@ -13,6 +13,7 @@ from dist_teracon.compare.differences import leads
 from dist_teracon.compare.experiment_figures import make_figures
 from dist_teracon.compare.experiments import changes, spreads
 from dist_teracon.compare.plan import Plan
+from dist_teracon.compare.statistics import Estimate
 from dist_teracon.compare.table import Table
 from dist_teracon.compare.tables import Tables
 from dist_teracon.data.schema import read_dataset_info
@@ -100,12 +101,13 @@ def _title(comparison: Comparison | None, plan: Plan) -> str:
 
 
 def _facts(result: Result, comparison: Comparison | None) -> list[str]:
-    facts = [f"{len(result.plan.variants)} variants", f"{len(result.plan.seeds)} {'folds' if result.plan.cross_fitting else 'seeds'}"]
+    of = "fold" if result.plan.cross_fitting else "seed"
+    facts = [f"{len(result.plan.variants)} variants", f"{len(result.plan.seeds)} {of}{'s' * (len(result.plan.seeds) > 1)}"]
     facts.append(f"{result.cells - len(result.unfinished)} of {result.cells} cells finished")
     if comparison is not None:
         facts.append(f"{len(comparison.tasks)} tasks")
         users = sum(runs[0].users.size for runs in comparison.bootstrap.runs)
-        facts.append(f"{users:,} test users over all {'folds' if result.plan.cross_fitting else 'seeds'}")
+        facts.append(f"{users:,} test users over all {of}s")
     return facts
 
 
@@ -145,12 +147,19 @@ def _spread_sentence(comparison: Comparison) -> str:
 
 
 def _change_sentence(comparison: Comparison) -> str:
-    parts = []
+    """Return the largest change of a final score from each baseline, and how many can be told from nothing."""
+    of_baseline: dict[str, list[tuple[str, str, Estimate]]] = {}
     for variant, values in changes(comparison).items():
-        value, task = max(zip(values, comparison.tasks, strict=True), key=lambda pair: abs(pair[0].value))
-        beyond = "" if value.low > 0 or value.high < 0 else ", its interval holds zero"
-        parts.append(f"{variant} {value.value:+.1f} % ({task}{beyond})")
-    return f"Largest change of a final score from {comparison.plan.baseline}: {'; '.join(parts)}." if parts else ""
+        entries = [(variant, task, value) for task, value in zip(comparison.tasks, values, strict=True)]
+        of_baseline.setdefault(comparison.plan.baseline_of(variant) or "", []).extend(entries)
+    parts = []
+    for baseline, entries in of_baseline.items():
+        variant, task, value = max(entries, key=lambda entry: abs(entry[2].value))
+        beyond = sum(entry[2].low > 0 or entry[2].high < 0 for entry in entries)
+        parts.append(
+            f"{value.value:+.1f} % from {baseline} ({task}, {variant}); of {len(entries)} changes {beyond} have an interval without zero"
+        )
+    return f"The largest change of a final score: {'. '.join(parts)}." if parts else ""
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:

@@ -80,4 +80,4 @@ def _table(entry: Published, comparison: Comparison) -> Table:
     places = [entry.fits.tasks.index(task) for task in comparison.tasks]
     columns = [f"{task} ({metric})" for task, metric in zip(comparison.tasks, comparison.metrics, strict=True)]
     rows = [[system, *(scores[place] or NONE for place in places)] for system, scores in entry.scores.items()]
-    return made(f"Not run here, for comparison side by side: {entry.source}:", ["system", *columns], rows)
+    return made(f"Not run here, for comparison side by side: {entry.source}:", ["system", *columns], rows, heading="Scores of others")

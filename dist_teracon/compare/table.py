@@ -20,12 +20,14 @@ class Table:
         columns: Heads; the first is that of the rows' names.
         rows: Cells, the row's name first.
         marks: What the page shows of a cell by its row and column: `best`, `better` or `worse`.
+        heading: A short name on the page, where the sentence is long.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marks: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    heading: str = ""
 
     def markdown(self) -> str:
         """Return the sentence and the table."""
@@ -33,9 +35,16 @@ class Table:
         return "\n".join([self.title, "", *lines, *("| " + " | ".join(row) + " |" for row in self.rows)])
 
 
-def made(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]], marks: Mapping[tuple[int, int], str] | None = None) -> Table:
+def made(
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Sequence[str]],
+    marks: Mapping[tuple[int, int], str] | None = None,
+    *,
+    heading: str = "",
+) -> Table:
     """Return a table of any sequences."""
-    return Table(title, tuple(columns), tuple(map(tuple, rows)), marks or {})
+    return Table(title, tuple(columns), tuple(map(tuple, rows)), marks or {}, heading)
 
 
 def score_cell(value: Estimate) -> str:

@@ -159,7 +159,7 @@ def costs_table(comparison: Comparison) -> Table | None:
         "Seconds of a task's stage (mean over seeds, beside other runs), parameters and bytes of weights that it adds, "
         "frozen ones and kept masks included:"
     )
-    return made(title, ["variant", *comparison.tasks, "all its tasks"], rows)
+    return made(title, ["variant", *comparison.tasks, "all its tasks"], rows, heading="Time and weights of each task")
 
 
 def _total(costs: dict[str, TaskCost], order: Sequence[str]) -> TaskCost | None:
