@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dist_teracon import io
-from dist_teracon.compare.cells import CellsError, is_finished, run_cells
+from dist_teracon.compare.cells import CellsError, Runner, is_finished, on_this_machine, run_cells
 from dist_teracon.compare.checks import check_cells, check_folder
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.page import Result, write_page
@@ -17,15 +17,18 @@ from dist_teracon.console import Console, complain
 from dist_teracon.errors import ConfigError, TeraconError
 
 
-def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = ()) -> Path:
+def compare(
+    uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = (), runner: Runner | None = None
+) -> Path:
     """Run a comparison's unfinished cells and write `tables.md` of the seeds that all variants have finished.
 
     Args:
         uri: The comparison (YAML).
         out: Its folder; `cells/<variant>/seed-<n>` are ordinary runs.
-        parallel: Processes at a time; one a core where None.
+        parallel: Processes at a time; one a core where None. A runner that is given has a number of its own.
         console: What a person sees.
         metrics: By which metrics the tables are, in place of the comparison's own.
+        runner: Where cells run; on this machine where None.
 
     Returns:
         The tables' file.
@@ -42,7 +45,7 @@ def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metr
     check_cells(cells, out, where=uri, console=console)
     failed: CellsError | None = None
     try:
-        run_cells(cells, out, parallel=(os.cpu_count() or 1) if parallel is None else parallel, console=console)
+        run_cells(cells, out, runner=runner or on_this_machine(parallel or os.cpu_count() or 1), console=console)
     except CellsError as error:
         failed = error
     page = write_tables(plan, cells, out, problems={} if failed is None else failed.problems)

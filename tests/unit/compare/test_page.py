@@ -17,6 +17,7 @@ from dist_teracon.compare.differences import leads, rivals_of
 from dist_teracon.compare.experiments import changes, paces, spreads
 from dist_teracon.compare.page import headline
 from dist_teracon.compare.plan import Cell, Plan, read_plan
+from dist_teracon.compare.published import published_tables
 from dist_teracon.compare.run import write_tables
 
 PICTURES = {
@@ -90,12 +91,15 @@ def test_a_comparison_of_systems_shows_the_best_other_and_what_failed(tmp_path: 
 
 
 def test_published_scores_stand_beside_their_own_data_alone(tmp_path: Path) -> None:
-    plan, cells = cut("compare/all-systems", tmp_path)
-    make_cells(cells, tmp_path)
-    for cell in cells:
-        path = cell.folder(tmp_path) / "dataset.json"
-        path.write_text(path.read_text().replace('"by": "rows"', '"by": "users"'))
-    assert "TERACON, D" not in write_tables(plan, cells, tmp_path, problems={}).read_text()
+    comparison = compared("experiments/adaptation", tmp_path)
+    assert [table.rows[2][0] for table in published_tables(comparison)] == ["TERACON, D"]
+    path = comparison.folders[comparison.variants[0]][0] / "dataset.json"
+    for ours, another in (('"by": "rows"', '"by": "users"'), ('"users": 4000', '"users": 3999'), ('"name": "profile-2"', '"name": "sex"')):
+        text = path.read_text()
+        assert ours in text
+        path.write_text(text.replace(ours, another))
+        assert published_tables(comparison) == []
+        path.write_text(text)
 
 
 def test_the_best_other_is_of_the_same_backbone_and_no_line_of_reference() -> None:
@@ -118,9 +122,8 @@ def test_leads_are_against_the_highest_other_mean(tmp_path: Path) -> None:
 def test_changes_and_spreads_over_orders_are_in_percent(tmp_path: Path) -> None:
     comparison = compared("experiments/reversed", tmp_path)
     for method in ("teracon", "hat"):
-        given, other = (
-            [comparison.summary(comparison.final(f"{method}+{order}", task)).value for task in range(6)] for order in ("as-given", "reversed")
-        )  # fmt: skip
+        variants = [f"{method}+{order}" for order in ("as-given", "reversed")]
+        given, other = ([comparison.summary(comparison.final(name, task)).value for task in range(6)] for name in variants)
         found = changes(comparison)[f"{method}+reversed"]
         assert [value.value for value in found] == pytest.approx([100 * (b / a - 1) for a, b in zip(given, other, strict=True)])
         widths = [width for width, _ in spreads(comparison)[method]]
