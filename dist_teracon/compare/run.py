@@ -42,7 +42,7 @@ def compare(
         raise ConfigError(f"--parallel: expected 1 run at a time or more, got {parallel}")
     plan, cells = read_plan(uri, metrics)
     check_folder(cells, out)
-    check_cells(cells, out, where=uri, console=console)
+    check_cells(plan, cells, out, where=uri, console=console)
     failed: CellsError | None = None
     try:
         run_cells(cells, out, runner=runner or on_this_machine(parallel or os.cpu_count() or 1), console=console)

@@ -35,6 +35,9 @@ def plan_file(folder: Path, dataset: str, **fields: Any) -> str:
     return str(folder / "plan.yaml")
 
 
+ORDERS = {"method": ["popularity"], "order": {"given": ["next", "likes", "age"], "other": ["next", "age", "gender"]}}
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run the command, which has to refuse as a user's mistake; returns its error."""
     assert cli.main(["compare", *arguments]) == 2
@@ -48,6 +51,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ({"set": {"train.by_task": {"shoes": {"epochs": 2}}}}, "variant 'fineall': train.by_task: "),
         ({"set": {"tasks": ["likes", "next", "age"]}, "axes": {"method": ["popularity", "mtl"]}}, "variant 'mtl': tasks: method 'mtl'"),
         ({"set": {"dataset": "no/such/folder"}}, "no/such/folder"),
+        (
+            {"experiment": "similarity", "set": {"tasks": ["next"]}},
+            "experiment 'similarity' needs 2 tasks at least; variant 'popularity' has 1 (next)",
+        ),
+        (
+            {"experiment": "orders", "axes": ORDERS, "baseline": "given"},
+            "experiment 'orders' compares orders of the same tasks; 'other' differs from its baseline in gender, likes",
+        ),
+        (
+            {"experiment": "noisy", "axes": {"method": ["popularity"], "order": {**ORDERS["order"], "other": None}}, "baseline": "given"},
+            "experiment 'noisy' adds a task to the baseline's; all orders have the same tasks",
+        ),
     ],
 )
 def test_what_cannot_be_learned_is_told_before_anything_runs(
