@@ -110,8 +110,8 @@ def _experiment_problem(plan: Plan, tasks: Mapping[str, tuple[str, ...]]) -> str
             return f"compares orders of the same tasks; '{variant}' differs from its baseline in {', '.join(sorted(further | less))}"
         if plan.experiment == "noisy" and less:
             return f"adds a task to the baseline's; '{variant}' lacks {', '.join(sorted(less))}"
-    pairs = [(set(own), set(tasks[of])) for name, own in tasks.items() if (of := plan.baseline_of(name)) in tasks and of != name]
-    if plan.experiment == "noisy" and pairs and not any(own > before for own, before in pairs):
+    baselines = [(own, tasks.get(plan.baseline_of(name) or "", ())) for name, own in tasks.items() if plan.baseline_of(name) != name]
+    if plan.experiment == "noisy" and baselines and all(before and set(own) == set(before) for own, before in baselines):
         return "adds a task to the baseline's; all orders have the same tasks"
     return ""
 
