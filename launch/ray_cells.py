@@ -58,6 +58,8 @@ def _tasks(jobs: Sequence[CellJob], parallel: int | None) -> Generator[tuple[Cel
     finally:
         for reference in running:
             ray.cancel(reference)
+        if running:  # their processes write a checkpoint
+            ray.wait(list(running), num_returns=len(running), timeout=_GRACE_S)
 
 
 def _submit(job: CellJob) -> Any:

@@ -156,10 +156,9 @@ def _change_sentence(comparison: Comparison) -> str:
     for baseline, entries in of_baseline.items():
         variant, task, value = max(entries, key=lambda entry: abs(entry[2].value))
         beyond = sum(entry[2].low > 0 or entry[2].high < 0 for entry in entries)
-        parts.append(
-            f"{value.value:+.1f} % from {baseline} ({task}, {variant}); of {len(entries)} changes {beyond} have an interval without zero"
-        )
-    return f"The largest change of a final score: {'. '.join(parts)}." if parts else ""
+        name = "+".join(part for part in baseline.split("+") if part != comparison.plan.baseline)
+        parts.append(f"{name} {value.value:+.1f} % ({task}, {variant}; {beyond} of {len(entries)} intervals without zero)".lstrip())
+    return f"The largest change of a final score from {comparison.plan.baseline}: {', '.join(parts)}." if parts else ""
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:
