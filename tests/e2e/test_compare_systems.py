@@ -33,6 +33,9 @@ def test_all_systems_on_both_backbones(compared: tuple[Plan, Path]) -> None:
     assert all(f"| {variant} |" in tables for variant in plan.variants)
     assert "Holm-corrected for 16 comparisons" in tables
     assert "# costs" in tables and "# unfinished" not in tables
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f">{variant}</th>" in page for variant in plan.variants)
+    assert "Time and weights of each task" in page
 
 
 def test_the_command_takes_finished_cells_as_they_are(compared: tuple[Plan, Path], capsys: pytest.CaptureFixture[str]) -> None:

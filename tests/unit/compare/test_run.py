@@ -108,6 +108,8 @@ def test_one_cell_fails_and_the_other_goes_on(tmp_path: Path, dataset: str, caps
     tables = (out / "tables.md").read_text(encoding="utf-8")
     assert "| popularity | 0." in tables
     assert "1 of 2 cells:\n\n- fineall, seed 0: " in tables
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "1 of 2 cells are not finished." in page and "<dt>fineall, seed 0</dt>" in page
     # what is finished is not mixed with what another plan would have made
     changed = plan_file(tmp_path, dataset, set={"train.max_steps": 3})
     error = refused(capsys, changed, "--out", str(out))
