@@ -101,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", _compare)
     compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
     compare.add_argument("--out", type=as_path, required=True, help="its folder; the same command again runs what is missing")
-    compare.add_argument("--parallel", type=as_count, help="runs at a time (default: one a core)")
+    compare.add_argument("--parallel", type=as_count, help="runs at a time (default: one a core, or what the cluster has room for)")
+    compare.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS) whose nodes all see --out"
+    )
     add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
@@ -149,15 +152,21 @@ def _compare(options: argparse.Namespace) -> int:
     from dist_teracon.compare.terminal import fitted
     from dist_teracon.text import terminal_width
 
-    page, failed = options.out / "tables.md", None
+    page, failed, console, runner = options.out / "tables.md", None, Console(quiet=options.quiet), None
+    if options.launcher == "ray":
+        from dist_teracon.launch.ray_cells import on_ray
+
+        runner = on_ray(options.parallel, console.log)
     try:
-        compare(options.plan, options.out, parallel=options.parallel, console=Console(quiet=options.quiet), metrics=options.metric)
+        compare(options.plan, options.out, parallel=options.parallel, console=console, metrics=options.metric, runner=runner)
     except CellsError as error:
         failed = error
     if not options.quiet:
         text = page.read_text(encoding="utf-8")
         print_lines(fitted(text, terminal_width(sys.stdout)) if sys.stdout.isatty() else text.splitlines())
     print(f"tables: {page}")
+    if (report := options.out / "report.html").exists():
+        print(f"report: {report}")
     if failed is not None:
         complain(f"error: {failed}")
     return 0 if failed is None else 1

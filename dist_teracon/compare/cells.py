@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_teracon import io
@@ -34,64 +36,111 @@ def is_finished(cell: Cell, out: Path) -> bool:
     return len(value["scores"]) == len(value["tasks"])
 
 
-def run_cells(cells: Sequence[Cell], out: Path, *, parallel: int, console: Console) -> None:
+@dataclass(frozen=True)
+class CellJob:
+    """A cell as a process to start, on any machine that sees the comparison's folder.
+
+    Attributes:
+        name: The cell in messages.
+        config: Its configuration, written.
+        run: Its run folder.
+        log: Where its output goes.
+        cwd: Where relative paths of the configuration begin.
+        environment: Variables that it has beside those of the process that starts it.
+    """
+
+    name: str
+    config: Path
+    run: Path
+    log: Path
+    cwd: Path
+    environment: dict[str, str]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the cell's process; it goes on where it was."""
+        command = [sys.executable, "-m", "dist_teracon.cli", "train", str(self.config), "--run", str(self.run), "--no-report"]
+        with self.log.open("ab") as output:
+            return subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **self.environment}, cwd=self.cwd
+            )  # fmt: skip
+
+    def problem(self, code: int) -> str | None:
+        """Return the last line of the log of a process that has ended; None for one that has finished the cell."""
+        if code == 0:
+            return None
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {code}"
+
+
+# Runs jobs, and yields each with its problem, or None, as it ends; closed early, it ends those that are running.
+Runner = Callable[[Sequence[CellJob]], Generator[tuple[CellJob, str | None], None, None]]
+
+
+def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Console) -> None:
     """Run every cell that is not finished; a failed one does not stop the others.
 
     Args:
         cells: What to run.
         out: The comparison's folder.
-        parallel: Processes at a time, one thread each.
+        runner: Where they run, and how many at a time.
         console: What a person sees.
 
     Raises:
         CellsError: some did; names them, the last line of each and its log, in `problems` by the cell's name.
     """
     waiting = [cell for cell in cells if not is_finished(cell, out)]
-    console.log(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {parallel} at a time")
+    console.log(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished")
     failures: dict[str, str] = {}
-    running: set[subprocess.Popen[bytes]] = set()
-    guard = threading.Lock()
-    with ThreadPoolExecutor(max_workers=parallel) as pool:
-        futures = {pool.submit(_run_cell, cell, out, running, guard): cell for cell in waiting}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                cell = futures[future]
-                problem = future.result()
+    if waiting:
+        with closing(runner([_job(cell, out) for cell in waiting])) as ended:
+            for done, (job, problem) in enumerate(ended, start=1):
                 outcome = "finished" if problem is None else f"failed: {problem}"
-                console.log(f"[{done}/{len(waiting)}] {cell.name}: {outcome}")
+                console.log(f"[{done}/{len(waiting)}] {job.name}: {outcome}")
                 if problem is not None:
-                    failures[cell.name] = f"{problem} (log: {_log(cell, out)})"
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            with guard:
-                for process in running:
-                    process.terminate()
-            raise
+                    failures[job.name] = f"{problem} (log: {job.log})"
     if failures:
         lines = [f"{len(failures)} of {len(cells)} cells failed; the same command runs them again"]
         raise CellsError("\n".join([*lines, *(f"{name}: {problem}" for name, problem in failures.items())]), failures)
 
 
-def _log(cell: Cell, out: Path) -> Path:
-    return out / "logs" / f"{cell.variant}-seed-{cell.seed}.log"
-
-
-def _run_cell(cell: Cell, out: Path, running: set[subprocess.Popen[bytes]], guard: threading.Lock) -> str | None:
-    """Run one cell to its end; returns the last line of its log if it failed."""
-    log, written = _log(cell, out), out / "configs" / f"{cell.variant}-seed-{cell.seed}.yaml"
+def _job(cell: Cell, out: Path) -> CellJob:
+    """Write a cell's configuration."""
+    name, out = f"{cell.variant}-seed-{cell.seed}", out.absolute()
+    config, log = out / "configs" / f"{name}.yaml", out / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with io.atomic_write(written) as file:
+    with io.atomic_write(config) as file:
         file.write(dump_config(cell.config).encode())
-    command = [sys.executable, "-m", "dist_teracon.cli", "train", str(written), "--run", str(cell.folder(out)), "--no-report"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        with guard:
-            running.add(process)
-        code = process.wait()
-        with guard:
-            running.discard(process)
-    if code == 0:
-        return None
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit code {code}"
+    own = {name: value for name, value in os.environ.items() if name.startswith("DIST_TERACON_")}
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return CellJob(cell.name, config, cell.folder(out), log, Path.cwd(), {**own, **threads})
+
+
+def on_this_machine(parallel: int) -> Runner:
+    """Return the runner of processes of this machine, so many at a time, of one thread each."""
+
+    def run(jobs: Sequence[CellJob]) -> Generator[tuple[CellJob, str | None], None, None]:
+        running: set[subprocess.Popen[bytes]] = set()
+        guard = threading.Lock()
+
+        def one(job: CellJob) -> str | None:
+            process = job.start()
+            with guard:
+                running.add(process)
+            code = process.wait()
+            with guard:
+                running.discard(process)
+            return job.problem(code)
+
+        with ThreadPoolExecutor(max_workers=parallel) as pool:
+            futures = {pool.submit(one, job): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                with guard:
+                    for process in running:
+                        process.terminate()
+                raise
+
+    return run

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dist_teracon import io
 from dist_teracon.compare.cells import is_finished
-from dist_teracon.compare.plan import Cell, cell_place
+from dist_teracon.compare.plan import Cell, Plan, cell_place
 from dist_teracon.config import RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Console
@@ -56,23 +56,25 @@ def _changed(cell: Cell, out: Path) -> str:
     return compare_configs(before, now, tasks=found["tasks"], finished=len(found["scores"])).problem
 
 
-def check_cells(cells: Sequence[Cell], out: Path, *, where: str, console: Console) -> None:
+def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, console: Console) -> None:
     """Check of every cell that is not finished that its data set is there, has its tasks, and that its method can learn them.
 
     Synthetic data sets are prepared on the way, each once.
 
     Args:
+        plan: The comparison.
         cells: All cells.
         out: The comparison's folder.
         where: The comparison, for messages.
         console: Where preparing is logged.
 
     Raises:
-        ConfigError: names each variant that cannot run, and why.
+        ConfigError: names each variant that cannot run, and why; or the tasks do not fit the plan's experiment.
         DataError: a data set is not there.
     """
     datasets: dict[str, Dataset] = {}
     problems: dict[str, None] = {}
+    tasks: dict[str, tuple[str, ...]] = {}
     for cell in cells:
         if is_finished(cell, out):
             continue
@@ -80,14 +82,42 @@ def check_cells(cells: Sequence[Cell], out: Path, *, where: str, console: Consol
         if uri not in datasets:
             datasets[uri] = open_dataset(uri, log=console.log)
         try:
-            _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
+            tasks[cell.variant] = _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
         except ConfigError as error:
             problems[str(error)] = None
     if problems:
         raise ConfigError("\n".join(problems))
+    if problem := _experiment_problem(plan, tasks):
+        raise ConfigError(f"{where}: experiment '{plan.experiment}' {problem}")
 
 
-def _check_cell(cell: Cell, dataset: Dataset, *, where: str) -> None:
+# The fewest tasks with which an experiment shows anything: of fewer there is one order, no new task, no pair of masks.
+_FEWEST = {"reversed": 3, "orders": 3}
+
+
+def _experiment_problem(plan: Plan, tasks: Mapping[str, tuple[str, ...]]) -> str:
+    """Return why the variants' tasks do not fit the plan's experiment; empty where they do."""
+    if plan.experiment is None:
+        return ""
+    fewest = _FEWEST.get(plan.experiment, 2)
+    for variant, own in tasks.items():
+        if len(own) < fewest:
+            return f"needs {fewest} tasks at least; variant '{variant}' has {len(own)} ({', '.join(own)})"
+    for variant, own in tasks.items():
+        before = tasks.get(plan.baseline_of(variant) or "", own)
+        further, less = set(own) - set(before), set(before) - set(own)
+        if plan.experiment in ("reversed", "orders") and (further or less):
+            return f"compares orders of the same tasks; '{variant}' differs from its baseline in {', '.join(sorted(further | less))}"
+        if plan.experiment == "noisy" and less:
+            return f"adds a task to the baseline's; '{variant}' lacks {', '.join(sorted(less))}"
+    baselines = [(own, tasks.get(plan.baseline_of(name) or "", ())) for name, own in tasks.items() if plan.baseline_of(name) != name]
+    if plan.experiment == "noisy" and baselines and all(before and set(own) == set(before) for own, before in baselines):
+        return "adds a task to the baseline's; all orders have the same tasks"
+    return ""
+
+
+def _check_cell(cell: Cell, dataset: Dataset, *, where: str) -> tuple[str, ...]:
+    """Check one cell; returns the names of its tasks."""
     from dist_teracon.evaluate.metrics import check_metrics
     from dist_teracon.train.run_setup import check_method, chosen_tasks, resolve
 
@@ -95,3 +125,4 @@ def _check_cell(cell: Cell, dataset: Dataset, *, where: str) -> None:
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
     check_method(kind, config, tasks, where=where, adds=False)
+    return tuple(task.name for task in tasks)

@@ -6,16 +6,21 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
-from dist_teracon.compare.axes import Point, counterpart, expand
+from dist_teracon.compare.axes import ORDER, Point, axis_of, counterpart, expand
 from dist_teracon.config import ConfigModel, RunConfig
 from dist_teracon.config_io import apply_overrides, make_config, read_yaml, validate
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import check_metrics, parse_metric
+
+Experiment = Literal["reversed", "orders", "noisy", "sampling", "adaptation", "similarity"]
+
+# Experiments that compare task orders, so that a plan of theirs has an axis of them and its baseline on it.
+_OF_ORDERS = ("reversed", "orders", "noisy")
 
 
 class Plan(ConfigModel):
@@ -32,6 +37,8 @@ class Plan(ConfigModel):
         single_task: The variant (of method `sinmo`), or the label, that gives forward transfer its denominator.
         cross_fitting: The seeds are folds over the users: each user is tested in one of them, and scores are pooled over all.
         metrics: By which metrics the tables are: each task takes the first that it has, else the first of its own that is a mean.
+        references: Variants or labels that stand in the tables for reference, and are no "best other" (`compare/differences.py`).
+        experiment: What the plan asks, which gives the report a section of its own (`compare/experiments.py`).
         notes: What a reader of the tables should know.
     """
 
@@ -44,6 +51,8 @@ class Plan(ConfigModel):
     single_task: str | None = None
     cross_fitting: bool = False
     metrics: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    experiment: Experiment | None = None
     notes: str = ""
 
     @model_validator(mode="before")
@@ -62,14 +71,19 @@ class Plan(ConfigModel):
     @model_validator(mode="after")
     def _known_names(self) -> Plan:
         labels = {label: None for point in self.points.values() for label in point.labels.values()}
-        for field in ("baseline", "single_task"):
-            name = getattr(self, field)
+        named = [("baseline", self.baseline), ("single_task", self.single_task), *(("references", name) for name in self.references)]
+        for field, name in named:
             if name is not None and name not in self.variants and name not in labels:
                 kind = "a variant or a label of an axis" if labels else "a variant"
                 raise ValueError(f"{field}: expected {kind} ({', '.join({**labels, **self.variants})}), got {name!r}")
         bad = [name for name in self.variants if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name)]
         if bad:
             raise ValueError(f"a variant's name becomes a folder: expected letters, digits and . _ = + -, got {bad[0]!r}")
+        if self.experiment in _OF_ORDERS and axis_of(self.points, self.baseline) != ORDER:
+            raise ValueError(
+                f"experiment: '{self.experiment}' holds task orders against one another; expected an axis '{ORDER}', and a label of it as "
+                f"the baseline, got baseline {self.baseline!r}"
+            )
         return self
 
     @property

@@ -7,24 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dist_teracon import io
-from dist_teracon.compare.cells import CellsError, is_finished, run_cells
+from dist_teracon.compare.cells import CellsError, Runner, is_finished, on_this_machine, run_cells
 from dist_teracon.compare.checks import check_cells, check_folder
 from dist_teracon.compare.comparison import gather
+from dist_teracon.compare.page import Result, write_page
 from dist_teracon.compare.plan import Cell, Plan, read_plan
-from dist_teracon.compare.tables import costs_markdown, markdown
-from dist_teracon.console import Console
-from dist_teracon.errors import ConfigError
+from dist_teracon.compare.tables import costs_table, markdown, tables_of
+from dist_teracon.console import Console, complain
+from dist_teracon.errors import ConfigError, TeraconError
 
 
-def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = ()) -> Path:
+def compare(
+    uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = (), runner: Runner | None = None
+) -> Path:
     """Run a comparison's unfinished cells and write `tables.md` of the seeds that all variants have finished.
 
     Args:
         uri: The comparison (YAML).
         out: Its folder; `cells/<variant>/seed-<n>` are ordinary runs.
-        parallel: Processes at a time; one a core where None.
+        parallel: Processes at a time; one a core where None. A runner that is given has a number of its own.
         console: What a person sees.
         metrics: By which metrics the tables are, in place of the comparison's own.
+        runner: Where cells run; on this machine where None.
 
     Returns:
         The tables' file.
@@ -38,10 +42,10 @@ def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metr
         raise ConfigError(f"--parallel: expected 1 run at a time or more, got {parallel}")
     plan, cells = read_plan(uri, metrics)
     check_folder(cells, out)
-    check_cells(cells, out, where=uri, console=console)
+    check_cells(plan, cells, out, where=uri, console=console)
     failed: CellsError | None = None
     try:
-        run_cells(cells, out, parallel=(os.cpu_count() or 1) if parallel is None else parallel, console=console)
+        run_cells(cells, out, runner=runner or on_this_machine(parallel or os.cpu_count() or 1), console=console)
     except CellsError as error:
         failed = error
     page = write_tables(plan, cells, out, problems={} if failed is None else failed.problems)
@@ -51,7 +55,9 @@ def compare(uri: str, out: Path, *, parallel: int | None, console: Console, metr
 
 
 def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapping[str, str]) -> Path:
-    """Write `tables.md` of the cells that are finished, with a list of those that are not.
+    """Write `tables.md` and `report.html` of the cells that are finished, with a list of those that are not.
+
+    Where a library for the page is missing, the page is left out, which is told.
 
     Args:
         plan: The comparison.
@@ -59,17 +65,30 @@ def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapp
         out: Its folder.
         problems: Why a cell failed, by its name.
     """
-    parts = []
-    for split in ("validation", "test"):
-        comparison = gather(plan, cells, out, finished=lambda cell: is_finished(cell, out), split=split)
-        if comparison is not None:
-            parts.append(f"# {split}\n\n{markdown(comparison)}")
-    if comparison is not None and (costs := costs_markdown(comparison)):
-        parts.append(f"# costs\n\n{costs}")
-    if open_cells := [cell.name for cell in cells if not is_finished(cell, out)]:
-        lines = [f"- {name}: {problems.get(name, 'not run to its end')}\n" for name in open_cells]
-        parts.append(f"# unfinished\n\n{len(open_cells)} of {len(cells)} cells:\n\n{''.join(lines)}")
+    finished = {cell.name for cell in cells if is_finished(cell, out)}
+    found = {split: gather(plan, cells, out, finished=lambda cell: cell.name in finished, split=split) for split in ("validation", "test")}
+    result = Result(
+        plan=plan,
+        cells=len(cells),
+        splits={split: (comparison, tables_of(comparison)) for split, comparison in found.items() if comparison is not None},
+        costs=None if found["test"] is None else costs_table(found["test"]),
+        unfinished={cell.name: problems.get(cell.name, "not run to its end") for cell in cells if cell.name not in finished},
+    )
     page = out / "tables.md"
     with io.atomic_write(page) as file:
-        file.write("\n".join(parts).encode())
+        file.write(_markdown(result).encode())
+    try:
+        write_page(result, out / "report.html")
+    except TeraconError as error:
+        complain(f"warning: the tables are whole, the page is left out: {error}")
     return page
+
+
+def _markdown(result: Result) -> str:
+    parts = [f"# {split}\n\n{markdown(comparison, tables)}" for split, (comparison, tables) in result.splits.items()]
+    if result.costs is not None:
+        parts.append(f"# costs\n\n{result.costs.markdown()}\n")
+    if result.unfinished:
+        lines = [f"- {name}: {problem}\n" for name, problem in result.unfinished.items()]
+        parts.append(f"# unfinished\n\n{len(result.unfinished)} of {result.cells} cells:\n\n{''.join(lines)}")
+    return "\n".join(parts)

@@ -100,6 +100,7 @@ class Bootstrap:
 
     def __init__(self, runs: Sequence[Sequence[RunScores]], *, draws: int = DRAWS, seed: int = 0) -> None:
         self.runs, self.draws = runs, draws
+        self._scores: dict[tuple[int, int, int, int], Float] = {}
         generator = np.random.Generator(np.random.PCG64(seed))
         seeds = len(runs)
         # how often each seed is drawn: [D, S]; row 0 is the data as they are
@@ -115,9 +116,12 @@ class Bootstrap:
 
     def score(self, seed: int, variant: int, stage: int, task: int) -> Float:
         """Return R(stage, task) of a run in every draw, [D + 1]; entry 0 is the score itself."""
-        run, weight = self.runs[seed][variant], self.user_weight[seed]
-        counted = weight @ run.counts[stage, task]
-        return weight @ run.sums[stage, task] / np.maximum(counted, 1e-12)
+        key = (seed, variant, stage, task)
+        if key not in self._scores:  # many tables are made of the same scores
+            run, weight = self.runs[seed][variant], self.user_weight[seed]
+            counted = weight @ run.counts[stage, task]
+            self._scores[key] = weight @ run.sums[stage, task] / np.maximum(counted, 1e-12)
+        return self._scores[key]
 
     def over_seeds(self, statistic: Callable[[int], Float]) -> Float:
         """Return the mean over seeds of a statistic of each seed, in every draw; NaN where it is not defined."""

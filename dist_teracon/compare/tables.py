@@ -1,46 +1,82 @@
-"""The tables of a comparison, as Markdown: scores, transfer, costs, and each variant against its baseline with paired intervals."""
+"""The tables of a comparison: scores, transfer, costs, and each variant against its baseline and the best other, with paired intervals."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
 
 from dist_teracon.compare.comparison import Comparison, Statistic
 from dist_teracon.compare.costs import TaskCost, read_costs
-from dist_teracon.compare.statistics import Estimate, holm
-from dist_teracon.evaluate.metrics import parse_metric
+from dist_teracon.compare.differences import baseline_tables, best_other_table, direction, sign_of, task_columns
+from dist_teracon.compare.experiments import experiment_tables
+from dist_teracon.compare.published import published_tables
+from dist_teracon.compare.table import NONE, Table, difference_cell, made, percent_cell, score_cell
 
 
-def markdown(comparison: Comparison) -> str:
-    """Return all tables of a comparison; of one task there is nothing to transfer."""
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one split.
+
+    Attributes:
+        drawn: On what they are, and how intervals are drawn.
+        orders: The variants' task orders, where they differ.
+        scores: Final scores, and published ones beside them.
+        experiment: What the plan's experiment is about.
+        transfer: Scores when learned, FWT and BWT.
+        differences: From the baseline and from the best other.
+        further: Final scores by the metrics that the others are not by.
+        missing: Why there are no differences; empty where there are.
+    """
+
+    drawn: str
+    orders: list[Table]
+    scores: list[Table]
+    experiment: list[Table]
+    transfer: list[Table]
+    differences: list[Table]
+    further: list[Table]
+    missing: str
+
+
+def tables_of(comparison: Comparison) -> Tables:
+    """Make all tables of a comparison; of one task there is nothing to transfer."""
+    differences, name = baseline_tables(comparison), comparison.plan.baseline
+    missing = ""
+    if not differences and name not in comparison.variants:
+        missing = f"No differences: the baseline `{name}` has no finished runs of these seeds."
+    best = best_other_table(comparison) if comparison.plan.experiment is None else None
+    return Tables(
+        drawn=f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.",
+        orders=_orders(comparison),
+        scores=[_score_table(comparison, "Final scores, R(M, i):", comparison.final), *published_tables(comparison)],
+        experiment=experiment_tables(comparison),
+        transfer=_transfer_tables(comparison) if len(comparison.tasks) > 1 else [],
+        differences=[*differences, *([] if best is None else [best])],
+        further=_further_tables(comparison),
+        missing=missing,
+    )
+
+
+def markdown(comparison: Comparison, tables: Tables | None = None) -> str:
+    """Return all tables of a comparison as Markdown."""
+    found = tables or tables_of(comparison)
     parts = [
-        f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.",
-        _orders(comparison),
+        found.drawn,
+        *(table.markdown() for table in found.orders),
         comparison.plan.notes,
-        "Final scores, R(M, i):\n\n" + _score_table(comparison, comparison.final),
-        *(_tables_of_several(comparison) if len(comparison.tasks) > 1 else []),
-        _difference_tables(comparison),
-        _further_tables(comparison),
+        *(table.markdown() for table in (*found.scores, *found.experiment, *found.transfer, *found.differences)),
+        found.missing,
+        *(table.markdown() for table in found.further),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _tables_of_several(comparison: Comparison) -> list[str]:
-    parts = ["Scores when learned, R(i, i):\n\n" + _score_table(comparison, comparison.learned)]
-    for unit, absolute in (("%", False), ("absolute", True)):
-        parts += [
-            f"Transfer, {unit}:\n\n" + _transfer_table(comparison, absolute=absolute),
-            f"BWT, {unit}:\n\n" + _backward_table(comparison, absolute=absolute),
-        ]
-    return parts
-
-
-def _columns(comparison: Comparison) -> list[str]:
-    """Return each task with its metric."""
-    pairs = zip(comparison.tasks, comparison.metrics, strict=True)
-    return [f"{task} ({metric or 'no mean'}{_direction(metric)})" for task, metric in pairs]
+def _transfer_tables(comparison: Comparison) -> list[Table]:
+    found = [_score_table(comparison, "Scores when learned, R(i, i):", comparison.learned)]
+    for absolute in (False, True):
+        found += [_transfer_table(comparison, absolute=absolute), _backward_table(comparison, absolute=absolute)]
+    return found
 
 
 def _drawn(comparison: Comparison) -> str:
@@ -52,24 +88,27 @@ def _drawn(comparison: Comparison) -> str:
     return f"seeds {seeds}; {variants}. Mean ± standard deviation over seeds, [95 % bootstrap interval over users and seeds]"
 
 
-def _orders(comparison: Comparison) -> str:
+def _orders(comparison: Comparison) -> list[Table]:
     """Return the variants' task orders where they differ."""
     orders = {variant: comparison.order(variant) for variant in comparison.variants}
     if len(set(orders.values())) == 1:
-        return ""
+        return []
     title = "Tasks in the order in which each variant learned them; tables have those that all learn:"
-    return f"{title}\n\n" + _table(["variant", "order"], [[variant, ", ".join(order)] for variant, order in orders.items()])
+    return [made(title, ["variant", "order"], [[variant, ", ".join(order)] for variant, order in orders.items()])]
 
 
-def _score_table(comparison: Comparison, statistic: Callable[[str, int], Statistic]) -> str:
-    rows = [
-        [variant, *(_score(comparison.summary(statistic(variant, task))) for task in range(len(comparison.tasks)))]
-        for variant in comparison.variants
-    ]
-    return _table(["variant", *_columns(comparison)], rows)
+def _score_table(comparison: Comparison, title: str, statistic: Callable[[str, int], Statistic]) -> Table:
+    tasks = range(len(comparison.tasks))
+    values = [[comparison.summary(statistic(variant, task)) for task in tasks] for variant in comparison.variants]
+    marks: dict[tuple[int, int], str] = {}
+    for task in tasks if len(values) > 1 else ():
+        column = [sign_of(comparison, task) * row[task].value for row in values]
+        marks |= {(row, task + 1): "best" for row, value in enumerate(column) if value == max(column)}
+    rows = [[variant, *map(score_cell, row)] for variant, row in zip(comparison.variants, values, strict=True)]
+    return made(title, ["variant", *task_columns(comparison)], rows, marks)
 
 
-def _transfer_table(comparison: Comparison, *, absolute: bool) -> str:
+def _transfer_table(comparison: Comparison, *, absolute: bool) -> Table:
     tasks = range(len(comparison.tasks))
     of_variants = {variant: [comparison.fwt(variant, task, absolute=absolute) for task in tasks] for variant in comparison.variants}
     forward = [task for task in tasks if any(statistics[task] is not None for statistics in of_variants.values())]
@@ -80,10 +119,10 @@ def _transfer_table(comparison: Comparison, *, absolute: bool) -> str:
         if forward:
             values += [comparison.mean_fwt(variant, absolute=absolute), *(statistics[task] for task in forward)]
         rows.append([variant, *(_change(comparison, value, absolute=absolute) for value in values)])
-    return _table(columns, rows)
+    return made(f"Transfer, {_unit(absolute=absolute)}:", columns, rows)
 
 
-def _backward_table(comparison: Comparison, *, absolute: bool) -> str:
+def _backward_table(comparison: Comparison, *, absolute: bool) -> Table:
     places = range(len(comparison.tasks))
     # a task that every variant learns last has no BWT
     tasks = [task for task in places if any(comparison.place(variant, task) < comparison.last(variant) for variant in comparison.variants)]
@@ -91,52 +130,21 @@ def _backward_table(comparison: Comparison, *, absolute: bool) -> str:
         [variant, *(_change(comparison, comparison.bwt(variant, [task], absolute=absolute), absolute=absolute) for task in tasks)]
         for variant in comparison.variants
     ]
-    return _table(["variant", *(comparison.tasks[task] for task in tasks)], rows)
+    return made(f"BWT, {_unit(absolute=absolute)}:", ["variant", *(comparison.tasks[task] for task in tasks)], rows)
 
 
-def _difference_tables(comparison: Comparison) -> str:
-    """Return the differences of final scores from the baselines, and their p-values corrected for their number a baseline."""
-    several, tasks = len(comparison.tasks) > 1, range(len(comparison.tasks))
-    name = comparison.plan.baseline
-    differences: list[list[str]] = []
-    found: dict[str, dict[str, list[float]]] = {}
-    for variant in comparison.variants:
-        baseline = comparison.plan.baseline_of(variant)
-        if baseline == variant or baseline not in comparison.variants:
-            continue
-        pairs = [(comparison.final(variant, task), comparison.final(baseline, task)) for task in tasks]
-        cells = [_signed(comparison.difference(*pair)) for pair in pairs]
-        if several:
-            cells.append(_percent(comparison.difference(comparison.bwt(variant), comparison.bwt(baseline))))
-        differences.append([variant, *cells])
-        found.setdefault(baseline, {})[variant] = [comparison.p_value(*pair) for pair in pairs]
-    if not differences:
-        return "" if name in comparison.variants else f"No differences: the baseline `{name}` has no finished runs of these seeds."
-    parts = [
-        f"Final scores less those of `{name}`:\n\n"
-        + _table(["variant", *_columns(comparison), *(["mean BWT, %"] if several else [])], differences)
-    ]
-    for baseline, of_variants in found.items():
-        parts.append(_corrected_table(comparison, baseline, of_variants))
-    return "\n\n".join(parts)
+def _unit(*, absolute: bool) -> str:
+    return "absolute" if absolute else "%"
 
 
-def _corrected_table(comparison: Comparison, baseline: str, of_variants: dict[str, list[float]]) -> str:
-    flat = [value for values in of_variants.values() for value in values]
-    corrected, width = holm(flat), len(comparison.tasks)
-    count = sum(not math.isnan(value) for value in flat)
-    least = min(1.0, 2 * count / (comparison.bootstrap.draws + 1))
-    title = (
-        f"p-values of these differences from `{baseline}`, two-sided, Holm-corrected for {count} comparisons; "
-        f"{comparison.bootstrap.draws} draws "
-        f"tell none below {least:.2g} for the smallest:"
-    )
-    rows = [[variant, *map(_p, corrected[row * width : (row + 1) * width])] for row, variant in enumerate(of_variants)]
-    return f"{title}\n\n" + _table(["variant", *comparison.tasks], rows)
+def _change(comparison: Comparison, statistic: Statistic | None, *, absolute: bool) -> str:
+    if statistic is None:
+        return NONE
+    return (difference_cell if absolute else percent_cell)(comparison.summary(statistic))
 
 
-def costs_markdown(comparison: Comparison) -> str:
-    """Return the table of what each task costs each variant; empty where no run has such figures."""
+def costs_table(comparison: Comparison) -> Table | None:
+    """Return what each task costs each variant; None where no run has such figures."""
     rows, known = [], False
     for variant in comparison.variants:
         of_seeds = [read_costs(run) for run in comparison.folders[variant]]
@@ -146,12 +154,12 @@ def costs_markdown(comparison: Comparison) -> str:
         total = [_total(costs, comparison.order(variant)) for costs in of_seeds]
         rows.append([variant, *(cells[task] for task in comparison.tasks), _cost(total)])
     if not known:
-        return ""
+        return None
     title = (
         "Seconds of a task's stage (mean over seeds, beside other runs), parameters and bytes of weights that it adds, "
         "frozen ones and kept masks included:"
     )
-    return f"{title}\n\n" + _table(["variant", *comparison.tasks, "all its tasks"], rows) + "\n"
+    return made(title, ["variant", *comparison.tasks, "all its tasks"], rows, heading="Time and weights of each task")
 
 
 def _total(costs: dict[str, TaskCost], order: Sequence[str]) -> TaskCost | None:
@@ -164,7 +172,7 @@ def _total(costs: dict[str, TaskCost], order: Sequence[str]) -> TaskCost | None:
 def _cost(of_seeds: Sequence[TaskCost | None]) -> str:
     known = [cost for cost in of_seeds if cost is not None]
     if not known:
-        return "–"
+        return NONE
     return f"{fmean(cost.seconds for cost in known):.1f} s, {known[0].parameters:,} ({_size(known[0].bytes)})"
 
 
@@ -175,56 +183,22 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _further_tables(comparison: Comparison) -> str:
+def _further_tables(comparison: Comparison) -> list[Table]:
     """Return a table of final scores by each further metric, of the tasks that have it; without intervals."""
-    parts = []
+    found = []
     for name, by_variant in comparison.further.items():
         of = "folds" if comparison.plan.cross_fitting else "seeds"
         tasks = [
             task for task in range(len(comparison.tasks)) if any(row[task] is not None for rows in by_variant.values() for row in rows)
         ]
         rows = [[variant, *(_mean([row[task] for row in of_variant]) for task in tasks)] for variant, of_variant in by_variant.items()]
-        title = f"Further metrics, final scores, {name}{_direction(name)}, mean ± standard deviation over {of}:"
-        parts.append(f"{title}\n\n" + _table(["variant", *(comparison.tasks[task] for task in tasks)], rows))
-    return "\n\n".join(parts)
-
-
-def _direction(metric: str | None) -> str:
-    return "" if metric is None or parse_metric(metric).higher_is_better else ", lower is better"
+        title = f"Further metrics, final scores, {name}{direction(name)}, mean ± standard deviation over {of}:"
+        found.append(made(title, ["variant", *(comparison.tasks[task] for task in tasks)], rows))
+    return found
 
 
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return "–"
+        return NONE
     return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
-
-
-def _score(value: Estimate) -> str:
-    if math.isnan(value.value):
-        return "–"
-    deviation = "" if value.deviation is None else f" ± {value.deviation:.4f}"
-    return f"{value.value:.4f}{deviation} [{value.low:.4f}, {value.high:.4f}]"
-
-
-def _signed(value: Estimate) -> str:
-    return "–" if math.isnan(value.value) else f"{value.value:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
-
-
-def _change(comparison: Comparison, statistic: Statistic | None, *, absolute: bool) -> str:
-    if statistic is None:
-        return "–"
-    return (_signed if absolute else _percent)(comparison.summary(statistic))
-
-
-def _p(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-def _percent(value: Estimate) -> str:
-    return "–" if math.isnan(value.value) else f"{value.value:+.1f} [{value.low:+.1f}, {value.high:+.1f}]"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])

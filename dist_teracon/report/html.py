@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from dist_teracon import io
 from dist_teracon.data.schema import FIRST_ITEM
-from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.errors import RunError
 from dist_teracon.evaluate.metrics import is_metric, parse_metric
 from dist_teracon.report.axes import stage_title
 from dist_teracon.report.figures import make_figures
@@ -20,6 +19,7 @@ from dist_teracon.report.plot import Figure
 from dist_teracon.report.run_data import Baselines, Column, RunData, read_run
 from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
 from dist_teracon.report.table import by_task, metric_title, score_rows
+from dist_teracon.report.template import flat, render_template
 from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
 
 # From more tasks than this the page shows a task a row, and R folded up.
@@ -64,21 +64,12 @@ def write_page(runs: Sequence[RunData], out: Path) -> Path:
 
 def render(runs: Sequence[RunData]) -> str:
     """Return the page as HTML; the same runs give the same text."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise TeraconError("the report's page needs jinja2; install it with: pip install 'dist-teracon[report]'") from None
-    run, here = runs[0], files("dist_teracon.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["svg"] = Markup  # drawings come from `plot`, which escapes the names in them
-    template = environment.from_string(here.joinpath("template.html").read_text(encoding="utf-8"))
-    figures = make_figures(run)
-    return template.render(
-        css=Markup(here.joinpath("report.css").read_text(encoding="utf-8")),
+    run, figures = runs[0], make_figures(runs[0])
+    return render_template(
+        "dist_teracon.report",
+        "template.html",
         run=run,
         contents=_contents(run, figures, several=len(runs) > 1),
-        need=_need,
         facts=_facts(run),
         headline=headline(run),
         tiles=_tiles(run),
@@ -90,8 +81,8 @@ def render(runs: Sequence[RunData]) -> str:
         figures=figures,
         protocol=_protocol(run),
         protocol_tasks=_protocol_tasks(run),
-        notes=_flat(_notes(run)),
-        configuration=_flat(run.config),
+        notes=flat(_notes(run)),
+        configuration=flat(run.config),
         environment=_environment(run),
         passes=_passes(run) if run.events.pseudo_labels else None,
         comparison=_comparison(runs) if len(runs) > 1 else None,
@@ -111,16 +102,6 @@ def _contents(run: RunData, figures: Mapping[str, Figure], *, several: bool) -> 
         ("environment", "Environment", bool(_environment(run))),
     )
     return [(anchor, title) for anchor, title, there in sections if there]
-
-
-# Widths in em below which a table of so many columns of numbers has to scroll, as the style sheet has rules for them.
-_NEEDS = (24, 32, 40, 48, 56, 64, 80, 96, 120)
-
-
-def _need(columns: int, *, first: float = 9.0, each: float = 5.6) -> int:
-    """Return the class of tables that scroll in a box narrower than so many em: what their columns need, rounded up."""
-    needed = first + each * columns
-    return next((need for need in _NEEDS if need >= needed), _NEEDS[-1])
 
 
 def _notes(run: RunData) -> dict[str, Any]:
@@ -274,7 +255,7 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
         entries += sorted(machine.versions.items())
     if run.dataset:
         entries.append(("data set version", run.dataset.fingerprint[:16]))
-        entries += [(f"source.{name}", value) for name, value in _flat(run.dataset.source)]
+        entries += [(f"source.{name}", value) for name, value in flat(run.dataset.source)]
     if run.errors.unreadable:
         entries.append(("scores by user", f"could not be read, so some standard errors are missing: {', '.join(run.errors.unreadable)}"))
     if run.events.unreadable:
@@ -318,21 +299,3 @@ def _comparison(runs: Sequence[RunData]) -> dict[str, Any]:
             {"folder": name, "about": " · ".join(about), "cells": cells, "means": means, "wins": wins, "seconds": seconds_text(run.seconds)}
         )
     return {"tasks": list(metrics.items()), "rows": rows, "comparable": comparable}
-
-
-def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:
-    """Return nested mappings as (dotted name, text)."""
-    if isinstance(value, dict) and value:
-        return [pair for key, entry in value.items() for pair in _flat(entry, f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(value, list | tuple) and value:
-        if not any(isinstance(entry, dict | list | tuple) for entry in value):
-            return [(prefix, ", ".join(map(_plain, value)))]
-        return [pair for k, entry in enumerate(value) for pair in _flat(entry, f"{prefix}[{k}]")]
-    return [(prefix, _plain(value))] if prefix else []
-
-
-def _plain(value: object) -> str:
-    """Write a value as YAML would, nothing as `none`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None or value in ({}, [], ()) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -208,13 +209,19 @@ def run_lock(run: Run) -> Iterator[None]:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results may depend on."""
-    found = {}
+    return {"python": platform.python_version(), **dict(_installed())}
+
+
+@functools.cache
+def _installed() -> tuple[tuple[str, str], ...]:
+    """Look up the packages' versions, which takes tens of milliseconds, once a process."""
+    found = []
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            found.append((name, metadata.version(name)))
         except metadata.PackageNotFoundError:
             continue
-    return {"python": platform.python_version(), **found}
+    return tuple(found)
 
 
 def machine(runtime: Runtime) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray_clusters import Cluster, ray_cluster
 from ray_runs import finished, same_steps, same_users, train, values, wait_for
-from small_runs import events, run_worlds, what_lasts, write_small
+from small_runs import events, run_worlds, settings, what_lasts, write_small
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,36 @@ def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_
     assert code == 0, said
     assert re.search(r"[12] of 3 stages are there, going on with (likes|age)", said), said
     assert "launch.workers is now 1 (was 2): last digits may differ" in said
+
+
+@pytest.mark.slow
+def test_cells_of_a_comparison_are_tasks_and_one_that_fails_leaves_the_others(cluster: Cluster, tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    own = {name: value for name, value in settings("set", method="popularity").items() if name != "method"}  # beside the working directory
+    (tmp_path / "run.yaml").write_text(json.dumps(own))
+    plan = {
+        "config": "run.yaml",
+        "seeds": [0],
+        "axes": {"method": ["popularity", "fineall"]},
+        "baseline": "popularity",
+        "set": {"train.max_steps": 2},
+    }
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    (tmp_path / "out/cells/fineall").mkdir(parents=True)
+    (tmp_path / "out/cells/fineall/seed-0").write_text("in the way")
+    command = [sys.executable, "-m", "dist_teracon", "compare", "plan.yaml", "--out", "out", "--launcher", "ray"]
+
+    def compare() -> tuple[int, str]:
+        return finished(
+            subprocess.Popen(command, env=cluster.environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+
+    code, said = compare()
+    assert code == 1, said
+    assert "1 of 2 cells failed; the same command runs them again\nfineall, seed 0: " in said
+    assert "is a file" in said
+    (tmp_path / "out/cells/fineall/seed-0").unlink()
+    code, said = compare()
+    assert code == 0, said
+    assert "2 cells, 1 of them finished" in said
+    assert "| fineall | 0." in (tmp_path / "out/tables.md").read_text()

@@ -78,6 +78,9 @@ def test_the_axes_own_names_need_no_field():
         ({"axes": {"method": ["teracon", "hat"]}, "variants": {"hat": {}}}, "'hat' comes from the axes already"),
         ({"baseline": "tera"}, "baseline: expected a variant or a label of an axis (teracon, nextitnet"),
         ({"axes": {"dataset": ["a/b", "c"]}, "baseline": "c"}, "got 'a/b'"),
+        ({"experiment": "reversd"}, "experiment: "),
+        ({"experiment": "reversed"}, "expected an axis 'order', and a label of it as the baseline, got baseline 'teracon'"),
+        ({"references": ["mtl"]}, "references: expected a variant or a label of an axis (teracon, nextitnet"),
     ],
 )
 def test_bad_axes_are_told_before_anything_runs(tmp_path, fields, part):

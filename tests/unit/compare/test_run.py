@@ -35,6 +35,9 @@ def plan_file(folder: Path, dataset: str, **fields: Any) -> str:
     return str(folder / "plan.yaml")
 
 
+ORDERS = {"method": ["popularity"], "order": {"given": ["next", "likes", "age"], "other": ["next", "age", "gender"]}}
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run the command, which has to refuse as a user's mistake; returns its error."""
     assert cli.main(["compare", *arguments]) == 2
@@ -48,6 +51,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ({"set": {"train.by_task": {"shoes": {"epochs": 2}}}}, "variant 'fineall': train.by_task: "),
         ({"set": {"tasks": ["likes", "next", "age"]}, "axes": {"method": ["popularity", "mtl"]}}, "variant 'mtl': tasks: method 'mtl'"),
         ({"set": {"dataset": "no/such/folder"}}, "no/such/folder"),
+        (
+            {"experiment": "similarity", "set": {"tasks": ["next"]}},
+            "experiment 'similarity' needs 2 tasks at least; variant 'popularity' has 1 (next)",
+        ),
+        (
+            {"experiment": "orders", "axes": ORDERS, "baseline": "given"},
+            "experiment 'orders' compares orders of the same tasks; 'other' differs from its baseline in gender, likes",
+        ),
+        (
+            {"experiment": "noisy", "axes": {"method": ["popularity"], "order": {**ORDERS["order"], "other": None}}, "baseline": "given"},
+            "experiment 'noisy' adds a task to the baseline's; all orders have the same tasks",
+        ),
     ],
 )
 def test_what_cannot_be_learned_is_told_before_anything_runs(
@@ -93,6 +108,8 @@ def test_one_cell_fails_and_the_other_goes_on(tmp_path: Path, dataset: str, caps
     tables = (out / "tables.md").read_text(encoding="utf-8")
     assert "| popularity | 0." in tables
     assert "1 of 2 cells:\n\n- fineall, seed 0: " in tables
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "1 of 2 cells are not finished." in page and "<dt>fineall, seed 0</dt>" in page
     # what is finished is not mixed with what another plan would have made
     changed = plan_file(tmp_path, dataset, set={"train.max_steps": 3})
     error = refused(capsys, changed, "--out", str(out))
@@ -119,18 +136,3 @@ def test_the_shipped_experiments_are_whole_and_their_tasks_are_there(name: str) 
     assert all(set(order) <= tasks and order[0] == "next" for order in orders)
     # of each variant there is one that it is held against, but for one that only lends its scores
     assert {variant for variant in plan.variants if plan.baseline_of(variant) is None} <= {plan.single_task}
-
-
-@pytest.mark.slow
-def test_all_systems_on_both_backbones(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIST_TERACON_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "out"
-    assert cli.main(["compare", "tiny-systems", "--out", str(out)]) == 0
-    variants = list(read_plan("tiny-systems")[0].variants)
-    tables = (out / "tables.md").read_text(encoding="utf-8")
-    assert all(f"| {variant} |" in tables for variant in variants)
-    assert "Holm-corrected for 16 comparisons" in tables
-    assert "# costs" in tables and "# unfinished" not in tables
-    capsys.readouterr()
-    assert cli.main(["compare", "tiny-systems", "--out", str(out)]) == 0
-    assert "18 cells, 18 of them finished" in "".join(capsys.readouterr())
