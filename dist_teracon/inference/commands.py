@@ -22,7 +22,8 @@ COMMANDS = {
     "evaluate": "score a run on any version of the data, by any metrics",
     "probe": "learn labels that the model never saw from its vectors",
     "drift": "compare the vectors of two exports, runs or stages",
-    "export-model": "write encoder and head as a torch.export program",
+    "export-model": "write encoder and head as a torch.export or ONNX program",
+    "item-vectors": "write vectors of items from their texts, by a text encoder on disk",
 }
 
 
@@ -59,6 +60,7 @@ def add_commands(add: AddCommand) -> None:
     _add_run(program)
     program.add_argument("out", metavar="OUT", help="the program (.pt2)")
     program.add_argument("--task", required=True, help="whose mask and head it has")
+    _add_item_vectors(add("item-vectors", _item_vectors))
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +124,20 @@ def _add_drift(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", help="the probe's (auroc for two classes, else accuracy)")
     parser.add_argument("--max-drop", metavar="SHARE", help="exit with 1 where the old probe's score falls by more, as 1%%")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the values there too")
+
+
+def _add_item_vectors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("items", metavar="ITEMS", help="Parquet or CSV, a file or a folder of parts, with a row an item")
+    parser.add_argument("out", metavar="OUT", help="folder or URI of the vectors; the same command again resumes")
+    parser.add_argument("--encoder", required=True, metavar="FOLDER", help="a Hugging Face encoder on disk, weights as safetensors")
+    parser.add_argument("--item", default="item", metavar="COLUMN", help="the ids' column (item)")
+    parser.add_argument(
+        "--text", action="append", metavar="COLUMN", help="the text's column; once more for several, which are joined (text)"
+    )
+    parser.add_argument("--pool", default="mean", choices=("mean", "encoder"), help="mean of the sub-tokens, or the encoder's own (mean)")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a text that are read (as many as the encoder allows)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="texts encoded at a time (64)")
+    parser.add_argument("--device", default="cpu", help="where it computes (cpu)")
 
 
 def _load(options: argparse.Namespace) -> PretrainedModel:
@@ -192,6 +208,20 @@ def _export_model(options: argparse.Namespace) -> None:
     model = _load(options)
     worst = export_model(model, options.out, options.task)
     print(json.dumps({"program": options.out, "task": options.task, "largest_difference": worst}))
+
+
+def _item_vectors(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.item_vectors import check_out, lines_of, read_texts, write_item_vectors
+    from dist_teracon.inference.text_encoder import TextEncoder
+
+    if options.batch < 1:
+        raise ConfigError(f"--batch: expected 1 or more, got {options.batch}")
+    check_out(options.out)
+    console = Console()
+    texts = read_texts(options.items, item=options.item, text=options.text or ("text",))
+    encoder = TextEncoder(options.encoder, pool=options.pool, max_length=options.max_length, device=options.device)
+    manifest = write_item_vectors(texts, encoder, options.out, batch=options.batch, log=console.log, progress=console)
+    print("\n".join([*lines_of(manifest), f"item vectors: {options.out}"]))
 
 
 def _probe(options: argparse.Namespace) -> None:

@@ -183,7 +183,7 @@ def test_items_without_a_given_vector_keep_that_of_co_occurrence(dataset, tmp_pa
     assert facts["given"] == len(some)
     assert facts["learned_from"] == len(some) - 1
     assert float(torch.nn.functional.cosine_similarity(found[some[0]], start[some[0]], dim=0)) > 0.9
-    with pytest.raises(DataError, match="none of its .* vectors is of an item that the first task's training users took"):
+    with pytest.raises(DataError, match=r"none of its .* vectors is of an item that the first task's training users took"):
         given_vectors(given, torch.zeros_like(start), uri="v")
 
 
