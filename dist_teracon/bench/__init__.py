@@ -11,5 +11,6 @@ BENCHMARKS = {
     "replay": "a training step by the number of tasks and kind of replay",
     "masks": "how open and how alike finished runs' masks are",
     "serve": "a served model under load; an event added to a state",
+    "use": "exports against plain inference, a cold process, an event added to a state",
     "ceiling": "the best scores that sequences of six-tasks-v1 allow",
 }

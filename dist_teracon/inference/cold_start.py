@@ -225,7 +225,8 @@ class ColdStart:
         others = [system.name for system in self.systems[self.own :]]
         table: dict[str, Any] = {}
         for place, system in enumerate(self.systems):
-            table[system.name] = entry = {}
+            entry: dict[str, Any] = {}
+            table[system.name] = entry
             for number, protocol in enumerate(PROTOCOLS):
                 best = max(others, key=lambda name: means[name][number, -1])
                 for column, cutoff in enumerate(CUTOFFS):

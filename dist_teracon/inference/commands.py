@@ -60,7 +60,7 @@ def add_commands(add: AddCommand) -> None:
     _add_drift(add("drift", _drift))
     program = add("export-model", _export_model)
     _add_run(program)
-    program.add_argument("out", metavar="OUT", help="the program (.pt2)")
+    program.add_argument("out", metavar="OUT", help="the program (.pt2), or ONNX (.onnx)")
     program.add_argument("--task", required=True, help="whose mask and head it has")
     _add_item_vectors(add("item-vectors", _item_vectors))
 
@@ -98,6 +98,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", action="append", default=[], metavar="TASK", help="the vectors and biases of a task's labels too")
     parser.add_argument("--align-to", metavar="OLD", help="turn the vectors into the space of an earlier export, on common users")
     parser.add_argument("--batch", type=int, default=512, metavar="N", help="users encoded at a time (512)")
+    parser.add_argument("--cluster", action="store_true", help="write the parts on a Ray cluster (RAY_ADDRESS or a Ray job)")
     _add_no_dates(parser)
 
 
@@ -180,7 +181,8 @@ def _export(options: argparse.Namespace) -> None:
         tasks=_tasks(model, options.task), shared=shared, format=options.format, dtype=options.dtype, items=options.items,
         labels=tuple(options.labels), align_to=options.align_to, batch=options.batch,
     )  # fmt: skip
-    manifest = export(model, _source(model, options.data, options), options.out, chosen, log=console.log, progress=console)
+    source = _source(model, options.data, options)
+    manifest = export(model, source, options.out, chosen, log=console.log, progress=console, cluster=options.cluster)
     for name, entry in manifest["vectors"].items():
         print(f"{name}: {manifest['users']} users × {entry['width']}, {manifest['dtype']}, mean norm {entry['norm']['mean']:.3f}")
     if manifest["unknown_events"]:

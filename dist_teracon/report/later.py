@@ -28,16 +28,17 @@ def cold_start_tables(found: Mapping[str, Any]) -> list[LaterTable]:
         users, vectors = as_mapping(value.get("users")), as_list(value.get("vectors"))
         protocols = [str(name) for name in as_list(value.get("protocols"))]
         cutoffs = [f"hr@{cutoff}" for cutoff in as_list(value.get("cutoffs"))]
-        for group, table in as_mapping(value.get("scores")).items():
+        for group, scores in as_mapping(value.get("scores")).items():
+            table = as_mapping(scores)
             rows = [
                 (
                     f"vectors: {name}" if name in vectors else str(name),
                     [_score(as_mapping(as_mapping(entry).get(protocol)).get(cutoff)) for protocol in protocols for cutoff in cutoffs],
                 )
-                for name, entry in as_mapping(table).items()
+                for name, entry in table.items()
             ]
             note = f"{as_whole(users.get(group)) or 0} users; after stage {value.get('stage')}; {as_whole(value.get('labels'))} labels."
-            gains = [text for name in vectors if (text := _gain(str(name), as_mapping(as_mapping(table).get(name))))]
+            gains = [text for name in vectors if (text := _gain(str(name), as_mapping(table.get(name))))]
             heads = [f"{cutoff.upper()} {protocol}" for protocol in protocols for cutoff in cutoffs]
             tables.append(LaterTable(f"{target}, {group} users", " ".join([note, *gains]), heads, rows))
     return tables
@@ -45,8 +46,8 @@ def cold_start_tables(found: Mapping[str, Any]) -> list[LaterTable]:
 
 def _gain(name: str, entry: Mapping[str, Any]) -> str:
     value = as_mapping(as_mapping(entry.get("all labels")).get("hr@10"))
-    gain, interval = as_number(value.get("gain")), [as_number(end) for end in as_list(value.get("gain_interval"))]
-    if gain is None or len(interval) != 2 or None in interval:
+    gain, interval = as_number(value.get("gain")), _interval(value.get("gain_interval"))
+    if gain is None or interval is None:
         return ""
     low, high = interval
     return f"HR@10 of all labels, {name}: {gain:+.3f} [{low:+.3f}, {high:+.3f}] to {value.get('to')}."
@@ -59,7 +60,11 @@ def drift_tables(found: Mapping[str, Any]) -> list[LaterTable]:
         names, entries = as_list(value.get("stages")), [as_mapping(row) for row in as_list(value.get("rows"))]
         rows = []
         for row in entries:
-            title = " → ".join(f"{number} {names[number - 1]}" for number in (row.get("old"), row.get("new")) if _is_stage(number, names))
+            title = " → ".join(
+                f"{number} {names[number - 1]}"
+                for number in (row.get("old"), row.get("new"))
+                if isinstance(number, int) and 0 < number <= len(names)
+            )
             rows.append((title, [_number(row.get(name)) for name in ("cosine", "residual", "neighbours", "cka")]))
         users = as_whole(entries[0].get("users")) if entries else None
         note = f"{users or 0} users; from a stage to the next, and from the first to the last."
@@ -69,16 +74,17 @@ def drift_tables(found: Mapping[str, Any]) -> list[LaterTable]:
     return tables
 
 
-def _is_stage(number: object, names: list[Any]) -> bool:
-    return isinstance(number, int) and 0 < number <= len(names)
-
-
 def _score(value: object) -> str:
     entry = as_mapping(value)
-    score, interval = as_number(entry.get("score")), [as_number(end) for end in as_list(entry.get("interval"))]
+    score, interval = as_number(entry.get("score")), _interval(entry.get("interval"))
     if score is None:
         return NONE
-    return score_text(score) + (f" ± {(interval[1] - interval[0]) / 2:.3f}" if len(interval) == 2 and None not in interval else "")
+    return score_text(score) + ("" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.3f}")
+
+
+def _interval(value: object) -> tuple[float, float] | None:
+    ends = [number for end in as_list(value) if (number := as_number(end)) is not None]
+    return (ends[0], ends[1]) if len(ends) == 2 else None
 
 
 def _number(value: object) -> str:
