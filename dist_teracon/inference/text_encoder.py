@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.errors import ConfigError
+from dist_teracon.inference.model import usable_device
 
 Pool = Literal["mean", "encoder"]
 POOLS: tuple[Pool, ...] = ("mean", "encoder")
@@ -50,8 +51,10 @@ class TextEncoder:
         self._tokenizer, self._model, drawn = _load(self.folder)
         if lost := [name for name in drawn if not name.startswith("pooler.")]:
             raise ConfigError(f"--encoder {folder}: its weights lack {len(lost)} of the encoder's tensors ({', '.join(lost[:3])}, …)")
-        self._model.to(torch.device(device)).eval()
-        self._device = torch.device(device)
+        if self._tokenizer.pad_token is None:
+            raise ConfigError(f"--encoder {folder}: its tokenizer has no token to fill up with; expected an encoder, as of BERT's kind")
+        self._device = usable_device(device)
+        self._model.to(self._device).eval()
         if pool == "encoder" and (drawn or self._outputs([""])[1] is None):
             raise ConfigError(f"--pool encoder: {folder}: this encoder has no pooled output; take --pool mean")
         self.max_length = _longest(self._tokenizer, self._model, max_length)

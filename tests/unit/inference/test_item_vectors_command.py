@@ -194,6 +194,7 @@ def test_folders_that_are_no_safe_encoder_are_refused(encoder, tmp_path):
         (["items.csv", "items.csv", "--text", "title"], "is a file; expected a new folder"),
         (["items.csv", "out", "--text", "title", "--batch", "0"], "--batch: expected 1 or more"),
         (["items.csv", "out", "--text", "title", "--max-length", "0"], "--max-length: expected 1 or more"),
+        (["items.csv", "out", "--text", "title", "--device", "nowhere"], "device 'nowhere': cannot be used here"),
     ],
 )
 def test_mistakes_have_one_message(encoder, tmp_path, monkeypatch, capsys, arguments, said):
