@@ -113,6 +113,16 @@ class HeadsConfig(ConfigModel):
         return chosen
 
 
+class GivenItemVectors(ConfigModel):
+    """Vectors of items that a user hands in, as of their texts, in the place of those that are drawn or counted.
+
+    Attributes:
+        file: Parquet with the columns `item` and `vector`, or a folder that `dist-teracon item-vectors` wrote.
+    """
+
+    file: Annotated[str, Field(min_length=1)]
+
+
 class ModelConfig(ConfigModel):
     """The shared backbone (docs/method.md, Backbones).
 
@@ -121,7 +131,8 @@ class ModelConfig(ConfigModel):
         channels: Width C of items and representations.
         pooling: What the representation holds of the sequence as a whole: `mean` adds the normalised mean of its items, `concat` puts it
             beside the last position's vector (twice as wide then), `last` (as published) has none.
-        item_init: Initial item vectors: `svd` of which items the first task's training users take together, or `uniform` (as published).
+        item_init: Initial item vectors: `svd` of which items the first task's training users take together, `uniform` (as published), or
+            `{file: …}`: given ones, mapped to C numbers.
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
         heads: By what loss the tasks' heads are trained.
     """
@@ -129,9 +140,19 @@ class ModelConfig(ConfigModel):
     backbone: dict[str, Any] = {"name": "nextitnet"}
     channels: Annotated[Whole, Field(ge=1, le=4096)] = 256
     pooling: Pooling = "concat"
-    item_init: Literal["uniform", "svd"] = "svd"
+    item_init: Literal["uniform", "svd"] | GivenItemVectors = "svd"
     dropout: Share = 0.3
     heads: HeadsConfig = HeadsConfig()
+
+    @field_validator("item_init", mode="before")
+    @classmethod
+    def _one_of_three(cls, value: Any) -> Any:
+        """Refuse with one message, where pydantic would have one for each of the ways."""
+        given = value.model_dump() if isinstance(value, GivenItemVectors) else value
+        named = isinstance(given, dict) and list(given) == ["file"] and isinstance(given["file"], str) and given["file"]
+        if given not in ("uniform", "svd") and not named:
+            raise ValueError("expected uniform, svd, or {file: VECTORS} with the path of a file of item vectors")
+        return value
 
     @field_validator("backbone", mode="before")
     @classmethod

@@ -1,4 +1,5 @@
-"""Item vectors that a user hands in, as from a text encoder: a Parquet file with an id and a vector an item.
+"""Item vectors that a user hands in, as from a text encoder: a Parquet file with an id and a vector an item, or a folder of such files
+that `dist-teracon item-vectors` wrote.
 
 Legend: n items, D the vectors' width.
 """
@@ -19,6 +20,8 @@ from dist_teracon.data.raw.parquet import read_ids
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import DataError
 
+# What is written last into a folder of vectors; it names the others.
+MANIFEST = "item-vectors.json"
 _HINT = "expected the columns item (its id, as in the raw data) and vector (a list of numbers, equally long in every row)"
 
 
@@ -37,21 +40,30 @@ class ItemVectors:
     unknown: int
 
 
-def read_item_vectors(uri: str, dataset: Dataset) -> ItemVectors:
-    """Read the vectors of a data set's items from a Parquet file with the columns `item` and `vector`.
+def check_item_vectors(uri: str) -> None:
+    """Check that there are vectors to read, before anything heavy starts; their numbers are not read.
 
     Raises:
-        DataError: no such file, not Parquet, other columns, an id twice, vectors of several lengths or with numbers that are not finite.
+        DataError: as of `read_item_vectors`, of what can be seen without reading them.
     """
-    try:
-        with io.open_binary(uri) as file:
-            parquet = pq.ParquetFile(file)
-            missing = [name for name in ("item", "vector") if name not in parquet.schema_arrow.names]
-            table = None if missing else parquet.read(columns=["item", "vector"])
-    except (pa.ArrowException, ValueError) as error:
-        raise DataError(f"{uri}: cannot be read as Parquet ({error}); {_HINT}") from None
-    if table is None:
-        raise DataError(f"{uri}: has no column '{missing[0]}'; {_HINT}")
+    for file in _files(uri):
+        _open(file)
+
+
+def checksum_of(uri: str) -> str:
+    """Return the SHA-256 that names the vectors of a file or folder."""
+    return io.sha256(io.join(uri, MANIFEST) if io.is_folder(uri) else uri)
+
+
+def read_item_vectors(uri: str, dataset: Dataset) -> ItemVectors:
+    """Read the vectors of a data set's items from a Parquet file with the columns `item` and `vector`, or a folder of them.
+
+    Raises:
+        DataError: no such file, an unfinished folder, not Parquet, other columns, an id twice, vectors of several lengths or with numbers
+            that are not finite.
+    """
+    tables = [_open(file, read=True) for file in _files(uri)]
+    table = pa.concat_tables([part for part in tables if part is not None])
     ids = _ids(table["item"], uri)
     vectors = _matrix(table["vector"], ids, uri)
     vocabulary = dataset.vocabulary("items")
@@ -61,6 +73,31 @@ def read_item_vectors(uri: str, dataset: Dataset) -> ItemVectors:
     kept, rows = items >= FIRST_ITEM, np.flatnonzero(known)
     order = np.argsort(items[kept], kind="stable")
     return ItemVectors(items[kept][order], vectors[rows[kept][order]], int((~known).sum()))
+
+
+def _files(uri: str) -> list[str]:
+    """Return the Parquet files of a file or folder of vectors."""
+    if not io.is_folder(uri):
+        return [uri]
+    if not io.exists(io.join(uri, MANIFEST)):
+        raise DataError(
+            f"{uri}: is a folder without {MANIFEST}; expected a Parquet file, or a folder that `dist-teracon item-vectors` has finished"
+        )
+    return [io.join(uri, name) for name in io.read_json(io.join(uri, MANIFEST))["files"]]
+
+
+def _open(uri: str, *, read: bool = False) -> pa.Table | None:
+    """Check the columns of a Parquet file, and return them where they are to be read."""
+    try:
+        with io.open_binary(uri) as file:
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in ("item", "vector") if name not in parquet.schema_arrow.names]
+            table = parquet.read(columns=["item", "vector"]).replace_schema_metadata(None) if read and not missing else None
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"{uri}: cannot be read as Parquet ({error}); {_HINT}") from None
+    if missing:
+        raise DataError(f"{uri}: has no column '{missing[0]}'; {_HINT}")
+    return table
 
 
 def _ids(column: pa.ChunkedArray, uri: str) -> pa.Array:

@@ -21,8 +21,10 @@ COMMANDS = {
     "predict": "write the best labels of a task for the users of EVENTS",
     "evaluate": "score a run on any version of the data, by any metrics",
     "probe": "learn labels that the model never saw from its vectors",
+    "cold-start": "recommend from frozen vectors to users with few labels in a new task",
     "drift": "compare the vectors of two exports, runs or stages",
-    "export-model": "write encoder and head as a torch.export program",
+    "export-model": "write encoder and head as a torch.export or ONNX program",
+    "item-vectors": "write vectors of items from their texts, by a text encoder on disk",
 }
 
 
@@ -54,11 +56,13 @@ def add_commands(add: AddCommand) -> None:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
     _add_exclude_seen(evaluate)
     _add_probe(add("probe", _probe))
+    _add_cold_start(add("cold-start", _cold_start))
     _add_drift(add("drift", _drift))
     program = add("export-model", _export_model)
     _add_run(program)
-    program.add_argument("out", metavar="OUT", help="the program (.pt2)")
+    program.add_argument("out", metavar="OUT", help="the program (.pt2), or ONNX (.onnx)")
     program.add_argument("--task", required=True, help="whose mask and head it has")
+    _add_item_vectors(add("item-vectors", _item_vectors))
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +98,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", action="append", default=[], metavar="TASK", help="the vectors and biases of a task's labels too")
     parser.add_argument("--align-to", metavar="OLD", help="turn the vectors into the space of an earlier export, on common users")
     parser.add_argument("--batch", type=int, default=512, metavar="N", help="users encoded at a time (512)")
+    parser.add_argument("--cluster", action="store_true", help="write the parts on a Ray cluster (RAY_ADDRESS or a Ray job)")
     _add_no_dates(parser)
 
 
@@ -110,9 +115,20 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     _add_no_dates(parser)
 
 
+def _add_cold_start(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--target", required=True, metavar="TASK", help="an item task that the model has not learned")
+    parser.add_argument("--data", metavar="DATASET", help="the data set that has it (the run's own)")
+    parser.add_argument("--task", action="append", metavar="TASK", help="whose vectors: shared, shared:open, a task, or all (shared)")
+    parser.add_argument("--users", type=int, default=20_000, metavar="N", help="scored at most (20000)")
+    parser.add_argument("--seed", type=int, default=0, help="of users, drawn labels and networks (0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+
+
 def _add_drift(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", metavar="OLD", help="an export or a run")
-    parser.add_argument("new", metavar="NEW", help="an export or a run; a run may be both, with two stages")
+    parser.add_argument("new", metavar="NEW", nargs="?", help="an export or a run; a run may be both, with two stages")
+    parser.add_argument("--stages", action="store_true", help="of one run: each stage with the one before, for its report too")
     parser.add_argument("--old-stage", type=int, metavar="N", help="of a run: the weights after stage N (the last)")
     parser.add_argument("--new-stage", type=int, metavar="N", help="the same of NEW")
     parser.add_argument("--task", metavar="TASK", help="whose vectors (shared, or an export's only ones)")
@@ -122,6 +138,20 @@ def _add_drift(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", help="the probe's (auroc for two classes, else accuracy)")
     parser.add_argument("--max-drop", metavar="SHARE", help="exit with 1 where the old probe's score falls by more, as 1%%")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the values there too")
+
+
+def _add_item_vectors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("items", metavar="ITEMS", help="Parquet or CSV, a file or a folder of parts, with a row an item")
+    parser.add_argument("out", metavar="OUT", help="folder or URI of the vectors; the same command again resumes")
+    parser.add_argument("--encoder", required=True, metavar="FOLDER", help="a Hugging Face encoder on disk, weights as safetensors")
+    parser.add_argument("--item", default="item", metavar="COLUMN", help="the ids' column (item)")
+    parser.add_argument(
+        "--text", action="append", metavar="COLUMN", help="the text's column; once more for several, which are joined (text)"
+    )
+    parser.add_argument("--pool", default="mean", choices=("mean", "encoder"), help="mean of the sub-tokens, or the encoder's own (mean)")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a text that are read (as many as the encoder allows)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="texts encoded at a time (64)")
+    parser.add_argument("--device", default="cpu", help="where it computes (cpu)")
 
 
 def _load(options: argparse.Namespace) -> PretrainedModel:
@@ -151,7 +181,8 @@ def _export(options: argparse.Namespace) -> None:
         tasks=_tasks(model, options.task), shared=shared, format=options.format, dtype=options.dtype, items=options.items,
         labels=tuple(options.labels), align_to=options.align_to, batch=options.batch,
     )  # fmt: skip
-    manifest = export(model, _source(model, options.data, options), options.out, chosen, log=console.log, progress=console)
+    source = _source(model, options.data, options)
+    manifest = export(model, source, options.out, chosen, log=console.log, progress=console, cluster=options.cluster)
     for name, entry in manifest["vectors"].items():
         print(f"{name}: {manifest['users']} users × {entry['width']}, {manifest['dtype']}, mean norm {entry['norm']['mean']:.3f}")
     if manifest["unknown_events"]:
@@ -194,6 +225,20 @@ def _export_model(options: argparse.Namespace) -> None:
     print(json.dumps({"program": options.out, "task": options.task, "largest_difference": worst}))
 
 
+def _item_vectors(options: argparse.Namespace) -> None:
+    from dist_teracon.inference.item_vectors import check_out, lines_of, read_texts, write_item_vectors
+    from dist_teracon.inference.text_encoder import TextEncoder
+
+    if options.batch < 1:
+        raise ConfigError(f"--batch: expected 1 or more, got {options.batch}")
+    check_out(options.out)
+    console = Console()
+    texts = read_texts(options.items, item=options.item, text=options.text or ("text",))
+    encoder = TextEncoder(options.encoder, pool=options.pool, max_length=options.max_length, device=options.device)
+    manifest = write_item_vectors(texts, encoder, options.out, batch=options.batch, log=console.log, progress=console)
+    print("\n".join([*lines_of(manifest), f"item vectors: {options.out}"]))
+
+
 def _probe(options: argparse.Namespace) -> None:
     from dist_teracon import io
     from dist_teracon.data.open import open_dataset
@@ -215,11 +260,35 @@ def _probe(options: argparse.Namespace) -> None:
         io.write_json(options.json, {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, **found.to_json()})
 
 
+def _cold_start(options: argparse.Namespace) -> None:
+    from dist_teracon import io
+    from dist_teracon.inference.cold_start import cold_start
+    from dist_teracon.inference.probe import every_vector
+    from dist_teracon.inference.run_notes import COLD_START, note
+
+    if options.users < 1:
+        raise ConfigError(f"--users: expected 1 or more, got {options.users}")
+    model, console = _load(options), Console()
+    tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
+    data = options.data or model.config.dataset
+    found = cold_start(model, data, options.target, tasks=tasks, users=options.users, seed=options.seed, log=console.log)
+    value = {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, "data": data, **found.to_json()}
+    print("\n".join(found.lines()))
+    if options.json is not None:
+        io.write_json(options.json, value)
+    for line in note(model.run, COLD_START, options.target, value):
+        print(line)
+
+
 def _drift(options: argparse.Namespace) -> int:
     from dist_teracon import io
     from dist_teracon.inference.drift import drift, vector_set
     from dist_teracon.inference.labels_file import read_labels
 
+    if options.stages:
+        return _stage_drift(options)
+    if options.new is None:
+        raise ConfigError("drift: expected OLD and NEW, two exports or runs; or RUN --stages for the stages of one run")
     most = None if options.max_drop is None else _share(options.max_drop)
     if most is not None and options.labels is None:
         raise ConfigError("--max-drop: is about an old probe's score, which needs --labels FILE")
@@ -238,6 +307,24 @@ def _drift(options: argparse.Namespace) -> int:
     if most is not None and found.drop is not None and found.drop > most:
         print(f"the old probe's score falls by {found.drop:.2%}, more than {most:.2%}")
         return 1
+    return 0
+
+
+def _stage_drift(options: argparse.Namespace) -> int:
+    from dist_teracon import io
+    from dist_teracon.inference.drift import stage_drift, stage_lines
+    from dist_teracon.inference.run_notes import DRIFT, note
+
+    others = {"NEW": options.new, "--old-stage": options.old_stage, "--new-stage": options.new_stage, "--labels": options.labels,
+              "--max-drop": options.max_drop}  # fmt: skip
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ConfigError(f"--stages: compares all stages of one run; leave {', '.join(given)} out")
+    if options.users < 1:
+        raise ConfigError(f"--users: expected 1 or more, got {options.users}")
+    found = stage_drift(options.old, task=options.task, data=options.data, users=options.users, log=Console().log)
+    if options.json is not None:
+        io.write_json(options.json, found)
+    print("\n".join([*stage_lines(found), *note(options.old, DRIFT, found["task"], found)]))
     return 0
 
 

@@ -172,6 +172,61 @@ def drift(old: VectorSet, new: VectorSet, *, users: int = 5000, labels: UserLabe
     return Drift(len(chosen), len(common), cosine, residual, _kept_neighbours(x, y), _cka(x, y), scores, name)
 
 
+def stage_drift(run: str, *, task: str | None, data: str | None, users: int, log: Log = no_log) -> dict[str, Any]:
+    """Compare the vectors of a run's stages: of each with the one before, and of the last with the first.
+
+    Args:
+        run: A run of two stages at least.
+        task: Whose vectors, from the stage on that learned it; the first task's where None.
+        data, users: As of `vector_set` and `drift`.
+
+    Returns:
+        JSON values: `task`, `stages` (the names of all), and `rows` with `old`, `new` (stages, counted from 1) and what `drift` finds.
+
+    Raises:
+        ConfigError: the run has one stage with such vectors.
+    """
+    last = from_pretrained(run)
+    learned = list(last.tasks)
+    chosen = task or learned[0]
+    first = 1 if chosen == SHARED else learned.index(last.task(chosen).name) + 1
+    if first >= last.stage:
+        raise ConfigError(f"drift --stages: of {run} one stage alone has vectors of '{chosen}'; expected two at least")
+    numbers = range(first, last.stage + 1)
+    sets = {number: _kept(vector_set(run, stage=number, task=chosen, data=data, log=log)) for number in numbers}
+    pairs = [(number, number + 1) for number in numbers[:-1]]
+    if len(pairs) > 1:
+        pairs.append((first, last.stage))
+    rows = []
+    for old, new in pairs:
+        log(f"{chosen}: stage {old} and {new}")
+        rows.append({"old": old, "new": new, **drift(sets[old], sets[new], users=users).to_json()})
+    return {"task": chosen, "fingerprint": last.fingerprint, "stages": learned, "rows": rows}
+
+
+def _kept(vectors: VectorSet) -> VectorSet:
+    """Return a set that reads the vectors of the same users once."""
+    kept: dict[tuple[str, ...], dict[str, Vectors]] = {}
+
+    def read(wanted: Mapping[str, Any]) -> dict[str, Vectors]:
+        key = tuple(wanted)
+        if key not in kept:
+            kept[key] = vectors.read(wanted)
+        return kept[key]
+
+    return VectorSet(vectors.name, vectors.users, read)
+
+
+def stage_lines(found: dict[str, Any]) -> list[str]:
+    """Return what `stage_drift` found as a table for people."""
+    lines = [f"vectors of {found['task']}   cosine  residual  10 nearest   CKA"]
+    for row in found["rows"]:
+        numbers = [row[name] for name in ("cosine", "residual", "neighbours", "cka")]
+        cells = ["     –" if value is None else f"{value:6.4f}" for value in numbers]
+        lines.append(f"stage {row['old']} to {row['new']:<{len(found['task']) + 1}}  {'    '.join(cells)}")
+    return lines
+
+
 def _old_probe(
     old: Vectors, new: Vectors, rotated: Vectors, users: list[str], labels: UserLabels, metric: str | None
 ) -> tuple[dict[str, float], str]:  # fmt: skip

@@ -89,9 +89,18 @@ class ExportOptions:
 
 
 def export(
-    model: PretrainedModel, source: UserSource, out: str, options: ExportOptions, *, log: Log = no_log, progress: Progress | None = None
-) -> dict[str, Any]:
+    model: PretrainedModel, source: UserSource, out: str, options: ExportOptions, *,
+    log: Log = no_log, progress: Progress | None = None, cluster: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Export the vectors of a source's users into a folder or URI; the same call again goes on, or finds it finished.
+
+    Args:
+        model: The model.
+        source: The users.
+        out: Where to.
+        options: What and how.
+        log, progress: What a person sees.
+        cluster: Have the parts written by the workers of a Ray cluster, which see the run, the data set and `out` at the same places.
 
     Returns:
         The manifest.
@@ -115,12 +124,22 @@ def export(
     for note in source.notes:
         log(note)
     alignment = align(model, source, folder, options.align_to, next(iter(kinds.items())), log=log) if options.align_to else None
-    job = _Job(model, source, folder, options, kinds, alignment)
-    parts = [job.part(number) for number in (progress or NoProgress()).track(iter(range(source.parts)), source.parts, "exporting")]
+    job = Job(model, source, folder, options, kinds, alignment)
+    shown = progress or NoProgress()
+    if cluster:
+        from dist_teracon.inference.export_on_cluster import write_parts
+
+        write_parts(job, progress=shown)
+        shown = NoProgress()
+    parts = [job.part(number) for number in shown.track(iter(range(source.parts)), source.parts, "exporting")]
     extra = job.extra_files()
     manifest = job.manifest(parts, extra)
     folder.finish(manifest)
     return manifest
+
+
+def _record(part: int) -> str:
+    return f".progress/part-{part:05d}.json"
 
 
 def _settings(model: PretrainedModel, source: UserSource, options: ExportOptions, kinds: dict[str, str]) -> dict[str, Any]:
@@ -139,7 +158,9 @@ def _settings(model: PretrainedModel, source: UserSource, options: ExportOptions
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """An export that is under way; its parts are independent of each other."""
+
     model: PretrainedModel
     source: UserSource
     folder: OutFolder
@@ -147,9 +168,13 @@ class _Job:
     kinds: dict[str, str]
     alignment: Alignment | None
 
+    def is_written(self, number: int) -> bool:
+        """Return whether a part is there."""
+        return self.folder.exists(_record(number))
+
     def part(self, number: int) -> dict[str, Any]:
         """Write a part, or find it written; returns its files, counts and norms."""
-        record = f".progress/part-{number:05d}.json"
+        record = _record(number)
         if self.folder.exists(record):
             found: dict[str, Any] = self.folder.read_json(record)
             return found

@@ -54,7 +54,7 @@ def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = 
     Raises:
         RunError: there is no run, no such stage, a file is damaged, or another version of this program has written it.
     """
-    uri, where = str(run), _device(device)
+    uri, where = str(run), usable_device(device)
     folder = RunFolder(local_run(uri, stage))
     try:
         method = restore_method(folder.path, stage)
@@ -65,7 +65,12 @@ def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = 
     return PretrainedModel(uri, folder, method, device=where)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """Return a device by its name.
+
+    Raises:
+        ConfigError: it cannot be used here.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

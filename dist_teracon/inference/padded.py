@@ -7,8 +7,10 @@ Legend: B rows (users), L positions, C channels, W numbers of a representation, 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,20 +84,23 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
 
 
 def export_model(model: PretrainedModel, out: str, task: str) -> float:
-    """Write a task's encoder and head as a `torch.export` program (`.pt2`), once it is seen to equal `encode`.
+    """Write a task's encoder and head as a `torch.export` program (`.pt2`) or as ONNX (`.onnx`), once it is seen to equal `encode`.
 
     The program takes `items` int64 [B, L], item indices with rows that begin at the left, and `lengths` int64 [B]; it returns vectors
     [B, W] and logits [B, Y]. Item and label indices are those of `model.items` and `model.labels(task)`; its `metadata` extra file holds
-    run, stage and task.
+    run, stage and task; of ONNX the model's metadata have it under `dist_teracon`.
 
     Returns:
         The largest difference from `encode` that was seen.
 
     Raises:
-        ConfigError: an unknown task, or a method or backbone that cannot be written so.
+        ConfigError: an unknown task, a method or backbone that cannot be written so, or packages for ONNX are not installed.
         RunError: the program's vectors are not those of `encode`.
         DataError: `out` is there already.
     """
+    as_onnx = out.lower().endswith(".onnx")
+    if as_onnx and (lacking := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]):
+        raise ConfigError(f"export-model {out}: needs {', '.join(lacking)}, not installed here: pip install 'dist-teracon[onnx]'")
     module = padded_model(model, task)
     items, lengths = _examples(model, rows=4, length=min(12, model.info.length_limit))
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1, max=max(2, model.info.length_limit))
@@ -104,10 +109,8 @@ def export_model(model: PretrainedModel, out: str, task: str) -> float:
         program = torch.export.export(module, (items, lengths), dynamic_shapes=shapes)
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "model.pt2")
-        extra = {"metadata": _metadata(model, task)}
-        torch.export.save(program, path, extra_files=extra)
-        loaded = torch.export.load(path).module()
+        path = str(Path(folder) / "model")
+        loaded = _write_onnx(program, path, _metadata(model, task)) if as_onnx else _write_program(program, path, _metadata(model, task))
         for rows, longest in ((1, 1), (3, model.info.length_limit), (17, max(1, model.info.length_limit // 2))):
             worst = max(worst, _difference(model, loaded, task, rows, longest))
         if not worst <= TOLERANCE:
@@ -115,6 +118,37 @@ def export_model(model: PretrainedModel, out: str, task: str) -> float:
         content = Path(path).read_bytes()
     write_file(out, lambda target: _write(target, content))
     return worst
+
+
+Loaded = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _write_program(program: torch.export.ExportedProgram, path: str, metadata: str) -> Loaded:
+    """Write a `torch.export` program, and return it as it is read back."""
+    torch.export.save(program, path, extra_files={"metadata": metadata})
+    return torch.export.load(path).module()
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: str, metadata: str) -> Loaded:
+    """Write an ONNX model, and return it as onnxruntime runs it."""
+    import onnx
+    import onnxruntime
+
+    made = torch.onnx.export(program, (), input_names=["items", "lengths"], output_names=["vectors", "logits"], dynamo=True, verbose=False)
+    assert made is not None
+    made.save(path, external_data=False)
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {"dist_teracon": metadata})
+    onnx.save(written, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        vectors, logits = session.run(["vectors", "logits"], {"items": items.numpy(), "lengths": lengths.numpy()})
+        return torch.from_numpy(vectors), torch.from_numpy(logits)
+
+    return run
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -134,7 +168,7 @@ def _examples(model: PretrainedModel, *, rows: int, length: int) -> tuple[Tensor
     return torch.randint(1, model.num_items, (rows, length), generator=generator), lengths
 
 
-def _difference(model: PretrainedModel, program: nn.Module, task: str, rows: int, length: int) -> float:
+def _difference(model: PretrainedModel, program: Loaded, task: str, rows: int, length: int) -> float:
     """Return the largest difference between a program's outputs and the model's on random rows."""
     items, lengths = _examples(model, rows=rows, length=length)
     inside = torch.arange(length) < lengths[:, None]

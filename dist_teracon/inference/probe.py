@@ -307,7 +307,7 @@ def probe(
         DataError: too few labelled users in the source.
     """
     chosen = default_metric(len(labels.classes), metric)
-    kinds = {task: _kind(model, task) for task in tasks}
+    kinds = {task: kind_of(model, task) for task in tasks}
     parts, known, unmatched = labelled_histories(source, labels)
     check_sizes(known)
     vectors = [score_features(name, encoded(model, parts, kind), known, chosen, seed=seed) for name, kind in kinds.items()]
@@ -321,7 +321,12 @@ def probe(
     return ProbeResult(chosen.name, (train, validation, test), known.classes, unmatched, vectors, baselines)
 
 
-def _kind(model: PretrainedModel, task: str) -> str:
+def kind_of(model: PretrainedModel, task: str) -> str:
+    """Return what `model.vectors` calls a kind of vectors: a task's, `shared`, or `shared:open` and its like.
+
+    Raises:
+        ConfigError: there is none.
+    """
     name, colon, way = task.partition(":")
     if colon and name == SHARED and way in ("mean", "open", "concat"):
         return model.kind_of_vector(SHARED, way)  # type: ignore[arg-type]

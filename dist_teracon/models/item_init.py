@@ -1,14 +1,17 @@
-"""Initial item vectors from which items occur together: a truncated SVD of their positive pointwise mutual information.
+"""Initial item vectors: from which items occur together, by a truncated SVD of their positive pointwise mutual information, and from
+vectors that a user hands in, by a linear map that is learned on the former.
 
 Items that occur with the same users get near vectors before any training, which a network learns only slowly from few users
 (docs/log). Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014).
 
-Legend: V items, C channels, P pairs.
+Legend: V items, n items with a given vector, D numbers of it, C channels, P pairs.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,9 @@ from torch import Tensor
 
 from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.item_vectors_file import ItemVectors
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
+from dist_teracon.errors import DataError
 from dist_teracon.hashing import mix64, stable_hash
 
 # Pairs of items at most so many positions apart count.
@@ -33,6 +38,86 @@ LARGE = 100_000
 _PASSES = 5
 # Directions sought beyond those returned, which makes the last ones of these accurate.
 _MORE = 10
+# Weight of the penalty in a linear map from given vectors, as a share of the vectors' mean square.
+RIDGE = 1e-2
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A map from given vectors to rows of an item table, by ridge regression with an intercept.
+
+    Attributes:
+        weights: float64 [D, C].
+        x_mean, y_mean: float64 [D] and [C].
+        explained: Share of the rows' variance that it explains on the items that it was learned on.
+    """
+
+    weights: Tensor
+    x_mean: Tensor
+    y_mean: Tensor
+    explained: float
+
+    @classmethod
+    def fit(cls, x: Tensor, y: Tensor) -> LinearMap:
+        """Learn the map from given vectors [n, D] and rows [n, C], in float64 and part by part."""
+        x_mean, y_mean = x.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64)
+        parts = [slice(first, first + _ROWS_AT_ONCE) for first in range(0, len(x), _ROWS_AT_ONCE)]
+        square = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+        product = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64)
+        for part in parts:
+            centred = x[part].double() - x_mean
+            square += centred.T @ centred
+            product += centred.T @ (y[part].double() - y_mean)
+        penalty = RIDGE * square.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        weights = torch.linalg.solve(square + penalty * torch.eye(x.shape[1], dtype=torch.float64), product)
+        left = whole = 0.0
+        for part in parts:
+            centred = y[part].double() - y_mean
+            whole += float(centred.square().sum())
+            left += float((centred - (x[part].double() - x_mean) @ weights).square().sum())
+        return cls(weights, x_mean, y_mean, 1 - left / whole if whole > 0 else 0.0)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the rows of given vectors, float64 [·, C]."""
+        return (x.double() - self.x_mean) @ self.weights + self.y_mean
+
+
+def given_vectors(given: ItemVectors, cooccurring: Tensor, *, uri: str) -> tuple[Tensor, dict[str, Any]]:
+    """Return item vectors float32 [V, C] of which those of items with a given vector follow from it.
+
+    The map to C numbers is learned on the items with a given vector that training users took: from it to their vectors of co-occurrence.
+    So an item that nobody took yet begins where items of similar texts are taken. What is mapped has the standard deviation of the others;
+    items without a given vector keep their vector of co-occurrence.
+
+    Args:
+        given: The given vectors.
+        cooccurring: Of `cooccurrence_vectors`, [V, C].
+        uri: Where the given ones are from, for messages.
+
+    Returns:
+        The vectors, and facts for people: how many items have a given vector, and what the map explains.
+
+    Raises:
+        DataError: no item that training users took has a given vector.
+    """
+    items, vectors = torch.from_numpy(given.items), torch.from_numpy(given.vectors)
+    taken = (cooccurring[items] != 0).any(dim=1)
+    if not bool(taken.any()):
+        raise DataError(
+            f"{uri}: none of its {given.items.size + given.unknown} vectors is of an item that the first task's training users took "
+            f"({given.unknown} are of items that the data set does not have); are the ids those of the raw data?"
+        )
+    learned = LinearMap.fit(vectors[taken], cooccurring[items[taken]])
+    rows, result = learned.apply(vectors), cooccurring.clone()
+    spread = float(rows.std()) if rows.numel() > 1 else 0.0
+    result[items] = (rows * (SCALE / spread) if spread > 0 else rows).float()
+    known = cooccurring.shape[0] - FIRST_ITEM
+    facts = {
+        "items": known, "given": given.items.size, "share": round(given.items.size / max(1, known), 4), "unknown": given.unknown,
+        "width": vectors.shape[1], "learned_from": int(taken.sum()), "explained": round(learned.explained, 4),
+    }  # fmt: skip
+    return result, facts
 
 
 def cooccurrence_vectors(dataset: Dataset, task: Task, channels: int, *, seed: int) -> Tensor:

@@ -15,6 +15,7 @@ from dist_teracon.errors import RunError
 from dist_teracon.evaluate.metrics import is_metric, parse_metric
 from dist_teracon.report.axes import stage_title
 from dist_teracon.report.figures import make_figures
+from dist_teracon.report.later import LaterTable, cold_start_tables, drift_tables
 from dist_teracon.report.plot import Figure
 from dist_teracon.report.run_data import Baselines, Column, RunData, read_run
 from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
@@ -82,6 +83,7 @@ def render(runs: Sequence[RunData]) -> str:
         protocol=_protocol(run),
         protocol_tasks=_protocol_tasks(run),
         notes=flat(_notes(run)),
+        later=_later(run),
         configuration=flat(run.config),
         environment=_environment(run),
         passes=_passes(run) if run.events.pseudo_labels else None,
@@ -97,11 +99,26 @@ def _contents(run: RunData, figures: Mapping[str, Figure], *, several: bool) -> 
         ("learning", "Learning", bool({"learning", "loss"} & set(figures))),
         ("retention", "Knowledge retention", bool({"rho", "retention", "similarity", "histograms"} & set(figures))),
         ("time", "Time", "seconds" in figures or bool(run.events.pseudo_labels)),
+        *((anchor, title, True) for anchor, title, _, _ in _later(run)),
         ("protocol", "Protocol", True),
         ("configuration", "Configuration", bool(run.config)),
         ("environment", "Environment", bool(_environment(run))),
     )
     return [(anchor, title) for anchor, title, there in sections if there]
+
+
+def _later(run: RunData) -> list[tuple[str, str, str, list[LaterTable]]]:
+    """Return anchor, title, note and tables of what commands measured of the finished run."""
+    sections = [
+        (
+            "cold-start", "Cold start",
+            "Each user's last label of a task that the model did not learn, recommended by NeuMF on frozen vectors and on what stands "
+            "beside them; cold users have fewer than two labels to learn from. ± is half of the 95 % interval over users.",
+            cold_start_tables(run.cold_start),
+        ),
+        ("drift", "Drift of vectors", "How the vectors of the same users differ between stages.", drift_tables(run.drift)),
+    ]  # fmt: skip
+    return [section for section in sections if section[-1]]
 
 
 def _notes(run: RunData) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dist_teracon import io
 from dist_teracon.data.schema import DatasetInfo, read_dataset_info
 from dist_teracon.errors import RunError
 from dist_teracon.report.events import Events, read_events
+from dist_teracon.report.later import COLD_START, DRIFT
 from dist_teracon.report.paired import Errors, read_errors
 from dist_teracon.report.values import as_list, as_mapping, as_number, as_whole
 from dist_teracon.store.view import fetch_view
@@ -97,6 +98,7 @@ class RunData:
         machine: Where the run was made.
         events: The run's log.
         errors: Standard errors of scores and of their changes, over users.
+        cold_start, drift: What the commands of these names noted, by target and by task.
     """
 
     folder: Path
@@ -121,6 +123,8 @@ class RunData:
     machine: Machine | None
     events: Events
     errors: Errors
+    cold_start: dict[str, Any]
+    drift: dict[str, Any]
 
     @property
     def final(self) -> Column:
@@ -268,6 +272,8 @@ def read_run(folder: Path | str) -> RunData:
         machine=_machine(as_mapping(timing.get("machine")), events),
         events=events,
         errors=read_errors(folder, tasks=tasks, metrics=metrics, stages=len(scores)),
+        cold_start=_optional_json(folder / COLD_START),
+        drift=_optional_json(folder / DRIFT),
     )
 
 

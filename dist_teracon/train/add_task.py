@@ -11,7 +11,7 @@ from typing import Any
 from dist_teracon import io
 from dist_teracon.config import RunConfig
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.item_vectors_file import read_item_vectors
+from dist_teracon.data.item_vectors_file import checksum_of, read_item_vectors
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import DatasetInfo, info_from_json
 from dist_teracon.errors import ConfigError, RunError, TeraconError
@@ -107,7 +107,7 @@ def claim_addition(folder: RunFolder, config: RunConfig, dataset: Dataset, added
         if added.vectors is not None:
             if problem := _unfit_vectors(added.vectors, dataset, known=before["items"], channels=config.model.channels):
                 return problem
-            entry["vectors"] = io.sha256(added.vectors)
+            entry["vectors"] = checksum_of(added.vectors)
         # first of all, so that a run killed here goes on with the same command
         folder.write_json("additions.json", [*listed, entry])
     folder.write_json("dataset.json", info.to_json())
@@ -120,7 +120,7 @@ def _begun_otherwise(folder: RunFolder, entry: dict[str, Any], config: RunConfig
         return f"{folder}: '{added.name}' was added with --new-items {entry['new_items']}; use that again"
     if added.vectors is not None and not io.exists(added.vectors):
         return f"{added.vectors}: no such file; '{added.name}' was added with the vectors that it held"
-    if added.vectors is not None and entry["vectors"] != io.sha256(added.vectors):
+    if added.vectors is not None and entry["vectors"] != checksum_of(added.vectors):
         return f"{folder}: '{added.name}' was added with other vectors than {added.vectors} holds; use that file again"
     if entry["dataset"] != info.fingerprint:
         return f"{folder}: '{added.name}' was added from another data set than {config.dataset}; use that one again"

@@ -11,10 +11,12 @@ from dist_teracon.config_io import deep_merge
 from dist_teracon.continual.registry import method_class
 from dist_teracon.models.backbone import resolve_backbone
 
-# Fields that may change, and what follows. The data set is compared by its fingerprint, and may have moved.
+# Fields that may change, and what follows. The data set is compared by its fingerprint, given item vectors by their checksum, and both
+# may have moved.
 _NOTHING, _ROUNDING = "no result depends on it", "last digits may differ"
 _FREE = {
     "dataset": _NOTHING,
+    "model.item_init.file": _NOTHING,
     "train.log_every": _NOTHING,
     "train.checkpoint_every.minutes": _NOTHING,
     "train.checkpoint_every.steps": _NOTHING,

@@ -21,12 +21,10 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import ItemVectors, read_item_vectors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, Split
 from dist_teracon.errors import RunError
+from dist_teracon.models.item_init import LinearMap
 from dist_teracon.runtime import Runtime
 
 NewItems = Literal["unseen", "neighbours", "text"]
-
-# Weight of the penalty in the map from given vectors to a table's rows, as a share of the vectors' mean square.
-_RIDGE = 1e-2
 
 
 def grown_tensors(
@@ -137,7 +135,7 @@ class NeighbourMean:
 
 
 @dataclass(frozen=True)
-class LinearMap:
+class GivenRows:
     """New rows follow from given vectors: as they are, or by a linear map that is fitted on the known items with vectors.
 
     Attributes:
@@ -149,19 +147,20 @@ class LinearMap:
     known: int
 
     def rows(self, table: Tensor, fresh: int) -> tuple[Tensor, dict[str, Any]]:
-        vectors, items = torch.from_numpy(self.given.vectors).double(), torch.from_numpy(self.given.items)
+        vectors, items = torch.from_numpy(self.given.vectors), torch.from_numpy(self.given.items)
         old, new = items < self.known, items >= self.known
         facts: dict[str, Any] = {"started": int(new.sum()), "mapped_from": int(old.sum()), "given_unknown": self.given.unknown}
-        mapped = vectors[new]
+        mapped = vectors[new].double()
         if bool(old.any()):
-            mapped, explained = _ridge_regression(vectors[old], table[items[old]].double(), mapped)
-            facts["explained"] = round(explained, 4)
+            learned = LinearMap.fit(vectors[old], table[items[old]])
+            mapped = learned.apply(vectors[new])
+            facts["explained"] = round(learned.explained, 4)
         rows = table[UNSEEN_ITEM].double().repeat(fresh, 1)
         rows[items[new] - self.known] = mapped
         return rows, facts
 
 
-def linear_map(given: ItemVectors, known: int, *, channels: int, uri: str) -> LinearMap:
+def linear_map(given: ItemVectors, known: int, *, channels: int, uri: str) -> GivenRows:
     """Check that given vectors serve the items from `known` on.
 
     Raises:
@@ -176,18 +175,7 @@ def linear_map(given: ItemVectors, known: int, *, channels: int, uri: str) -> Li
             f"{uri}: vectors are {given.vectors.shape[1]} wide and the model {channels}, and no known item has one from which a map "
             "could be fitted; add the known items' vectors to the file"
         )
-    return LinearMap(given, known)
-
-
-def _ridge_regression(x_old: Tensor, y_old: Tensor, x_new: Tensor) -> tuple[Tensor, float]:
-    """Map given vectors [·, D] to rows [·, C], with intercept; returns the new rows and the share of variance that is explained."""
-    x_mean, y_mean = x_old.mean(0), y_old.mean(0)
-    x, y = x_old - x_mean, y_old - y_mean
-    square = x.T @ x
-    penalty = _RIDGE * square.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    weights = torch.linalg.solve(square + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-    left, whole = (y - x @ weights).square().sum(), y.square().sum()
-    return (x_new - x_mean) @ weights + y_mean, float(1 - left / whole) if whole > 0 else 0.0
+    return GivenRows(given, known)
 
 
 def _neighbours(

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from dist_teracon import io
-from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.config import ConfigModel, GivenItemVectors, RunConfig
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.item_vectors_file import check_item_vectors, checksum_of, read_item_vectors
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.models.backbone import resolve_backbone
-from dist_teracon.models.item_init import LARGE, cooccurrence_vectors
+from dist_teracon.models.item_init import LARGE, cooccurrence_vectors, given_vectors
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.stage_folder import StageFolder
@@ -79,14 +80,15 @@ def resolve(config: RunConfig, *, where: str) -> tuple[RunConfig, type[Method], 
     kind, settings = resolve_method(config, where=where)
     backbone, own = resolve_backbone(config.model, where=where)
     model = config.model.model_copy(update={"backbone": {"name": backbone.name, **own.model_dump(mode="json")}})
+    if isinstance(given := model.item_init, GivenItemVectors):
+        model = model.model_copy(update={"item_init": GivenItemVectors(file=_absolute(given.file))})
     method = {"name": kind.name, **settings.model_dump(mode="json")}
-    # another working directory must not make another data set of it
-    dataset = str(io.local_path(config.dataset).expanduser().absolute()) if _is_path(config.dataset) else config.dataset
-    return config.model_copy(update={"dataset": dataset, "method": method, "model": model}), kind, settings
+    return config.model_copy(update={"dataset": _absolute(config.dataset), "method": method, "model": model}), kind, settings
 
 
-def _is_path(dataset: str) -> bool:
-    return io.is_local(dataset) and not dataset.startswith(SYNTHETIC)
+def _absolute(uri: str) -> str:
+    """Return a place that another working directory does not make another one of."""
+    return str(io.local_path(uri).expanduser().absolute()) if io.is_local(uri) and not uri.startswith(SYNTHETIC) else uri
 
 
 def check_kernels(runtime: Runtime) -> None:
@@ -174,15 +176,45 @@ def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:
     model, done = run.config.model, {task.name for task in run.tasks[: run.finished_stages()]}
     if model.item_init == "uniform":
         return None
+    if isinstance(given := model.item_init, GivenItemVectors) and not done:
+        check_item_vectors(given.file)
 
     def vectors(task: Task) -> Tensor:
         if task.name in done:
             return torch.zeros(run.dataset.info.items, model.channels)
         if run.dataset.info.items >= LARGE:
             run.console.log(f"initial vectors of {run.dataset.info.items - 2} items from who took which together; this takes minutes")
-        return cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
+        found = cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
+        return _from_given(run, task, found, given.file) if isinstance(given, GivenItemVectors) else found
 
     return vectors
+
+
+_GIVEN = "item_vectors.json"
+
+
+def _from_given(run: Run, task: Task, cooccurring: Tensor, uri: str) -> Tensor:
+    """Return a task's initial item vectors from given ones, and note in the run's folder which and how many.
+
+    Raises:
+        RunError: the run began with other vectors.
+    """
+    noted, checksum = run.folder.read_json(_GIVEN) if (run.folder.path / _GIVEN).is_file() else None, checksum_of(uri)
+    if noted is not None and noted["sha256"] != checksum:
+        raise RunError(f"{run.folder}: began with other item vectors than {uri} holds; use those again, or a new folder")
+    found, facts = given_vectors(read_item_vectors(uri, run.dataset), cooccurring, uri=uri)
+    run.console.log(
+        f"{facts['given']} of {facts['items']} items ({facts['share']:.0%}) start from given vectors of {facts['width']} numbers"
+        + (f", {facts['unknown']} vectors are of items that the data set does not have" if facts["unknown"] else "")
+    )
+    run.console.log(
+        f"the map to {cooccurring.shape[1]} numbers is learned on {facts['learned_from']} items that training users took, and explains "
+        f"{facts['explained']:.0%} of the variance of their vectors of co-occurrence"
+    )
+    if run.runtime.is_main:
+        tasks = {} if noted is None else noted["tasks"]
+        run.folder.write_json(_GIVEN, {"sha256": checksum, "tasks": {**tasks, task.name: facts}})
+    return found
 
 
 @contextmanager

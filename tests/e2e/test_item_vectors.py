@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from small_runs import settings, small_tables, train_here, weights, write_small
 
+from dist_teracon import io
+from dist_teracon.config_io import make_config
 from dist_teracon.data.batches import ragged_positions
+from dist_teracon.data.item_vectors_file import read_item_vectors
 from dist_teracon.data.open import open_dataset
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.schema import FIRST_ITEM, Split, SplitRule
+from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.models import item_init
-from dist_teracon.models.item_init import SCALE, cooccurrence_vectors
+from dist_teracon.models.item_init import SCALE, cooccurrence_vectors, given_vectors
 
 ITEMS = "backbone.item_embedding.weight"
 
@@ -133,3 +141,85 @@ def test_weight_decay_pulls_matrices_and_the_present_head_alone(alone: None, dat
     torch.testing.assert_close(pulled, 0.01 * 0.5 * start, atol=1e-6, rtol=1e-4)
     differ = {name for name, value in found[0.0].items() if not torch.equal(value, found[0.5][name])}
     assert differ == {ITEMS, "backbone.conv_weight", "heads.next.weight"}
+
+
+def given_file(dataset, path, *, items=None, projection=None, noise=0.0, extra=0):
+    """Write vectors of 20 numbers that follow linearly from the items' co-occurrence, as Parquet; `extra` of items that are not known."""
+    start = vectors_of(dataset).double()
+    projection = torch.randn(8, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64) if projection is None else projection
+    vectors = start @ projection + noise * torch.randn(len(start), projection.shape[1], generator=torch.Generator().manual_seed(2)).double()
+    chosen = np.arange(FIRST_ITEM, len(start)) if items is None else np.asarray(items)
+    names = dataset.vocabulary("items")["item"].to_pylist()
+    ids = [names[item] for item in chosen] + [f"other {item}" for item in range(extra)]
+    rows = [*vectors[chosen].tolist(), *[[0.0] * projection.shape[1]] * extra]
+    pq.write_table(pa.table({"item": ids, "vector": rows}), path)
+    return str(path)
+
+
+def test_given_vectors_are_mapped_to_where_similar_items_are(dataset, tmp_path) -> None:
+    """They hold what the co-occurrence holds, turned and widened: the map finds it, and gives it to items that nobody took too."""
+    start = vectors_of(dataset)
+    known = trained_items(dataset)
+    given = read_item_vectors(given_file(dataset, tmp_path / "v.parquet", extra=3), dataset)
+    found, facts = given_vectors(given, start, uri="v")
+    assert facts == {"items": dataset.info.items - 2, "given": dataset.info.items - 2, "share": 1.0, "unknown": 3, "width": 20,
+                     "learned_from": len(known[known >= FIRST_ITEM]), "explained": facts["explained"]}  # fmt: skip
+    assert facts["explained"] > 0.99
+    known = torch.from_numpy(known[known >= FIRST_ITEM])
+    assert (torch.nn.functional.cosine_similarity(found[known], start[known]) > 0.99).all()
+    assert float(found[FIRST_ITEM:].std()) == pytest.approx(SCALE, rel=1e-3)
+    assert torch.equal(found[:FIRST_ITEM], start[:FIRST_ITEM])
+
+
+def test_items_without_a_given_vector_keep_that_of_co_occurrence(dataset, tmp_path) -> None:
+    start, known = vectors_of(dataset), trained_items(dataset)
+    some = known[known >= FIRST_ITEM][::2]
+    new = start.clone()
+    new[some[0]] = 0  # as of an item that nobody took
+    given = read_item_vectors(given_file(dataset, tmp_path / "v.parquet", items=some), dataset)
+    found, facts = given_vectors(given, new, uri="v")
+    others = np.setdiff1d(np.arange(len(start)), some)
+    assert torch.equal(found[others], new[others])
+    assert facts["given"] == len(some)
+    assert facts["learned_from"] == len(some) - 1
+    assert float(torch.nn.functional.cosine_similarity(found[some[0]], start[some[0]], dim=0)) > 0.9
+    with pytest.raises(DataError, match=r"none of its .* vectors is of an item that the first task's training users took"):
+        given_vectors(given, torch.zeros_like(start), uri="v")
+
+
+def test_a_run_starts_from_given_vectors_and_notes_how_many(alone: None, dataset, tmp_path) -> None:
+    uri = given_file(dataset, tmp_path / "v.parquet", extra=2)
+    config = settings(dataset.uri, tasks=("next",), max_steps=1)
+    config["model"] = {**config["model"], "item_init": {"file": uri}}
+    run = train_here(config, tmp_path / "run")
+    wanted, facts = given_vectors(read_item_vectors(uri, dataset), vectors_of(dataset), uri=uri)
+    assert float((weights(run, "01-next")[ITEMS] - wanted).abs().max()) <= 0.0101  # one step of Adam at 0.01
+    noted = json.loads((run / "item_vectors.json").read_text())
+    assert noted == {"sha256": io.sha256(uri), "tasks": {"next": facts}}
+    # a finished first task needs the file no more, wherever it is said to be
+    config["tasks"], config["model"]["item_init"] = ["next"], {"file": str(tmp_path / "moved.parquet")}
+    before = weights(run, "01-next")
+    assert all(torch.equal(value, before[name]) for name, value in weights(train_here(config, run), "01-next").items())
+
+
+def test_given_vectors_that_are_none_are_refused_before_anything_begins(alone: None, dataset, tmp_path) -> None:
+    pq.write_table(pa.table({"id": ["i1"], "vector": [[1.0]]}), tmp_path / "v.parquet")
+    (tmp_path / "folder").mkdir()
+    for file, said in (
+        ("v.parquet", "has no column 'item'"),
+        ("folder", "is a folder without item-vectors.json"),
+        ("none.parquet", "none.parquet: no such file"),
+    ):
+        config = settings(dataset.uri, tasks=("next",), max_steps=1)
+        config["model"] = {**config["model"], "item_init": {"file": str(tmp_path / file)}}
+        with pytest.raises(DataError, match=said):
+            train_here(config, tmp_path / f"run-{file}")
+        assert not list((tmp_path / f"run-{file}").glob("stages/*/model.safetensors"))
+
+
+@pytest.mark.parametrize("value", ["sdv", {"fil": "x"}, {"file": 3}, {"file": ""}, {"file": "a", "x": 1}, 5])
+def test_an_item_init_that_is_none_has_one_message(value) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_config({"dataset": "d", "model": {"item_init": value}}, where="here")
+    assert str(error.value).startswith("here: model.item_init: expected uniform, svd, or {file: VECTORS} with the path")
+    assert "\n" not in str(error.value)

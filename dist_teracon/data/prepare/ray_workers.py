@@ -91,7 +91,7 @@ def ray_workers(staging: str) -> Iterator[RayWorkers]:
     Raises:
         DataError: the cluster does not answer.
     """
-    with _connected():
+    with connected():
         try:
             yield RayWorkers(staging)
         finally:
@@ -101,7 +101,7 @@ def ray_workers(staging: str) -> Iterator[RayWorkers]:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def connected() -> Iterator[None]:
     """Be connected to the cluster of `RAY_ADDRESS` or of a Ray job; without one, to Ray processes of one's own on this machine.
 
     Raises:

@@ -141,6 +141,38 @@ def test_an_exported_program_equals_encode(shop, tmp_path, backbone, pooling):
     assert logits.argmax(1).tolist() == best.indices[:, 0].tolist()
 
 
+@pytest.mark.parametrize(("backbone", "pooling"), [("nextitnet", "concat"), ("sasrec", "mean")])
+def test_an_exported_onnx_model_equals_encode(shop, tmp_path, backbone, pooling, capsys):
+    from shop import CONFIG, make_shop_run
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    settings = {"nextitnet": {"dilations": [1, 2]}, "sasrec": {"layers": 2, "max_positions": 4}}[backbone]
+    shape = {**CONFIG["model"], "backbone": {"name": backbone, **settings}, "pooling": pooling}
+    run, out = make_shop_run(shop.dataset, tmp_path / "run", model=shape), tmp_path / "model.onnx"
+    assert main(["export-model", str(run), str(out), "--task", "buys"]) == 0
+    model = dist_teracon.from_pretrained(run)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["largest_difference"] < 1e-5
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["dist_teracon"])
+    assert (metadata["run"], metadata["task"]) == (model.fingerprint, "buys")
+    histories = [["p01", "p05", "p07"], ["p03"], ["p02", "p04"]]
+    items, lengths = np.zeros((3, 5), np.int64), np.array([3, 1, 2])
+    for row, history in enumerate(histories):
+        items[row, : len(history)] = [model.items.index(item) for item in history]
+    vectors, logits = session.run(["vectors", "logits"], {"items": items, "lengths": lengths})
+    assert np.allclose(vectors, model.encode(histories, "buys"), atol=1e-5)
+    assert logits.argmax(1).tolist() == model.predict(histories, "buys", top=1, exclude_seen=False).indices[:, 0].tolist()
+
+
+def test_onnx_without_its_packages_is_one_message(shop, tmp_path, monkeypatch, capsys):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnxruntime" else find(name, *rest))
+    assert main(["export-model", str(shop.run), str(tmp_path / "m.onnx"), "--task", "buys"]) == 2
+    assert "pip install 'dist-teracon[onnx]'" in capsys.readouterr().err
+
+
 def test_the_command_exports_a_program(shop, tmp_path, capsys):
     assert main(["export-model", str(shop.run), str(tmp_path / "m.pt2"), "--task", "club"]) == 0
     assert json.loads(capsys.readouterr().out)["largest_difference"] < 1e-5

@@ -92,7 +92,7 @@ def test_unknown_events_are_counted(shop, model, tmp_path, monkeypatch):
 def test_a_stopped_export_goes_on(shop, model, tmp_path, monkeypatch):
     whole = run_export(model, shop.dataset, tmp_path / "whole")
     written = []
-    part = export_module._Job.part
+    part = export_module.Job.part
 
     def stops(self, number):
         if len(written) == 3:
@@ -100,15 +100,15 @@ def test_a_stopped_export_goes_on(shop, model, tmp_path, monkeypatch):
         written.append(number)
         return part(self, number)
 
-    monkeypatch.setattr(export_module._Job, "part", stops)
+    monkeypatch.setattr(export_module.Job, "part", stops)
     with pytest.raises(KeyboardInterrupt):
         run_export(model, shop.dataset, tmp_path / "out")
     with pytest.raises(DataError, match="is no finished export"):
         open_export(str(tmp_path / "out"))
-    monkeypatch.setattr(export_module._Job, "part", part)
+    monkeypatch.setattr(export_module.Job, "part", part)
     encoded = []
-    encode = export_module._Job.encode
-    monkeypatch.setattr(export_module._Job, "encode", lambda self, *rest: encoded.append(1) or encode(self, *rest))
+    encode = export_module.Job.encode
+    monkeypatch.setattr(export_module.Job, "encode", lambda self, *rest: encoded.append(1) or encode(self, *rest))
     assert run_export(model, shop.dataset, tmp_path / "out") == whole
     assert len(encoded) == Dataset(shop.dataset).info.shards - 3
     assert run_export(model, shop.dataset, tmp_path / "out") == whole  # finished: nothing is computed

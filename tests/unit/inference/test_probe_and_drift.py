@@ -188,3 +188,33 @@ def test_a_method_with_a_model_for_each_task_has_no_mean(shop, tmp_path):
     with pytest.raises(ConfigError, match="has a model for each task"):
         model.encode([["p01"]], shared="mean")
     assert probe_module.every_vector(model) == ["shared:concat", "next", "buys", "club"]
+
+
+def test_drift_between_the_stages_of_a_run_is_noted_and_in_its_report(shop, tmp_path, capsys):
+    import shutil
+
+    from dist_teracon.report.html import render
+    from dist_teracon.report.run_data import read_run
+
+    run = tmp_path / "run"
+    shutil.copytree(shop.run, run)
+    assert main(["drift", str(run), "--stages"]) == 0
+    found = json.loads((run / "drift.json").read_text())["next"]
+    assert [(row["old"], row["new"]) for row in found["rows"]] == [(1, 2), (2, 3), (1, 3)]
+    assert main(["drift", str(run), str(run), "--old-stage", "1", "--new-stage", "3", "--task", "next", "--json", str(tmp_path / "d")]) == 0
+    single = json.loads((tmp_path / "d").read_text())
+    assert {name: found["rows"][2][name] for name in single} == single
+    assert main(["drift", str(run), "--stages", "--task", "buys"]) == 0
+    assert list(json.loads((run / "drift.json").read_text())) == ["next", "buys"]
+    page = render([read_run(run)])
+    assert 'id="drift"' in page
+    assert "1 next → 3 club" in page
+    assert 'id="drift"' not in render([read_run(shop.run)])
+    capsys.readouterr()
+    for arguments, said in (
+        (["--stages", "--task", "club"], "one stage alone has vectors of 'club'"),
+        (["--stages", "--labels", "x.csv"], "leave --labels out"),
+        ([], "expected OLD and NEW"),
+    ):
+        assert main(["drift", str(run), *arguments]) == 2
+        assert said in capsys.readouterr().err

@@ -219,6 +219,7 @@ def test_what_is_refused(app, path, body, status, text):
 def test_paths_methods_and_lengths_are_refused_before_the_body_is_read(app):
     assert app.refusal("POST", "/encode", {"content-length": "1048576"}) is None
     assert app.refusal("POST", "/encode", {"content-length": "1048577"}).status == 413
+    assert app.refusal("POST", "/encode", {"content-length": str(10 << 20)}).status == 413
     assert app.refusal("POST", "/encode", {"content-length": "9" * 5000}).status == 413
     assert app.refusal("POST", "/enocde", {}).status == 404
     answer = app.refusal("GET", "/encode", {})

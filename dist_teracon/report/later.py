@@ -1,0 +1,92 @@
+"""What commands measured of a finished run later: `cold_start.json` and `drift.json` in its folder, as tables for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dist_teracon.report.values import NONE, as_list, as_mapping, as_number, as_whole, score_text
+
+COLD_START, DRIFT = "cold_start.json", "drift.json"
+
+
+@dataclass(frozen=True)
+class LaterTable:
+    """A table of the page: a title, a note, heads of columns and named rows."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def cold_start_tables(found: Mapping[str, Any]) -> list[LaterTable]:
+    """Return a table for each target and group of users, of hit rates by system."""
+    tables = []
+    for target, value in ((name, as_mapping(entry)) for name, entry in found.items()):
+        users, vectors = as_mapping(value.get("users")), as_list(value.get("vectors"))
+        protocols = [str(name) for name in as_list(value.get("protocols"))]
+        cutoffs = [f"hr@{cutoff}" for cutoff in as_list(value.get("cutoffs"))]
+        for group, scores in as_mapping(value.get("scores")).items():
+            table = as_mapping(scores)
+            rows = [
+                (
+                    f"vectors: {name}" if name in vectors else str(name),
+                    [_score(as_mapping(as_mapping(entry).get(protocol)).get(cutoff)) for protocol in protocols for cutoff in cutoffs],
+                )
+                for name, entry in table.items()
+            ]
+            note = f"{as_whole(users.get(group)) or 0} users; after stage {value.get('stage')}; {as_whole(value.get('labels'))} labels."
+            gains = [text for name in vectors if (text := _gain(str(name), as_mapping(table.get(name))))]
+            heads = [f"{cutoff.upper()} {protocol}" for protocol in protocols for cutoff in cutoffs]
+            tables.append(LaterTable(f"{target}, {group} users", " ".join([note, *gains]), heads, rows))
+    return tables
+
+
+def _gain(name: str, entry: Mapping[str, Any]) -> str:
+    value = as_mapping(as_mapping(entry.get("all labels")).get("hr@10"))
+    gain, interval = as_number(value.get("gain")), _interval(value.get("gain_interval"))
+    if gain is None or interval is None:
+        return ""
+    low, high = interval
+    return f"HR@10 of all labels, {name}: {gain:+.3f} [{low:+.3f}, {high:+.3f}] to {value.get('to')}."
+
+
+def drift_tables(found: Mapping[str, Any]) -> list[LaterTable]:
+    """Return a table for each task whose vectors were compared."""
+    tables = []
+    for task, value in ((name, as_mapping(entry)) for name, entry in found.items()):
+        names, entries = as_list(value.get("stages")), [as_mapping(row) for row in as_list(value.get("rows"))]
+        rows = []
+        for row in entries:
+            title = " → ".join(
+                f"{number} {names[number - 1]}"
+                for number in (row.get("old"), row.get("new"))
+                if isinstance(number, int) and 0 < number <= len(names)
+            )
+            rows.append((title, [_number(row.get(name)) for name in ("cosine", "residual", "neighbours", "cka")]))
+        users = as_whole(entries[0].get("users")) if entries else None
+        note = f"{users or 0} users; from a stage to the next, and from the first to the last."
+        tables.append(
+            LaterTable(f"Vectors of {task}", note, ["mean cosine", "residual, rotated", "10 nearest that stay", "linear CKA"], rows)
+        )
+    return tables
+
+
+def _score(value: object) -> str:
+    entry = as_mapping(value)
+    score, interval = as_number(entry.get("score")), _interval(entry.get("interval"))
+    if score is None:
+        return NONE
+    return score_text(score) + ("" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.3f}")
+
+
+def _interval(value: object) -> tuple[float, float] | None:
+    ends = [number for end in as_list(value) if (number := as_number(end)) is not None]
+    return (ends[0], ends[1]) if len(ends) == 2 else None
+
+
+def _number(value: object) -> str:
+    number = as_number(value)
+    return NONE if number is None else score_text(number)
