@@ -18,6 +18,7 @@ from dist_teracon.report.axes import stage_title
 from dist_teracon.report.figures import make_figures
 from dist_teracon.report.plot import Figure
 from dist_teracon.report.run_data import Baselines, Column, RunData, read_run
+from dist_teracon.report.step_times import step_times
 from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
 from dist_teracon.report.table import by_task, metric_title, score_rows
 from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
@@ -94,6 +95,7 @@ def render(runs: Sequence[RunData]) -> str:
         configuration=_flat(run.config),
         environment=_environment(run),
         passes=_passes(run) if run.events.pseudo_labels else None,
+        step_times=step_times(run),
         comparison=_comparison(runs) if len(runs) > 1 else None,
     )
 
@@ -103,9 +105,9 @@ def _contents(run: RunData, figures: Mapping[str, Figure], *, several: bool) -> 
     sections = (
         ("comparison", "Runs side by side", several),
         ("scores", "Scores", bool(run.scores)),
-        ("learning", "Learning", bool({"learning", "loss"} & set(figures))),
+        ("learning", "Learning", bool({"learning", "loss", "gradient"} & set(figures))),
         ("retention", "Knowledge retention", bool({"rho", "retention", "similarity", "histograms"} & set(figures))),
-        ("time", "Time", "seconds" in figures or bool(run.events.pseudo_labels)),
+        ("time", "Time", "seconds" in figures or bool(run.events.pseudo_labels) or step_times(run) is not None),
         ("protocol", "Protocol", True),
         ("configuration", "Configuration", bool(run.config)),
         ("environment", "Environment", bool(_environment(run))),

@@ -16,6 +16,7 @@ _NOTHING, _ROUNDING = "no result depends on it", "last digits may differ"
 _FREE = {
     "dataset": _NOTHING,
     "train.log_every": _NOTHING,
+    "train.report_to": _NOTHING,
     "train.checkpoint_every.minutes": _NOTHING,
     "train.checkpoint_every.steps": _NOTHING,
     "evaluate.batch": _ROUNDING,

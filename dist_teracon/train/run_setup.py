@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -46,6 +47,7 @@ class Run:
         vectors: File of given vectors of new items, where a task is added with them.
         growth: By stage, what was done to the item tables before it.
         stop: Whether this process was asked to stop.
+        before_step: Called with trainer, state and batch before each optimiser step (`replay.py`); None in a run.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class Run:
     vectors: str | None = None
     growth: dict[int, dict[str, Any]] = field(default_factory=dict)
     stop: StopSignals = field(default_factory=StopSignals)
+    before_step: Callable[..., None] | None = None
 
     def stage_folder(self, position: int) -> StageFolder:
         """Return the folder of a stage; positions count from 0."""
@@ -206,8 +209,8 @@ def run_lock(run: Run) -> Iterator[None]:
             lock.__exit__(None, None, None)
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results may depend on."""
+@cache
+def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         try:
@@ -215,6 +218,11 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {"python": platform.python_version(), **found}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results may depend on."""
+    return dict(_versions())
 
 
 def machine(runtime: Runtime) -> dict[str, Any]:

@@ -41,9 +41,9 @@ TOGETHER_SLOW = {
 def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[str, Any]:
     method: dict[str, Any] = {"name": "teracon", "mask_regulariser": 0.5, "retention": {"refresh_every": 3}}
     if kind == "small-pool":
-        method["retention"]["pool"] = 0.0037
+        method["retention"]["pool"] = 0.011
     stage = {"learning_rate": 1e-3, "batch": 8, "epochs": 20, "patience": 0}
-    dataset = str(folder / ("one-shard" if kind in ("one-shard", "lazy") else "all"))
+    dataset = str(folder / {"one-shard": "one-shard", "lazy": "one-shard", "small-pool": "few"}.get(kind, "all"))
     config = settings(
         dataset, method=method, tasks=STAGES, first=stage, second=stage, later=stage,
         max_steps=STEPS, zero=zero, accumulation=accumulation,
@@ -59,6 +59,7 @@ def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[st
 
 def _train(folder: Path, together: dict[str, tuple[str, int, int, int]], further: Sequence[dict[str, Any]] = ()) -> Path:
     write_small(folder / "all", users=USERS)
+    write_small(folder / "few")
     write_small(folder / "one-shard", users=USERS, likes_in_shard=3)
     kinds = dict.fromkeys(kind for kind, *_ in together.values())
     jobs = [{"config": _config(kind, folder, zero=0, accumulation=1), "run": str(folder / f"alone {kind}")} for kind in kinds]
@@ -80,7 +81,7 @@ def _further(folder: Path) -> list[dict[str, Any]]:
     jobs.append({"config": values, "run": str(folder / "bf16"), "world": 2})
     for world in (1, 3):
         still = {"learning_rate": 1e-3, "batch": 16, "epochs": 0}
-        values = settings(str(folder / "all"), tasks=STAGES[:2], first=still, second={**still, "probe_steps": 40})
+        values = settings(str(folder / "few"), tasks=STAGES[:2], first=still, second={**still, "probe_steps": 40})
         jobs.append({"config": values, "run": str(folder / f"head start {world}"), "world": world})
     return jobs
 
