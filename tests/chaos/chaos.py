@@ -55,10 +55,11 @@ def configuration(*, small: bool) -> dict[str, Any]:
     """Return the run's configuration; a small one has two tasks."""
     stage = {"learning_rate": 0.01, "batch": 64, "epochs": 2, "ema_decay": 0.5, "pretrained_lr_scale": 0.5, "probe_steps": 25}
     return {
-        "dataset": "synthetic:six-tasks-v1?users=150" if small else "synthetic:six-tasks-v1?users=300",
+        "dataset": "synthetic:six-tasks-v1?users=100" if small else "synthetic:six-tasks-v1?users=300",
         "tasks": ["next", "profile-2"] if small else None,
         "method": {"name": "teracon", "retention": {"refresh_every": 2, "minimum": 8}},
         "model": {"channels": 8, "backbone": {"name": "nextitnet", "dilations": [1, 2]}, "item_init": "uniform", "dropout": 0.2},
+        "evaluate": {"max_users": 32},
         "train": {
             "first": {**stage, "batch": 16}, "second": stage, "later": stage, "log_every": 2,
             "checkpoint_every": {"minutes": None, "steps": 3},

@@ -101,6 +101,7 @@ def _check(alone: Path, together: Path) -> None:
         assert one[0]["loss"] != one[-1]["loss"]
         for expected, found in zip(one, several, strict=True):
             assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5, rel=0)
+            assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
             assert found.get("rows") == expected.get("rows")
             assert found.get("rho") == (expected.get("rho") and pytest.approx(expected["rho"], abs=1e-5))
 

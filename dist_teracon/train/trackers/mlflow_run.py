@@ -31,7 +31,7 @@ class MlflowRun:
         self._id = known_as(folder, self.name, lambda: self._created(run, config))
         self._client.update_run(self._id, status="RUNNING")
         # a run that goes on has steps beyond its checkpoint there already
-        history = self._client.get_metric_history(self._id, "loss")
+        history = self._client.get_metric_history(self._id, "loss/total")
         self._logged = max((metric.step for metric in history), default=-1)
         self._waiting: list[Any] = []
 

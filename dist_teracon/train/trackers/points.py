@@ -66,7 +66,7 @@ class Axes:
 def _values(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     kind = event.get("event")
     if kind == "step":
-        yield "loss", sum(event["loss"].values())
+        yield "loss/total", sum(event["loss"].values())
         for field, name in _CURVES.items():
             yield from ((f"{name}/{part}", float(value)) for part, value in (event.get(field) or {}).items() if _is_number(value))
         if _is_number(event.get("gradient_norm")):

@@ -52,6 +52,14 @@ def test_page_holds_every_number(page: str, run_folder: Path) -> None:
         assert words in text
 
 
+def test_the_page_says_where_a_steps_time_goes(page: str, run_folder: Path) -> None:
+    text = " ".join(" ".join(parse(page).text).split())
+    assert "users a second ms a step data forward backward exchange and waiting optimiser largest memory" in text
+    assert text.count("1,234 20.0 5 % 30 % 50 % 10 % 5 % 3.0 GiB") == len(read_run(run_folder).events.stages)
+    assert "Length of the gradient" in text
+    assert "MFU" not in text  # none was logged
+
+
 def test_page_is_balanced_and_ids_are_unique(page: str) -> None:
     parser = parse(page)
     assert parser.tags.count("svg") > 20
