@@ -17,6 +17,8 @@ from dist_teracon.train.trackers.points import Point
 
 FOLDER = "tensorboard"
 _SCORES = "scores"
+# what TensorBoard looks for
+_PREFIX = "events.out.tfevents."
 
 
 class TensorBoard:
@@ -32,6 +34,8 @@ class TensorBoard:
     def __init__(self, folder: Path, run: str, config: Mapping[str, Any]) -> None:
         self._folder = folder / FOLDER
         self._files: dict[str, _EventFile] = {}
+        # later names: a TensorBoard that has the old files open goes on to the new ones
+        self._turn = 1 + max((_turn_of(path) for path in self._folder.glob(f"*/{_PREFIX}*")), default=0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def past(self, point: Point) -> None:
@@ -47,7 +51,7 @@ class TensorBoard:
             for other in [other for other in self._files if other != _SCORES]:
                 self._files.pop(other).close()
         if name not in self._files:
-            self._files[name] = _EventFile(self._folder / name)
+            self._files[name] = _EventFile(self._folder / name, self._turn)
         self._files[name].write(point.values, step=step, time=point.time)
 
     def flush(self) -> None:
@@ -61,15 +65,20 @@ class TensorBoard:
             file.close()
 
 
+def _turn_of(path: Path) -> int:
+    """Return how many times the files were begun until this one."""
+    number = path.name.removeprefix(_PREFIX).partition(".")[0]
+    return int(number) if number.isdigit() else 0
+
+
 class _EventFile:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, turn: int) -> None:
         from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder.mkdir(parents=True, exist_ok=True)
-        # a later name: a TensorBoard that has the old file open goes on to this one
-        self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns() // 1000}.dist-teracon"))
+        self._records = RecordWriter(str(folder / f"{_PREFIX}{turn:010d}.dist-teracon"))
         self._put(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, values: Mapping[str, float], *, step: int, time: float) -> None:
