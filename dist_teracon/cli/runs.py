@@ -22,7 +22,7 @@ TRAIN = {"train": "learn the tasks in order; the same command again resumes"}
 RESULTS = {
     "report": "print a run's table and write report.html, several runs side by side",
     "verify": "check every file of a run or of a data set for damage",
-    "replay": "find where a value became NaN or Inf, from the batch that a run has kept",
+    "replay": "find where a NaN or Inf began, by the batch that a run kept",
 }
 
 
