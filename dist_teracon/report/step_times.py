@@ -9,7 +9,7 @@ from typing import Any
 from dist_teracon.report.axes import stage_title
 from dist_teracon.report.events import Step
 from dist_teracon.report.run_data import RunData
-from dist_teracon.report.values import share_text
+from dist_teracon.report.values import NO_BREAK, NONE, count_text, number_text, share_text
 
 # Part of a step in the log -> what the table calls it.
 PARTS = {"data": "data", "forward": "forward", "backward": "backward", "wait": "exchange and waiting", "optimiser": "optimiser"}
@@ -34,9 +34,9 @@ def _cells(steps: Sequence[Step], *, has_mfu: bool) -> list[str]:
     memory = max((step.memory_bytes for step in steps if step.memory_bytes), default=None)
     used = [step.mfu for step in steps if step.mfu is not None]
     return [
-        f"{median(rates):,.0f}" if rates else "–",
-        f"{1000 * whole:,.1f}",
+        count_text(round(median(rates)) if rates else None),
+        number_text(1000 * whole, 1),
         *parts,
-        "–" if memory is None else f"{memory / 2**30:.1f} GiB",
-        *([share_text(median(used)) if used else "–"] if has_mfu else []),
+        NONE if memory is None else f"{memory / 2**30:.1f}{NO_BREAK}GiB",
+        *([share_text(median(used) if used else None)] if has_mfu else []),
     ]
