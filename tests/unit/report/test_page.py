@@ -226,8 +226,8 @@ def test_labels_in_hangul_are_whole_signs_in_drawings(twenty: str) -> None:
 def test_many_panels_are_folded_up_and_a_task_is_a_row(twenty: str) -> None:
     opened = {name: bool(is_open) for name, is_open in re.findall(r'<details class="card[^"]*" id="figure-(\w+)"( open)?>', twenty)}
     assert opened == {
-        "retained": True, "transfer": True, "final": False, "learning": False, "loss": False, "gradient": False, "rho": False, "retention": False,
-        "similarity": True, "histograms": False, "seconds": True,
+        "retained": True, "transfer": True, "final": False, "learning": False, "loss": False, "gradient": False, "rho": False,
+        "retention": False, "similarity": True, "histograms": False, "seconds": True,
     }  # fmt: skip
     by_task = twenty.partition('aria-label="Scores by task"')[2].partition("</table>")[0]
     assert by_task.count('<span class="number">') == 20
