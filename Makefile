@@ -44,11 +44,13 @@ FUZZ_SEED ?= 0
 fuzz: install
 	$(BIN)/python tests/fuzz/sources.py --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
-# faults at random points of a run of six stages: POINTS of them, others with another CHAOS_SEED
+# faults at random points of a run of six stages: POINTS of them, others with another CHAOS_SEED; CHAOS_OPTIONS="--from 0 --to 50" does
+# a part of them, and --faults, --small and --folder are those of the program
 POINTS ?= 100
 CHAOS_SEED ?= 0
+CHAOS_OPTIONS ?=
 chaos: install
-	$(BIN)/python tests/chaos/chaos.py --points $(POINTS) --seed $(CHAOS_SEED)
+	$(BIN)/python tests/chaos/chaos.py --points $(POINTS) --seed $(CHAOS_SEED) $(CHAOS_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .

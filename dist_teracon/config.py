@@ -305,6 +305,8 @@ class TrainConfig(ConfigModel):
             0 and clipping is off.
         checkpoint_every: How often a stage is saved within an epoch.
         log_every: Optimiser steps between two `step` events.
+        report_to: Where the curves are shown while the run trains: `tensorboard` writes its files into the run's folder, `wandb` and
+            `mlflow` go by their own environment variables; an empty list is nowhere.
         deepspeed: Further DeepSpeed settings beside those that follow from this configuration; in a file also the path of a
             DeepSpeed JSON (`config_io.py`), whose ZeRO stage, precision, clipping and accumulation become the fields above.
     """
@@ -322,6 +324,7 @@ class TrainConfig(ConfigModel):
     sparse_updates: Literal["auto", "on", "off"] = "auto"
     checkpoint_every: CheckpointEvery = CheckpointEvery()
     log_every: Positive = 10
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
 
     @field_serializer("deepspeed")

@@ -1,4 +1,4 @@
-"""The commands on runs: `train`, `report`, `verify`; each imports what it needs when it runs."""
+"""The commands on runs: `train`, `report`, `verify`, `replay`; each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ TRAIN = {
 RESULTS = {
     "report": "print a run's table and write report.html, several runs side by side",
     "verify": "check every file of a run or of a data set for damage",
+    "replay": "find where a NaN or Inf began, by the batch that a run kept",
 }
 
 
@@ -150,7 +151,7 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def add_results(add: AddCommand) -> None:
-    """Add `report` and `verify` to the command line."""
+    """Add `report`, `verify` and `replay` to the command line."""
     report = add("report", _report)
     report.add_argument("runs", nargs="+", type=as_place, metavar="RUN", help="run folders or URIs; the first in full, all side by side")
     report.add_argument(
@@ -161,6 +162,10 @@ def add_results(add: AddCommand) -> None:
     verify.add_argument(
         "paths", nargs="+", metavar="PATH", help="runs and data sets, folders or URIs; exits with 1 where a file is damaged"
     )
+    replay = add("replay", _replay)
+    replay.add_argument("file", metavar="FILE", help="a batch in the run's folder failures, which the run's error names")
+    replay.add_argument("--run", metavar="RUN", help="the run, where the file lies elsewhere by now")
+    add_quiet(replay)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -179,6 +184,19 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"{path}: {len(checked)} files checked, {len(problems)} damaged")
         damaged += len(problems)
     return int(damaged > 0)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from dist_teracon.console import set_up_logging
+
+    set_up_logging(verbose=False)
+    from dist_teracon.runtime import process_group
+    from dist_teracon.train.replay import finding_lines, replay
+
+    with process_group() as runtime:
+        failure, found = replay(options.file, runtime, run=options.run, console=Console(quiet=options.quiet))
+    print_lines(finding_lines(failure, found))
+    return 0 if found.found else 1
 
 
 def _show(runs: Sequence[Path | str], page: Path | None, *, quiet: bool) -> None:

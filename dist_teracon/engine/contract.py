@@ -24,6 +24,15 @@ class Engine(Protocol):
     def step(self) -> None:
         """Step the optimiser if this was the last micro-batch of a step."""
 
+    def gradient_square(self) -> Tensor:
+        """Return the gradient's squared length, before clipping, as this rank's part of the sum over ranks; of the step that is due.
+
+        Called after the last micro-batch's backward and before `step`. A scalar on the device, for which nobody waits here.
+        """
+
+    def when_exchanging(self, begins: Callable[[], None], ends: Callable[[], None]) -> None:
+        """Have two functions called around each exchange of gradients with the other ranks."""
+
     def edit_masters(self, parameters: Iterable[torch.nn.Parameter], edit: Edit) -> None:
         """Edit the values that the optimiser steps, and the copies that the module computes with, in place."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class DeepSpeedEngine:
         assert not sparse_updates or (config.zero == 0 and not config.gradient_clipping)
         deepspeed = _import_deepspeed()
         self._module = module.to(runtime.device)
-        self._zero = config.zero
+        self._zero, self._world_size = config.zero, runtime.world_size
         # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast
         whole = _copies(self._module) if config.precision == "bf16" else {}
         if sparse_updates:
@@ -81,6 +81,26 @@ class DeepSpeedEngine:
 
     def step(self) -> None:
         self._engine.step()
+
+    def gradient_square(self) -> Tensor:
+        if self._zero:  # each rank holds a partition of it
+            parts = [part for group in self._engine.optimizer.averaged_gradients.values() for part in group or ()]
+        else:
+            parts = [p.grad for p in self._parameters.values() if p.grad is not None]
+        squares = [_square(part) for part in parts]
+        device = next(iter(self._parameters.values())).device
+        total = torch.stack(squares).sum() if squares else torch.zeros((), device=device)
+        return total if self._zero else total / self._world_size
+
+    def when_exchanging(self, begins: Callable[[], None], ends: Callable[[], None]) -> None:
+        exchange = self._engine.allreduce_gradients
+
+        def exchange_between(*arguments: Any, **options: Any) -> None:
+            begins()
+            exchange(*arguments, **options)
+            ends()
+
+        self._engine.allreduce_gradients = exchange_between
 
     def edit_masters(self, parameters: Iterable[nn.Parameter], edit: Edit) -> None:
         with torch.no_grad():
@@ -168,6 +188,13 @@ class DeepSpeedEngine:
                     address = mapping.hp_fragment_address
                     flat = inner[owners[mapping.param_group_index]][moment]
                     flat.narrow(0, address.start, address.numel).copy_(_fragment_of(value, mapping))
+
+
+def _square(gradient: Tensor) -> Tensor:
+    """Return a gradient's squared length, in fp32."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    norm: Tensor = torch.linalg.vector_norm(values.detach(), dtype=torch.float32)
+    return norm.square()
 
 
 def _fragment_of(value: Tensor, mapping: Any) -> Tensor:

@@ -163,6 +163,18 @@ class Backbone(nn.Module, ABC):
     def masked_layers(self) -> Sequence[LayerParameters]:
         """Return the parameters of each of the K masked layers, in the masks' order."""
 
+    def flops(self, sequences: PackedSequences, *, positions: Positions) -> float:
+        """Return the multiplications and additions of a forward pass: each layer's matrices at every position.
+
+        A backbone that computes fewer positions for `last`, or more than its matrices, says so here.
+        """
+        numbers = sum(
+            (self.get_parameter(name) if index is None else self.get_parameter(name)[index]).numel()
+            for layer in self.masked_layers()
+            for name, index in layer.matrices
+        )
+        return 2.0 * numbers * sequences.values.shape[0]
+
     def norm_parameters(self) -> set[str]:
         """Return the names of all scales and shifts of LayerNorms, also of those that belong to no masked layer."""
         return {name for layer in self.masked_layers() for name, _ in layer.norms}

@@ -96,6 +96,11 @@ class NextItNet(Backbone):
                 host_row_offsets=sequences.host_row_offsets, host_task_of_row=sequences.host_task_of_row,
             )  # fmt: skip
 
+    def flops(self, sequences: PackedSequences, *, positions: Positions) -> float:
+        """Return the operations of the convolutions, at the positions that the wanted outputs depend on."""
+        computed = sum(taps.forward.shape[0] for taps in self._layout(sequences, positions).taps)
+        return 2.0 * self.conv_weight[0].numel() * computed
+
     def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
         # a position reads nothing behind itself, so what stands behind a row's end reaches none of its positions
         for block, dilation in enumerate(self.dilations):

@@ -13,13 +13,22 @@ from dist_teracon.report.values import as_list, as_mapping, as_number, as_whole
 
 @dataclass(frozen=True)
 class Step:
-    """One logged training step; for each past task `rho` has the formula's sampling rate, `rows` the replayed rows of the batch."""
+    """One logged training step; for each past task `rho` has the formula's sampling rate, `rows` the replayed rows of the batch.
+
+    `gradient_norm` is of this step; `seconds` (of a step and its parts), `users_per_s`, `memory_bytes` and `mfu` are of those since the
+    last one that was logged.
+    """
 
     stage: int
     epoch: int
     step: int
     rho: dict[str, float]
     rows: dict[str, float] = field(default_factory=dict)
+    gradient_norm: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    users_per_s: float | None = None
+    memory_bytes: int | None = None
+    mfu: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def read_events(path: Path) -> Events:
                 stages[stage] = str(entry.get("task", ""))
             case "step":
                 step = as_whole(entry.get("step")) or 0
-                steps[stage, phase, epoch, step] = Step(stage, epoch, step, _numbers(entry.get("rho")), _numbers(entry.get("rows")))
+                steps[stage, phase, epoch, step] = _step(entry, stage, epoch, step)
             case "epoch":
                 epochs[stage, phase, epoch] = _epoch(entry, stage, phase, epoch)
             case "masks":
@@ -160,6 +169,15 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], int]:
         elif number < len(lines) - 1:
             unreadable += 1
     return entries, unreadable
+
+
+def _step(entry: Mapping[str, Any], stage: int, epoch: int, step: int) -> Step:
+    timing = as_mapping(entry.get("timing"))
+    return Step(
+        stage, epoch, step, _numbers(entry.get("rho")), _numbers(entry.get("rows")), as_number(entry.get("gradient_norm")),
+        _numbers(timing.get("seconds")), as_number(timing.get("users_per_s")), as_whole(timing.get("memory_bytes")),
+        as_number(timing.get("mfu")),
+    )  # fmt: skip
 
 
 def _epoch(entry: Mapping[str, Any], stage: int, phase: str, epoch: int) -> Epoch:

@@ -18,6 +18,7 @@ from dist_teracon.report.figures import make_figures
 from dist_teracon.report.later import LaterTable, cold_start_tables, drift_tables
 from dist_teracon.report.plot import Figure
 from dist_teracon.report.run_data import Baselines, Column, RunData, read_run
+from dist_teracon.report.step_times import step_times
 from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
 from dist_teracon.report.table import by_task, metric_title, score_rows
 from dist_teracon.report.template import flat, render_template
@@ -87,6 +88,7 @@ def render(runs: Sequence[RunData]) -> str:
         configuration=flat(run.config),
         environment=_environment(run),
         passes=_passes(run) if run.events.pseudo_labels else None,
+        step_times=step_times(run),
         comparison=_comparison(runs) if len(runs) > 1 else None,
     )
 
@@ -96,9 +98,9 @@ def _contents(run: RunData, figures: Mapping[str, Figure], *, several: bool) -> 
     sections = (
         ("comparison", "Runs side by side", several),
         ("scores", "Scores", bool(run.scores)),
-        ("learning", "Learning", bool({"learning", "loss"} & set(figures))),
+        ("learning", "Learning", bool({"learning", "loss", "gradient"} & set(figures))),
         ("retention", "Knowledge retention", bool({"rho", "retention", "similarity", "histograms"} & set(figures))),
-        ("time", "Time", "seconds" in figures or bool(run.events.pseudo_labels)),
+        ("time", "Time", "seconds" in figures or bool(run.events.pseudo_labels) or step_times(run) is not None),
         *((anchor, title, True) for anchor, title, _, _ in _later(run)),
         ("protocol", "Protocol", True),
         ("configuration", "Configuration", bool(run.config)),

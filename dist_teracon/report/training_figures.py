@@ -61,6 +61,26 @@ def training_loss(run: RunData) -> Figure | None:
     return _loss_figure(run, "class/", "loss", "Training loss an epoch", "Mean over an epoch's steps, of the task that the stage learns.")
 
 
+def gradient_norms(run: RunData) -> Figure | None:
+    """The gradient's length over the logged steps, a panel a stage."""
+    panels: list[Panel] = []
+    for stage in run.events.stages:
+        points = [(float(place), step.gradient_norm) for place, step in enumerate(run.events.steps_of(stage)) if step.gradient_norm]
+        if len(points) < 2:
+            continue
+        values = [value for _, value in points]
+        with Plot(SMALL, 152, f"Length of the gradient in stage {stage}") as plot:
+            draw_line(plot.axes, points, series_colour(0))
+            if max(values) > 30 * min(values):
+                plot.axes.set_yscale("log")
+                plot.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                plot.axes.yaxis.set_minor_formatter(lambda *_: "")
+            plot.axes.set_xlabel("logged step", loc="right")
+            panels.append(plot.panel(stage_title(run, stage)))
+    caption = "Of the whole loss, before clipping. Where it jumps or grows without end, a lower learning rate or clipping helps."
+    return Figure("gradient", "Length of the gradient", caption, tuple(panels), wide=True) if panels else None
+
+
 def retention_loss(run: RunData) -> Figure | None:
     """Retention loss of each past task an epoch, a panel a stage."""
     caption = "Mean squared distance to the frozen model's pseudo-labels, for each past task while a new one is learned."
@@ -230,6 +250,7 @@ def _task_keys(run: RunData, shown: set[tuple[int, str]]) -> tuple[Key, ...]:
 TRAINING_BUILDERS: tuple[Callable[[RunData], Figure | None], ...] = (
     learning_curves,
     training_loss,
+    gradient_norms,
     replayed_shares,
     retention_loss,
     mask_similarity,

@@ -43,6 +43,7 @@ class Commits:
         self.uploaded: dict[Stamp, Part] = {}
         self._added: dict[str, Part] = {}
         self.cuts: dict[str, int] = {}
+        self._viewed: dict[str, int] = {}
         self._objects, self._folder, self._check = objects, folder, check
         self._before, self._last_number = before, last_number
         self._known = base.keys() | (before.keys() if before else set())
@@ -153,10 +154,25 @@ class Commits:
         return self.base.keys() | (self._before.keys() if self._before else set())
 
     def _copy_for_people(self, snapshot: Snapshot) -> None:
+        with suppress(TeraconError, OSError):
+            self._copy_views(snapshot.views)
         for name in _FOR_PEOPLE:
             if name in snapshot.new:
                 with suppress(TeraconError, OSError):
                     self._objects.write(name, snapshot.new[name][0].read_bytes())
+        with suppress(TeraconError, OSError):
+            self._copy_views(snapshot.views)
+
+    def _copy_views(self, views: Mapping[str, tuple[Path, int]]) -> None:
+        """Copy files that have grown, each as a whole; files whose place they have taken go."""
+        for name, (path, size) in views.items():
+            if self._viewed.get(name) == size:
+                continue
+            folder = name.rpartition("/")[0]
+            with path.open("rb") as file:
+                self._objects.write(name, file.read(size))
+            self._objects.delete([key for key in (f"{folder}/{other}" for other in self._objects.names(folder)) if key not in views])
+            self._viewed[name] = size
 
 
 def send_files(uri: str, folder: Path, *, below: str) -> dict[str, Part]:

@@ -16,6 +16,8 @@ from dist_teracon.store.manifest import Part
 from dist_teracon.store.view import everything
 
 LOG = "events.jsonl"
+# A folder of files that grow and follow from the log: copied for people, no part of a run's state.
+VIEWS = "tensorboard"
 
 # What tells that a file is still the same one.
 Stamp = tuple[int, int, int]
@@ -29,6 +31,7 @@ class Snapshot:
         known: Parts of the files that are in the store already, by path.
         new: Where the content of the other files is kept, with their stamps, by path.
         logs: Lengths of the logs in bytes, by path.
+        views: Files that are copied for people, and their lengths, by path.
         staging: The folder that holds `new`.
     """
 
@@ -36,6 +39,7 @@ class Snapshot:
     known: dict[str, Part] = field(default_factory=dict)
     new: dict[str, tuple[Path, Stamp]] = field(default_factory=dict)
     logs: dict[str, int] = field(default_factory=dict)
+    views: dict[str, tuple[Path, int]] = field(default_factory=dict)
 
     def drop(self) -> None:
         """Remove what was kept."""
@@ -57,6 +61,9 @@ def take_snapshot(
     for path in visible_files(folder):
         name = path.relative_to(folder).as_posix()
         if not wanted(name):
+            continue
+        if VIEWS in path.relative_to(folder).parts[:-1]:
+            snapshot.views[name] = path, path.stat().st_size
             continue
         if path.name == LOG:
             snapshot.logs[name] = path.stat().st_size

@@ -18,6 +18,7 @@ _FREE = {
     "dataset": _NOTHING,
     "model.item_init.file": _NOTHING,
     "train.log_every": _NOTHING,
+    "train.report_to": _NOTHING,
     "train.checkpoint_every.minutes": _NOTHING,
     "train.checkpoint_every.steps": _NOTHING,
     "evaluate.batch": _ROUNDING,

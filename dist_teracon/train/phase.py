@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from dist_teracon.data.loader import Epoch, TrainingLoader
 from dist_teracon.data.schema import Split
 from dist_teracon.engine.contract import Engine
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
-from dist_teracon.errors import TrainingError
+from dist_teracon.errors import TeraconError, TrainingError
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.hashing import stable_hash
@@ -28,10 +29,13 @@ from dist_teracon.models.heads import Head
 from dist_teracon.models.item_table import SparseTable
 from dist_teracon.models.sampled_softmax import Negatives, SampledLoss
 from dist_teracon.train.early_stopping import EarlyStopping
+from dist_teracon.train.failure import Failure, save_failure
 from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
 from dist_teracon.train.stage_folder import StageCheckpoint, StageFolder
 from dist_teracon.train.step import LossMeter, LossModule, train_step
+from dist_teracon.train.step_flops import StepFlops
+from dist_teracon.train.step_watch import KEPT, StepWatch
 from dist_teracon.train.stopping import ASK_EVERY
 from dist_teracon.train.weight_average import PARAMETER, load_parameters, swapped_parameters, update_average
 
@@ -113,6 +117,10 @@ class PhaseTrainer:
             shared_by=self.runtime.ranks_of_machine() if self.config.train.balance == "machine" else None,
         )  # fmt: skip
         self._saved_at = time.monotonic()
+        self.watch = StepWatch(self.runtime.device)
+        self.engine.when_exchanging(lambda: self.watch.mark("wait"), lambda: self.watch.mark("backward"))
+        self._gradient_square = torch.zeros(())
+        self._flops = StepFlops(method, self.runtime, self.config.train.precision)
 
     def run(self, resumed: StageCheckpoint | None, *, start_is_candidate: bool) -> PhaseState:
         """Train to the end, from a checkpoint where there is one.
@@ -167,20 +175,42 @@ class PhaseTrainer:
         batches = self.loader.epoch(state.epoch, first=first)
         steps = batches.steps - first if limit is None else min(batches.steps - first, limit - state.steps)
         with closing(iter(batches)) as ready:
+            self.watch.mark("data")
             for batch in self._progress.track(islice(ready, steps), steps, f"epoch {state.epoch}"):
-                meter.add(train_step(self.engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation))
+                last = batch.step + 1 == batches.steps
+                logs = (state.steps + 1) % every == 0 or last
+                if self.shared.before_step is not None:
+                    self.shared.before_step(self, state, batch)
+                meter.add(
+                    train_step(
+                        self.engine, self.method, batch, runtime=self.runtime, accumulation=self.config.train.accumulation,
+                        watch=self.watch, measure=self._measure_gradient if logs else None,
+                    )
+                )  # fmt: skip
                 state.steps += 1
+                self.watch.mark("")
                 self.shared.console.advance(self.carried.epochs + state.epoch - 1 + (batch.step + 1) / batches.steps)
-                logs = state.steps % every == 0 or batch.step + 1 == batch.steps
                 if logs:
                     self._log_step(state, batch, meter.fetch())
-                number = self._stop_due(state.steps, is_last=batch.step + 1 == batches.steps)
+                elif self._looks(state.steps):
+                    self._check(meter.fetch(), state.steps)
+                number = self._stop_due(state.steps, is_last=last)
                 if number or self._checkpoint_due(state.steps, logs=logs):
                     self._save_within_epoch(state, batches, meter, time.monotonic() - began)
                 if number:
                     self.shared.stop.stop(number)
+                self.watch.mark("data")
+        self.watch.mark("")
         self._check(meter.fetch(), state.steps)
         return meter.means()
+
+    def _measure_gradient(self) -> None:
+        self._gradient_square = self.engine.gradient_square()
+
+    def _looks(self, steps: int) -> bool:
+        """Return whether to look at the losses of a step that is not logged: at all where nobody has to wait for them, and while the
+        batch of a loss that is not finite is still at hand."""
+        return (self.runtime.world_size == 1 and self.runtime.device.type == "cpu") or steps % KEPT == 0
 
     def _validate_start(self, state: PhaseState, *, is_candidate: bool) -> None:
         """Score the weights before training."""
@@ -258,13 +288,17 @@ class PhaseTrainer:
     def _log_step(self, state: PhaseState, batch: PackedBatch, losses: list[dict[str, float]]) -> None:
         self._check(losses, state.steps)
         where = {"phase": self.phase.name, "epoch": state.epoch, "step": state.steps, "batch": batch.step}
-        self.events.write("step", **where, loss=losses[-1], **self.method.logs())
+        norm = math.sqrt(float(self.runtime.all_reduce_sum(self._gradient_square)))
+        timing = self.watch.read(self.runtime)
+        if (share := self._flops.share_of_peak(self.watch.batches[-1], timing["seconds"]["step"])) is not None:
+            timing["mfu"] = share
+        self.events.write("step", **where, loss=losses[-1], gradient_norm=norm, **self.method.logs(), timing=timing)
 
     def _check(self, losses: list[dict[str, float]], last_step: int) -> None:
         for step, terms in enumerate(losses, start=last_step - len(losses) + 1):
             bad = [name for name, value in terms.items() if not math.isfinite(value)]
             if bad:
-                self._give_up(step, bad, f"the loss {', '.join(bad)} is not a finite number")
+                self._give_up(step, bad, f"the loss {', '.join(bad)} is not a finite number", past=last_step - step)
 
     def _state(self, last_step: int) -> dict[str, Tensor]:
         """Return the engine's state, checked: after a step no loss has seen the weights yet, and nothing broken is saved or scored.
@@ -278,15 +312,37 @@ class PhaseTrainer:
             self._give_up(last_step, bad, f"after it, a value of {shown} is not a finite number")
         return snapshot
 
-    def _give_up(self, step: int, bad: list[str], problem: str) -> NoReturn:
+    def _give_up(self, step: int, bad: list[str], problem: str, *, past: int = 0) -> NoReturn:
+        """End the run with the batch of a step kept, which lies `past` steps back.
+
+        Raises:
+            TrainingError: always.
+        """
         self.events.write("failure", phase=self.phase.name, step=step, terms=bad)
         self.events.commit()
         train = self.config.train
+        kept = self._keep_batch(step, bad, problem, past)
+        self.shared.folder.commit()
         raise TrainingError(
-            f"task '{self.phase.tasks[0].name}', phase '{self.phase.name}', step {step}: {problem}. Try a lower learning rate "
+            f"task '{self.phase.tasks[0].name}', phase '{self.phase.name}', step {step}: {problem}. "
+            f"{kept}Try a lower learning rate "
             f"(now {self.phase.training.learning_rate:g}), train.gradient_clipping=1.0 (now {train.gradient_clipping:g}), or "
             f"train.precision=fp32 (now {train.precision}); with a new --run folder; this one keeps its finished stages"
         )
+
+    def _keep_batch(self, step: int, bad: list[str], problem: str, past: int) -> str:
+        """Write this rank's share of a step's batch; returns how a person finds out more by it."""
+        if past >= len(self.watch.batches):
+            return ""
+        failure = Failure(
+            int(self.events.stage.get("stage", 0)), self.phase.tasks[0].name, self.number, self.phase.name, step, self.runtime.rank,
+            self.runtime.world_size, tuple(bad), problem,
+        )  # fmt: skip
+        try:
+            name = save_failure(self.shared.folder.path, failure, self.watch.batches[-1 - past])
+        except (TeraconError, OSError) as error:
+            return f"Its batch could not be kept ({error}). "
+        return f"Its batch is kept: `dist-teracon replay {shlex.quote(f'{self.shared.folder}/{name}')}` finds where that begins. "
 
     def _log_epoch(self, state: PhaseState, means: dict[str, float], score: Validation, *, better: bool, seconds: float = 0.0) -> None:
         metric, where = (

@@ -3,6 +3,7 @@ so far are scored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ from dist_teracon.train.stage import Stage, StageSummary
 from dist_teracon.train.stage_folder import FORMAT_VERSION
 from dist_teracon.train.stage_scores import StageScores, score_stage
 from dist_teracon.train.stopping import StopSignals, stop_signals
+from dist_teracon.train.trackers.registry import Trackers, check_trackers
 
 
 def train(
     config: RunConfig, runtime: Runtime, folder: Path | str | RunFolder, *,
     where: str, console: Console, with_single_task: bool = False, added: AddedTask | None = None, until_stage: int | None = None,
+    before_step: Callable[..., None] | None = None,
 ) -> None:  # fmt: skip
     """Learn the tasks in their order; the same call again goes on where a killed run stopped, or finds it finished.
 
@@ -54,22 +57,26 @@ def train(
         with_single_task: Train every task alone too (in `folder/single-task`), for forward transfer.
         added: A task to learn on top of a finished run, maybe from a later version of its data set.
         until_stage: Stop when this stage, counted from 1, is finished; the run goes on with the same call without it.
+        before_step: Called with the phase's trainer, its state and the batch before each optimiser step.
 
     Raises:
         TeraconError: a bad configuration, data set or run folder; a loss that is not a number.
     """
     check_kernels(runtime)
     resolve(config, where=where)  # a mistake is told before anything is opened
+    check_trackers(config.train.report_to, where=where)
     with stop_signals(says=console.active) as stop, open_run(folder, runtime, console) as own:
         _train(
             config, runtime, own,
             where=where, console=console, stop=stop, with_single_task=with_single_task, added=added, until_stage=until_stage,
+            before_step=before_step,
         )  # fmt: skip
 
 
 def _train(
     config: RunConfig, runtime: Runtime, own: RunFolder, *,
     where: str, console: Console, stop: StopSignals, with_single_task: bool, added: AddedTask | None, until_stage: int | None = None,
+    before_step: Callable[..., None] | None = None,
 ) -> None:  # fmt: skip
     config, kind, settings = resolve(config, where=where)
     config = with_earlier_additions(config, own) if added is None else with_added_task(config, added, own)
@@ -78,7 +85,7 @@ def _train(
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
     check_method(kind, config, tasks, where=where, adds=added is not None)
-    run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop)
+    run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop, before_step=before_step)
     with run_lock(run):
         create_or_verify(run, added)
         _learn(run, kind(method_context(run), settings), until_stage or len(tasks))
@@ -123,7 +130,15 @@ def _learn(run: Run, method: Method, until: int) -> None:
     position = run.stage_folder(done - 1).state()["events_bytes"] if done else 0
     if done < len(run.tasks) and run.stage_folder(done).in_progress:
         position = run.stage_folder(done).checkpoint_state()["events_bytes"]
-    events = run.folder.open_log(writes=run.runtime.is_main, position=position, log=run.console.log)
+    trackers = None
+    if run.runtime.is_main:
+        config = run.config.model_dump(mode="json")
+        trackers = Trackers(
+            run.config.train.report_to, run.folder.path, run=str(run.folder).rstrip("/").rsplit("/", 1)[-1], config=config,
+            log=run.console.log,
+        )  # fmt: skip
+    events = run.folder.open_log(writes=run.runtime.is_main, position=position, log=run.console.log, trackers=trackers)
+    failed = True
     try:
         if not position:
             _log_run(run, events, method)
@@ -132,9 +147,10 @@ def _learn(run: Run, method: Method, until: int) -> None:
         run.console.outlook = _outlook(run, done)
         for number in range(done, min(until, len(run.tasks))):
             _learn_task(run, method, number, events)
+        failed = False
     finally:
         run.console.outlook = None
-        events.close()
+        events.close(failed=failed)
 
 
 def check_same_state(run: Run, done: int) -> None:

@@ -31,6 +31,7 @@ from dist_teracon.store.mirror import Mirror
 from dist_teracon.store.view import everything, fetch_view
 from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.stage_folder import StageFolder
+from dist_teracon.train.trackers.registry import Trackers
 
 # Files of a run's folder itself that the process with the lock writes.
 _UNDER_LOCK = ("additions.json", "baselines.json", "config.yaml", "dataset.json", "results.json", "timing.json")
@@ -46,10 +47,13 @@ class EventLog:
         writes: Whether this process writes.
         position: Its length at the checkpoint from which the run goes on.
         log: Takes a line on what is lost.
+        trackers: Get every event, at first those that are there.
     """
 
-    def __init__(self, path: Path, *, writes: bool, position: int, log: Log = no_log) -> None:
-        self._file = None
+    def __init__(
+        self, path: Path, *, writes: bool, position: int, log: Log = no_log, trackers: Trackers | None = None
+    ) -> None:  # fmt: skip
+        self._file, self._trackers = None, trackers
         if writes:
             if position and (lost := _lost_events(path, position)):
                 log(f"warning: {path}: {lost}; results do not depend on it, the report's curves lack what is lost")
@@ -58,6 +62,9 @@ class EventLog:
             self._file.seek(0, os.SEEK_END)  # else `tell` answers the old length until something is written
             if self._file.tell() and _last_byte(path) != b"\n":
                 self._file.write(b"\n")  # what follows is a line of its own
+            if trackers is not None:
+                for record in _readable(path):
+                    trackers.past(record)
         self.stage: dict[str, Any] = {}
 
     def write(self, event: str, **fields: Any) -> None:
@@ -65,6 +72,8 @@ class EventLog:
         if self._file is not None:
             record = {"event": event, "time": round(time.time(), 3), **self.stage, **fields}
             self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            if self._trackers is not None:
+                self._trackers.take(record)
 
     def commit(self) -> int:
         """Bring everything to disk; returns the length in bytes, for a checkpoint to remember."""
@@ -72,13 +81,29 @@ class EventLog:
             return 0
         self._file.flush()
         os.fsync(self._file.fileno())
+        if self._trackers is not None:
+            self._trackers.flush()
         return self._file.tell()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Commit and close."""
         if self._file is not None:
             self.commit()
             self._file.close()
+            if self._trackers is not None:
+                self._trackers.close(failed=failed)
+
+
+def _readable(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events that can be read."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
 
 
 def _lost_events(path: Path, position: int) -> str:
@@ -159,9 +184,9 @@ class RunFolder:
         if self.mirror is not None:
             self.mirror.add_files({path: part for of_rank in gathered for path, part in of_rank.items()})
 
-    def open_log(self, *, writes: bool, position: int, log: Log = no_log) -> EventLog:
+    def open_log(self, *, writes: bool, position: int, log: Log = no_log, trackers: Trackers | None = None) -> EventLog:
         """Open the event log, cut to a length; only the main process writes."""
-        events = EventLog(self.path / "events.jsonl", writes=writes, position=position, log=log)
+        events = EventLog(self.path / "events.jsonl", writes=writes, position=position, log=log, trackers=trackers)
         if self.mirror is not None:
             self.mirror.cut_log(f"{self._above}events.jsonl", position)
         return events

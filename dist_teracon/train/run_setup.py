@@ -48,6 +48,7 @@ class Run:
         vectors: File of given vectors of new items, where a task is added with them.
         growth: By stage, what was done to the item tables before it.
         stop: Whether this process was asked to stop.
+        before_step: Called with trainer, state and batch before each optimiser step (`replay.py`); None in a run.
     """
 
     config: RunConfig
@@ -59,6 +60,7 @@ class Run:
     vectors: str | None = None
     growth: dict[int, dict[str, Any]] = field(default_factory=dict)
     stop: StopSignals = field(default_factory=StopSignals)
+    before_step: Callable[..., None] | None = None
 
     def stage_folder(self, position: int) -> StageFolder:
         """Return the folder of a stage; positions count from 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.engine.contract import Engine
 from dist_teracon.runtime import Runtime
+from dist_teracon.train.step_watch import StepWatch
 
 
 class LossModule(nn.Module):
@@ -27,29 +29,49 @@ class LossModule(nn.Module):
         return torch.stack(list(terms.values())).sum(), terms
 
 
-def train_step(engine: Engine, method: Method, batch: PackedBatch, *, runtime: Runtime, accumulation: int) -> dict[str, Tensor]:
+def train_step(
+    engine: Engine, method: Method, batch: PackedBatch, *,
+    runtime: Runtime, accumulation: int, watch: StepWatch | None = None, measure: Callable[[], None] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Take one optimiser step on this rank's share of a global batch.
 
     Every term is a local sum over a global count, and the engine averages gradients over ranks and micro-batches, so the loss is
     multiplied by both (docs/method.md, Retention).
 
+    Args:
+        engine, method: What is trained.
+        batch: The share.
+        runtime: This process's place in the world.
+        accumulation: Micro-batches of the step.
+        watch: Measures it.
+        measure: Called once the gradients are there, before the optimiser takes them.
+
     Returns:
         This rank's part of each term, detached, on the device.
     """
+    watch = watch or StepWatch(runtime.device)
     parts: dict[str, Tensor] = {}
     with record_function("replay"):
         batch = method.add_replay(batch)
-    for micro in batch.split(accumulation):
+    watch.take(batch)
+    micros = batch.split(accumulation)
+    for number, micro in enumerate(micros, start=1):
+        watch.mark("forward")
         with record_function("forward"):
             total, terms = engine.loss(micro.to(runtime.device))
+        watch.mark("backward")
         with record_function("backward"):
             engine.backward(total * (runtime.world_size * accumulation))
         for name, term in terms.items():
             parts[name] = parts[name] + term.detach() if name in parts else term.detach()
+        watch.mark("optimiser")
+        if measure is not None and number == len(micros):
+            measure()
         with record_function("step"):
             engine.step()
     with record_function("project"):
         method.project(engine)
+    watch.mark("data")
     return parts
 
 

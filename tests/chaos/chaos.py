@@ -1,6 +1,6 @@
 """Breaks a run at random points, in random ways, and checks that the same command then ends with the same bits as an undisturbed run.
 
-    python tests/chaos/chaos.py --points 100 --seed 0 [--faults kill,SIGTERM] [--small] [--folder DIR]
+    python tests/chaos/chaos.py --points 100 --seed 0 [--from 0 --to 50] [--faults kill,SIGTERM] [--small] [--folder DIR]
 
 The run learns the six tasks of `six-tasks-v1`, prepared on first use, with pseudo-labels, a linear probe, averages of weights and a
 checkpoint every few steps. The same seed gives the same points. Prints a line a trial, and how many were tried and how many were equal.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import json
 import random
@@ -26,8 +27,9 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
 
+import ray_faults  # noqa: F401  adds its kinds of fault
 import torch
-from commands import Command, Place, in_child, what_lasts
+from commands import Command, Place, count_events, in_child, what_lasts
 from faults import FAULTS, Fault, MissedError, Trial, WrongError
 from s3_server import client, environment, proxy_process, s3_server
 
@@ -41,21 +43,23 @@ _DRAWS = 20
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """An undisturbed run of some number of processes: what lasts of it, its operations on a disk or a store, its seconds."""
+    """An undisturbed run of some number of processes: what lasts of it, its operations on a disk or a store, its seconds and events."""
 
     lasts: dict[str, str]
     counts: dict[str, int]
     seconds: float
+    events: int
 
 
 def configuration(*, small: bool) -> dict[str, Any]:
     """Return the run's configuration; a small one has two tasks."""
     stage = {"learning_rate": 0.01, "batch": 64, "epochs": 2, "ema_decay": 0.5, "pretrained_lr_scale": 0.5, "probe_steps": 25}
     return {
-        "dataset": "synthetic:six-tasks-v1?users=150" if small else "synthetic:six-tasks-v1?users=300",
+        "dataset": "synthetic:six-tasks-v1?users=100" if small else "synthetic:six-tasks-v1?users=300",
         "tasks": ["next", "profile-2"] if small else None,
         "method": {"name": "teracon", "retention": {"refresh_every": 2, "minimum": 8}},
         "model": {"channels": 8, "backbone": {"name": "nextitnet", "dilations": [1, 2]}, "item_init": "uniform", "dropout": 0.2},
+        "evaluate": {"max_users": 32},
         "train": {
             "first": {**stage, "batch": 16}, "second": stage, "later": stage, "log_every": 2,
             "checkpoint_every": {"minutes": None, "steps": 3},
@@ -104,7 +108,7 @@ class Chaos:
             codes = Command(self.config, place, ranks=ranks, counts=counts).wait()
             if any(codes):
                 raise SystemExit(f"the undisturbed run fails with {codes}; see {place.log}")
-            found = Undisturbed(what_lasts(place), json.loads(counts.read_text()), time.monotonic() - began)
+            found = Undisturbed(what_lasts(place), json.loads(counts.read_text()), time.monotonic() - began, count_events(place))
             other = self._undisturbed.get((not on_store, ranks))
             if other is not None and other.lasts != found.lasts:
                 raise SystemExit("undisturbed runs on a disk and on a store differ")
@@ -120,7 +124,7 @@ class Chaos:
             if kind.on_store and draw:
                 place = self.place(f"trial-{number}-{draw}", on_store=True)
             trial = Trial(
-                random.Random(f"{self.seed}/{number}/{draw}"), self.config, place, kind.ranks, whole.counts, whole.seconds,
+                random.Random(f"{self.seed}/{number}/{draw}"), self.config, place, kind.ranks, whole.counts, whole.seconds, whole.events,
                 self.store if kind.on_store else None,
             )  # fmt: skip
             try:
@@ -154,6 +158,10 @@ def main() -> int:
     """Run the program; the exit status is 1 where a trial was not equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=20)
+    parser.add_argument(
+        "--from", dest="first", type=int, default=0, metavar="N", help="begin with this trial, from 0: a part of the points"
+    )
+    parser.add_argument("--to", type=int, metavar="N", help="end before this trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", default="", help="only these kinds, separated by commas")
     parser.add_argument("--also", action="append", default=[], metavar="MODULE", help="a module with further kinds")
@@ -165,19 +173,26 @@ def main() -> int:
     kinds = [FAULTS[name] for name in options.faults.split(",")] if options.faults else list(FAULTS.values())
     torch.set_num_threads(1)
     _import_deepspeed()
-    for library in ("sklearn.decomposition", "sklearn.linear_model", "torch._dynamo", "s3fs"):  # what runs import on their way
+    for library in (
+        "sklearn.decomposition",
+        "sklearn.linear_model",
+        "torch._dynamo",
+        "tensorboardX",
+        "s3fs",
+    ):  # what runs import on their way
         importlib.import_module(library)
+    gc.freeze()  # each stage's end collects; what was imported is not looked through again
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chaos = Chaos(folder, seed=options.seed, small=options.small)
         if any(kind.on_store for kind in kinds):
             stack.enter_context(chaos.with_store())
-        return _report(chaos, kinds, options.points)
+        return _report(chaos, kinds, range(options.first, options.points if options.to is None else options.to))
 
 
-def _report(chaos: Chaos, kinds: list[Fault], points: int) -> int:
+def _report(chaos: Chaos, kinds: list[Fault], numbers: range) -> int:
     began, tried, equal, problems = time.monotonic(), Counter[str](), Counter[str](), []
-    for number in range(points):
+    for number in numbers:
         kind = kinds[number % len(kinds)]
         try:
             problem = chaos.trial(number, kind)

@@ -171,6 +171,17 @@ def what_lasts(place: Place) -> dict[str, str]:
     return in_child(hashes)  # type: ignore[no-any-return]
 
 
+def count_events(place: Place) -> int:
+    """Return how many events a finished run has logged."""
+
+    def count() -> int:
+        os.environ.update(place.variables)
+        run = RunFolder.open_for_reading(place.run, place.scratch.parent / "views").path
+        return (run / "events.jsonl").read_bytes().count(b"\n")
+
+    return int(in_child(count))
+
+
 def _train(
     config: dict[str, Any], place: Place, rank: int, ranks: int, port: int, at: At | None, counts: Path | None
 ) -> int:  # fmt: skip

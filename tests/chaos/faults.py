@@ -41,6 +41,7 @@ class Trial:
         ranks: Processes.
         counts: Operations of an undisturbed run of this kind, by activity.
         seconds: That an undisturbed run of this kind takes.
+        events: That an undisturbed run of this kind logs.
         store: Makes the store fail (True) or answer again (False); None for runs on a disk.
         notes: What was done, for the report.
     """
@@ -51,6 +52,7 @@ class Trial:
     ranks: int
     counts: dict[str, int]
     seconds: float
+    events: int
     store: Callable[[bool], None] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -254,6 +256,23 @@ def store_away(trial: Trial) -> Command:
         trial.notes.append("SIGKILL meanwhile")
         command.send(signal.SIGKILL)
         command.wait()
+    time.sleep(lasts)
+    trial.store(False)
+    return command
+
+
+@fault("store-away-in-an-upload", on_store=True)
+def store_away_in_an_upload(trial: Trial) -> Command:
+    """The store fails in the middle of an upload, for a while that an upload's own retries may not outlast."""
+    assert trial.store is not None
+    command = trial.start(trial.moment("upload", signal=signal.SIGSTOP))
+    command.wait(lambda: command.stopped)
+    if not command.stopped:
+        return command
+    trial.store(True)
+    command.send(signal.SIGCONT)
+    lasts = trial.draw.uniform(0.2, 5)
+    trial.notes.append(f"no store for {lasts:.2f} s from then on")
     time.sleep(lasts)
     trial.store(False)
     return command

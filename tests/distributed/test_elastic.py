@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ray_clusters import ray_cluster
-from ray_runs import finished, same_steps, same_users, train, values, wait_for
+from ray_runs import USERS, Said, same_steps, same_users, train, values, wait_for
 from small_runs import run_worlds, write_small
 
 # Put before each optimiser step of the workers: a small run would be over before a node has come or gone.
@@ -43,30 +39,9 @@ sys.meta_path.insert(0, Slow())
 """
 
 
-class Said:
-    """What a command says, line after line, while it runs."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.lines: list[str] = []
-        self._process = process
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        self.lines.extend(iter(self._process.stderr.readline, ""))
-
-    def wait_for(self, here: Callable[[str], object], seconds: float = 150) -> None:
-        """Wait until a line is here."""
-        until = time.monotonic() + seconds
-        while not any(here(line) for line in self.lines):
-            assert time.monotonic() < until, self.lines
-            assert self._process.poll() is None, self.lines
-            time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_two_workers_one_and_two_again_take_the_steps_of_one_process(tmp_path: Path) -> None:
-    write_small(tmp_path / "set")
+    write_small(tmp_path / "set", users=USERS)
     config = values(tmp_path / "set", zero=1)
     config["train"]["checkpoint_every"] = {"minutes": None, "steps": 2}
     run_worlds([{"config": values(tmp_path / "set"), "run": str(tmp_path / "alone")}], tmp_path)
@@ -83,7 +58,7 @@ def test_two_workers_one_and_two_again_take_the_steps_of_one_process(tmp_path: P
         said.wait_for(lambda line: re.search(r"started anew .* attempt 2, 1 worker\(s\)", line))
         cluster.add_node(cpus=1)
         said.wait_for(lambda line: re.search(r"started anew .* attempt 3, 2 worker\(s\)", line))
-        code, _ = finished(process)
-    assert code == 0, said.lines
+        code = process.wait(240)
+    assert code == 0, said.text
     same_steps(tmp_path / "alone", tmp_path / "run")
     same_users(tmp_path / "alone", tmp_path / "run")

@@ -74,6 +74,18 @@ def test_an_engine_that_takes_over_a_state_goes_on_bit_for_bit(zero: int, precis
     assert not torch.equal(state["parameter/first"], expected["parameter/first"])
 
 
+@pytest.mark.parametrize(("zero", "precision"), SETTINGS)
+def test_the_gradients_square_is_autograds_and_exchanges_are_seen(zero: int, precision: str) -> None:
+    plain, seen = Toy(), list[str]()
+    plain(0).backward()
+    expected = sum(float(p.grad.square().sum()) for p in plain.parameters() if p.grad is not None)
+    _, engine = _engine(zero, precision)
+    engine.when_exchanging(lambda: seen.append("begins"), lambda: seen.append("ends"))
+    engine.backward(engine.loss(0))
+    assert float(engine.gradient_square()) == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 3e-2)
+    assert seen == (["begins", "ends"] if zero else [])  # alone, plain gradients are exchanged with nobody
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 1), (1, 2)])
 def test_a_state_is_free_of_the_zero_stage(before: int, after: int) -> None:
     _, old = _engine(before, "fp32")

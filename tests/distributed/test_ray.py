@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from ray_clusters import Cluster, ray_cluster
-from ray_runs import finished, same_steps, same_users, train, values, wait_for
+from ray_runs import USERS, finished, same_steps, same_users, train, values, wait_for
 from small_runs import events, run_worlds, settings, what_lasts, write_small
 
 
@@ -24,20 +25,31 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def test_two_and_three_workers_take_the_steps_of_one_process_and_score_each_user_once(cluster: Cluster, tmp_path: Path) -> None:
-    write_small(tmp_path / "set")
-    run_worlds([{"config": values(tmp_path / "set"), "run": str(tmp_path / "alone")}], tmp_path)
-    two = values(tmp_path / "set", zero=2, accumulation=2)
-    code, said = finished(train(cluster, tmp_path, "two", two, "--set", "launch.workers=2"))
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set `set`, and undisturbed runs of it by one process, `alone`, and by two, `two`."""
+    folder = tmp_path_factory.mktemp("small")
+    write_small(folder / "set", users=USERS)
+    jobs = [{"config": values(folder / "set"), "run": str(folder / "alone")}]
+    run_worlds([*jobs, {"config": config_of_two(folder / "set"), "run": str(folder / "two"), "world": 2}], folder)
+    return folder
+
+
+def config_of_two(dataset: Path) -> dict[str, Any]:
+    """Return the run of two processes: ZeRO 2, two micro-batches, and checkpoints within epochs."""
+    config = values(dataset, zero=2, accumulation=2)
+    config["train"]["checkpoint_every"] = {"minutes": None, "steps": 6}
+    return config
+
+
+def test_three_workers_take_the_steps_of_one_process_and_score_each_user_once(cluster: Cluster, small: Path, tmp_path: Path) -> None:
+    code, said = finished(train(cluster, tmp_path, "three", values(small / "set", zero=1), "--set", "launch.workers=3"))
     assert code == 0, said
-    assert "2 worker(s), each with 1 CPU, on CPUs (gloo)" in said
+    assert "3 worker(s), each with 1 CPU, on CPUs (gloo)" in said
     assert "stage 3/3 age · epoch" in said  # the main worker's log
-    code, said = finished(train(cluster, tmp_path, "three", values(tmp_path / "set", zero=1), "--set", "launch.workers=3"))
-    assert code == 0, said
-    for name, workers in (("two", 2), ("three", 3)):
-        assert events(tmp_path / name, "run")[0]["world_size"] == workers
-        same_steps(tmp_path / "alone", tmp_path / name)
-        same_users(tmp_path / "alone", tmp_path / name)
+    assert events(tmp_path / "three", "run")[0]["world_size"] == 3
+    same_steps(small / "alone", tmp_path / "three")
+    same_users(small / "alone", tmp_path / "three")
 
 
 def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
@@ -72,18 +84,18 @@ def test_a_mistake_ends_the_run_with_the_workers_own_error_first_and_without_ano
     assert "attempt 2" not in said
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(cluster: Cluster, tmp_path: Path) -> None:
-    write_small(tmp_path / "set")
-    config = values(tmp_path / "set")
-    config["train"]["checkpoint_every"] = {"minutes": None, "steps": 3}
-    run_worlds([{"config": config, "run": str(tmp_path / "whole"), "world": 2}], tmp_path)
-    process = train(cluster, tmp_path, "run", config, "--set", "launch.workers=2")
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(cluster: Cluster, small: Path, tmp_path: Path) -> None:
+    process = train(cluster, tmp_path, "run", config_of_two(small / "set"), "--set", "launch.workers=2")
     kill_a_worker(process, cluster, tmp_path / "run/stages/02-likes/progress")
     code, said = finished(process)
     assert code == 0, said
     why = r"workers are started anew \(rank [01]: its process is gone \(.*: attempt 2, 2 worker\(s\), from the newest checkpoint"
     assert re.search(why, said), said
-    assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "whole")
+    assert events(tmp_path / "run", "run")[0]["world_size"] == 2
+    assert what_lasts(tmp_path / "run") == what_lasts(small / "two")
+    # and these are one process's steps
+    same_steps(small / "alone", tmp_path / "run")
+    same_users(small / "alone", tmp_path / "run")
 
 
 def kill_a_worker(process: subprocess.Popen[str], cluster: Cluster, after: Path) -> None:
@@ -97,9 +109,10 @@ def kill_a_worker(process: subprocess.Popen[str], cluster: Cluster, after: Path)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
-def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_allowed(cluster: Cluster, tmp_path: Path) -> None:
-    write_small(tmp_path / "set")
-    config = values(tmp_path / "set")
+def test_the_same_command_goes_on_after_ctrl_c_and_after_more_failures_than_are_allowed(
+    cluster: Cluster, small: Path, tmp_path: Path
+) -> None:
+    config = config_of_two(small / "set")
     process = train(cluster, tmp_path, "run", config, "--set", "launch.workers=2")
     wait_for(tmp_path / "run/stages/01-next/progress", process)
     process.send_signal(signal.SIGINT)

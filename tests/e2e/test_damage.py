@@ -68,7 +68,7 @@ def files_of(run: Path) -> list[str]:
 
 
 # What nothing follows from: times, and what is made anew from the rest.
-HARMLESS = ("timing.json", "results.json", "baselines.json", "report.html")
+HARMLESS = ("timing.json", "results.json", "baselines.json", "report.html", ".dist-teracon")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -89,6 +89,13 @@ def make_run(
     return folder
 
 
+# of a step: what the log has of its time and memory
+TIMING = {
+    "users_per_s": 1234.0, "memory_bytes": 3 << 30,
+    "seconds": {"step": 0.02, "data": 0.001, "forward": 0.006, "backward": 0.01, "wait": 0.002, "optimiser": 0.001},
+}  # fmt: skip
+
+
 def _kind(task: int) -> int:
     """Return the place in `TASKS` of the kind that a task has."""
     return task if task < len(TASKS) else 1 + (task - 1) % (len(TASKS) - 1)
@@ -221,7 +228,8 @@ def _events(tasks: tuple[str, ...], stages: int, rng: random.Random) -> list[dic
             if epoch:
                 for step in range(10):
                     number = 10 * (epoch - 1) + step
-                    log.append({"event": "step", **place, "step": number, "loss": loss, "scale": 3.1, "rho": rates, "rows": rows})
+                    step_event = {"event": "step", **place, "step": number, "loss": loss, "scale": 3.1, "rho": rates, "rows": rows}
+                    log.append({**step_event, "gradient_norm": 2.0 / (1 + number), "timing": TIMING})
             kept = {"metric": _metrics(stage - 1)[0], "best": epoch >= epochs - 2}
             log.append({"event": "epoch", **place, "loss": loss, "validation": score, "validation_error": 0.1 * score, **kept})
         known = tasks[:stage]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from small_runs import events, results, settings
 
 STAGES = ("next", "likes", "age")
 STEPS = 20
+USERS = 480  # of the data set: twenty steps are one or two epochs then, each of which ends with a checkpoint
 
 
 def values(dataset: Path, *, zero: int = 0, accumulation: int = 1) -> dict[str, Any]:
     """Return a run of three stages and twenty steps each."""
     method = {"name": "teracon", "mask_regulariser": 0.5, "retention": {"refresh_every": 3}}
-    stage = {"learning_rate": 1e-3, "batch": 16, "epochs": 20, "patience": 0}
+    stage = {"learning_rate": 1e-3, "batch": 8, "epochs": 20, "patience": 0}
     return settings(
         str(dataset), method=method, tasks=STAGES, first=stage, second=stage, later=stage,
         max_steps=STEPS, zero=zero, accumulation=accumulation,
@@ -47,6 +50,33 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 150) -
             process.kill()
             raise AssertionError(process.communicate())
         time.sleep(0.05)
+
+
+class Said:
+    """What a command says, line after line, while it runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.lines: list[str] = []
+        self._process = process
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.lines)
+
+    def _read(self, stream: Iterable[str]) -> None:
+        self.lines.extend(stream)
+
+    def wait_for(self, here: Callable[[str], object], seconds: float = 150) -> None:
+        """Wait until a line is here."""
+        until = time.monotonic() + seconds
+        while not any(here(line) for line in list(self.lines)):
+            assert time.monotonic() < until, self.text
+            assert self._process.poll() is None, self.text
+            time.sleep(0.1)
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -130,7 +130,7 @@ def what_lasts(run: Path) -> dict[str, bytes]:
 
 def timeless(event: dict[str, Any]) -> dict[str, Any]:
     """Return an event without what depends on time."""
-    return {key: value for key, value in event.items() if key not in ("time", "seconds")}
+    return {key: value for key, value in event.items() if key not in ("time", "seconds", "timing")}
 
 
 def run_worlds(jobs: Sequence[dict[str, Any]], folder: Path) -> list[list[int]]:

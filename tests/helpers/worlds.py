@@ -9,6 +9,7 @@ Prints the exit codes of each job's ranks as JSON.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -177,6 +178,7 @@ if __name__ == "__main__":
     sys.path.append(str(HELPERS))
     importlib.import_module("folder_store").register()
     _import_deepspeed()
-    for library in ("sklearn.decomposition", "sklearn.linear_model", "torch._dynamo"):  # what every run imports on its way
+    for library in ("sklearn.decomposition", "sklearn.linear_model", "torch._dynamo", "tensorboardX"):  # what every run imports on its way
         importlib.import_module(library)
+    gc.freeze()  # each stage's end collects; what was imported is not looked through again
     print(json.dumps([_world(job) for job in json.loads(Path(sys.argv[1]).read_text())]))

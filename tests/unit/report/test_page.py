@@ -52,6 +52,14 @@ def test_page_holds_every_number(page: str, run_folder: Path) -> None:
         assert words in text
 
 
+def test_the_page_says_where_a_steps_time_goes(page: str, run_folder: Path) -> None:
+    text = " ".join(" ".join(parse(page).text).split())
+    assert "users a second ms a step data forward backward exchange and waiting optimiser largest memory" in text
+    assert text.count("1 234 20.0 5.0 % 30 % 50 % 10 % 5.0 % 3.0 GiB") == len(read_run(run_folder).events.stages)
+    assert "Length of the gradient" in text
+    assert "MFU" not in text  # none was logged
+
+
 def test_page_is_balanced_and_ids_are_unique(page: str) -> None:
     parser = parse(page)
     assert parser.tags.count("svg") > 20
@@ -71,9 +79,9 @@ def test_page_loads_nothing(page: str) -> None:
 
 def test_all_figures_are_drawn_and_equal_runs_give_equal_pages(run_folder: Path, page: str) -> None:
     figures = make_figures(read_run(run_folder))
-    names = ["retained", "transfer", "final", "learning", "loss", "rho", "retention", "similarity", "histograms", "seconds"]
+    names = ["retained", "transfer", "final", "learning", "loss", "gradient", "rho", "retention", "similarity", "histograms", "seconds"]
     assert list(figures) == names
-    assert [len(figure.panels) for figure in figures.values()] == [1, 2, 6, 6, 6, 5, 5, 1, 6, 1]
+    assert [len(figure.panels) for figure in figures.values()] == [1, 2, 6, 6, 6, 6, 5, 5, 1, 6, 1]
     assert render([read_run(run_folder)]) == page
 
 
@@ -218,8 +226,8 @@ def test_labels_in_hangul_are_whole_signs_in_drawings(twenty: str) -> None:
 def test_many_panels_are_folded_up_and_a_task_is_a_row(twenty: str) -> None:
     opened = {name: bool(is_open) for name, is_open in re.findall(r'<details class="card[^"]*" id="figure-(\w+)"( open)?>', twenty)}
     assert opened == {
-        "retained": True, "transfer": True, "final": False, "learning": False, "loss": False, "rho": False, "retention": False,
-        "similarity": True, "histograms": False, "seconds": True,
+        "retained": True, "transfer": True, "final": False, "learning": False, "loss": False, "gradient": False, "rho": False,
+        "retention": False, "similarity": True, "histograms": False, "seconds": True,
     }  # fmt: skip
     by_task = twenty.partition('aria-label="Scores by task"')[2].partition("</table>")[0]
     assert by_task.count('<span class="number">') == 20

@@ -1,0 +1,55 @@
+"""A run on Weights & Biases. Project, mode and key are those of its own variables (`WANDB_PROJECT`, `WANDB_MODE`, …)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from dist_teracon.train.trackers.identity import known_as
+from dist_teracon.train.trackers.points import Point
+
+
+class WandbRun:
+    """Logs by the steps of the whole run; a run that goes on is the same run there.
+
+    Args:
+        folder: The run's.
+        run: Its name.
+        config: As JSON values.
+    """
+
+    name = "wandb"
+
+    def __init__(self, folder: Path, run: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        own = folder / ".wandb"
+        if "WANDB_DIR" not in os.environ:
+            own.mkdir(exist_ok=True)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "dist-teracon"), name=run, id=known_as(folder, self.name, lambda: uuid4().hex[:16]),
+            resume="allow", dir=os.environ.get("WANDB_DIR", str(own)), config=dict(config),
+        )  # fmt: skip
+        self._logged = int(getattr(self._run, "step", 0) or 0)  # of a run that goes on, what it has already
+
+    def past(self, point: Point) -> None:
+        """Leave a point out: it was logged then."""
+
+    def take(self, point: Point) -> None:
+        """Log a point that lies behind all that were logged."""
+        if point.run_step >= self._logged:
+            self._run.log(_named(point), step=point.run_step)
+
+    def flush(self) -> None:
+        """Do nothing: the library sends by itself."""
+
+    def close(self, *, failed: bool) -> None:
+        """Finish the run there."""
+        self._run.finish(exit_code=int(failed))
+
+
+def _named(point: Point) -> dict[str, float]:
+    return {**point.values, "stage": point.stage}
