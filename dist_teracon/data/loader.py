@@ -8,7 +8,7 @@ Legend: S shards, R rows of a shard, T steps of an epoch, E examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
 from dist_teracon.data.dataset import Dataset, Labels
+from dist_teracon.data.event_columns import EventColumns
 from dist_teracon.data.prefetch import prefetch
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
 from dist_teracon.hashing import mix64, stable_hash
@@ -154,7 +155,7 @@ class TrainingLoader:
                 step=step,
                 steps=plan.steps,
                 dropout_key=None if hashes is None else self._dropout_key(hashes[low:high], plan.epoch, step),
-            )
+            ).with_columns(packed.columns[offsets[0] : offsets[-1]])
 
     def _hashes(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.uint64]:
         parts = [self.dataset.shard(shard).user_hash[self._rows[shard].users[rows]] for shard, rows in picked]
@@ -169,9 +170,11 @@ class TrainingLoader:
         for shard, rows in picked:
             data, users = self.dataset.shard(shard), self._rows[shard].users[rows]
             starts = data.offsets[users]
-            parts.append((data.values, starts, data.offsets[users + 1] - starts))
-        values, offsets = _gather_ragged(parts, order)
-        return PackedRows(values, offsets)
+            columns = {"items": data.values, **{name: getattr(data.columns, name) for name in data.columns.names}}
+            parts.append((columns, starts, data.offsets[users + 1] - starts))
+        gathered, offsets = _gather_ragged(parts, order)
+        items = gathered.pop("items", np.zeros(0, dtype=np.int32))
+        return PackedRows(items, offsets, EventColumns(**gathered))
 
     def _examples(
         self, task: int, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]
@@ -180,9 +183,9 @@ class TrainingLoader:
         parts = []
         for shard, rows in picked:
             of_shard = self._rows[shard]
-            parts.append((of_shard.values[task], of_shard.starts[task][rows], of_shard.counts[task][rows].astype(np.int64)))
-        labels, offsets = _gather_ragged(parts, order)
-        return np.repeat(np.arange(order.shape[0]), np.diff(offsets)), labels
+            parts.append(({"labels": of_shard.values[task]}, of_shard.starts[task][rows], of_shard.counts[task][rows].astype(np.int64)))
+        gathered, offsets = _gather_ragged(parts, order)
+        return np.repeat(np.arange(order.shape[0]), np.diff(offsets)), gathered.get("labels", np.zeros(0, dtype=np.int32))
 
 
 class Epoch:
@@ -249,7 +252,7 @@ class EvaluationBatches:
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
-                rows = take_rows(data.values, data.offsets, users, without_last=self.task.predicts_next)
+                rows = take_rows(data.values, data.offsets, users, without_last=self.task.predicts_next, columns=data.columns)
                 index = torch.from_numpy(np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]]))
                 labels = torch.from_numpy(part.values[begin:end].astype(np.int64))
                 yield PackedBatch(
@@ -259,7 +262,7 @@ class EvaluationBatches:
                     positions="last",
                     examples=(Examples(self.task.name, index, labels, 0),),
                     user_hash=data.user_hash[users],
-                )
+                ).with_columns(rows.columns)
 
 
 def evaluation_batches(
@@ -313,20 +316,21 @@ def _least(hashed: NDArray[Any], shards: NDArray[Any], rows: NDArray[Any], most:
 
 
 def _gather_ragged(
-    parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]], order: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Gather rows of several flat columns, each given by starts and lengths, and lay them in `order`: values int32 and offsets."""
+    parts: Sequence[tuple[Mapping[str, NDArray[Any]], NDArray[np.int64], NDArray[np.int64]]], order: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    """Gather rows of several flat columns, each part given by starts and lengths, and lay them in `order`: the columns, and offsets."""
     lengths = _joined([part[2] for part in parts], np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
     place = np.empty_like(lengths)
     place[order] = offsets[:-1]
-    values = np.empty(int(offsets[-1]), dtype=np.int32)
+    gathered = {name: np.empty(int(offsets[-1]), dtype=column.dtype) for name, column in (parts[0][0] if parts else {}).items()}
     first = 0
-    for column, starts, sizes in parts:
-        there = place[first : first + sizes.shape[0]]
-        values[ragged_positions(there, sizes)] = column[ragged_positions(starts, sizes)]
+    for columns, starts, sizes in parts:
+        there, here = ragged_positions(place[first : first + sizes.shape[0]], sizes), ragged_positions(starts, sizes)
+        for name, column in columns.items():
+            gathered[name][there] = column[here]
         first += sizes.shape[0]
-    return values, offsets
+    return gathered, offsets
 
 
 def _inputs_and_targets(rows: PackedRows) -> tuple[PackedRows, NDArray[np.int32]]:
@@ -335,7 +339,7 @@ def _inputs_and_targets(rows: PackedRows) -> tuple[PackedRows, NDArray[np.int32]
     last = first.copy()
     first[rows.offsets[:-1]] = False
     last[rows.offsets[1:] - 1] = False
-    inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]))
+    inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]), rows.columns[last])
     return inputs, rows.values[first] - np.int32(FIRST_ITEM)
 
 
