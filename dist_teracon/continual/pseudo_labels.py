@@ -103,7 +103,7 @@ def write_pseudo_labels(
         parts = [] if targets is None or not kept else [targets[:kept]]
         missing = pool[shard][kept:]
         for first in range(0, len(missing), batch):
-            packed = take_rows(data.values, data.offsets, missing[first : first + batch])
+            packed = take_rows(data.values, data.offsets, missing[first : first + batch], columns=data.columns)
             parts.append(teach(plain_batch(packed, mask_index)).float().cpu().numpy())
         if missing.size or targets is None:
             _write_shard(path, pool[shard], np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32), teacher)
@@ -117,7 +117,7 @@ def plain_batch(rows: PackedRows, mask_index: int) -> PackedBatch:
         row_offsets=torch.from_numpy(rows.offsets),
         task_of_row=torch.full((rows.rows,), mask_index, dtype=torch.int32),
         positions="last",
-    )
+    ).with_columns(rows.columns)
 
 
 def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[np.float32], teacher: str) -> None:

@@ -87,7 +87,7 @@ class ReplayStream:
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
             data = self.dataset.shard(shard)
-            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local]))
+            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local], columns=data.columns))
             if self.targets is not None:
                 targets.append(self.targets.shards[shard][local])
         if self.targets is None:

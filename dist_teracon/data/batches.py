@@ -33,6 +33,16 @@ class PackedRows:
         """Number of rows B."""
         return self.offsets.shape[0] - 1
 
+    def between(self, first: int, end: int) -> PackedRows:
+        """Return the rows `first … end − 1`."""
+        offsets = self.offsets[first : end + 1]
+        events = slice(offsets[0], offsets[-1])
+        return PackedRows(self.values[events], offsets - offsets[0], self.columns[events])
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> PackedRows:
+        """Return some rows."""
+        return take_rows(self.values, self.offsets, rows, columns=self.columns)
+
 
 @dataclass(frozen=True)
 class PackedSequences:

@@ -72,6 +72,11 @@ class Served:
     def load(cls, source: Source, users: Users, *, device: str = "cpu") -> Served:
         """Load a model, and compute one vector, so that the first request does not wait for what is made on first use."""
         model = from_pretrained(source.run, source.stage, device=device)
+        if model.event_columns:
+            raise ConfigError(
+                f"model '{source.name}': reads {' and '.join(model.event_columns)} of events (model.event_features), which requests do not "
+                "carry; use from_pretrained, export or predict, or serve a model without"
+            )
         model.encode([["any item"]])
         return cls(source, model, users)
 
