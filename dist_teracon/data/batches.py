@@ -179,7 +179,9 @@ class PackedBatch:
         """Return the batch with what there is of its events beside the items; of a batch on the host."""
         if not columns.names:
             return self
-        times, types = (None if column is None else torch.from_numpy(column) for column in (columns.times, columns.types))
+        # what a file's bytes are read as cannot be written to, and PyTorch has no such tensors
+        own = columns.map(lambda column: np.require(column, requirements=["C", "W"]))
+        times, types = (None if column is None else torch.from_numpy(column) for column in (own.times, own.types))
         return replace(self, times=times, types=types)
 
     @property
