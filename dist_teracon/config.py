@@ -65,7 +65,7 @@ Share = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 
-HeadLoss = Literal["auto", "full", "sampled"]
+HeadLoss = Literal["auto", "full", "sampled", "gbce"]
 Pooling = Literal["last", "mean", "concat"]
 EventFeature = Literal["gaps", "types"]
 
@@ -86,25 +86,42 @@ class SampledSoftmax(ConfigModel):
     distribution: Literal["log_uniform", "in_batch"] = "log_uniform"
 
 
+class Gbce(ConfigModel):
+    """Generalised binary cross-entropy (docs/method.md, Losses of large heads).
+
+    Attributes:
+        negatives: Labels drawn a step, all equally often.
+        calibration: t: 0 is plain binary cross-entropy, 1 undoes what drawing few negatives does to the probabilities.
+    """
+
+    negatives: Annotated[Whole, Field(ge=1, le=1 << 20)] = 256
+    calibration: Annotated[Real, Field(ge=0, le=1)] = 0.75
+
+
 class HeadsConfig(ConfigModel):
     """By what loss heads are trained; scores always rank all labels.
 
     Attributes:
-        default: `full`: exact over all labels; `sampled`: over drawn ones; `auto`: exact while the head fits.
+        default: `full`: cross-entropy, exact over all labels; `sampled`: over drawn ones; `auto`: exact while the head fits, else
+            `sampled`; `gbce`: binary cross-entropy of the target against drawn labels.
         by_task: What single tasks do otherwise, by name.
         sampled: How labels are drawn.
+        gbce: How many labels are drawn, and how the loss is calibrated.
         label_smoothing: Share of a target's weight that the exact loss spreads evenly over all labels.
     """
 
     default: HeadLoss = "auto"
     by_task: dict[str, HeadLoss] = {}
     sampled: SampledSoftmax = SampledSoftmax()
+    gbce: Gbce = Gbce()
     label_smoothing: Share = 0.0
 
-    def is_sampled(self, task: str, *, labels: int, output_dim: int) -> bool:
-        """Return whether a task's head is trained with sampled labels; a representation has `output_dim` numbers."""
+    def loss_of(self, task: str, *, labels: int, output_dim: int) -> Literal["full", "sampled", "gbce"]:
+        """Return by what loss a task's head is trained; a representation has `output_dim` numbers."""
         chosen = self.by_task.get(task, self.default)
-        return chosen == "sampled" or (chosen == "auto" and labels * output_dim * 16 > _FULL_HEAD_BYTES)
+        if chosen == "auto":
+            return "sampled" if labels * output_dim * 16 > _FULL_HEAD_BYTES else "full"
+        return chosen
 
 
 class ModelConfig(ConfigModel):

@@ -23,7 +23,7 @@ from dist_teracon.models.backbone import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum, head_key
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.network import Network, Role
-from dist_teracon.models.sampled_softmax import Negatives
+from dist_teracon.models.sampled_softmax import SampledLoss
 from dist_teracon.runtime import Runtime
 
 
@@ -134,7 +134,7 @@ class Method(ABC):
         self.settings = settings
         self.learned: list[str] = []
         # tasks in training whose labels are too many for the exact loss; set by the trainer before a phase
-        self.negatives: dict[str, Negatives] = {}
+        self.negatives: dict[str, SampledLoss] = {}
 
     @abstractmethod
     def begin_task(self, task: Task) -> None:

@@ -245,6 +245,10 @@ def _codes(value: Any) -> Any:
     return _listed_codes(value)
 
 
+def _differ_in_case(one: str, other: str) -> str:
+    return f"'{one}' and '{other}' differ in capital letters alone, which not every file system tells apart; rename one of the two tasks"
+
+
 def _listed_codes(value: Any) -> tuple[str, ...]:
     listed = value if isinstance(value, list | tuple) else (value,)
     if not all(isinstance(code, str | int | float) and not isinstance(code, bool) for code in listed):
@@ -316,8 +320,8 @@ class Recipe(_Part):
             if isinstance(key, bool) or not isinstance(key, str | int | float):
                 raise ValueError(f"a task's name is {key!r} to YAML; write it in quotes")  # noqa: TRY004 (of a validator)
             name = clean_name(str(key))
-            if name in named:
-                raise ValueError(f"two tasks are named '{name}'")
+            if (other := next((known for known in named if known.casefold() == name.casefold()), None)) is not None:
+                raise ValueError(f"two tasks are named '{name}'" if other == name else _differ_in_case(other, name))
             named[name] = task
         return named
 
@@ -326,6 +330,9 @@ class Recipe(_Part):
     def _others(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if (first := info.data.get("first_task")) in value:
             raise ValueError(f"'{first}' is the first task's name already")
+        for name in value:
+            if first is not None and name.casefold() == first.casefold():
+                raise ValueError(_differ_in_case(first, name))
         return value
 
     def split_rule(self, by: Literal["users", "rows"] | None = None) -> SplitRule:

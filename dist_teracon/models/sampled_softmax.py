@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,13 @@ from dist_teracon.data.batches import to_device
 from dist_teracon.models.heads import Head, in_chunks, rows_at_once
 
 Distribution = Literal["log_uniform", "in_batch"]
+
+
+class SampledLoss(Protocol):
+    """A loss of a head that reads drawn labels alone."""
+
+    def loss(self, head: Head, hidden_EC: Tensor, labels_E: Tensor, *, epoch: int, step: int) -> Tensor:
+        """Sum of the examples' losses; what is drawn follows from seed, epoch and step."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Negatives:
 
     def loss(self, head: Head, hidden_EC: Tensor, labels_E: Tensor, *, epoch: int, step: int) -> Tensor:
         """Sum of the examples' sampled cross-entropies; what is drawn follows from seed, epoch and step."""
-        generator = torch.Generator().manual_seed(_mixed(self.seed, epoch, step))
+        generator = torch.Generator().manual_seed(seed_of_step(self.seed, epoch, step))
         if self.distribution == "log_uniform":
             ranks, log_q = log_uniform_draws(self.train_counts.shape[0], self.count, generator)
             drawn, own = to_device(self.by_frequency[ranks], labels_E.device), None
@@ -101,8 +108,8 @@ def sampled_cross_entropy_sum(
     return in_chunks(part, rows_at_once(max(1, drawn_M.shape[0])), hidden_EC, torch.arange(labels_E.shape[0], device=labels_E.device))
 
 
-def _mixed(seed: int, epoch: int, step: int) -> int:
-    """One number for a generator from three, apart for any small ones."""
+def seed_of_step(seed: int, epoch: int, step: int) -> int:
+    """Return a generator's seed for a step, apart for any small numbers."""
     mixed = seed
     for part in (epoch, step):
         mixed = ((mixed ^ (part + 0x9E3779B97F4A7C15 + (mixed << 6) + (mixed >> 2))) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF

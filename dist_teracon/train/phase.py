@@ -16,16 +16,17 @@ from dist_teracon.console import LabelledProgress
 from dist_teracon.continual.method import Method, Phase
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import Epoch, TrainingLoader
-from dist_teracon.data.schema import Split, Task
+from dist_teracon.data.schema import Split
 from dist_teracon.engine.contract import Engine
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
 from dist_teracon.errors import TrainingError
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.hashing import stable_hash
+from dist_teracon.models.gbce import BinaryNegatives
 from dist_teracon.models.heads import Head
 from dist_teracon.models.item_table import SparseTable
-from dist_teracon.models.sampled_softmax import Negatives
+from dist_teracon.models.sampled_softmax import Negatives, SampledLoss
 from dist_teracon.train.early_stopping import EarlyStopping
 from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
@@ -220,24 +221,25 @@ class PhaseTrainer:
 
     # -- what is trained, and how
 
-    def _negatives(self) -> dict[str, Negatives]:
+    def _negatives(self) -> dict[str, SampledLoss]:
         """Return what the heads with a sampled loss draw from, and log it once."""
-        settings, found = self.config.model.heads.sampled, {}
+        heads = self.config.model.heads
+        found: dict[str, SampledLoss] = {}
         for task in self.phase.tasks:
-            if not self._is_sampled(task):
+            loss = heads.loss_of(task.name, labels=task.labels, output_dim=self.method.head(task.name).weight.shape[1])
+            if loss == "full":
                 continue
-            counts = train_counts(self.shared.dataset, task.name, self.runtime)
             seed = stable_hash(f"{self.config.seed}:negatives:{task.name}") >> 1
-            found[task.name] = Negatives(settings.negatives, settings.distribution, counts, seed)
-            self.shared.console.log(
-                f"{self.label} · {task.labels} labels: softmax over {settings.negatives} sampled ones ({settings.distribution}); "
-                "scores rank all"
-            )
+            if loss == "sampled":
+                counts = train_counts(self.shared.dataset, task.name, self.runtime)
+                drawn = f"softmax over {heads.sampled.negatives} sampled ones ({heads.sampled.distribution})"
+                found[task.name] = Negatives(heads.sampled.negatives, heads.sampled.distribution, counts, seed)
+            else:
+                against = BinaryNegatives(heads.gbce.negatives, heads.gbce.calibration, task.labels, seed)
+                drawn = f"binary cross-entropy against {against.drawn} drawn ones, β = {against.power:.4g}"
+                found[task.name] = against
+            self.shared.console.log(f"{self.label} · {task.labels} labels: {drawn}; scores rank all")
         return found
-
-    def _is_sampled(self, task: Task) -> bool:
-        output_dim = self.method.head(task.name).weight.shape[1]
-        return self.config.model.heads.is_sampled(task.name, labels=task.labels, output_dim=output_dim)
 
     def _choose_sparse_updates(self) -> bool:
         """Have large tables give sparse gradients: item tables, and heads with a sampled loss, of which a batch reads few rows."""

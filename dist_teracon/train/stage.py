@@ -79,7 +79,7 @@ class Stage:
 
     def _probe(self, task: Task, steps: int) -> bool:
         config, method, model = self.shared.config, self.method, self.shared.config.model
-        if model.heads.is_sampled(task.name, labels=task.labels, output_dim=method.head(task.name).weight.shape[1]):
+        if model.heads.loss_of(task.name, labels=task.labels, output_dim=method.head(task.name).weight.shape[1]) != "full":
             return False
         began = time.monotonic()
         method.module().to(self.shared.runtime.device)

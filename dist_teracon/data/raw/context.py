@@ -47,6 +47,7 @@ class ReadContext:
         kept_rows: Rows kept by task, where workers read them.
         log: Receives lines on what was guessed, changed or left out.
         notes: The same for the data set's notes.
+        met_codes: Codes of unknown that stand in an attribute.
     """
 
     bad: BadRows
@@ -61,6 +62,7 @@ class ReadContext:
     kept_rows: dict[str, int] = field(default_factory=dict)
     log: Log = no_log
     notes: dict[str, Any] = field(default_factory=dict)
+    met_codes: set[str] = field(default_factory=set)
     _read: dict[str, int] = field(default_factory=dict)
 
     def report_position(self, uri: str, position: int) -> None:

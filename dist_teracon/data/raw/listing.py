@@ -105,11 +105,20 @@ def _entries(uri: str) -> tuple[list[str], list[str]]:
             raise DataError(
                 f"{uri}: is a table of {system} ({name}), whose log alone tells which of its files count; write it out as plain Parquet"
             )
+        if name == "metadata" and entry["type"] == "directory" and _is_of_iceberg(filesystem, whole):
+            raise DataError(
+                f"{uri}: is a table of Iceberg, whose metadata/ alone tells which of its files count; write it out as plain Parquet"
+            )
         if whole.strip("/") == str(path).strip("/") or _is_hidden(name):
             continue  # a store may have an entry for the folder itself
         is_folder = entry["type"] == "directory" or (entry.get("islink") and filesystem.isdir(whole))
         (folders if is_folder else files).append(name)
     return sorted(set(files), key=natural_key), sorted(set(folders), key=natural_key)
+
+
+def _is_of_iceberg(filesystem: Any, folder: str) -> bool:
+    names = [str(name).rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(folder, detail=False)]
+    return any(name.endswith((".metadata.json", ".metadata.json.gz", ".gz.metadata.json")) for name in names)
 
 
 @dataclass

@@ -123,10 +123,11 @@ def _without_missing(name: str, values: Categorical, recipe: Recipe | None, cont
     written = recipe.missing_in(name) if recipe else frozenset()
     # a column of 1.0, 2.0 is read as 1, 2
     codes_of_unknown = {form for code in written for form in (code, whole_name(code)) if form is not None}
+    met = {code for code in written if code in values.names or whole_name(code) in values.names}
+    context.met_codes |= met
     if recipe and isinstance(recipe.missing, dict):
-        for code in sorted(written):
-            if code not in values.names and whole_name(code) not in values.names:
-                context.log(f"missing.{name}: no cell of that attribute is '{code}'{nearest(code, values.names)}")
+        for code in sorted(written - met):
+            context.log(f"missing.{name}: no cell of that attribute is '{code}'{nearest(code, values.names)}")
     unknown = np.array([*(text in codes_of_unknown for text in values.names), False], dtype=bool)
     if not unknown.any():
         return values
@@ -144,8 +145,12 @@ def _first_values(keys: Categorical, values: Categorical) -> tuple[NDArray[np.in
     return rows, len(np.unique(keys.codes[others]))
 
 
-def check_missing(recipe: Recipe | None, known: Sequence[str]) -> None:
-    """Raise ConfigError where `missing` names an attribute that no table has."""
+def check_missing(recipe: Recipe | None, known: Sequence[str], context: ReadContext) -> None:
+    """Raise ConfigError where `missing` names an attribute that no table has; print its codes that no attribute has."""
+    if recipe and not isinstance(recipe.missing, dict):
+        for code in recipe.missing:
+            if code not in context.met_codes:
+                context.log(f"missing: no cell of an attribute that is read is '{code}'")
     for name in recipe.missing if recipe and isinstance(recipe.missing, dict) else ():
         if name not in known:
             raise ConfigError(

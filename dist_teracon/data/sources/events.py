@@ -90,7 +90,7 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
             specs = wanted_attributes(recipe, kind, key, parts[0].header, file=parts[0].uri)
             tables[kind] = attributes_from(read_parts(parts, specs, context), key, recipe=recipe, context=context)
             known += [name for name in parts[0].header if name != key]
-    check_missing(recipe, known)
+    check_missing(recipe, known, context)
     return EventData(folder_name(source), events, tables.get("users"), tables.get("items"))
 
 

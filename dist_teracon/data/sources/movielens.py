@@ -133,7 +133,7 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     if uris := found.uris("items"):
         items, names = _movies(uris, release, recipe, context)
         known += names
-    check_missing(recipe, known)
+    check_missing(recipe, known, context)
     return EventData(folder_name(source), events, users, items)
 
 

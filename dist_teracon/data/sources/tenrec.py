@@ -81,7 +81,7 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     attributes = [name for name in (*_USER_ATTRIBUTES, *_ITEM_ATTRIBUTES) if name in header and name not in roles.values()]
     specs |= {name: ColumnSpec("name") for name in attributes}
     table = read_parts(parts, specs, context)
-    check_missing(recipe, attributes)
+    check_missing(recipe, attributes, context)
 
     def of(key: str, names: tuple[str, ...]) -> Attributes | None:
         chosen = [key, *(name for name in names if name in attributes)]

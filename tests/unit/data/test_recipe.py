@@ -79,6 +79,8 @@ def wrong(tmp_path: Path, text: str) -> str:
             ": history.events.from: expected seconds since 1970; in milliseconds it is 2020-09-14 00:00:00 UTC",
         ),
         ("tasks: {next: {kind: profile}}", ": tasks: 'next' is the first task's name already"),
+        ("tasks: {Next: {kind: profile}}", ": tasks: 'next' and 'Next' differ in capital letters alone"),
+        ("tasks: {age: {kind: profile}, Age: {kind: profile}}", ": tasks: 'age' and 'Age' differ in capital letters alone"),
         ("history: {events: {from: soon}}", ": history.events.from: expected a date (2026-01-31)"),
         ("history: {events: {from: 2020-02-01, until: 2020-01-01}}", ": history.events: 'from' must lie before 'until'"),
         ("split: {train: 0.9}", ": split: train, validation and test must add up to 1"),

@@ -171,7 +171,7 @@ def test_chunks_change_neither_value_nor_gradients(problem, monkeypatch):
 def test_auto_takes_the_exact_loss_while_the_head_fits():
     chosen = HeadsConfig(by_task={"next": "sampled", "likes": "full"})
     sizes = {"labels": 645_974, "output_dim": 256}
-    assert not chosen.is_sampled("other", **sizes)
-    assert chosen.is_sampled("other", labels=5_000_000, output_dim=256)
-    assert chosen.is_sampled("next", labels=10, output_dim=4)
-    assert not chosen.is_sampled("likes", labels=5_000_000, output_dim=256)
+    assert chosen.loss_of("other", **sizes) == "full"
+    assert chosen.loss_of("other", labels=5_000_000, output_dim=256) == "sampled"
+    assert chosen.loss_of("next", labels=10, output_dim=4) == "sampled"
+    assert chosen.loss_of("likes", labels=5_000_000, output_dim=256) == "full"

@@ -68,6 +68,10 @@ def test_codes_of_unknown_are_met_as_cells_are_read_or_named(made):
     files = {"events.csv": WHOLE, "users.csv": csv({"user": USERS, "g": ["Unknown", *PEOPLE["g"][1:]]})}
     back = made(files, {**GENDER, "missing": {"g": ["unknown"]}})
     assert "missing.g: no cell of that attribute is 'unknown'; did you mean 'Unknown'?" in back.info["log"]
+    back = made(files, {**GENDER, "missing": ["Unknown", "-"]})
+    assert back.info["notes"]["missing"] == {"g": 1}
+    assert "missing: no cell of an attribute that is read is '-'" in back.info["log"]
+    assert "is 'Unknown'" not in back.info["log"]
 
 
 @pytest.mark.parametrize("strange", [0, -1_600_000_000, 1_600_000])

@@ -52,6 +52,8 @@ def test_tables_whose_log_decides_over_their_files_are_refused(made):
     part = parquet(TABLE)
     refused(made, {"events/_delta_log/00.json": b"{}", "events/a.parquet": part, "events/b.parquet": part}, "is a table of Delta Lake")
     refused(made, {"events/.hoodie/x": b"{}", "events/a.parquet": part, "events/b.parquet": part}, "is a table of Hudi")
+    iceberg = {"events/metadata/v2.metadata.json": b"{}", "events/data/a.parquet": part, "events/data/b.parquet": part}
+    refused(made, iceberg, "is a table of Iceberg")
 
 
 def test_a_release_of_movielens_without_users_takes_none(made):
