@@ -73,7 +73,7 @@ def test_gaps_and_types_are_learned_and_used(run: Path, sets: Path) -> None:
     from dist_teracon.inference.evaluate import evaluate
 
     found = {score.task: score.values["mrr@5"] for score in evaluate(model)}
-    assert found == pytest.approx(dict(zip(("next", "likes"), scores["R"][1], strict=True)))
+    assert found == pytest.approx(dict(zip(("next", "likes"), scores["scores"][1], strict=True)))
 
 
 def test_without_features_a_run_is_that_on_items_alone(sets: Path, alone: None, tmp_path: Path) -> None:
