@@ -300,11 +300,11 @@ def ragged_positions(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> N
 
 def take_rows(
     values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.integer[Any]], *,
-    without_last: bool = False, columns: EventColumns = NO_COLUMNS,
+    without_last: int = 0, columns: EventColumns = NO_COLUMNS,
 ) -> PackedRows:  # fmt: skip
-    """Gather rows of a ragged column, and of those beside it; each without its last item where `without_last`."""
+    """Gather rows of a ragged column, and of those beside it; each without so many of its last items."""
     starts = offsets[rows]
-    lengths = offsets[rows + 1] - starts - int(without_last)
+    lengths = offsets[rows + 1] - starts - without_last
     places = ragged_positions(starts, lengths)
     return PackedRows(values[places], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), columns[places])
 

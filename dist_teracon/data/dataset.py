@@ -124,6 +124,19 @@ class Dataset:
         assert set(self._read_columns) <= set(self.info.history.names), names
         self._shards.clear()
 
+    def behind(self, task: str, split: Split) -> int:
+        """Return how many items of a user's sequence stand behind what a task's examples of a split are about (`SplitRule.behind`)."""
+        return self.info.split.behind(split) if self.info.task(task).predicts_next else 0
+
+    def next_targets(self, index: int, *, behind: int) -> NDArray[np.int32]:
+        """Return how many known items a next-item task predicts of each of a shard's sequences without its last ones: int32 [U]."""
+        shard = self.shard(index)
+        if not behind:
+            return shard.targets
+        known = ragged.offsets_of(shard.values >= FIRST_ITEM)
+        starts, ends = shard.offsets[:-1] + 1, shard.offsets[1:] - behind
+        return (known[np.maximum(starts, ends)] - known[np.minimum(starts, shard.offsets[1:])]).astype(np.int32)
+
     def forget(self, index: int) -> None:
         """Drop a shard's users from memory, where each shard is read once."""
         self._shards.pop(index, None)
@@ -206,7 +219,8 @@ class Dataset:
             if task.predicts_next:
                 shard = self.shard(index)
                 starts = shard.offsets[train.users] + 1  # the first item of a sequence is no target
-                positions = ragged.positions(starts, shard.offsets[train.users + 1] - starts)
+                ends = shard.offsets[train.users + 1] - self.behind(name, Split.TRAIN)
+                positions = ragged.positions(starts, ends - starts)
                 targets = shard.values[positions] - np.int32(FIRST_ITEM)
                 targets = targets[targets >= 0]
             counts += np.bincount(targets, minlength=task.labels)

@@ -69,6 +69,7 @@ class TrainingLoader:
         self._next = any(task.predicts_next for task in tasks)
         if self._next and len(tasks) > 1:
             raise ValueError("a next-item task is trained at all positions and cannot be joined with others")
+        self._behind = dataset.behind(tasks[0].name, Split.TRAIN) if self._next else 0
         self._own = own_shards(dataset.info.shards, rank, world_size)
         self._rows = {shard: self._shard_rows(shard) for shard in self._own}
         self._counts = self._every_count(gather)
@@ -102,8 +103,8 @@ class TrainingLoader:
         labels = [self.dataset.labels(task.name, shard).of(Split.TRAIN) for task in self.tasks]
         users = labels[0].users if len(labels) == 1 else np.unique(np.concatenate([part.users for part in labels]))
         if self._next:
-            data = self.dataset.shard(shard)
-            return _ShardRows(users, [data.targets[users]], [data.offsets[users]], [data.values])
+            data, targets = self.dataset.shard(shard), self.dataset.next_targets(shard, behind=self._behind)
+            return _ShardRows(users, [targets[users]], [data.offsets[users]], [data.values])
         counts, starts = [], []
         for part in labels:
             count = np.zeros(users.shape[0], dtype=np.int32)
@@ -171,7 +172,7 @@ class TrainingLoader:
             data, users = self.dataset.shard(shard), self._rows[shard].users[rows]
             starts = data.offsets[users]
             columns = {"items": data.values, **{name: getattr(data.columns, name) for name in data.columns.names}}
-            parts.append((columns, starts, data.offsets[users + 1] - starts))
+            parts.append((columns, starts, data.offsets[users + 1] - self._behind - starts))
         gathered, offsets = _gather_ragged(parts, order)
         items = gathered.pop("items", np.zeros(0, dtype=np.int32))
         return PackedRows(items, offsets, EventColumns(**gathered))
@@ -235,6 +236,7 @@ class EvaluationBatches:
         mask_index: The task's.
         batch: Users at a time.
         labels: Of each of the rank's shards.
+        without_last: Items at the end of a user's sequence that are not read: a next item's label, and what stands behind it.
     """
 
     dataset: Dataset
@@ -242,6 +244,7 @@ class EvaluationBatches:
     mask_index: int
     batch: int
     labels: dict[int, Labels]
+    without_last: int = 0
 
     def __len__(self) -> int:
         return sum(-(-part.users.shape[0] // self.batch) for part in self.labels.values())
@@ -252,7 +255,7 @@ class EvaluationBatches:
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
-                rows = take_rows(data.values, data.offsets, users, without_last=self.task.predicts_next, columns=data.columns)
+                rows = take_rows(data.values, data.offsets, users, without_last=self.without_last, columns=data.columns)
                 index = torch.from_numpy(np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]]))
                 labels = torch.from_numpy(part.values[begin:end].astype(np.int64))
                 yield PackedBatch(
@@ -287,7 +290,8 @@ def evaluation_batches(
     labels = {shard: dataset.labels(task.name, shard).of(split) for shard in read}
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
-    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own})
+    without_last = int(task.predicts_next) + dataset.behind(task.name, split)
+    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own}, without_last)
 
 
 def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, seed: int, gather: Gather | None) -> dict[int, Labels]:

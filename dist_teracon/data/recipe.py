@@ -199,7 +199,7 @@ class ProfileTask(_Part):
 class SplitPart(_Part):
     """How examples are split; see `SplitRule`. The seed is the recipe's where it is left out."""
 
-    by: Literal["users", "rows"] = "users"
+    by: Literal["users", "rows", "last"] = "users"
     seed: int | None = Field(default=None, ge=0)
     train: float = Field(default=0.8, gt=0, lt=1)
     validation: float = Field(default=0.05, gt=0, lt=1)
@@ -335,8 +335,8 @@ class Recipe(_Part):
                 raise ValueError(_differ_in_case(first, name))
         return value
 
-    def split_rule(self, by: Literal["users", "rows"] | None = None) -> SplitRule:
-        """Return the split of the recipe, by users or rows as `by` has it where it is given."""
+    def split_rule(self, by: Literal["users", "rows", "last"] | None = None) -> SplitRule:
+        """Return the split of the recipe, by what `by` has where it is given."""
         part = self.split.model_dump()
         return SplitRule(**{**part, "by": by or part["by"], "seed": self.seed if part["seed"] is None else part["seed"]})
 

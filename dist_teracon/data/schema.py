@@ -14,7 +14,8 @@ The name of a task's folder and vocabulary is `folder_of` its name: the same for
 
 `user_hash` is a stable 64-bit hash of the user's identity; shard, split and the pools of pseudo-labels follow from it, so that
 users of one group (equal sequences, where a source has no user ids) stay together.
-A task of kind `next` predicts the item that follows: its label is the class of the sequence's last item, `item index − 2`.
+A task of kind `next` predicts the item that follows: its label is the class of the sequence's last item, `item index − 2`; under a split
+by `last` its labels are those of the last three, one a split.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from dist_teracon import io
 from dist_teracon.errors import DataError, nearest
 from dist_teracon.hashing import plain_name
 
-# Of `dataset.json`; the second one has more than items in its histories, which an earlier program would leave out without a word.
+# Of `dataset.json`; the second one has more than items in its histories, or a split that an earlier program would misread.
 FORMAT_VERSION = 1
-FORMAT_WITH_COLUMNS = 2
+FORMAT_WITH_MORE = 2
 TYPES_FILE = "vocab/_types.parquet"  # no task's: the short names of tasks have a hash
 UNSEEN_ITEM = 1
 FIRST_ITEM = 2
@@ -86,19 +87,25 @@ class SplitRule:
     """How examples were split.
 
     Attributes:
-        by: `users`: one split by user, the same for all tasks, so that no task's test item leaks; `rows`: each task by example.
+        by: `users`: one split by user, the same for all tasks, so that no task's test item leaks; `rows`: each task by example; `last`:
+            the first task is trained on every user's items but the last two, of which the first is for validation and the second for
+            the test; other tasks by users.
         seed: Seed of the order in which users (or rows) are cut.
         train, validation, test: Shares, adding up to 1.
         folds, fold: Cross-fitting: `fold` shifts the test window by 1/folds; (1, 0) is a plain split.
     """
 
-    by: Literal["users", "rows"] = "users"
+    by: Literal["users", "rows", "last"] = "users"
     seed: int = 0
     train: float = 0.8
     validation: float = 0.05
     test: float = 0.15
     folds: int = 1
     fold: int = 0
+
+    def behind(self, split: Split) -> int:
+        """Return how many items stand behind the label of a first task's example of a split, which it must not read."""
+        return {Split.TRAIN: 2, Split.VALIDATION: 1, Split.TEST: 0}[split] if self.by == "last" else 0
 
 
 @dataclass(frozen=True)
@@ -256,8 +263,8 @@ def read_dataset_info(uri: str) -> DatasetInfo:
         raise DataError(f"{uri}: no data set there (dataset.json is missing); make one with `dist-teracon prepare`")
     value = io.read_json(where)
     version = value.get("format_version") if isinstance(value, dict) else None
-    if version not in (FORMAT_VERSION, FORMAT_WITH_COLUMNS):
-        known = f"{FORMAT_VERSION} and {FORMAT_WITH_COLUMNS}"
+    if version not in (FORMAT_VERSION, FORMAT_WITH_MORE):
+        known = f"{FORMAT_VERSION} and {FORMAT_WITH_MORE}"
         raise DataError(f"{where}: format version {version!r}, this program reads {known}; prepare the data set again")
     try:
         return info_from_json(cast("dict[str, Any]", value))

@@ -68,6 +68,7 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
         raise DataError(
             f"{new.info.name}: has {new.info.shards} shards and {parent} has {old.info.shards}; prepare it with --shards {old.info.shards}"
         )
+    refuse_last(parent, old.info.split.by, new.info.split.by)
     _check_columns(parent, old.info, new.info)
     tasks = [task for task in new.info.tasks if not task.predicts_next and task.name not in {known.name for known in old.info.tasks}]
     if not tasks and not refresh:
@@ -85,6 +86,12 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
         info = _Append(old, new, tasks, Path(name), refresh=refresh).write(made, recipe)
         io.copy_folder(Path(name), out, last="dataset.json")
     return info
+
+
+def refuse_last(parent: str, *splits: str) -> None:
+    """Raise DataError where one of the data sets is split by `last`."""
+    if "last" in splits:
+        raise DataError(f"{parent}: data sets split by 'last' cannot grow, as a user's last items would be others; prepare both by users")
 
 
 def _check_columns(parent: str, old: DatasetInfo, new: DatasetInfo) -> None:

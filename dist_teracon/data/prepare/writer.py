@@ -22,11 +22,12 @@ from dist_teracon.data.raw.context import Workers
 from dist_teracon.data.schema import (
     FIRST_ITEM,
     FORMAT_VERSION,
-    FORMAT_WITH_COLUMNS,
+    FORMAT_WITH_MORE,
     TYPES_FILE,
     DatasetInfo,
     FileEntry,
     HistoryColumns,
+    Split,
     SplitRule,
     Task,
     task_file,
@@ -122,7 +123,7 @@ def write_dataset_files(
     """
     hashes = source.user_hashes()
     count = shards or default_shards(len(hashes))
-    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.shard_groups(count))
+    keys = {} if rule.by != "rows" else joined_keys(row_split_keys(source, rule, group, count) for group in source.shard_groups(count))
     splitter = Splitter.of(rule, hashes, keys)
     written = ShardStats.zero(source)
     done = 0
@@ -155,7 +156,7 @@ def write_on_workers(
     hashes = source.user_hashes()
     count = shards or default_shards(len(hashes))
     groups = source.shard_groups(count)
-    keys = {} if rule.by == "users" else joined_keys(workers.map(lambda group: row_split_keys(source, rule, group, count), groups))
+    keys = {} if rule.by != "rows" else joined_keys(workers.map(lambda group: row_split_keys(source, rule, group, count), groups))
     splitter = Splitter.of(rule, hashes, keys)
 
     def write(group: Any) -> ShardStats:
@@ -198,8 +199,10 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
         part.users, part.events, part.cut = len(rows.user_hash), len(indices), len(rows.values) - len(indices)
         split_of = splitter.of_users(rows.user_hash)
         writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns)
-        for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
-            split = split_of(tasks[place].name, labels)
+        last_items = last_three(rows, source.length_limit) if splitter.rule.by == "last" else None
+        first = next_labels(rows, source.length_limit) if last_items is None else last_items[0]
+        for place, labels in enumerate((first, *rows.labels)):
+            split = last_items[1] if last_items is not None and not place else split_of(tasks[place].name, labels)
             part.tallies[place] += np.bincount(split, minlength=3)
             part.users_of_task[place] += len(labels.rows)
             if place:
@@ -240,7 +243,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         files={path: files[path] for path in order},
         source=source.source,
         notes={**source.notes, "matched": _matched(source, written)},
-        format_version=FORMAT_VERSION if written.history == HistoryColumns() else FORMAT_WITH_COLUMNS,
+        format_version=FORMAT_VERSION if written.history == HistoryColumns() and rule.by != "last" else FORMAT_WITH_MORE,
         history=written.history,
     )
     io.write_json(folder / "dataset.json", info.to_json())
@@ -276,6 +279,25 @@ def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
     return ShardLabels(users, last[users], np.arange(len(users) + 1, dtype=np.int64))
 
 
+def last_three(rows: ShardRows, length_limit: int) -> tuple[ShardLabels, NDArray[np.int8]]:
+    """Return the first task's labels under a split by `last`, and their splits: each user's last items.
+
+    The last one is for the test, the one before for validation, and the one before that ends what is trained on. An example needs an item
+    before its label; an unseen item is never a target.
+    """
+    lengths = np.minimum(np.diff(rows.offsets), length_limit)
+    behind = np.array([SplitRule(by="last").behind(split) for split in Split])  # 2, 1, 0: the order of the items
+    place = rows.offsets[1:, None] - 1 - behind
+    able = lengths[:, None] - behind >= 2
+    labels = np.where(able, rows.values[np.maximum(place, 0)] if len(rows.values) else -1, -1)
+    if rows.next_users is not None:
+        labels[~rows.next_users] = -1
+    there = labels >= 0
+    users = np.flatnonzero(there.any(axis=1))
+    split = np.broadcast_to(np.array(list(Split), dtype=np.int8), there.shape)
+    return ShardLabels(users, labels[there].astype(np.int32), ragged.offsets_of(there[users].sum(axis=1))), split[there]
+
+
 Keys = dict[str, NDArray[np.uint64]]
 
 
@@ -304,13 +326,13 @@ class Splitter:
     @classmethod
     def of(cls, rule: SplitRule, hashes: NDArray[np.uint64], keys: Keys) -> Splitter:
         """Make one from all users' hashes, and under `rows` from all examples' keys by task."""
-        if rule.by == "users":
+        if rule.by != "rows":
             return cls(rule, {"": Cut(user_keys(hashes, rule), rule)})
         return cls(rule, {name: Cut(values, rule) for name, values in keys.items()})
 
     def of_users(self, user_hash: NDArray[np.uint64]) -> Callable[[str, ShardLabels], NDArray[np.int8]]:
         """Return what splits these users' examples: from a task's name and its labels to int8 [E]."""
-        if self.rule.by == "users":
+        if self.rule.by != "rows":
             own = self.cuts[""].of(user_keys(user_hash, self.rule))
             return lambda _, labels: np.repeat(own[labels.rows], np.diff(labels.offsets))
         return lambda task, labels: self.cuts[task].of(_example_keys(task, user_hash, labels, self.rule))
