@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,15 +135,46 @@ def test_other_data_sets_need_the_columns_and_types_are_matched_by_name(model, s
     assert evaluate(model, typed)[0].examples > 0
 
 
-def test_what_cannot_read_events_is_refused(model, tmp_path):
+def test_an_exported_program_takes_items_alone(model, tmp_path):
     from dist_teracon.inference.padded import export_model
-    from dist_teracon.inference.serving.served import Served, Source
-    from dist_teracon.inference.serving.users import Users
 
     with pytest.raises(ConfigError, match=r"reads gaps, types of events .*an exported program items alone"):
         export_model(model, str(tmp_path / "out.pt2"), "club")
-    with pytest.raises(ConfigError, match=r"reads times and types of events .*which requests do not carry"):
-        Served.load(Source("a", str(model.run)), Users(10))
+
+
+def test_requests_carry_events_and_users_are_remembered_with_them(model, tmp_path):
+    from dist_teracon.inference.serving.app import App, load_app
+    from dist_teracon.inference.serving.requests import Limits
+    from dist_teracon.inference.serving.served import Served, Source
+    from dist_teracon.inference.serving.users import Users
+
+    source = Source("timed", str(model.run))
+    app = App([Served.load(source, Users(10))], snapshots=tmp_path)
+
+    def post(app, path, **fields):
+        answer = asyncio.run(app.handle("POST", path, {}, json.dumps(fields).encode()))
+        return answer.status, json.loads(answer.body)
+
+    status, value = post(app, "/encode", histories=[EVENTS, EVENTS[:2]], task="club")
+    assert status == 200
+    np.testing.assert_allclose(value["vectors"], model.encode([EVENTS, EVENTS[:2]], "club"), atol=1e-6)
+    assert post(app, "/predict", histories=[EVENTS], task="next", top=3)[1]["labels"] == model.predict([EVENTS], "next", top=3).labels
+    post(app, "/events", user="u", items=EVENTS[:9], task="club")
+    asyncio.run(app.save())
+    again = load_app([source], users=10, limits=Limits(), snapshots=tmp_path)
+    status, value = post(again, "/events", user="u", items=EVENTS[9:11], task="club")
+    assert (status, value["events"], value["began"], value["unknown"]) == (200, 11, False, 0)
+    np.testing.assert_allclose(value["vector"], model.encode([EVENTS[:11]], "club")[0], atol=1e-5)
+    for wrong, said in (
+        (["p01"], "the model reads times of events"),
+        ([{"item": "p01", "tme": 5}], "an event has no tme; did you mean 'time'"),
+        ([{"time": 5}], "histories[0][0].item: expected a text"),
+        ([{"item": "p01", "time": "now", "type": "buy"}], "histories[0][0].time: expected seconds since 1970, got a text"),
+        ([{"item": "p01", "time": 5, "type": 7}], "histories[0][0].type: expected the type's name"),
+    ):  # fmt: skip
+        status, value = post(app, "/encode", histories=[wrong])
+        assert status == 400
+        assert said in value["error"], value
 
 
 def test_types_that_came_later_start_as_the_unknown_one(model):
