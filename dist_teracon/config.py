@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 
 class ConfigModel(BaseModel):
@@ -57,6 +67,7 @@ Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 HeadLoss = Literal["auto", "full", "sampled", "gbce"]
 Pooling = Literal["last", "mean", "concat"]
+EventFeature = Literal["gaps", "types"]
 
 # `auto` takes the exact loss while a head's weights, gradient and Adam's two moments, four bytes each, stay below this.
 _FULL_HEAD_BYTES = 4 << 30
@@ -133,6 +144,8 @@ class ModelConfig(ConfigModel):
             beside the last position's vector (twice as wide then), `last` (as published) has none.
         item_init: Initial item vectors: `svd` of which items the first task's training users take together, `uniform` (as published), or
             `{file: …}`: given ones, mapped to C numbers.
+        event_features: What is read of events beside their items, where the data set keeps it (`history.keep`): `gaps`, the time since
+            the event before, in buckets of its logarithm; `types`.
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
         heads: By what loss the tasks' heads are trained.
     """
@@ -141,6 +154,7 @@ class ModelConfig(ConfigModel):
     channels: Annotated[Whole, Field(ge=1, le=4096)] = 256
     pooling: Pooling = "concat"
     item_init: Literal["uniform", "svd"] | GivenItemVectors = "svd"
+    event_features: tuple[EventFeature, ...] = ()
     dropout: Share = 0.3
     heads: HeadsConfig = HeadsConfig()
 
@@ -153,6 +167,19 @@ class ModelConfig(ConfigModel):
         if given not in ("uniform", "svd") and not named:
             raise ValueError("expected uniform, svd, or {file: VECTORS} with the path of a file of item vectors")
         return value
+
+    @field_validator("event_features")
+    @classmethod
+    def _each_once(cls, value: tuple[EventFeature, ...]) -> tuple[EventFeature, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected each feature once")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `event_features` out where there are none, so that models without have the fingerprint that they always had."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name != "event_features" or value}
 
     @field_validator("backbone", mode="before")
     @classmethod

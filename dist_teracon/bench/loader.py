@@ -33,13 +33,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--items", type=int, default=645_974)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--world-size", type=int, default=1, help="measure rank 0 of so many")
+    parser.add_argument("--event-columns", action="store_true", help="events have times and types, which batches carry")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.inside:
         print(json.dumps(_measure(options)))
         return
     command = [sys.executable, "-c", "import sys; from dist_teracon.bench.loader import prepare_set; prepare_set(sys.argv[1:])"]
-    subprocess.run([*command, str(options.folder), str(options.users), str(options.items)], check=True)
+    event_columns = ["event-columns"] * options.event_columns
+    subprocess.run([*command, str(options.folder), str(options.users), str(options.items), *event_columns], check=True)
     # a process of its own, twice: the first fills the cache, the second finds it warm, and neither has written a data set
     inside = [sys.executable, "-m", "dist_teracon.cli", "bench", "loader", *arguments, "--inside"]
     cold, warm = (json.loads(subprocess.run(inside, check=True, capture_output=True, text=True).stdout) for _ in range(2))
@@ -51,14 +53,19 @@ def prepare_set(arguments: Sequence[str]) -> None:
     """Write the data set in a process whose memory is given back."""
     from dist_teracon.bench.scale_data import random_dataset
 
-    random_dataset(Path(arguments[0]) / "set", users=int(arguments[1]), items=int(arguments[2]))
+    event_columns = "event-columns" in arguments
+    random_dataset(_set(Path(arguments[0]), event_columns), users=int(arguments[1]), items=int(arguments[2]), event_columns=event_columns)
+
+
+def _set(folder: Path, event_columns: bool) -> Path:
+    return folder / ("set-with-event-columns" if event_columns else "set")
 
 
 def _measure(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     os.environ["DIST_TERACON_CACHE"] = str(options.folder / "cache")
     before, began = anonymous_memory(), time.perf_counter()
-    dataset = Dataset(str(options.folder / "set"), cached=True)
+    dataset = Dataset(str(_set(options.folder, options.event_columns)), cached=True)
 
     def loader(tasks: Sequence[str], batch: int) -> TrainingLoader:
         chosen = [dataset.info.task(name) for name in tasks]
@@ -73,6 +80,8 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     found["plan of an epoch, CPU s"] = time.process_time() - began_cpu
     found["plan of an epoch, MB"] = max(0.0, anonymous_memory() - plan_before) / 1e6
     del epoch
+    stored = sum(entry.bytes for path, entry in dataset.info.files.items() if path.startswith("users/"))
+    found["bytes an event on disk"] = stored / dataset.info.events
     candidates: dict[str, Callable[[], int]] = {"plain rows, shuffled in blocks": lambda: _plain_rows(dataset)}
     for name, tasks, batch in (
         ("packed batches of 32, next item at all positions", ["next"], 32),
@@ -97,7 +106,7 @@ def _plain_rows(dataset: Dataset) -> int:
         data = dataset.shard(shard)
         order = shuffled_rows(data.user_hash.shape[0], np.random.default_rng(shard))
         for first in range(0, order.shape[0], 256):
-            read += take_rows(data.values, data.offsets, order[first : first + 256]).rows
+            read += take_rows(data.values, data.offsets, order[first : first + 256], columns=data.columns).rows
         if read >= _USERS:
             break
     return read
@@ -121,7 +130,7 @@ def anonymous_memory() -> float:
 
 def _table(cold: dict[str, float], warm: dict[str, float]) -> str:
     def cell(name: str, value: float) -> str:
-        return f"{value:,.2f}" if name.endswith((" s", "MB")) else f"{value:,.0f} users/s"
+        return f"{value:,.2f}" if name.endswith((" s", "MB", "on disk")) else f"{value:,.0f} users/s"
 
     rows = [["first batch while the cache is filled, s", f"{cold['first batch, s']:,.2f}"]]
     rows += [[name, cell(name, value)] for name, value in warm.items()]

@@ -36,7 +36,11 @@ def _add_prepare(add: AddCommand) -> None:
     prepare.add_argument("paths", nargs="+", metavar="SRC OUT", help="folder of raw files (not for synthetic) and of the data set")
     prepare.add_argument("--recipe", help="YAML file, or the name of a shipped one: how tasks are made from events")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field, as split.seed=1")
-    prepare.add_argument("--split", choices=("users", "rows"), help="split by user or by row; overrides the recipe")
+    prepare.add_argument(
+        "--split",
+        choices=("users", "rows", "last"),
+        help="split by user, by row, or leave each user's last items out; overrides the recipe",
+    )
     prepare.add_argument("--max-bad-rows", type=as_share, default=0.001, metavar="SHARE", help="stop past this share of malformed rows")
     prepare.add_argument("--shards", type=as_count, help="number of shards (default: from the size)")
     prepare.add_argument("--cluster", action="store_true", help="sequence-csv, ttl: work on a Ray cluster (RAY_ADDRESS or a Ray job)")

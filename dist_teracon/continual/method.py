@@ -81,6 +81,7 @@ class MethodContext:
         training: Stage settings, one a task.
         item_vectors: Initial item vectors [V, C] from a task's own training users, where they are not drawn.
         for_use: The method is restored to be used and not to be trained, so what training alone needs may be left out.
+        num_types: Types of events, the unknown one included; 0 where the data set keeps none.
     """
 
     model: ModelConfig
@@ -90,11 +91,14 @@ class MethodContext:
     training: tuple[StageTraining, ...]
     item_vectors: Callable[[Task], Tensor] | None = None
     for_use: bool = False
+    num_types: int = 0
 
     def backbone(self, task: Task) -> Backbone:
         """Build the configured backbone for a first task; what is drawn is the same each time."""
         vectors = None if self.item_vectors is None else self.item_vectors(task)
-        return make_backbone(self.model, num_items=self.num_items, generator=self.generator("backbone"), item_vectors=vectors)
+        return make_backbone(
+            self.model, num_items=self.num_items, generator=self.generator("backbone"), item_vectors=vectors, num_types=self.num_types
+        )
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator of initial values of its own for each purpose, so that they depend on seed and purpose alone."""

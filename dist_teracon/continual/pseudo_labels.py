@@ -200,7 +200,8 @@ def _answers(
     for first in range(0, len(flat), batch):
         tasks = task_of_row[first : first + batch]
         counts = [(place, int(count)) for place, count in enumerate(np.bincount(tasks, minlength=len(pools))) if count]
-        packed = plain_batch(take_rows(data.values, data.offsets, flat[first : first + batch]), mask_of_task[tasks])
+        taken = take_rows(data.values, data.offsets, flat[first : first + batch], columns=data.columns)
+        packed = plain_batch(taken, mask_of_task[tasks])
         answered = teach(packed, [(pools[place].task, count) for place, count in counts])
         for (place, _), targets in zip(counts, answered, strict=True):
             made[place].append(_as_number(targets, number, pools[place].task))
@@ -235,7 +236,7 @@ def plain_batch(rows: PackedRows, mask_index: int | NDArray[np.int32]) -> Packed
         row_offsets=torch.from_numpy(rows.offsets),
         task_of_row=torch.from_numpy(np.broadcast_to(np.asarray(mask_index, dtype=np.int32), rows.rows).copy()),
         positions="last",
-    )
+    ).with_columns(rows.columns)
 
 
 def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[Any], teacher: str) -> None:

@@ -87,7 +87,7 @@ class ReplayStream:
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
             data = self.dataset.shard(shard)
-            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local]))
+            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local], columns=data.columns))
             own.append((shard, local))
         targets = None if self.targets is None else torch.from_numpy(self.targets.take(own))
         return concatenate(parts), targets, count

@@ -14,21 +14,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
+
 # Which outputs are needed: every position's, or each row's last.
 Positions = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Sequences end to end: `values` int32 [N], `offsets` int64 [B + 1]."""
+    """Sequences end to end: `values` int32 [N], `offsets` int64 [B + 1], and what there is of their events beside the items."""
 
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    columns: EventColumns = NO_COLUMNS
 
     @property
     def rows(self) -> int:
         """Number of rows B."""
         return self.offsets.shape[0] - 1
+
+    def between(self, first: int, end: int) -> PackedRows:
+        """Return the rows `first … end − 1`."""
+        offsets = self.offsets[first : end + 1]
+        events = slice(offsets[0], offsets[-1])
+        return PackedRows(self.values[events], offsets - offsets[0], self.columns[events])
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> PackedRows:
+        """Return some rows."""
+        return take_rows(self.values, self.offsets, rows, columns=self.columns)
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class PackedSequences:
         row_offsets: int64 [B + 1], row r being `values[row_offsets[r]:row_offsets[r + 1]]`.
         task_of_row: int32 [B], each row's row of the mask table.
         host_row_offsets, host_task_of_row: The same on the CPU.
+        times, types: When events were and of which type they are, as in `PackedBatch`.
     """
 
     values: Tensor
@@ -50,6 +64,8 @@ class PackedSequences:
     task_of_row: Tensor
     host_row_offsets: Tensor
     host_task_of_row: Tensor
+    times: Tensor | None = None
+    types: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -107,6 +123,8 @@ class PackedBatch:
         num_micro_batches: Into how many micro-batches its step was cut.
         dropout_key: int64 [B], what a row's dropout at this step follows from; 0 for none, as for replayed rows.
         host_row_offsets, host_task_of_row: `row_offsets` and `task_of_row` on the CPU, for a batch that was moved to a device.
+        times: int64 [N], seconds since 1970 of each event, `NO_TIME` for unknown; None where the model does not read them.
+        types: int32 [N], the events' types, `UNKNOWN_TYPE` for unknown; None where the model does not read them.
     """
 
     values: Tensor
@@ -123,24 +141,48 @@ class PackedBatch:
     dropout_key: Tensor | None = None
     host_row_offsets: Tensor | None = None
     host_task_of_row: Tensor | None = None
+    times: Tensor | None = None
+    types: Tensor | None = None
 
     @classmethod
     def from_sequences(
-        cls, sequences: Sequence[Sequence[int] | NDArray[Any]], *, mask_index: int | Sequence[int] = 0, positions: Positions = "last"
-    ) -> PackedBatch:
+        cls, sequences: Sequence[Sequence[int] | NDArray[Any]], *, mask_index: int | Sequence[int] = 0, positions: Positions = "last",
+        times: Sequence[Sequence[int] | NDArray[Any]] | None = None, types: Sequence[Sequence[int] | NDArray[Any]] | None = None,
+    ) -> PackedBatch:  # fmt: skip
         """Pack rows of item indices.
 
         Args:
             sequences: A row each, oldest item first; a row may be empty.
             mask_index: Row of the mask table, for all rows or for each.
             positions: Which outputs are needed.
+            times, types: Rows of the same lengths: when each event was (s), and of which type it is.
+
+        Raises:
+            ValueError: a row of times or types has another length than its items.
         """
         flat = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
         lengths = torch.tensor([part.shape[0] for part in flat], dtype=torch.int64)
         tasks = torch.as_tensor(mask_index, dtype=torch.int32).expand(len(flat)).contiguous()
         values = np.concatenate(flat) if flat else np.zeros(0, dtype=np.int32)
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return cls(values=torch.from_numpy(values), row_offsets=offsets, task_of_row=tasks, positions=positions)
+        return cls(
+            values=torch.from_numpy(values), row_offsets=offsets, task_of_row=tasks, positions=positions,
+            times=_flat_column("times", times, lengths, np.int64), types=_flat_column("types", types, lengths, np.int32),
+        )  # fmt: skip
+
+    @property
+    def columns(self) -> EventColumns:
+        """What there is of the events beside their items, of a batch on the host."""
+        return EventColumns(*(None if column is None else column.numpy() for column in (self.times, self.types)))
+
+    def with_columns(self, columns: EventColumns) -> PackedBatch:
+        """Return the batch with what there is of its events beside the items; of a batch on the host."""
+        if not columns.names:
+            return self
+        # what a file's bytes are read as cannot be written to, and PyTorch has no such tensors
+        own = columns.map(lambda column: np.require(column, requirements=["C", "W"]))
+        times, types = (None if column is None else torch.from_numpy(column) for column in (own.times, own.types))
+        return replace(self, times=times, types=types)
 
     @property
     def rows(self) -> int:
@@ -154,7 +196,7 @@ class PackedBatch:
             self.row_offsets if self.host_row_offsets is None else self.host_row_offsets,
             self.task_of_row if self.host_task_of_row is None else self.host_task_of_row,
         )
-        return PackedSequences(self.values, self.row_offsets, self.task_of_row, *on_host)
+        return PackedSequences(self.values, self.row_offsets, self.task_of_row, *on_host, self.times, self.types)
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
@@ -166,6 +208,8 @@ class PackedBatch:
             row_offsets=to_device(self.row_offsets, device),
             task_of_row=to_device(self.task_of_row, device),
             dropout_key=None if self.dropout_key is None else to_device(self.dropout_key, device),
+            times=None if self.times is None else to_device(self.times, device),
+            types=None if self.types is None else to_device(self.types, device),
             host_row_offsets=self.row_offsets,
             host_task_of_row=self.task_of_row,
             examples=tuple(replace(e, index=to_device(e.index, device), labels=to_device(e.labels, device)) for e in self.examples),
@@ -179,7 +223,7 @@ class PackedBatch:
             parts: For each past task its rows and their row of the mask table.
             terms: For each past task its name, targets and rows in the global batch.
         """
-        rows = concatenate([PackedRows(self.values.numpy(), self.row_offsets.numpy()), *(part for part, _ in parts)])
+        rows = concatenate([PackedRows(self.values.numpy(), self.row_offsets.numpy(), self.columns), *(part for part, _ in parts)])
         tasks = torch.cat([self.task_of_row, *(torch.full((part.rows,), mask_index, dtype=torch.int32) for part, mask_index in parts)])
         offsets = torch.from_numpy(rows.offsets)
         # a user's representation is the last position, also where all positions are computed
@@ -196,7 +240,7 @@ class PackedBatch:
             retention=tuple(retention),
             # the teacher saw whole sequences, so the student sees them whole
             dropout_key=self._dropout_key_with(rows.rows - self.rows),
-        )
+        ).with_columns(rows.columns)
 
     def _dropout_key_with(self, replayed: int) -> Tensor | None:
         return None if self.dropout_key is None else torch.cat([self.dropout_key, self.dropout_key.new_zeros(replayed)])
@@ -221,12 +265,23 @@ class PackedBatch:
             self,
             num_micro_batches=parts,
             values=self.values[position_kept],
+            times=None if self.times is None else self.times[position_kept],
+            types=None if self.types is None else self.types[position_kept],
             row_offsets=offsets,
             task_of_row=self.task_of_row[kept],
             dropout_key=None if self.dropout_key is None else self.dropout_key[kept],
             examples=examples,
             retention=retention,
         )
+
+
+def _flat_column(name: str, rows: Sequence[Any] | None, lengths: Tensor, dtype: type) -> Tensor | None:
+    if rows is None:
+        return None
+    flat: list[NDArray[Any]] = [np.asarray(row, dtype=dtype) for row in rows]
+    if [part.shape[0] for part in flat] != lengths.tolist():
+        raise ValueError(f"{name}: expected a row for each sequence, as long as it")
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=dtype), *flat]))
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
@@ -244,12 +299,14 @@ def ragged_positions(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> N
 
 
 def take_rows(
-    values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.integer[Any]], *, without_last: bool = False
-) -> PackedRows:
-    """Gather rows of a ragged column, each without its last item where `without_last`."""
+    values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.integer[Any]], *,
+    without_last: int = 0, columns: EventColumns = NO_COLUMNS,
+) -> PackedRows:  # fmt: skip
+    """Gather rows of a ragged column, and of those beside it; each without so many of its last items."""
     starts = offsets[rows]
-    lengths = offsets[rows + 1] - starts - int(without_last)
-    return PackedRows(values[ragged_positions(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    lengths = offsets[rows + 1] - starts - without_last
+    places = ragged_positions(starts, lengths)
+    return PackedRows(values[places], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), columns[places])
 
 
 def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
@@ -258,4 +315,5 @@ def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
         return parts[0]
     lengths = np.concatenate([np.diff(part.offsets) for part in parts]) if parts else np.zeros(0, dtype=np.int64)
     values = np.concatenate([part.values for part in parts]) if parts else np.zeros(0, dtype=np.int32)
-    return PackedRows(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return PackedRows(values, offsets, EventColumns.concatenate([part.columns for part in parts]))

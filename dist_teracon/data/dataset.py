@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.cache import Columns, cache_folder, cached_columns
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.data.schema import (
     FIRST_ITEM,
+    TYPES_FILE,
     DatasetInfo,
     FileEntry,
     Split,
@@ -74,12 +76,14 @@ class Shard:
         values: int32 [N], item indices.
         offsets: int64 [U + 1].
         targets: int32 [U], items of each sequence that a next-item task predicts: those after its first that are in the vocabulary.
+        columns: What is read of the events beside their items.
     """
 
     user_hash: NDArray[np.uint64]
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
     targets: NDArray[np.int32]
+    columns: EventColumns = NO_COLUMNS
 
 
 class Dataset:
@@ -97,6 +101,7 @@ class Dataset:
         self.uri = uri
         self.info: DatasetInfo = read_dataset_info(uri)
         self._cache: Path | None = cache_folder() if (self.info.events >= CACHE_FROM if cached is None else cached) else None
+        self._read_columns: tuple[str, ...] = self.info.history.names
         self._shards: dict[int, Shard] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
         self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
@@ -105,9 +110,32 @@ class Dataset:
     def shard(self, index: int) -> Shard:
         """Return a shard's users."""
         if index not in self._shards:
-            path = users_file(index)
-            self._shards[index] = Shard(**self._columns(path, _SHARD, lambda: _users_columns(self.table(path, ["user_hash", "sequence"]))))
+            path, beside = users_file(index), self.info.history.names
+            found = self._columns(
+                path, (*_SHARD, *beside), lambda: _users_columns(self.table(path, ["user_hash", "sequence", *beside]), beside)
+            )
+            columns = EventColumns(**{name: found.pop(name) for name in beside}).only(self._read_columns)
+            self._shards[index] = Shard(**found, columns=columns)
         return self._shards[index]
+
+    def read_columns(self, names: Iterable[str]) -> None:
+        """Read of the events, beside their items, these columns alone from here on (`DatasetInfo.history.names` by default)."""
+        self._read_columns = tuple(names)
+        assert set(self._read_columns) <= set(self.info.history.names), names
+        self._shards.clear()
+
+    def behind(self, task: str, split: Split) -> int:
+        """Return how many items of a user's sequence stand behind what a task's examples of a split are about (`SplitRule.behind`)."""
+        return self.info.split.behind(split) if self.info.task(task).predicts_next else 0
+
+    def next_targets(self, index: int, *, behind: int) -> NDArray[np.int32]:
+        """Return how many known items a next-item task predicts of each of a shard's sequences without its last ones: int32 [U]."""
+        shard = self.shard(index)
+        if not behind:
+            return shard.targets
+        known = ragged.offsets_of(shard.values >= FIRST_ITEM)
+        starts, ends = shard.offsets[:-1] + 1, shard.offsets[1:] - behind
+        return (known[np.maximum(starts, ends)] - known[np.minimum(starts, shard.offsets[1:])]).astype(np.int32)
 
     def forget(self, index: int) -> None:
         """Drop a shard's users from memory, where each shard is read once."""
@@ -154,6 +182,10 @@ class Dataset:
         """Return a vocabulary, `items` or a task's."""
         return self.table(vocabulary_file(name))
 
+    def types(self) -> list[str | None]:
+        """Return the names of the events' types by number, None for the unknown one; nothing where they are not kept."""
+        return self.table(TYPES_FILE)["type"].to_pylist() if self.info.history.types else []
+
     def table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Return columns of a file of the data set, all where None."""
         return pq.read_table(bytes_io.BytesIO(self.content(path)), columns=columns)
@@ -187,7 +219,8 @@ class Dataset:
             if task.predicts_next:
                 shard = self.shard(index)
                 starts = shard.offsets[train.users] + 1  # the first item of a sequence is no target
-                positions = ragged.positions(starts, shard.offsets[train.users + 1] - starts)
+                ends = shard.offsets[train.users + 1] - self.behind(name, Split.TRAIN)
+                positions = ragged.positions(starts, ends - starts)
                 targets = shard.values[positions] - np.int32(FIRST_ITEM)
                 targets = targets[targets >= 0]
             counts += np.bincount(targets, minlength=task.labels)
@@ -222,12 +255,15 @@ _SHARD = ("user_hash", "values", "offsets", "targets")
 _LABELS = ("users", "values", "offsets", "split")
 
 
-def _users_columns(table: pa.Table) -> Columns:
+def _users_columns(table: pa.Table, beside: Sequence[str]) -> Columns:
     sequence = table["sequence"].combine_chunks()
     values, offsets = sequence.flatten().to_numpy().astype(np.int32, copy=False), _offsets(sequence)
     known = ragged.offsets_of(values >= FIRST_ITEM)
     targets = known[offsets[1:]] - known[np.minimum(offsets[:-1] + 1, offsets[1:])]
-    return {"user_hash": table["user_hash"].to_numpy(), "values": values, "offsets": offsets, "targets": targets.astype(np.int32)}
+    columns = {name: table[name].combine_chunks().flatten().to_numpy() for name in beside}
+    return {
+        "user_hash": table["user_hash"].to_numpy(), "values": values, "offsets": offsets, "targets": targets.astype(np.int32), **columns
+    }  # fmt: skip
 
 
 def _labels_columns(table: pa.Table) -> Columns:

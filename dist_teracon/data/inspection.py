@@ -154,5 +154,5 @@ class _Reader:
 
     def _label(self, task: Task, value: int) -> str:
         if task.predicts_next:
-            return f"{self._item(value + FIRST_ITEM)} (the last item)"
+            return self._item(value + FIRST_ITEM) + (" (the last item)" if self.info.split.by != "last" else "")
         return readable(self._names(task.name)[value].as_py())

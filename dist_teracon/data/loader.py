@@ -8,7 +8,7 @@ Legend: S shards, R rows of a shard, T steps of an epoch, E examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards, share_rows
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
 from dist_teracon.data.dataset import Dataset, Labels
+from dist_teracon.data.event_columns import EventColumns
 from dist_teracon.data.prefetch import prefetch
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
 from dist_teracon.hashing import mix64, stable_hash
@@ -71,6 +72,7 @@ class TrainingLoader:
         self._next = any(task.predicts_next for task in tasks)
         if self._next and len(tasks) > 1:
             raise ValueError("a next-item task is trained at all positions and cannot be joined with others")
+        self._behind = dataset.behind(tasks[0].name, Split.TRAIN) if self._next else 0
         self._ranks, self._rank = [rank] if shared_by is None else sorted(shared_by), rank
         owner = {shard: place for place, member in enumerate(self._ranks) for shard in own_shards(dataset.info.shards, member, world_size)}
         self._owner = dict(sorted(owner.items()))
@@ -107,8 +109,8 @@ class TrainingLoader:
         labels = [self.dataset.labels(task.name, shard).of(Split.TRAIN) for task in self.tasks]
         users = labels[0].users if len(labels) == 1 else np.unique(np.concatenate([part.users for part in labels]))
         if self._next:
-            data = self.dataset.shard(shard)
-            return _ShardRows(users, [data.targets[users]], [data.offsets[users]], [data.values])
+            data, targets = self.dataset.shard(shard), self.dataset.next_targets(shard, behind=self._behind)
+            return _ShardRows(users, [targets[users]], [data.offsets[users]], [data.values])
         counts, starts = [], []
         for part in labels:
             count = np.zeros(users.shape[0], dtype=np.int32)
@@ -162,7 +164,7 @@ class TrainingLoader:
                 step=step,
                 steps=plan.steps,
                 dropout_key=None if hashes is None else self._dropout_key(hashes[low:high], plan.epoch, step),
-            )
+            ).with_columns(packed.columns[offsets[0] : offsets[-1]])
 
     def _shared(
         self, picked: Sequence[tuple[int, NDArray[np.int32]]], step_of_row: NDArray[np.int64], steps: int
@@ -195,9 +197,11 @@ class TrainingLoader:
         for shard, rows in picked:
             data, users = self.dataset.shard(shard), self._rows[shard].users[rows]
             starts = data.offsets[users]
-            parts.append((data.values, starts, data.offsets[users + 1] - starts))
-        values, offsets = _gather_ragged(parts, order)
-        return PackedRows(values, offsets)
+            columns = {"items": data.values, **{name: getattr(data.columns, name) for name in data.columns.names}}
+            parts.append((columns, starts, data.offsets[users + 1] - self._behind - starts))
+        gathered, offsets = _gather_ragged(parts, order)
+        items = gathered.pop("items", np.zeros(0, dtype=np.int32))
+        return PackedRows(items, offsets, EventColumns(**gathered))
 
     def _examples(
         self, task: int, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]
@@ -206,9 +210,9 @@ class TrainingLoader:
         parts = []
         for shard, rows in picked:
             of_shard = self._rows[shard]
-            parts.append((of_shard.values[task], of_shard.starts[task][rows], of_shard.counts[task][rows].astype(np.int64)))
-        labels, offsets = _gather_ragged(parts, order)
-        return np.repeat(np.arange(order.shape[0]), np.diff(offsets)), labels
+            parts.append(({"labels": of_shard.values[task]}, of_shard.starts[task][rows], of_shard.counts[task][rows].astype(np.int64)))
+        gathered, offsets = _gather_ragged(parts, order)
+        return np.repeat(np.arange(order.shape[0]), np.diff(offsets)), gathered.get("labels", np.zeros(0, dtype=np.int32))
 
 
 class Epoch:
@@ -258,6 +262,7 @@ class EvaluationBatches:
         mask_index: The task's.
         batch: Users at a time.
         labels: Of each of the rank's shards.
+        without_last: Items at the end of a user's sequence that are not read: a next item's label, and what stands behind it.
     """
 
     dataset: Dataset
@@ -265,6 +270,7 @@ class EvaluationBatches:
     mask_index: int
     batch: int
     labels: dict[int, Labels]
+    without_last: int = 0
 
     def __len__(self) -> int:
         return sum(-(-part.users.shape[0] // self.batch) for part in self.labels.values())
@@ -275,7 +281,7 @@ class EvaluationBatches:
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
-                rows = take_rows(data.values, data.offsets, users, without_last=self.task.predicts_next)
+                rows = take_rows(data.values, data.offsets, users, without_last=self.without_last, columns=data.columns)
                 index = torch.from_numpy(np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]]))
                 labels = torch.from_numpy(part.values[begin:end].astype(np.int64))
                 yield PackedBatch(
@@ -285,7 +291,7 @@ class EvaluationBatches:
                     positions="last",
                     examples=(Examples(self.task.name, index, labels, 0),),
                     user_hash=data.user_hash[users],
-                )
+                ).with_columns(rows.columns)
 
 
 def evaluation_batches(
@@ -310,7 +316,8 @@ def evaluation_batches(
     labels = {shard: dataset.labels(task.name, shard).of(split) for shard in read}
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
-    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own})
+    without_last = int(task.predicts_next) + dataset.behind(task.name, split)
+    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own}, without_last)
 
 
 def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, seed: int, gather: Gather | None) -> dict[int, Labels]:
@@ -339,20 +346,21 @@ def _least(hashed: NDArray[Any], shards: NDArray[Any], rows: NDArray[Any], most:
 
 
 def _gather_ragged(
-    parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]], order: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Gather rows of several flat columns, each given by starts and lengths, and lay them in `order`: values int32 and offsets."""
+    parts: Sequence[tuple[Mapping[str, NDArray[Any]], NDArray[np.int64], NDArray[np.int64]]], order: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    """Gather rows of several flat columns, each part given by starts and lengths, and lay them in `order`: the columns, and offsets."""
     lengths = _joined([part[2] for part in parts], np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
     place = np.empty_like(lengths)
     place[order] = offsets[:-1]
-    values = np.empty(int(offsets[-1]), dtype=np.int32)
+    gathered = {name: np.empty(int(offsets[-1]), dtype=column.dtype) for name, column in (parts[0][0] if parts else {}).items()}
     first = 0
-    for column, starts, sizes in parts:
-        there = place[first : first + sizes.shape[0]]
-        values[ragged_positions(there, sizes)] = column[ragged_positions(starts, sizes)]
+    for columns, starts, sizes in parts:
+        there, here = ragged_positions(place[first : first + sizes.shape[0]], sizes), ragged_positions(starts, sizes)
+        for name, column in columns.items():
+            gathered[name][there] = column[here]
         first += sizes.shape[0]
-    return values, offsets
+    return gathered, offsets
 
 
 def _inputs_and_targets(rows: PackedRows) -> tuple[PackedRows, NDArray[np.int32]]:
@@ -361,7 +369,7 @@ def _inputs_and_targets(rows: PackedRows) -> tuple[PackedRows, NDArray[np.int32]
     last = first.copy()
     first[rows.offsets[:-1]] = False
     last[rows.offsets[1:] - 1] = False
-    inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]))
+    inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]), rows.columns[last])
     return inputs, rows.values[first] - np.int32(FIRST_ITEM)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal, cast
 from urllib.parse import parse_qsl, urlencode
 
 from dist_teracon.console import Log, no_log
@@ -20,16 +21,16 @@ def _split_of(uri: str) -> tuple[str, SplitRule]:
     parameters = parse_qsl(query, keep_blank_values=True)
     chosen = dict(parameters)
     by, seed = chosen.get("split", "users"), chosen.get("split_seed", "0")
-    if by not in ("users", "rows") or not (seed.isascii() and seed.isdecimal()):
-        raise ConfigError(f"'{uri}': expected split=users or rows and a whole number as split_seed, got '{by}' and '{seed}'")
+    if by not in ("users", "rows", "last") or not (seed.isascii() and seed.isdecimal()):
+        raise ConfigError(f"'{uri}': expected split=users, rows or last and a whole number as split_seed, got '{by}' and '{seed}'")
     rest = urlencode([(key, value) for key, value in parameters if key not in ("split", "split_seed")])
-    return f"{name}?{rest}" if rest else name, SplitRule(by="rows" if by == "rows" else "users", seed=int(seed))
+    return f"{name}?{rest}" if rest else name, SplitRule(by=cast("Literal['users', 'rows', 'last']", by), seed=int(seed))
 
 
 def open_dataset(uri: str, *, log: Log = no_log) -> Dataset:
     """Open a data set; `synthetic:six-tasks-v1?users=2000` is prepared in the cache folder if it is not there yet.
 
-    A synthetic one takes `split=users|rows` and `split_seed=N` besides its own parameters, as in `…?users=4000&split_seed=1`.
+    A synthetic one takes `split=users|rows|last` and `split_seed=N` besides its own parameters, as in `…?users=4000&split_seed=1`.
 
     Raises:
         ConfigError: there is no such synthetic data set, or no such split.

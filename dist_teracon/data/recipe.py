@@ -52,9 +52,30 @@ class _Part(BaseModel):
         return value
 
 
-def _without_default_repeats(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a part's fields without `repeats: true`, so that recipes without the field are stored, and hashed, as ever."""
-    return {name: value for name, value in values.items() if name != "repeats" or not value}
+# Fields that came later, with their defaults, as JSON has them.
+_LATER = {"repeats": True, "keep": []}
+
+
+def _without_later_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a part's fields without `repeats: true` and the like, so that recipes without them are stored, and hashed, as ever."""
+    return {name: value for name, value in values.items() if name not in _LATER or _as_json(value) != _LATER[name]}
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _kept(value: Any) -> Any:
+    """Return which columns of events to keep: a name alone for a list of it, each once, in a fixed order."""
+    if value == "all":
+        return value
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(name in _KEEPABLE for name in given):
+        raise ValueError("expected [time, type], one of them, or all")
+    return [name for name in _KEEPABLE if name in given]
+
+
+_KEEPABLE = ("time", "type")
 
 
 class EventFilter(_Part):
@@ -88,6 +109,7 @@ class HistoryRule(_Part):
         minimum: Users with fewer are dropped.
         min_count: Items with fewer occurrences in all sequences count as unseen.
         repeats: Whether a user may take an item twice; where not, the first task's ranking leaves out what a history holds.
+        keep: What of events is kept beside their items: `time`, `type`; `all` takes what the source has.
     """
 
     events: EventFilter = EventFilter()
@@ -96,10 +118,15 @@ class HistoryRule(_Part):
     minimum: int = Field(default=1, ge=1, le=_MOST)
     min_count: int = Field(default=1, ge=1, le=_MOST)
     repeats: bool = True
+    keep: Annotated[tuple[Literal["time", "type"], ...] | Literal["all"], BeforeValidator(_kept)] = ()
 
     @model_serializer(mode="wrap")
     def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_default_repeats(serialize(self))
+        return _without_later_defaults(serialize(self))
+
+    def keeps(self, column: Literal["time", "type"]) -> bool:
+        """Return whether a column of events is kept where the source has it."""
+        return self.keep == "all" or column in self.keep
 
 
 class ItemTask(_Part):
@@ -136,7 +163,7 @@ class ItemTask(_Part):
 
     @model_serializer(mode="wrap")
     def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_default_repeats(serialize(self))
+        return _without_later_defaults(serialize(self))
 
 
 class ProfileTask(_Part):
@@ -172,7 +199,7 @@ class ProfileTask(_Part):
 class SplitPart(_Part):
     """How examples are split; see `SplitRule`. The seed is the recipe's where it is left out."""
 
-    by: Literal["users", "rows"] = "users"
+    by: Literal["users", "rows", "last"] = "users"
     seed: int | None = Field(default=None, ge=0)
     train: float = Field(default=0.8, gt=0, lt=1)
     validation: float = Field(default=0.05, gt=0, lt=1)
@@ -308,8 +335,8 @@ class Recipe(_Part):
                 raise ValueError(_differ_in_case(first, name))
         return value
 
-    def split_rule(self, by: Literal["users", "rows"] | None = None) -> SplitRule:
-        """Return the split of the recipe, by users or rows as `by` has it where it is given."""
+    def split_rule(self, by: Literal["users", "rows", "last"] | None = None) -> SplitRule:
+        """Return the split of the recipe, by what `by` has where it is given."""
         part = self.split.model_dump()
         return SplitRule(**{**part, "by": by or part["by"], "seed": self.seed if part["seed"] is None else part["seed"]})
 

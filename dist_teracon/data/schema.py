@@ -5,14 +5,17 @@ On disk (a folder or URI):
     dataset.json                      this description; its checksum names the version of the data set
     vocab/items.parquet               item (string) · index (int32) · count (int64)     index 0 reserved, 1 = unseen item
     vocab/<task>.parquet              label (string) · index (int32) · count (int64)    index from 0
+    vocab/_types.parquet              type (string) · index (int32) · count (int64)     index 0 = unknown; where types are kept
     users/shard-00042.parquet         user_id (string) · user_hash (uint64) · sequence (list<int32>, unpadded, oldest first)
+                                      and where they are kept: times (list<int64>, s) · types (list<int32>)
     tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label)
 
 The name of a task's folder and vocabulary is `folder_of` its name: the same for plain names, a short one for those of other scripts.
 
 `user_hash` is a stable 64-bit hash of the user's identity; shard, split and the pools of pseudo-labels follow from it, so that
 users of one group (equal sequences, where a source has no user ids) stay together.
-A task of kind `next` predicts the item that follows: its label is the class of the sequence's last item, `item index − 2`.
+A task of kind `next` predicts the item that follows: its label is the class of the sequence's last item, `item index − 2`; under a split
+by `last` its labels are those of the last three, one a split.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ from dist_teracon import io
 from dist_teracon.errors import DataError, nearest
 from dist_teracon.hashing import plain_name
 
+# Of `dataset.json`; the second one has more than items in its histories, or a split that an earlier program would misread.
 FORMAT_VERSION = 1
+FORMAT_WITH_MORE = 2
+TYPES_FILE = "vocab/_types.parquet"  # no task's: the short names of tasks have a hash
 UNSEEN_ITEM = 1
 FIRST_ITEM = 2
 
@@ -81,19 +87,43 @@ class SplitRule:
     """How examples were split.
 
     Attributes:
-        by: `users`: one split by user, the same for all tasks, so that no task's test item leaks; `rows`: each task by example.
+        by: `users`: one split by user, the same for all tasks, so that no task's test item leaks; `rows`: each task by example; `last`:
+            the first task is trained on every user's items but the last two, of which the first is for validation and the second for
+            the test; other tasks by users.
         seed: Seed of the order in which users (or rows) are cut.
         train, validation, test: Shares, adding up to 1.
         folds, fold: Cross-fitting: `fold` shifts the test window by 1/folds; (1, 0) is a plain split.
     """
 
-    by: Literal["users", "rows"] = "users"
+    by: Literal["users", "rows", "last"] = "users"
     seed: int = 0
     train: float = 0.8
     validation: float = 0.05
     test: float = 0.15
     folds: int = 1
     fold: int = 0
+
+    def behind(self, split: Split) -> int:
+        """Return how many items stand behind the label of a first task's example of a split, which it must not read."""
+        return {Split.TRAIN: 2, Split.VALIDATION: 1, Split.TEST: 0}[split] if self.by == "last" else 0
+
+
+@dataclass(frozen=True)
+class HistoryColumns:
+    """What histories hold beside items.
+
+    Attributes:
+        times: Whether they hold times.
+        types: Number of types, the unknown one included; 0 where they hold none.
+    """
+
+    times: bool = False
+    types: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return (*(["times"] if self.times else []), *(["types"] if self.types else []))
 
 
 @dataclass(frozen=True)
@@ -121,6 +151,7 @@ class DatasetInfo:
         notes: Facts for the reader of a report, as rejected rows by kind or groups of equal sequences; `matched` counts what filters,
             joins and labels kept and left out. The fingerprint does not depend on them.
         parent: SHA-256 of the version that this one extends.
+        history: What histories hold beside items.
     """
 
     name: str
@@ -136,6 +167,7 @@ class DatasetInfo:
     notes: dict[str, Any] = field(default_factory=dict)
     parent: str | None = None
     format_version: int = FORMAT_VERSION
+    history: HistoryColumns = HistoryColumns()
 
     def task(self, name: str) -> Task:
         """Return the task of that name.
@@ -176,15 +208,21 @@ class DatasetInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values, with a checksum of them."""
-        value = asdict(self)
+        value = self._values()
         return {**value, "checksum": _checksum(value)}
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the description without its notes, and through the files' checksums of the whole data set."""
-        value = asdict(self)
+        value = self._values()
         del value["notes"]  # what is told of the raw data is no data
         return _checksum(value)
+
+    def _values(self) -> dict[str, Any]:
+        value = asdict(self)
+        if self.history == HistoryColumns():  # so that data sets of items alone have the fingerprint that they always had
+            del value["history"]
+        return value
 
 
 def _checksum(value: dict[str, Any]) -> str:
@@ -225,8 +263,9 @@ def read_dataset_info(uri: str) -> DatasetInfo:
         raise DataError(f"{uri}: no data set there (dataset.json is missing); make one with `dist-teracon prepare`")
     value = io.read_json(where)
     version = value.get("format_version") if isinstance(value, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; prepare the data set again")
+    if version not in (FORMAT_VERSION, FORMAT_WITH_MORE):
+        known = f"{FORMAT_VERSION} and {FORMAT_WITH_MORE}"
+        raise DataError(f"{where}: format version {version!r}, this program reads {known}; prepare the data set again")
     try:
         return info_from_json(cast("dict[str, Any]", value))
     except DataError as error:
@@ -251,4 +290,5 @@ def info_from_json(value: dict[str, Any]) -> DatasetInfo:
         for entry in value["tasks"]
     )
     files = {path: FileEntry(**entry) for path, entry in value["files"].items()}
-    return DatasetInfo(**{**value, "tasks": tasks, "files": files, "split": SplitRule(**value["split"])})
+    history = HistoryColumns(**value.get("history", {}))
+    return DatasetInfo(**{**value, "tasks": tasks, "files": files, "split": SplitRule(**value["split"]), "history": history})

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.data.schema import TaskKind
 
 Int = NDArray[np.int64]
@@ -44,6 +45,7 @@ class ShardRows:
         offsets: int64 [U + 1].
         next_users: bool [U], who takes part in the first task; None for all.
         labels: One a later task, in their order.
+        columns: What there is of the events beside their items; the same columns in every shard.
     """
 
     user_ids: Any
@@ -52,6 +54,7 @@ class ShardRows:
     offsets: Int
     next_users: NDArray[np.bool_] | None
     labels: Sequence[ShardLabels]
+    columns: EventColumns = NO_COLUMNS
 
 
 class ShardSource(Protocol):
@@ -61,6 +64,8 @@ class ShardSource(Protocol):
         name, next_task, length_limit, source, notes: As in `Tables`.
         items: The catalogue in its order, a sequence of names or an Arrow string array.
         tasks: The later tasks in order.
+
+    A source whose events have types also has `types`, their names in the order of their numbers, from 1 on.
     """
 
     name: str

@@ -63,7 +63,8 @@ def _left_out(dataset: Dataset, task: Task, parts: Sequence[Labels]) -> LeftOut:
     found = []
     for shard, part in enumerate(parts):
         data = dataset.shard(shard)
-        rows = take_rows(data.values, data.offsets, part.users, without_last=task.predicts_next)
+        without_last = int(task.predicts_next) + dataset.behind(task.name, Split.TEST)
+        rows = take_rows(data.values, data.offsets, part.users, without_last=without_last)
         label_of_item = dataset.label_of_item(task.name)
         assert label_of_item is not None
         found.append(items_left_out(rows.values, rows.offsets, label_of_item))

@@ -13,7 +13,7 @@ from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import metrics_of, parse_metric
 from dist_teracon.evaluate.scorer import excludes_seen, score_task
-from dist_teracon.inference.mapped_dataset import MappedDataset, MappedEncoder, are_versions
+from dist_teracon.inference.mapped_dataset import MappedDataset, MappedEncoder, are_versions, read_event_columns
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.runtime import Runtime
 
@@ -71,11 +71,10 @@ def evaluate(
             raise ConfigError(f"--metrics: {error}") from None
     setting = model.config.evaluate.exclude_seen if exclude_seen is None else exclude_seen
     opened = open_dataset(dataset or model.config.dataset, log=log)
-    data = (
-        opened
-        if opened.info.fingerprint == model.info.fingerprint and opened.info.items == model.num_items
-        else _mapped(opened, model, log)
-    )
+    same = opened.info.fingerprint == model.info.fingerprint and opened.info.items == model.num_items
+    same &= model.num_types in (0, opened.info.history.types)
+    read_event_columns(model, opened)
+    data = opened if same else _mapped(opened, model, log)
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
     scores = []
     for task in _tasks(model, data, tasks, log):

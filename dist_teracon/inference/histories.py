@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from dist_teracon import io
 from dist_teracon.console import Log
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
-from dist_teracon.data.prepare.padding import PADDING, left_padded
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
+from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.task_builder import histories as histories_of
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
@@ -29,6 +30,7 @@ from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files
 from dist_teracon.data.sources.base import Events
 from dist_teracon.errors import DataError
+from dist_teracon.inference.event_columns import ITEMS_ALONE, ColumnReader
 from dist_teracon.inference.frames import table_of_frame
 from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.vocabulary import Vocabulary
@@ -73,19 +75,18 @@ class Histories:
 
     def between(self, first: int, end: int) -> PackedRows:
         """Return the rows of the users `first … end − 1`."""
-        offsets = self.rows.offsets[first : end + 1]
-        return PackedRows(self.rows.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+        return self.rows.between(first, end)
 
     def of(self, users: Sequence[int]) -> PackedRows:
         """Return the rows of some users."""
-        return PackedRows(*ragged.take(self.rows.values, self.rows.offsets, np.asarray(users, dtype=np.int64)))
+        return self.rows.take(np.asarray(users, dtype=np.int64))
 
     def take(self, users: Sequence[int]) -> Histories:
         """Return the histories of some users."""
         rows = np.asarray(users, dtype=np.int64)
         return Histories(
             rows=self.of(users),
-            seen=PackedRows(*ragged.take(self.seen.values, self.seen.offsets, rows)),
+            seen=self.seen.take(rows),
             users=None if self.users is None else self.users.take(pa.array(rows)),
             events=self.events[rows],
             strange=self.strange[rows],
@@ -94,10 +95,9 @@ class Histories:
 
     def slice(self, first: int, end: int) -> Histories:
         """Return the histories of the users `first … end − 1`."""
-        offsets = self.seen.offsets[first : end + 1]
         return Histories(
             rows=self.between(first, end),
-            seen=PackedRows(self.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0]),
+            seen=self.seen.between(first, end),
             users=None if self.users is None else self.users[first:end],
             events=self.events[first:end],
             strange=self.strange[first:end],
@@ -121,13 +121,15 @@ class HistoryReader:
         info: The description of the data set.
         items: Names of the items.
         known: Rows of the model's item table; items behind it came later and count as unknown.
+        reads: What the model reads of events beside their items.
 
     Attributes:
         padding: Index of the item that fills histories up to the length; None where they are not filled up.
+        reads: As given.
     """
 
-    def __init__(self, info: DatasetInfo, items: Vocabulary, *, known: int) -> None:
-        self._items, self._known = items, known
+    def __init__(self, info: DatasetInfo, items: Vocabulary, *, known: int, reads: ColumnReader = ITEMS_ALONE) -> None:
+        self._items, self._known, self.reads = items, known, reads
         self.recipe = _recipe_of(info)
         self.length = info.length_limit
         self.rule: HistoryRule = self.recipe.history
@@ -139,11 +141,13 @@ class HistoryReader:
         Args:
             histories: Lists of raw ids, a list a user, oldest first; an Arrow array or a pandas Series of lists; or events, to which the
                 recipe's filters and order in time apply: an Arrow table or pandas DataFrame with the columns user, item and, where there
-                are any, timestamp, type, value; the path or URI of a file or folder of such events.
+                are any, timestamp, type, value; the path or URI of a file or folder of such events. A model that reads times or types
+                of events takes, beside events, lists of `{"item": …, "time": …, "type": …}`, times in seconds since 1970 or datetimes.
             dates: Whether the recipe's `from` and `until` apply to events.
 
         Raises:
-            DataError: a history is empty or no list, or an id is neither a text nor a whole number.
+            DataError: a history is empty or no list, an id is neither a text nor a whole number, or the model reads times or types of
+                events that are not there.
             ConfigError: the rule reads a column that the events do not have.
         """
         if isinstance(histories, Histories):
@@ -163,24 +167,29 @@ class HistoryReader:
                 return replace(self._from_events(events, dates=dates, bad=context.bad.counts), told=tuple(lines))
         return self._from_python(histories) if _is_python(histories) else self._from_arrow(histories)
 
-    def of_indices(self, values: NDArray[np.int32], offsets: NDArray[np.int64], *, users: pa.Array | None = None) -> Histories:
+    def of_indices(
+        self, values: NDArray[np.int32], offsets: NDArray[np.int64], *, users: pa.Array | None = None, columns: EventColumns = NO_COLUMNS
+    ) -> Histories:
         """Return histories of item indices of the model's own numbering, as a data set's shard holds them, padded or not."""
         own = np.where(values < self._known, values, np.int32(UNSEEN_ITEM)).astype(np.int32)
         if self.padding is not None:
+            columns = columns[own != self.padding]
             own, offsets = ragged.keep(own, offsets, own != self.padding)
         cut, cut_offsets = ragged.last(own, offsets, limit=self.length)
         strange = _count_true(cut == UNSEEN_ITEM, cut_offsets)
-        return Histories(self._padded(cut, cut_offsets), PackedRows(own, offsets), users, np.diff(cut_offsets), strange)
+        rows = self._padded(cut, cut_offsets, columns.last(offsets, limit=self.length))
+        return Histories(rows, PackedRows(own, offsets), users, np.diff(cut_offsets), strange)
 
-    def _padded(self, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> PackedRows:
+    def _padded(self, values: NDArray[np.int32], offsets: NDArray[np.int64], columns: EventColumns) -> PackedRows:
         if self.padding is not None:
+            columns = padded_columns(columns, offsets, length=self.length)
             values, offsets = left_padded(values, offsets, length=self.length, padding=self.padding)
-        return PackedRows(values, offsets)
+        return PackedRows(values, offsets, columns)
 
     @property
     def _reading(self) -> Recipe:
-        """The recipe without its tasks, whose columns are not needed."""
-        return self.recipe.model_copy(update={"tasks": {}})
+        """The recipe without its tasks, whose columns are not needed, and with the columns of events that the model reads."""
+        return self.recipe.model_copy(update={"tasks": {}, "history": self.rule.model_copy(update={"keep": self.reads.keep})})
 
     def _from_uri(self, uri: str, *, dates: bool) -> Histories:
         # the recipe's names of files are those of a folder
@@ -198,7 +207,8 @@ class HistoryReader:
         beyond = len(histories_of(any_time, events)[1]) - len(ordered) if dates and undated != self.rule.events else 0
         codes = self._items.indices(pa.array(events.item.names, pa.string()))
         chosen = events.item.codes[ordered]
-        made = self._made(codes[chosen], offsets, lambda places: [events.item.names[code] for code in chosen[places]])
+        columns = self.reads.of_events(events, ordered)
+        made = self._made(codes[chosen], offsets, columns, lambda places: [events.item.names[code] for code in chosen[places]])
         times = None if events.timestamp is None else events.timestamp[ordered[offsets[1:] - 1]]
         dropped = {
             "users without an event that fits the recipe's history": len(events.user.names) - len(users),
@@ -213,15 +223,19 @@ class HistoryReader:
         # not through Arrow, which imports pandas for Python's lists: one user's history is read in microseconds
         lists = _python_lists(histories)
         offsets = _filled(ragged.offsets_of([len(history) for history in lists]))
-        flat = [value.strip() if isinstance(value, str) else id_text(value) for history in lists for value in history]
+        events = [event for history in lists for event in history]
+        columns = self.reads.of_mappings(events)
+        items = [event.get("item") if isinstance(event, Mapping) else event for event in events]
+        flat = [value.strip() if isinstance(value, str) else id_text(value) for value in items]
         codes = np.fromiter((self._items.index(value) for value in flat), np.int64, len(flat))
-        return self._made(codes, offsets, lambda places: [flat[place] for place in places.tolist()])
+        return self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()])
 
     def _from_arrow(self, lists: Any) -> Histories:
         flat, offsets = _arrow_lists(lists)
-        return self._made(self._items.indices(flat), _filled(offsets), lambda places: flat.take(pa.array(places)).to_pylist())
+        columns = self.reads.of_mappings([None] * min(1, len(flat)))
+        return self._made(self._items.indices(flat), _filled(offsets), columns, lambda places: flat.take(pa.array(places)).to_pylist())
 
-    def _made(self, codes: NDArray[np.int64], offsets: NDArray[np.int64], names: Any) -> Histories:
+    def _made(self, codes: NDArray[np.int64], offsets: NDArray[np.int64], columns: EventColumns, names: Any) -> Histories:
         """Return histories of item indices, −1 for unknown ones; `names` gives the names at some places of `codes`."""
         strange = (codes < FIRST_ITEM) | (codes >= self._known)
         values = np.where(strange, UNSEEN_ITEM, codes).astype(np.int32)
@@ -229,7 +243,8 @@ class HistoryReader:
         strange_cut, _ = ragged.last(strange, offsets, limit=self.length)
         some = np.flatnonzero(strange)[: 20 * _SHOWN]
         few = tuple(dict.fromkeys(names(some)))[:_SHOWN] if len(some) else ()
-        rows, counts = self._padded(cut, cut_offsets), _count_true(strange_cut, cut_offsets)
+        rows = self._padded(cut, cut_offsets, columns.last(offsets, limit=self.length))
+        counts = _count_true(strange_cut, cut_offsets)
         return Histories(rows, PackedRows(values, offsets), None, np.diff(cut_offsets), counts, unknown_items=few)
 
 

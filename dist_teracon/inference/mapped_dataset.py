@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from torch import Tensor
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset, Labels, Shard
-from dist_teracon.data.prepare.padding import PADDING, left_padded
+from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
 from dist_teracon.errors import DataError
@@ -38,6 +39,27 @@ def item_map(model: PretrainedModel, dataset: Dataset) -> NDArray[np.int32]:
     return np.where((own < 0) | (own >= model.num_items), np.int32(UNSEEN_ITEM), own).astype(np.int32)
 
 
+def read_event_columns(model: PretrainedModel, dataset: Dataset) -> None:
+    """Let a data set read of the events what the model reads, and nothing else.
+
+    Raises:
+        DataError: it does not keep it.
+    """
+    if lacks := [name for name in model.event_columns if name not in dataset.info.history.names]:
+        raise DataError(
+            f"{dataset.uri}: keeps no {lacks[0]} of events, which the model reads (model.event_features); prepare it with "
+            f"history.keep: [{lacks[0].removesuffix('s')}] in the recipe"
+        )
+    dataset.read_columns(model.event_columns)
+
+
+def type_map(model: PretrainedModel, dataset: Dataset) -> NDArray[np.int32]:
+    """Return the model's number of each of a data set's types of events, int32 [types]; the unknown type for those it does not know."""
+    if not model.num_types:
+        return np.zeros(dataset.info.history.types, dtype=np.int32)
+    return model.reader.reads.numbers(pa.array(dataset.types(), pa.string()))
+
+
 def padding_of(dataset: Dataset) -> int | None:
     """Return the index of the item that fills up a data set's sequences, None where they are not filled up."""
     if dataset.info.notes.get("padding") != "token":
@@ -56,9 +78,11 @@ class MappedDataset(Dataset):
     """
 
     def __init__(self, inner: Dataset, model: PretrainedModel) -> None:
+        read_event_columns(model, inner)
         self.uri, self._inner, self._model = inner.uri, inner, model
         self._item_map = item_map(model, inner)
         self._versions = are_versions(model.info, inner.info)
+        self._type_map = type_map(model, inner)
         self._limit = model.info.length_limit
         # the data set's own padding is taken off, and the model's put on
         self._own_padding = padding_of(inner)
@@ -70,13 +94,18 @@ class MappedDataset(Dataset):
     def shard(self, index: int) -> Shard:
         """Return a shard's users, their sequences cut to the model's length."""
         found = self._inner.shard(index)
-        values, offsets = found.values, found.offsets
+        values, offsets, columns = found.values, found.offsets, found.columns
+        if columns.types is not None:
+            columns = replace(columns, types=self._type_map[columns.types])
         if self._own_padding is not None:
+            columns = columns[values != self._own_padding]
             values, offsets = ragged.keep(values, offsets, values != self._own_padding)
+        columns = columns.last(offsets, limit=self._limit)
         values, offsets = ragged.last(self._item_map[values], offsets, limit=self._limit)
         if (padding := self._model.reader.padding) is not None:
+            columns = padded_columns(columns, offsets, length=self._limit)
             values, offsets = left_padded(values, offsets, length=self._limit, padding=padding)
-        return replace(found, values=values, offsets=offsets)
+        return replace(found, values=values, offsets=offsets, columns=columns)
 
     def read_shard(self, index: int) -> Shard:
         """Return a shard's users as `shard`, without keeping the shard in memory."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +22,19 @@ from dist_teracon.config import RunConfig
 from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch, PackedRows
 from dist_teracon.data.dataset import label_of_name, next_label_of_item
+from dist_teracon.data.event_columns import EventColumns
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
 from dist_teracon.errors import ConfigError, DataError, RunError, nearest
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.scorer import excludes_seen
+from dist_teracon.inference.event_columns import ColumnReader
 from dist_teracon.inference.histories import Histories, HistoryReader
 from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.predictions import Predictions, best_labels, joined
 from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import Combine, StateEncoder, UserState
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
+from dist_teracon.models.event_embedding import columns_of
 from dist_teracon.models.network import Network
 from dist_teracon.train.restore import restore_method
 from dist_teracon.train.run_folder import RunFolder
@@ -132,7 +135,20 @@ class PretrainedModel:
     @cached_property
     def reader(self) -> HistoryReader:
         """What reads histories in raw ids."""
-        return HistoryReader(self.info, self.items, known=self.num_items)
+        types = self._vocabularies.types() if "types" in self.event_columns else None
+        reads = ColumnReader(self.event_columns, types, self.num_types)
+        return HistoryReader(self.info, self.items, known=self.num_items, reads=reads)
+
+    @property
+    def event_columns(self) -> tuple[str, ...]:
+        """What the model reads of events beside their items: `times`, `types`, or nothing."""
+        return columns_of(self.config.model.event_features)
+
+    @cached_property
+    def num_types(self) -> int:
+        """Types of events that the model has an embedding of, the unknown one included."""
+        tables = [value for name, value in self.method.state_dict().items() if name.endswith("event_embedding.type_weight")]
+        return int(tables[0].shape[0]) if tables else 0
 
     @cached_property
     def num_items(self) -> int:
@@ -249,22 +265,31 @@ class PretrainedModel:
         """
         kind, read = self.kind_of_vector(task, shared), self.histories([history])
         self.last_unknown = read.unknown
-        layers, vector = self._state_encoder(kind).start(read.rows.values)
-        return UserState(kind, self.fingerprint, read.rows.values, layers, vector, read.unknown)
+        layers, vector = self._state_encoder(kind).start(read.rows)
+        return UserState(kind, self.fingerprint, read.rows.values, layers, vector, read.unknown, read.rows.columns)
 
     def extend(self, state: UserState, item: Any) -> UserState:
         """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
 
+        Args:
+            state: What has been read.
+            item: The event's item; `{"item": …, "time": …, "type": …}` where the model reads times or types of events.
+
         Raises:
+            DataError: the event lacks a time or type that the model reads.
             ConfigError: the state is another model's.
         """
         if state.fingerprint != self.fingerprint:
             raise ConfigError(f"state: belongs to another model ({state.fingerprint[:12]}…, and this one is {self.fingerprint[:12]}…)")
-        index = self.items.index(id_text(item))
+        columns = self.reader.reads.of_mappings([item])
+        index = self.items.index(id_text(item["item"] if isinstance(item, Mapping) else item))
         known = FIRST_ITEM <= index < self.num_items
         self.last_unknown = int(not known)
-        items, layers, vector = self._state_encoder(state.kind).extend(state.items, state.layers, index if known else UNSEEN_ITEM)
-        return replace(state, items=items, layers=layers, vector=vector, unknown=state.unknown + self.last_unknown)
+        event = PackedRows(np.array([index if known else UNSEEN_ITEM], dtype=np.int32), np.array([0, 1]), columns)
+        before = PackedRows(state.items, np.array([0, len(state.items)]), state.columns)
+        rows, layers, vector = self._state_encoder(state.kind).extend(before, state.layers, event)
+        unknown = state.unknown + self.last_unknown
+        return replace(state, items=rows.values, columns=rows.columns, layers=layers, vector=vector, unknown=unknown)
 
     def _state_encoder(self, kind: str) -> StateEncoder:
         if kind not in self._state_encoders:
@@ -307,13 +332,14 @@ class PretrainedModel:
     def width(self, kind: str) -> int:
         """Return the numbers of a vector of a kind, as of `vectors`."""
         with torch.no_grad():
-            none = PackedRows(np.zeros(1, np.int32), np.array([0, 1]))
+            every = EventColumns(np.zeros(1, np.int64), np.zeros(1, np.int32))
+            none = PackedRows(np.zeros(1, np.int32), np.array([0, 1]), every.only(self.event_columns))
             return int(self.vectors(none, kind).shape[1])
 
     def _packed(self, rows: PackedRows, mask: int) -> PackedBatch:
         offsets = torch.from_numpy(rows.offsets)
         tasks = torch.full((rows.rows,), mask, dtype=torch.int32)
-        return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").to(self.device)
+        return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").with_columns(rows.columns).to(self.device)
 
     def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
         """Return what `vectors` calls the vectors of a task, or shared ones.

@@ -76,6 +76,9 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
         if not isinstance(own, Network):
             raise ConfigError(f"export-model: method '{method.name}' has no network to export")
         network = own
+    if network.backbone.event_embedding is not None:
+        features = ", ".join(model.config.model.event_features)
+        raise ConfigError(f"export-model: the model reads {features} of events (model.event_features), and an exported program items alone")
     with torch.no_grad():
         masks = method.masks()
     head = method.head(task)

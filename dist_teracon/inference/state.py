@@ -10,13 +10,15 @@ Legend: V views (masks) of one row, L positions, C channels, W numbers of a repr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dist_teracon.data.batches import PackedRows
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.models.backbone import Backbone
 
 Combine = Literal["one", "mean", "concat"]
@@ -33,6 +35,7 @@ class UserState:
         layers: The last inputs of each convolution [V, (k − 1)·d, C]; None where the backbone keeps none.
         vector: float32 [W].
         unknown: Events so far whose item the model does not know.
+        columns: What is read of the events beside their items.
     """
 
     kind: str
@@ -41,6 +44,7 @@ class UserState:
     layers: tuple[Tensor, ...] | None
     vector: NDArray[np.float32]
     unknown: int = 0
+    columns: EventColumns = NO_COLUMNS
 
     @property
     def nbytes(self) -> int:
@@ -62,39 +66,52 @@ class StateEncoder:
         self._backbone, self._masks, self._combine, self._limit = backbone, masks_VKC, combine, limit
         reach = backbone.reach
         self.streams = reach is not None
-        self._exact_when_cut = reach is not None and reach <= limit
+        # the first event of a cut history has no gap to one before it, so no output may read it
+        first = int(backbone.event_embedding is not None)
+        self._exact_when_cut = reach is not None and reach + first <= limit
 
     @torch.no_grad()
-    def start(self, items: NDArray[np.int32]) -> tuple[tuple[Tensor, ...] | None, NDArray[np.float32]]:
+    def start(self, row: PackedRows) -> tuple[tuple[Tensor, ...] | None, NDArray[np.float32]]:
         """Read a row; returns what to keep, and the vector float32 [W]."""
-        x_LC = self._embed(items)
+        x_LC = self._embed(row)
         views = 1 if self._masks is None else self._masks.shape[0]
         x_VLC = x_LC.expand(views, -1, -1)
         if self.streams:
             hidden, layers = self._backbone.stream(x_VLC, self._masks, None)
             return layers, self._vector(hidden, x_LC)
-        lengths = torch.full((1,), len(items), device=x_LC.device)
+        lengths = torch.full((1,), len(row.values), device=x_LC.device)
         each = [None] if self._masks is None else list(self._masks)
         hidden = torch.cat([self._backbone.transform_padded(x_LC[None], lengths, mask) for mask in each])
         return None, self._vector(hidden, x_LC)
 
     @torch.no_grad()
     def extend(
-        self, items: NDArray[np.int32], layers: tuple[Tensor, ...] | None, item: int
-    ) -> tuple[NDArray[np.int32], tuple[Tensor, ...] | None, NDArray[np.float32]]:
-        """Read one more item; returns the items, what to keep, and the vector."""
-        longer = np.append(items, np.int32(item)).astype(np.int32)
-        cut = len(longer) > self._limit
-        longer = longer[-self._limit :]
+        self, row: PackedRows, layers: tuple[Tensor, ...] | None, event: PackedRows
+    ) -> tuple[PackedRows, tuple[Tensor, ...] | None, NDArray[np.float32]]:
+        """Read one more event, a row of its own; returns the row with it, what to keep, and the vector."""
+        columns = EventColumns.concatenate([row.columns, event.columns])
+        items = np.append(row.values, event.values).astype(np.int32)
+        cut = len(items) > self._limit
+        length = min(len(items), self._limit)
+        longer = PackedRows(items[-length:], np.array([0, length]), columns[-length:])
         if layers is None or (cut and not self._exact_when_cut):
             return longer, *self.start(longer)
-        x_VLC = self._embed(longer[-1:]).expand(layers[0].shape[0], -1, -1)
+        x_LC = self._embed(longer)
+        x_VLC = x_LC[-1:].expand(layers[0].shape[0], -1, -1)
         hidden, kept = self._backbone.stream(x_VLC, self._masks, layers)
-        return longer, kept, self._vector(hidden, self._embed(longer))
+        return longer, kept, self._vector(hidden, x_LC)
 
-    def _embed(self, items: NDArray[np.int32]) -> Tensor:
+    def _embed(self, row: PackedRows) -> Tensor:
         weight = self._backbone.item_embedding.weight
-        return nn.functional.embedding(torch.from_numpy(items).to(weight.device), weight)
+
+        def put(values: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(weight.device)
+
+        x_LC = nn.functional.embedding(put(row.values), weight)
+        if self._backbone.event_embedding is None:
+            return x_LC
+        times, types = (None if column is None else put(column) for column in (row.columns.times, row.columns.types))
+        return x_LC + self._backbone.event_embedding(times, types, put(row.offsets))
 
     def _vector(self, hidden_VC: Tensor, x_LC: Tensor) -> NDArray[np.float32]:
         if self._backbone.pooling != "last":

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
-from dist_teracon.data.schema import FIRST_ITEM, DatasetInfo
+from dist_teracon.data.schema import FIRST_ITEM, TYPES_FILE, DatasetInfo
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.train.run_folder import RunFolder
 
@@ -78,6 +78,19 @@ class Vocabularies:
             # items of later versions come behind; they are no labels of the first task
             return Vocabulary(self.items().names[FIRST_ITEM : FIRST_ITEM + self._info.task(task).labels])
         return self._vocabulary(task, "label")
+
+    def types(self) -> Vocabulary:
+        """Return the types of events, by number.
+
+        Raises:
+            RunError: the run's copy is gone.
+        """
+        content = self._folder.types()
+        if content is None:
+            raise RunError(
+                f"{self._folder}: {TYPES_FILE} is missing, the names of events' types; was the run copied in part? copy it again"
+            )
+        return Vocabulary(pq.ParquetFile(bytes_io.BytesIO(content)).read(columns=["type"])["type"].to_pylist())
 
     def _vocabulary(self, name: str, column: str) -> Vocabulary:
         if name not in self._read:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from dist_teracon.config import ConfigModel, ModelConfig, Pooling
+from dist_teracon.config import ConfigModel, EventFeature, ModelConfig, Pooling
 from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened
 from dist_teracon.models.dropout import row_dropout
+from dist_teracon.models.event_embedding import EventEmbedding
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.pooling import mean_so_far
 
@@ -53,7 +54,8 @@ Patch = Callable[[int, Tensor, Tensor], Tensor]
 class Backbone(nn.Module, ABC):
     """Maps packed behaviour sequences to representations.
 
-    Item embeddings, dropout and pooling are here, the same for every backbone; a backbone is what stands between, `transform`.
+    Embeddings of items and events, dropout and pooling are here, the same for every backbone; a backbone is what stands between,
+    `transform`.
 
     Args:
         settings: The backbone's own, an instance of its `Settings`.
@@ -63,6 +65,8 @@ class Backbone(nn.Module, ABC):
         pooling: `last`: the representation is the last position's; `mean`: the normalised mean of the items is added to it;
             `concat`: it stands beside it.
         dropout: Rate on item embeddings and on representations, for rows with a dropout key.
+        event_features: What is read of events beside their items.
+        num_types: Types of events, the unknown one included.
 
     Attributes:
         name: In the configuration (`model.backbone.name`).
@@ -83,10 +87,13 @@ class Backbone(nn.Module, ABC):
         generator: torch.Generator,
         pooling: Pooling = "last",
         dropout: float = 0.0,
+        event_features: Sequence[EventFeature] = (),
+        num_types: int = 0,
     ) -> None:
         super().__init__()
         self.settings, self.channels, self.pooling, self.dropout = settings, channels, pooling, dropout
         self.item_embedding = ItemTable(num_items, channels, generator=generator)
+        self.event_embedding = EventEmbedding(event_features, channels, num_types=num_types) if event_features else None
 
     @property
     def output_dim(self) -> int:
@@ -201,6 +208,8 @@ class Backbone(nn.Module, ABC):
             [N, W] or [B, W]; an empty row gives zeros in its first C numbers.
         """
         x_NC = self.item_embedding(sequences.values)
+        if self.event_embedding is not None:
+            x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets)
         noise = None if dropout_key is None or not self.dropout else _RowNoise.of(sequences, dropout_key, self.dropout)
         if noise is not None:
             x_NC = noise.on_items(x_NC)
@@ -281,11 +290,15 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
     return kind, settings
 
 
-def make_backbone(model: ModelConfig, *, num_items: int, generator: torch.Generator, item_vectors: Tensor | None = None) -> Backbone:
+def make_backbone(
+    model: ModelConfig, *, num_items: int, generator: torch.Generator, item_vectors: Tensor | None = None, num_types: int = 0
+) -> Backbone:
     """Build the configured backbone with fresh weights, the items' from `item_vectors` [V, C] where there are any."""
     kind, settings = resolve_backbone(model, where="model")
+    # without features a backbone is built as ever: its own constructor need not know of them
+    events: dict[str, Any] = {"event_features": model.event_features, "num_types": num_types} if model.event_features else {}
     backbone = kind(
-        settings, num_items=num_items, channels=model.channels, generator=generator, pooling=model.pooling, dropout=model.dropout
+        settings, num_items=num_items, channels=model.channels, generator=generator, pooling=model.pooling, dropout=model.dropout, **events
     )
     if item_vectors is not None:
         with torch.no_grad():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon.data import ragged
+from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import ItemVectors
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
@@ -198,12 +199,13 @@ def _pairs(dataset: Dataset, task: Task, seed: int) -> tuple[NDArray[np.int64], 
 
 def _sequences(dataset: Dataset, task: Task, seed: int) -> list[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Return the training users' sequences, shard by shard; at most as many as the pairs allow, by a hash of the user."""
-    kept = []
+    kept, behind = [], dataset.behind(task.name, Split.TRAIN)
     picked = [(dataset.shard(shard), dataset.labels(task.name, shard).of(Split.TRAIN).users) for shard in range(dataset.info.shards)]
     events = sum(int((data.offsets[users + 1] - data.offsets[users]).sum()) for data, users in picked)
     share = min(1.0, PAIRS / max(1, 2 * WINDOW * events))
     for data, users in picked:
         # the hash's upper 53 bits, which a float64 holds exactly
         place = (mix64(data.user_hash[users], key=stable_hash(f"item-vectors:{seed}")) >> np.uint64(11)).astype(np.float64) / 2.0**53
-        kept.append(ragged.take(data.values, data.offsets, users[place < share] if share < 1 else users))
+        rows = take_rows(data.values, data.offsets, users[place < share] if share < 1 else users, without_last=behind)
+        kept.append((rows.values, rows.offsets))
     return kept

@@ -18,6 +18,7 @@ from dist_teracon.continual.method import Method
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.event_columns import UNKNOWN_TYPE
 from dist_teracon.data.item_vectors_file import ItemVectors, read_item_vectors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, Split
 from dist_teracon.errors import RunError
@@ -85,9 +86,10 @@ def growth_lines(report: dict[str, Any]) -> list[str]:
 
 
 def with_new_labels(tensors: dict[str, Tensor], method: Method) -> dict[str, Tensor]:
-    """Give heads of finished stages the rows that a refreshed version of the data set has more of, as its first task's new items.
+    """Give heads of finished stages the rows that a later version of the data set has more of, as its first task's new items.
 
-    A new label scores like an item that was never a target: its row is zero, its bias the smallest of the known ones.
+    A new label scores like an item that was never a target: its row is zero, its bias the smallest of the known ones. So have embeddings
+    of types of events that came later: they start as the unknown type's.
 
     Args:
         tensors: A finished stage's.
@@ -99,6 +101,8 @@ def with_new_labels(tensors: dict[str, Tensor], method: Method) -> dict[str, Ten
         if known is None or name in tables or known.shape[1:] != value.shape[1:] or known.shape[:1] >= value.shape[:1]:
             continue
         rows = known.new_zeros((value.shape[0] - known.shape[0], *known.shape[1:]))
+        if name.endswith("event_embedding.type_weight"):
+            rows = rows + known[UNKNOWN_TYPE]
         grown[name] = torch.cat([known, rows if known.dim() > 1 else rows + known.min()])
     return grown
 

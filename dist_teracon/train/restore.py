@@ -45,7 +45,10 @@ def restore_method(run: Path | str, stage: int | None = None) -> Method:
     state: dict[str, Any] = source.state()
     kind, settings = resolve_method(config, where=str(folder))
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
-    context = MethodContext(model=config.model, seed=config.seed, num_items=state["items"], tasks=tasks, training=training, for_use=True)
+    context = MethodContext(
+        model=config.model, seed=config.seed, num_items=state["items"], tasks=tasks, training=training, for_use=True,
+        num_types=state.get("types", 0),
+    )  # fmt: skip
     with _NoDraws():
         method = kind(context, settings)
         take_up(method, tasks[: chosen + 1], None)

@@ -252,6 +252,7 @@ def _stage_state(
         "unseen_targets": [score.unseen for score in scores.test],
         "epochs": summary.epochs,
         "items": run.dataset.info.items,
+        **({"types": types} if (types := run.dataset.info.history.types) else {}),
         "dataset": run.dataset.info.fingerprint,
         **({"growth": run.growth[number]} if number in run.growth else {}),
         "events_bytes": events_bytes,

@@ -26,6 +26,7 @@ from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.models.backbone import resolve_backbone
+from dist_teracon.models.event_embedding import COLUMN_OF, columns_of
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors, given_vectors
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.run_folder import RunFolder
@@ -106,16 +107,33 @@ def check_kernels(runtime: Runtime) -> None:
 
 
 def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> Dataset:
-    """Open the data set, the main process first: it prepares what is made on first use."""
+    """Open the data set, the main process first: it prepares what is made on first use.
+
+    Raises:
+        ConfigError: the model reads times or types of events that the data set does not keep.
+    """
     if not runtime.is_main:
         runtime.raise_on_all_ranks("")
-        return open_dataset(config.dataset)
+        return _reading_event_columns(open_dataset(config.dataset), config)
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except (TeraconError, OSError) as error:
         runtime.raise_on_all_ranks(str(error))
         raise
     runtime.raise_on_all_ranks("")
+    return _reading_event_columns(dataset, config)
+
+
+def _reading_event_columns(dataset: Dataset, config: RunConfig) -> Dataset:
+    """Return the data set, which of the events reads what the model asks for, and nothing else."""
+    for feature in config.model.event_features:
+        if (column := COLUMN_OF[feature]) not in dataset.info.history.names:
+            raise ConfigError(
+                f"model.event_features: '{feature}' reads {column} of events, and data set '{dataset.info.name}' keeps none "
+                f"(it keeps: {', '.join(('items', *dataset.info.history.names))}); prepare it with "
+                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{feature}' out"
+            )
+    dataset.read_columns(columns_of(config.model.event_features))
     return dataset
 
 
@@ -170,6 +188,7 @@ def method_context(run: Run) -> MethodContext:
         tasks=run.tasks,
         training=tuple(run.config.train.stage(position, task.name) for position, task in enumerate(run.tasks)),
         item_vectors=_item_vectors(run),
+        num_types=run.dataset.info.history.types,
     )
 
 

@@ -36,11 +36,15 @@ class Table:
 
 @dataclass
 class Expected:
-    """What a data set must hold: each user's items in time, each user's gender, rejected lines by file."""
+    """What a data set must hold: each user's items in time, each user's gender, rejected lines by file.
+
+    `columns`, where events have types: each user's times in seconds, and types.
+    """
 
     sequences: dict[str, list[str]]
     genders: dict[str, str]
     rejected: dict[str, set[int]]
+    columns: dict[str, tuple[list[int], list[str | None]]] | None = None
 
 
 def text_of(content: bytes, name: str) -> bytes:
@@ -216,6 +220,17 @@ def sequences_of(table: Table, user: str, item: str, time: str | None) -> dict[s
     return {name: [thing for _, thing in sorted(events, key=lambda event: event[0])] for name, events in found.items()}
 
 
+def columns_of(table: Table, user: str, time: str, kind: str) -> dict[str, tuple[list[int], list[str | None]]]:
+    """Return each user's times in whole seconds and types, in time, then in the order of the file."""
+    users = unzeroed([str(row[user]) for row in table.rows])
+    types = unzeroed([str(row[kind]) for row in table.rows if row[kind] not in (None, "NaN", "nan")])
+    found: dict[str, list[tuple[int, str | None]]] = {}
+    for row in table.rows:
+        found.setdefault(users[str(row[user])], []).append((nanoseconds(str(row[time])) or 0, types.get(str(row[kind]))))
+    ordered = {name: sorted(events, key=lambda event: event[0]) for name, events in found.items()}
+    return {name: ([moment // 10**9 for moment, _ in events], [one for _, one in events]) for name, events in ordered.items()}
+
+
 def genders_of(table: Table, user: str, gender: str) -> dict[str, str]:
     """Return the first gender that stands there of each user."""
     keep(table, {user: "id"})
@@ -238,6 +253,7 @@ def expected(format: str, files: dict[str, bytes]) -> Expected:
     rejected: dict[str, set[int]] = {}
     genders: dict[str, str] = {}
     sequences: dict[str, list[str]] = {}
+    columns_by_user = None
     for name, content in files.items():
         if format == "tenrec":
             table, columns = read_table(content, name, delimiter=",", quote=True)
@@ -256,8 +272,10 @@ def expected(format: str, files: dict[str, bytes]) -> Expected:
             genders = genders_of(table, user, gender)
         else:
             table, sequences = _events(content, name, dated=format == "recbole")
+            if table.rows and "type" in table.rows[0]:
+                columns_by_user = columns_of(table, "user", "timestamp", "type")
         rejected[name] = table.rejected
-    return Expected(sequences, {user: gender for user, gender in genders.items() if user in sequences}, rejected)
+    return Expected(sequences, {user: gender for user, gender in genders.items() if user in sequences}, rejected, columns_by_user)
 
 
 def _tenrec_genders(table: Table) -> dict[str, str]:

@@ -147,7 +147,18 @@ def targets(seed: int) -> list[Target]:
         Target("events", csv, profile, no_check),
         Target("events", {"events.csv": csv["events.csv"]}, plain, no_check),
         Target("events", {"events.csv": _quoted(draw), "users.csv": csv["users.csv"]}, profile, no_check),
+        Target("events", {"events.csv": _typed(draw)}, parse_recipe({"history": {**every, "keep": ["time", "type"]}, **parts}), no_check),
     ]
+
+
+def _typed(draw: np.random.Generator, count: int = 120) -> bytes:
+    """Return events whose times and types are kept; some have no type."""
+    rows = ["user,item,type,timestamp"]
+    for _ in range(count):
+        kind = ("view", "buy", "1", "", "2.0")[int(draw.integers(5))]
+        time = f"{draw.integers(10**9, 10**9 + 60)}{('', '.5', '.999999999')[int(draw.integers(3))]}"
+        rows.append(f"{draw.integers(1, 25)},{draw.integers(1, 20)},{kind},{time}")
+    return ("\n".join(rows) + "\n").encode()
 
 
 def _quoted(draw: np.random.Generator, count: int = 120) -> bytes:
@@ -253,6 +264,12 @@ def difference(want: oracle.Expected, out: Path, info: DatasetInfo, reported: Re
     if got != want.sequences:
         user = next(user for user in sorted(got.keys() | want.sequences) if got.get(user) != want.sequences.get(user))
         return f"user {user!r}: oracle {want.sequences.get(user)}, reader {got.get(user)}"
+    if want.columns is not None and info.history.names == ("times", "types"):
+        types = {row["index"]: row["type"] for row in pq.read_table(out / "vocab" / "_types.parquet").to_pylist()}
+        beside = {row["user_id"]: (row["times"], [types[number] for number in row["types"]]) for row in users}
+        if beside != want.columns:
+            user = next(user for user in sorted(beside) if beside[user] != want.columns.get(user))
+            return f"times and types of user {user!r}: oracle {want.columns.get(user)}, reader {beside[user]}"
     for task in info.tasks[1:]:
         names = {row["index"]: row["label"] for row in pq.read_table(out / "vocab" / f"{task.name}.parquet").to_pylist()}
         rows = pq.read_table(out / "tasks" / task.name / "shard-00000.parquet").to_pylist()

@@ -82,7 +82,8 @@ def make_shop_run(dataset: str, run: Path, *, seed: int = 0, **changes: Any) -> 
     config, kind, settings = resolve(_config(dataset, changes), where="test")
     tasks = tuple(opened.info.task(name) for name in config.tasks or ())
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
-    method = kind(MethodContext(config.model, config.seed, opened.info.items, tasks, training), settings)
+    types = opened.info.history.types
+    method = kind(MethodContext(config.model, config.seed, opened.info.items, tasks, training, num_types=types), settings)
     folder.create_or_verify(config, opened.info, [task.name for task in tasks])
     folder.keep_vocabularies(opened, tasks)
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +95,7 @@ def make_shop_run(dataset: str, run: Path, *, seed: int = 0, **changes: Any) -> 
                 if "norm" not in name and "masks" not in name:
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
         state = {"format_version": FORMAT_VERSION, "stage": position + 1, "task": task.name, "learned": list(method.learned)}
-        folder.stage(position, task.name).finish(method.state_dict(), {**state, "items": opened.info.items})
+        folder.stage(position, task.name).finish(method.state_dict(), {**state, "items": opened.info.items, "types": types})
     return run
 
 

@@ -294,7 +294,13 @@ def _history_lines(tables: Tables, proposal: Proposal) -> list[str]:
     lines += ["  length: 100    # the last so many", f"  minimum: {proposal.minimum}    # users with fewer are left out"]
     if items.distinct > 0.2 * items.filled:
         lines.append("  # min_count: 2    # many items are rare: those of fewer occurrences count as unseen")
-    return [*lines, "first_task: next"]
+    return [*lines, *_kept_lines(tables), "first_task: next"]
+
+
+def _kept_lines(tables: Tables) -> list[str]:
+    """Return what of events is kept beside their items: the times and types that there are."""
+    kept = [name for name, role in (("time", "timestamp"), ("type", "type")) if role in tables.roles]
+    return [f"  keep: {scalar(kept)}    # beside the items, for model.event_features"] if kept else []
 
 
 def _task_lines(proposal: Proposal) -> list[str]:

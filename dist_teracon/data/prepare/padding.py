@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
+from dist_teracon.data.event_columns import NO_TIME, UNKNOWN_TYPE, EventColumns
 from dist_teracon.data.shard_source import Hashes, ShardRows, ShardSource
 from dist_teracon.errors import DataError
 
@@ -36,6 +37,7 @@ class PaddedSource:
         self.name, self.tasks, self.next_task = source.name, source.tasks, source.next_task
         self.length_limit, self.source = source.length_limit, source.source
         self.notes: dict[str, Any] = {**source.notes, "padding": "token"}
+        self.types: Sequence[str] = getattr(source, "types", ())
         self.items: Any = pa.concat_arrays([names.cast(pa.string()), pa.array([PADDING], pa.string())])
 
     def user_hashes(self) -> Hashes:
@@ -50,16 +52,24 @@ class PaddedSource:
         """Yield each shard of a group."""
         for shard, rows in self._inner.iter_shards(group, count):
             values, offsets = left_padded(rows.values, rows.offsets, length=self.length_limit, padding=len(self.items) - 1)
-            yield shard, replace(rows, values=values, offsets=offsets)
+            columns = padded_columns(rows.columns, rows.offsets, length=self.length_limit)
+            yield shard, replace(rows, values=values, offsets=offsets, columns=columns)
 
 
-def left_padded(
-    values: NDArray[np.int32], offsets: NDArray[np.int64], *, length: int, padding: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def padded_columns(columns: EventColumns, offsets: NDArray[np.int64], *, length: int) -> EventColumns:
+    """Return the columns of events beside `left_padded` items; padding has no time and no type."""
+
+    def padded(column: NDArray[Any] | None, nothing: int) -> Any:
+        return None if column is None else left_padded(column, offsets, length=length, padding=nothing)[0]
+
+    return EventColumns(padded(columns.times, NO_TIME), padded(columns.types, UNKNOWN_TYPE))
+
+
+def left_padded(values: NDArray[Any], offsets: NDArray[np.int64], *, length: int, padding: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return rows of the same length, their last `length` values behind as much padding as it takes."""
     values, offsets = ragged.last(values, offsets, limit=length)
     rows = len(offsets) - 1
-    filled = np.full((rows, length), padding, dtype=np.int32)
+    filled = np.full((rows, length), padding, dtype=values.dtype)
     # row-major, the columns from length − n on take a row's n values in order
     filled[np.arange(length) >= length - np.diff(offsets)[:, None]] = values
     return filled.reshape(-1), np.arange(rows + 1, dtype=np.int64) * length

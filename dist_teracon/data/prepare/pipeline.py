@@ -45,7 +45,7 @@ def prepare(
     out: str,
     *,
     recipe: str | Path | Recipe | None = None,
-    split: Literal["users", "rows"] | None = None,
+    split: Literal["users", "rows", "last"] | None = None,
     max_bad_rows: float = 0.001,
     min_count: int | None = None,
     shards: int | None = None,

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.data.shard_source import Hashes, ShardLabels, ShardRows, TaskColumns, rows_by_group
 
 
@@ -26,12 +27,14 @@ class SequenceTable:
         user_hash: uint64 [U], stable hash of the user's identity (`stable_hash`); equal within a group that is split as one.
         values: int32 [N], positions in `Tables.items`, oldest first within a user; −1 is an item outside of it (written as unseen).
         offsets: int64 [U + 1].
+        columns: Times and types of the events, beside `values`.
     """
 
     user_ids: Sequence[str]
     user_hash: NDArray[np.uint64]
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    columns: EventColumns = NO_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Tables:
         labels: The later tasks in order.
         length_limit: Longest sequence kept; longer ones keep their last items.
         source, notes: As in `DatasetInfo`.
+        types: Names of the events' types in the order of their numbers, from 1 on.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Tables:
     next_users: NDArray[np.int64] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    types: Sequence[str] = ()
 
 
 class TablesSource:
@@ -87,7 +92,7 @@ class TablesSource:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self.name, self.items, self.next_task = tables.name, tables.items, tables.next_task
-        self.length_limit, self.source, self.notes = tables.length_limit, tables.source, tables.notes
+        self.length_limit, self.source, self.notes, self.types = tables.length_limit, tables.source, tables.notes, tables.types
         self.tasks: Sequence[TaskColumns] = [TaskColumns(table.name, table.kind, table.classes) for table in tables.labels]
 
     def user_hashes(self) -> Hashes:
@@ -118,4 +123,6 @@ class TablesSource:
             ]
             ids = pa.array([sequences.user_ids[user] for user in users], pa.string())
             values, offsets = ragged.take(sequences.values, sequences.offsets, users)
-            yield shard, ShardRows(ids, sequences.user_hash[users], values, offsets, None if members is None else members[users], labels)
+            columns = sequences.columns.take(sequences.offsets, users)
+            taking_part = None if members is None else members[users]
+            yield shard, ShardRows(ids, sequences.user_hash[users], values, offsets, taking_part, labels, columns)

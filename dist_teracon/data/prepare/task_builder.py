@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
 from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
+from dist_teracon.data.prepare.kept_columns import kept_columns
 from dist_teracon.data.prepare.matched import MAX_UNMATCHED, Funnel, check_join, join_of
 from dist_teracon.data.prepare.overlap import note_overlaps
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
@@ -74,7 +75,7 @@ def build_tables(
         recipe = recipe.model_copy(update={"history": recipe.history.model_copy(update={"min_count": min_count})})
     job = _Job(recipe, source, bad, max_unmatched, log, {})
     notes: dict[str, Any] = {}
-    users, sequences, items = _sequences(job, notes)
+    users, sequences, items, types = _sequences(job, notes)
     _join_attributes(job, users)
     labels, of_tasks = [], {}
     for name, task in recipe.tasks.items():
@@ -102,6 +103,7 @@ def build_tables(
         length_limit=recipe.history.length,
         next_task=recipe.first_task,
         notes={**notes, "matched": {**job.matched, "tasks": of_tasks}},
+        types=types,
     )
 
 
@@ -171,7 +173,7 @@ def histories(rule: HistoryRule, events: Events) -> tuple[NDArray[np.int64], NDA
     return kept, ordered, ragged.offsets_of(counts[kept])
 
 
-def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str]]:
+def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str], list[str]]:
     rule, events = job.recipe.history, job.source.events
     fits, funnel = _matching("history.events", rule.events, job)
     chosen = np.flatnonzero(fits)
@@ -206,7 +208,8 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable,
     of_items = Funnel("items", len(np.unique(codes)))
     of_items.drop(f"fewer than {rule.min_count} times: unseen", of_items.total - len(items))
     job.note("items", of_items)
-    return users, SequenceTable(names, users.hashes, position[codes], offsets), items
+    columns, types = kept_columns(rule, events, ordered, log=job.log)
+    return users, SequenceTable(names, users.hashes, position[codes], offsets, columns), items, types
 
 
 def _catalogue(codes: NDArray[np.integer[Any]], names: Sequence[str], *, min_count: int = 1) -> tuple[NDArray[np.int32], list[str]]:

@@ -6,7 +6,8 @@ Both the old version and what is added are prepared data sets, so any source can
   hash) has that group's split, the others the one that they were prepared with;
 - old items keep their index; items of new users that were not known come after them;
 - old tasks keep their labels, examples and files, byte for byte: new users take part in new tasks alone;
-- tasks whose names were not there are added, with the labels of old and new users.
+- tasks whose names were not there are added, with the labels of old and new users;
+- what histories keep beside items is the same in both; types keep their numbers, as items do.
 
 A refreshed version takes old users' sequences, too, from what is added, where they are there, and makes the first task's examples anew
 of all users' sequences; its classes are then all items. Splits, indices and the labels of all other old tasks stay.
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
 from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, newer_events
 from dist_teracon.data.prepare.writer import FolderWriter
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
@@ -66,6 +68,8 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
         raise DataError(
             f"{new.info.name}: has {new.info.shards} shards and {parent} has {old.info.shards}; prepare it with --shards {old.info.shards}"
         )
+    refuse_last(parent, old.info.split.by, new.info.split.by)
+    _check_columns(parent, old.info, new.info)
     tasks = [task for task in new.info.tasks if not task.predicts_next and task.name not in {known.name for known in old.info.tasks}]
     if not tasks and not refresh:
         raise no_new_task(new.info.name, parent, old.info)
@@ -82,6 +86,22 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
         info = _Append(old, new, tasks, Path(name), refresh=refresh).write(made, recipe)
         io.copy_folder(Path(name), out, last="dataset.json")
     return info
+
+
+def refuse_last(parent: str, *splits: str) -> None:
+    """Raise DataError where one of the data sets is split by `last`."""
+    if "last" in splits:
+        raise DataError(f"{parent}: data sets split by 'last' cannot grow, as a user's last items would be others; prepare both by users")
+
+
+def _check_columns(parent: str, old: DatasetInfo, new: DatasetInfo) -> None:
+    """Raise DataError where one version would have times or types of events that the other has not."""
+    before, now = (" and ".join(("items", *info.history.names)) for info in (old, new))
+    if before != now:
+        raise DataError(
+            f"{new.name}: its histories hold {now} and those of {parent} {before}; prepare it with the same history.keep, from a source "
+            "with the same columns"
+        )
 
 
 def no_new_task(name: str, parent: str, old: DatasetInfo) -> DataError:
@@ -119,6 +139,9 @@ class _Append:
         self.left_out = LeftOut()
         (self.first,) = (task for task in old.info.tasks if task.predicts_next)
         self.same_item = np.zeros(0, dtype=np.int32)  # from an index of `added` to the old version's, −1 for an item that it does not have
+        self.types: list[str | None] = old.types()  # by number, new ones behind
+        self.same_type = self._type_numbers()
+        self.type_counts = np.zeros(len(self.types), dtype=np.int64)
         self._rows: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def write(self, fingerprint: str, recipe: dict[str, Any] | None) -> DatasetInfo:
@@ -130,6 +153,8 @@ class _Append:
                 self._copy(task_file(task.name, shard), self.old)
         item_of = self._item_indices()
         users = [self._users(shard, item_of) for shard in range(old.shards)]
+        if self.types:
+            self.writer.types([str(name) for name in self.types[1:]], self.type_counts)
         kept = tuple(self._first_task(users) if task.predicts_next and self.refresh else task for task in old.tasks)
         added = tuple(self._task(task, users) for task in self.tasks)
         self._count_labels(users)
@@ -159,6 +184,7 @@ class _Append:
             source={"format": "append", "fingerprint": fingerprint, **lineage, **({} if recipe is None else {"recipe": recipe})},
             notes={**old.notes, "appended": [*old.notes.get("appended", ()), appended]},
             parent=old.fingerprint,
+            history=replace(old.history, types=len(self.types)),
         )
         io.write_json(self.folder / "dataset.json", info.to_json())
         return info
@@ -193,6 +219,15 @@ class _Append:
         self.writer.vocabulary("items", "item", pa.array(names, pa.string()), total[: len(names)])
         return item_of
 
+    def _type_numbers(self) -> NDArray[np.int32]:
+        """Return for each type of `added` its number in the new version, which has the new ones behind the old."""
+        known = {name: number for number, name in enumerate(self.types) if name is not None}
+        for name in self.new.types():
+            if name is not None and name not in known:
+                known[name] = len(self.types)
+                self.types.append(name)
+        return np.array([UNKNOWN_TYPE if name is None else known[name] for name in self.new.types()], dtype=np.int32)
+
     def _matching(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows of `added` whose users are new, and for each old user the row of `added` that renews it, −1 for none."""
         if shard not in self._rows:
@@ -222,9 +257,14 @@ class _Append:
         here = item_of[theirs.values]
         both = ragged.concatenate([(ours.values, ours.offsets), (here, theirs.offsets)])
         old = np.where(renewed >= 0, len(our_ids) + renewed, np.arange(len(our_ids)))
-        values, offsets = ragged.take(*both, np.concatenate([old, len(our_ids) + fresh]))
+        rows = np.concatenate([old, len(our_ids) + fresh])
+        values, offsets = ragged.take(*both, rows)
+        their_columns = replace(theirs.columns, types=None if theirs.columns.types is None else self.same_type[theirs.columns.types])
+        columns = EventColumns.concatenate([ours.columns, their_columns]).take(both[1], rows)
+        if columns.types is not None:
+            self.type_counts += np.bincount(columns.types, minlength=len(self.types))
         hashes = np.concatenate([ours.user_hash, theirs.user_hash[fresh]])
-        self.writer.users(shard, pa.array(list(row_of_id), pa.string()), hashes, values, offsets)
+        self.writer.users(shard, pa.array(list(row_of_id), pa.string()), hashes, values, offsets, columns=columns)
         self.added_users += len(fresh)
         self.events += len(values)
         if self.refresh:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data import ragged
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.data.prepare.matched import Funnel
 from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
 from dist_teracon.data.raw.context import Workers
 from dist_teracon.data.schema import (
     FIRST_ITEM,
+    FORMAT_VERSION,
+    FORMAT_WITH_MORE,
+    TYPES_FILE,
     DatasetInfo,
     FileEntry,
+    HistoryColumns,
+    Split,
     SplitRule,
     Task,
     task_file,
@@ -52,6 +58,8 @@ class ShardStats:
         tallies: int64 [3] a task: examples by split.
         users_of_task: Users with labels, by task.
         cut: Events of users before their last `length_limit`, which are not written.
+        times: Whether histories have times.
+        type_counts: int64 [types + 1], occurrences of each type, the unknown one first; empty where they have none.
     """
 
     files: dict[str, FileEntry]
@@ -62,6 +70,13 @@ class ShardStats:
     tallies: list[NDArray[np.int64]]
     users_of_task: list[int]
     cut: int = 0
+    times: bool = False
+    type_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def history(self) -> HistoryColumns:
+        """What histories hold beside items."""
+        return HistoryColumns(self.times, len(self.type_counts))
 
     @classmethod
     def zero(cls, source: ShardSource) -> ShardStats:
@@ -69,7 +84,9 @@ class ShardStats:
         tasks = 1 + len(source.tasks)
         label_counts = [np.zeros(len(task.classes), dtype=np.int64) for task in source.tasks]
         items = np.zeros(len(source.items) + FIRST_ITEM, dtype=np.int64)
-        return cls({}, 0, 0, items, label_counts, [np.zeros(3, dtype=np.int64) for _ in range(tasks)], [0] * tasks)
+        tallies = [np.zeros(3, dtype=np.int64) for _ in range(tasks)]
+        types = np.zeros(len(names) + 1 if (names := getattr(source, "types", ())) else 0, dtype=np.int64)
+        return cls({}, 0, 0, items, label_counts, tallies, [0] * tasks, type_counts=types)
 
     def add(self, other: ShardStats) -> None:
         """Add other shards."""
@@ -77,6 +94,8 @@ class ShardStats:
         self.cut += other.cut
         self.users, self.events = self.users + other.users, self.events + other.events
         self.item_counts += other.item_counts
+        self.times |= other.times
+        self.type_counts += other.type_counts
         for own, more in zip([*self.label_counts, *self.tallies], [*other.label_counts, *other.tallies], strict=True):
             np.add(own, more, out=own)
         self.users_of_task = [own + more for own, more in zip(self.users_of_task, other.users_of_task, strict=True)]
@@ -104,7 +123,7 @@ def write_dataset_files(
     """
     hashes = source.user_hashes()
     count = shards or default_shards(len(hashes))
-    keys = {} if rule.by == "users" else joined_keys(row_split_keys(source, rule, group, count) for group in source.shard_groups(count))
+    keys = {} if rule.by != "rows" else joined_keys(row_split_keys(source, rule, group, count) for group in source.shard_groups(count))
     splitter = Splitter.of(rule, hashes, keys)
     written = ShardStats.zero(source)
     done = 0
@@ -137,7 +156,7 @@ def write_on_workers(
     hashes = source.user_hashes()
     count = shards or default_shards(len(hashes))
     groups = source.shard_groups(count)
-    keys = {} if rule.by == "users" else joined_keys(workers.map(lambda group: row_split_keys(source, rule, group, count), groups))
+    keys = {} if rule.by != "rows" else joined_keys(workers.map(lambda group: row_split_keys(source, rule, group, count), groups))
     splitter = Splitter.of(rule, hashes, keys)
 
     def write(group: Any) -> ShardStats:
@@ -173,11 +192,17 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
         part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
+        columns = rows.columns.last(rows.offsets, limit=source.length_limit)
+        part.times = columns.times is not None
+        if columns.types is not None:
+            part.type_counts += np.bincount(columns.types, minlength=len(part.type_counts))
         part.users, part.events, part.cut = len(rows.user_hash), len(indices), len(rows.values) - len(indices)
         split_of = splitter.of_users(rows.user_hash)
-        writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets)
-        for place, labels in enumerate((next_labels(rows, source.length_limit), *rows.labels)):
-            split = split_of(tasks[place].name, labels)
+        writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns)
+        last_items = last_three(rows, source.length_limit) if splitter.rule.by == "last" else None
+        first = next_labels(rows, source.length_limit) if last_items is None else last_items[0]
+        for place, labels in enumerate((first, *rows.labels)):
+            split = last_items[1] if last_items is not None and not place else split_of(tasks[place].name, labels)
             part.tallies[place] += np.bincount(split, minlength=3)
             part.users_of_task[place] += len(labels.rows)
             if place:
@@ -199,8 +224,11 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
     writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), written.item_counts)
     for task, counts in zip(source.tasks, written.label_counts, strict=True):
         writer.vocabulary(task.name, "label", _names([], task.classes), counts)
-    files = written.files | writer.files
     order = [vocabulary_file("items"), *(vocabulary_file(task.name) for task in source.tasks)]
+    if len(written.type_counts):
+        writer.types(list(getattr(source, "types", ())), written.type_counts)
+        order.append(TYPES_FILE)
+    files = written.files | writer.files
     order += [users_file(shard) for shard in range(count)]
     order += [task_file(task.name, shard) for task in tasks for shard in range(count)]
     info = DatasetInfo(
@@ -215,6 +243,8 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         files={path: files[path] for path in order},
         source=source.source,
         notes={**source.notes, "matched": _matched(source, written)},
+        format_version=FORMAT_VERSION if written.history == HistoryColumns() and rule.by != "last" else FORMAT_WITH_MORE,
+        history=written.history,
     )
     io.write_json(folder / "dataset.json", info.to_json())
     return info
@@ -249,6 +279,25 @@ def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
     return ShardLabels(users, last[users], np.arange(len(users) + 1, dtype=np.int64))
 
 
+def last_three(rows: ShardRows, length_limit: int) -> tuple[ShardLabels, NDArray[np.int8]]:
+    """Return the first task's labels under a split by `last`, and their splits: each user's last items.
+
+    The last one is for the test, the one before for validation, and the one before that ends what is trained on. An example needs an item
+    before its label; an unseen item is never a target.
+    """
+    lengths = np.minimum(np.diff(rows.offsets), length_limit)
+    behind = np.array([SplitRule(by="last").behind(split) for split in Split])  # 2, 1, 0: the order of the items
+    place = rows.offsets[1:, None] - 1 - behind
+    able = lengths[:, None] - behind >= 2
+    labels = np.where(able, rows.values[np.maximum(place, 0)] if len(rows.values) else -1, -1)
+    if rows.next_users is not None:
+        labels[~rows.next_users] = -1
+    there = labels >= 0
+    users = np.flatnonzero(there.any(axis=1))
+    split = np.broadcast_to(np.array(list(Split), dtype=np.int8), there.shape)
+    return ShardLabels(users, labels[there].astype(np.int32), ragged.offsets_of(there[users].sum(axis=1))), split[there]
+
+
 Keys = dict[str, NDArray[np.uint64]]
 
 
@@ -277,13 +326,13 @@ class Splitter:
     @classmethod
     def of(cls, rule: SplitRule, hashes: NDArray[np.uint64], keys: Keys) -> Splitter:
         """Make one from all users' hashes, and under `rows` from all examples' keys by task."""
-        if rule.by == "users":
+        if rule.by != "rows":
             return cls(rule, {"": Cut(user_keys(hashes, rule), rule)})
         return cls(rule, {name: Cut(values, rule) for name, values in keys.items()})
 
     def of_users(self, user_hash: NDArray[np.uint64]) -> Callable[[str, ShardLabels], NDArray[np.int8]]:
         """Return what splits these users' examples: from a task's name and its labels to int8 [E]."""
-        if self.rule.by == "users":
+        if self.rule.by != "rows":
             own = self.cuts[""].of(user_keys(user_hash, self.rule))
             return lambda _, labels: np.repeat(own[labels.rows], np.diff(labels.offsets))
         return lambda task, labels: self.cuts[task].of(_example_keys(task, user_hash, labels, self.rule))
@@ -336,11 +385,14 @@ class FolderWriter:
         pq.write_table(table, target, compression="zstd", version="2.6", use_dictionary=False)
         self.files[path] = FileEntry(len(table), target.stat().st_size, io.sha256(str(target)))
 
-    def users(self, shard: int, ids: Any, hashes: NDArray[np.uint64], indices: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
-        """Write a shard's users: ids (an Arrow string array), hashes and sequences of item indices."""
-        self.table(
-            users_file(shard), {"user_id": ids, "user_hash": pa.array(hashes, pa.uint64()), "sequence": _list_column(indices, offsets)}
-        )
+    def users(
+        self, shard: int, ids: Any, hashes: NDArray[np.uint64], indices: NDArray[np.int32], offsets: NDArray[np.int64], *,
+        columns: EventColumns = NO_COLUMNS,
+    ) -> None:  # fmt: skip
+        """Write a shard's users: ids (an Arrow string array), hashes, sequences of item indices, and what is kept beside these."""
+        table = {"user_id": ids, "user_hash": pa.array(hashes, pa.uint64()), "sequence": _list_column(indices, offsets)}
+        table |= {name: _list_column(getattr(columns, name), offsets) for name in columns.names}
+        self.table(users_file(shard), table)
 
     def labels(self, task: str, shard: int, labels: ShardLabels, split: NDArray[np.int8]) -> None:
         """Write a shard's labels of a task with their splits, int8 [E]."""
@@ -360,5 +412,12 @@ class FolderWriter:
 
     def vocabulary(self, name: str, column: str, names: Any, counts: NDArray[np.int64]) -> None:
         """Write names with their index and count."""
+        self._names(vocabulary_file(name), column, names, counts)
+
+    def types(self, names: Sequence[str], counts: NDArray[np.int64]) -> None:
+        """Write the names of the events' types, the unknown one's before them, with their index and count."""
+        self._names(TYPES_FILE, "type", _names([None], names), counts)
+
+    def _names(self, path: str, column: str, names: Any, counts: NDArray[np.int64]) -> None:
         index = pa.array(np.arange(len(names)), pa.int32())
-        self.table(vocabulary_file(name), {column: names, "index": index, "count": pa.array(counts, pa.int64())})
+        self.table(path, {column: names, "index": index, "count": pa.array(counts, pa.int64())})

@@ -158,8 +158,8 @@ class Plausibility:
             raise DataError(f"{told}; they are {written}: set columns.timestamp_unit: {unit} in the recipe")
         if dates_matter:
             raise DataError(
-                f"{told}, and the recipe chooses events by date; columns.timestamp_unit (s, ms, us, ns, date) sets the unit of numbers, "
-                "columns.timestamp the column"
+                f"{told}, and the recipe chooses events by date or keeps their times; columns.timestamp_unit (s, ms, us, ns, date) sets "
+                "the unit of numbers, columns.timestamp the column"
             )
         return f"{told}; only their order is used"
 

@@ -262,7 +262,7 @@ def _bare(name: str) -> str:
 
 
 def event_column_specs(found: Mapping[str, str], recipe: Recipe | None) -> dict[str, ColumnSpec]:
-    """Return how the columns of events are read; types and values that no filter of the recipe asks for are not."""
+    """Return how the columns of events are read; types and values that the recipe has no use for are not."""
     rules = recipe or Recipe()
     filters, columns = rules.filters(), rules.columns
     specs = {
@@ -273,12 +273,14 @@ def event_column_specs(found: Mapping[str, str], recipe: Recipe | None) -> dict[
             required=True,
             unit=columns.timestamp_unit,
             zone=ZoneInfo(columns.timezone) if columns.timezone else None,
-            dates_matter=any(rule.since is not None or rule.until is not None for rule in filters),
+            dates_matter=rules.history.keeps("time") or any(rule.since is not None or rule.until is not None for rule in filters),
         ),
         "type": ColumnSpec("name"),
         "value": ColumnSpec("number"),
     }
     unused = {name for name in ("type", "value") if recipe and not any(getattr(rule, name) is not None for rule in filters)}
+    if rules.history.keeps("type"):
+        unused.discard("type")
     return {name: specs[role] for role, name in found.items() if role not in unused}
 
 

@@ -29,7 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
+from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
+from dist_teracon.data.synthetic.event_times import TYPES, draw_event_columns
 from dist_teracon.errors import ConfigError, nearest
 from dist_teracon.hashing import stable_hash
 
@@ -74,10 +76,10 @@ _TASKS = (
 # The task of `noise=CLASSES`, whose labels follow from nothing: a share of the users, one class each. Its stream is of no other task.
 NOISE = "noise"
 _NOISE_SHARE, _NOISE_STREAM = 0.5, 8
-_PARAMETERS = {"users": (1, None), "noise": (2, 10_000)}
+_PARAMETERS = {"users": (1, None, "users=2000"), "noise": (2, 10_000, "noise=50"), "times": (0, 1, "times=1")}
 
 
-def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None) -> Tables:
+def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None, times: bool = False) -> Tables:
     """Return the synthetic data set of `users` users: 5,000 items, sequences of 8 to 30, the tasks next, item-a … profile-6.
 
     The first n users are those of the data set of n users. Names of items, labels and users are their numbers from 0.
@@ -85,6 +87,7 @@ def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None) -> Tab
     Args:
         users: How many.
         noise: Add a last task, `noise`, that nothing can predict: half of the users, one of so many classes at random. All else stays.
+        times: Give events times and types, which tell of `profile-2` and `profile-8` (`event_times.py`). All else stays.
 
     Raises:
         ConfigError: `users` is not positive.
@@ -95,10 +98,11 @@ def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None) -> Tab
     values, offsets = _draw_sequences(latent_UD)
     names = [str(user) for user in range(users)]
     hashes = np.array([stable_hash(name) for name in names], dtype=np.uint64)
+    columns = _draw_columns(latent_UD, np.diff(offsets)) if times else NO_COLUMNS
     return Tables(
         name=NAME,
         items=[str(item) for item in range(ITEMS)],
-        sequences=SequenceTable(names, hashes, values, offsets),
+        sequences=SequenceTable(names, hashes, values, offsets, columns),
         labels=[*(_draw_labels(task, latent_UD) for task in _TASKS), *([] if noise is None else [_draw_noise(users, noise)])],
         length_limit=LENGTH_LIMIT,
         source={
@@ -107,7 +111,9 @@ def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None) -> Tab
             "users": users,
             "seed": _ENTROPY,
             **({} if noise is None else {"noise": noise}),
+            **({"times": True} if times else {}),
         },
+        types=TYPES if times else (),
     )
 
 
@@ -128,13 +134,12 @@ def parse_synthetic(uri: str) -> Tables:
             raise ConfigError(f"'{uri}': '{NAME}' has no parameter '{key}'{nearest(key, _PARAMETERS)} (it has: {', '.join(_PARAMETERS)})")
         if key in found:
             raise ConfigError(f"'{uri}': parameter '{key}' is given twice; give it once")
-        least, most = _PARAMETERS[key]
+        least, most, example = _PARAMETERS[key]
         if not (value.isascii() and value.isdecimal() and least <= int(value) <= (most or int(value))):
-            example = "users=2000" if key == "users" else "noise=50"
             upper = "" if most is None else f" and at most {most}"
             raise ConfigError(f"'{uri}': {key} is '{value}'; it must be a whole number of at least {least}{upper}, as in {example}")
         found[key] = int(value)
-    return six_tasks_v1(found.get("users", DEFAULT_USERS), noise=found.get("noise"))
+    return six_tasks_v1(found.get("users", DEFAULT_USERS), noise=found.get("noise"), times=bool(found.get("times")))
 
 
 def oracle_scores(tables: Tables, *, rows: Int | None = None, given: Literal["user", "popularity"] = "user") -> dict[str, float]:
@@ -299,6 +304,15 @@ def _draw_labels(task: _LabelTask, latent_UD: Float) -> LabelTable:
             # A drawn label leaves the distribution; the others' weights are renormalised by the next draw.
             weights_BY[on, drawn] = 0.0
     return LabelTable(task.name, task.kind, [str(label) for label in range(task.labels)], users_R, values, offsets)
+
+
+def _draw_columns(latent_UD: Float, lengths_U: Int) -> EventColumns:
+    """Draw times from the direction in which `profile-2`'s classes differ, and types from the dimensions of `profile-8`."""
+    of_two, of_eight = (next(task for task in _TASKS if task.name == name) for name in ("profile-2", "profile-8"))
+    vectors_YD, _, _ = _label_vectors(of_two)
+    apart_D = vectors_YD[1] - vectors_YD[0]
+    direction_U = latent_UD[:, of_two.dimensions] @ (apart_D / np.linalg.norm(apart_D))
+    return draw_event_columns(direction_U, latent_UD[:, of_eight.dimensions], lengths_U, _stream)
 
 
 def _draw_noise(users: int, classes: int) -> LabelTable:

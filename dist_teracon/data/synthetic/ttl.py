@@ -225,7 +225,7 @@ def prepare_ttl(
     out: str,
     *,
     users: int | None = None,
-    split: Literal["users", "rows"] | None = None,
+    split: Literal["users", "rows", "last"] | None = None,
     min_count: int | None = None,
     shards: int | None = None,
     shown: str | None = None,

@@ -11,6 +11,9 @@ from dist_teracon.errors import DataError, TeraconError, nearest, shortened
 from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.model import SHARED, SharedVector
 
+# An event of a history: the item's id, or, with what a model reads beside it, `{"item": …, "time": …, "type": …}`.
+Event = str | dict[str, Any]
+
 
 class RequestError(TeraconError):
     """A request that cannot be answered.
@@ -46,7 +49,7 @@ class EncodeRequest:
     """`POST /encode`; fields as of `PretrainedModel.encode`."""
 
     model: str | None
-    histories: list[list[str]]
+    histories: list[list[Event]]
     task: str = SHARED
     shared: SharedVector | None = None
 
@@ -56,7 +59,7 @@ class PredictRequest:
     """`POST /predict`; fields as of `PretrainedModel.predict`."""
 
     model: str | None
-    histories: list[list[str]]
+    histories: list[list[Event]]
     task: str
     top: int = 10
     exclude_seen: bool | None = None
@@ -70,8 +73,8 @@ class EventsRequest:
 
     model: str | None
     user: str
-    items: tuple[str, ...] = ()
-    history: tuple[str, ...] | None = None
+    items: tuple[Event, ...] = ()
+    history: tuple[Event, ...] | None = None
     task: str = SHARED
     shared: SharedVector | None = None
 
@@ -168,23 +171,38 @@ class _Fields:
 
     def ids(self, name: str) -> tuple[str, ...] | None:
         value = self._values.get(name)
-        return None if value is None else tuple(self._ids(name, value))
+        return None if value is None else tuple(self._id(f"{name}[{place}]", item) for place, item in enumerate(_list(name, value)))
 
-    def histories(self) -> list[list[str]]:
+    def events(self, name: str) -> tuple[Event, ...] | None:
+        value = self._values.get(name)
+        return None if value is None else tuple(self._events(name, value))
+
+    def histories(self) -> list[list[Event]]:
         value = self._values.get("histories")
         if not isinstance(value, list) or not value:
             raise RequestError('histories: expected a list of item ids for each user, oldest first, as [["a", "b"], ["c"]]')
         if len(value) > self.limits.histories:
             raise RequestError(f"histories: {len(value)} in one request, and at most {self.limits.histories} are taken; send several", 413)
-        found = [self._ids(f"histories[{number}]", history) for number, history in enumerate(value)]
+        found = [self._events(f"histories[{number}]", history) for number, history in enumerate(value)]
         if not all(found):
             raise RequestError(f"histories[{found.index([])}]: is empty; expected at least one item: leave this user out")
         return found
 
-    def _ids(self, where: str, value: Any) -> list[str]:
-        if not isinstance(value, list):
-            raise RequestError(f"{where}: expected a list of ids, got {_kind(value)}")
-        return [self._id(f"{where}[{place}]", item) for place, item in enumerate(value)]
+    def _events(self, where: str, value: Any) -> list[Event]:
+        return [self._event(f"{where}[{place}]", item) for place, item in enumerate(_list(where, value))]
+
+    def _event(self, where: str, value: Any) -> Event:
+        if not isinstance(value, dict):
+            return self._id(where, value)
+        for name in value:
+            if name not in _EVENT:
+                raise RequestError(f"{where}: an event has no {shortened(name)}{nearest(name, _EVENT)} (it has: {', '.join(_EVENT)})")
+        event: dict[str, Any] = {**value, "item": self._id(f"{where}.item", value.get("item"))}
+        if "time" in event and (isinstance(event["time"], bool) or not isinstance(event["time"], int | float)):
+            raise RequestError(f"{where}.time: expected seconds since 1970, got {_kind(event['time'])}")
+        if not isinstance(event.get("type"), str | None):
+            raise RequestError(f"{where}.type: expected the type's name, or null for unknown, got {_kind(event['type'])}")
+        return event
 
     def _id(self, where: str, value: Any) -> str:
         try:
@@ -193,6 +211,15 @@ class _Fields:
         except (DataError, ValueError):  # ValueError: a number of thousands of digits, or half of a surrogate pair
             raise RequestError(f"{where}: expected a text or a whole number, got {shortened(value)}") from None
         return text
+
+
+_EVENT = ("item", "time", "type")
+
+
+def _list(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise RequestError(f"{where}: expected a list of ids, got {_kind(value)}")
+    return value
 
 
 def _encode(fields: _Fields) -> EncodeRequest:
@@ -210,8 +237,8 @@ def _events(fields: _Fields) -> EventsRequest:
     return EventsRequest(
         fields.text("model"),
         fields.user(),
-        fields.ids("items") or (),
-        fields.ids("history"),
+        fields.events("items") or (),
+        fields.events("history"),
         fields.text("task") or SHARED,
         fields.shared(),
     )

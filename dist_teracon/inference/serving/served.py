@@ -13,7 +13,7 @@ import numpy as np
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.model import PretrainedModel, from_pretrained
-from dist_teracon.inference.serving.requests import EncodeRequest, EventsRequest, PredictRequest, RequestError
+from dist_teracon.inference.serving.requests import EncodeRequest, Event, EventsRequest, PredictRequest, RequestError
 from dist_teracon.inference.serving.users import User, Users
 
 # A state that is further behind than this is computed anew, which costs one pass over the history.
@@ -72,7 +72,7 @@ class Served:
     def load(cls, source: Source, users: Users, *, device: str = "cpu") -> Served:
         """Load a model, and compute one vector, so that the first request does not wait for what is made on first use."""
         model = from_pretrained(source.run, source.stage, device=device)
-        model.encode([["any item"]])
+        model.encode([[{"item": "any item", "time": 0, "type": None}]])
         return cls(source, model, users)
 
     def about(self) -> dict[str, Any]:
@@ -140,8 +140,9 @@ class Served:
             state = self.model.extend(state, item)
         return state
 
-    def _unknown(self, items: Sequence[str]) -> int:
-        indices = np.fromiter(map(self.model.items.index, items), np.int64, len(items))
+    def _unknown(self, events: Sequence[Event]) -> int:
+        names = (event["item"] if isinstance(event, dict) else event for event in events)
+        indices = np.fromiter(map(self.model.items.index, names), np.int64, len(events))
         return int(((indices < FIRST_ITEM) | (indices >= self.model.num_items)).sum())
 
     def reloaded(self, stage: int | None, *, device: str) -> Served:

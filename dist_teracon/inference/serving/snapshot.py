@@ -116,6 +116,7 @@ def _user(entry: dict[str, Any], model: PretrainedModel, parts: Callable[[str, i
     history, states = tuple(entry["history"]), {}
     for kind, place in entry["states"].items():
         layers, vector = parts(kind, place["row"])
-        items = model.histories([history]).rows.values
-        states[kind] = (entry["count"], UserState(kind, model.fingerprint, items, layers, vector, place["unknown"]))
+        rows = model.histories([history]).rows
+        state = UserState(kind, model.fingerprint, rows.values, layers, vector, place["unknown"], rows.columns)
+        states[kind] = (entry["count"], state)
     return User(history, entry["count"], states)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from dist_teracon.inference.state import UserState
 
@@ -14,12 +15,12 @@ class User:
     """What is kept of a user.
 
     Attributes:
-        history: The last events' items as raw ids, oldest first, as many as the model reads.
+        history: The last events, oldest first, as many as the model reads: raw ids, or as a request has events with times and types.
         count: Events so far, those beyond `history` included.
         states: By kind of vector: at which `count` a state was computed, and the state.
     """
 
-    history: tuple[str, ...] = ()
+    history: tuple[str | dict[str, Any], ...] = ()
     count: int = 0
     states: dict[str, tuple[int, UserState]] = field(default_factory=dict)
 

@@ -144,3 +144,33 @@ def test_a_task_of_noise_is_added_and_all_else_stays() -> None:
     more = parse_synthetic("synthetic:six-tasks-v1?users=500&noise=50").labels[-1]
     np.testing.assert_array_equal(more.values[: len(noise.users)], noise.values)
     assert oracle_scores(noisy) == oracle_scores(plain)
+
+
+def test_times_and_types_are_added_tell_of_the_profiles_and_all_else_stays() -> None:
+    plain, timed = (parse_synthetic(f"synthetic:six-tasks-v1?users=400{more}") for more in ("", "&times=1"))
+    np.testing.assert_array_equal(timed.sequences.values, plain.sequences.values)
+    for one, other in zip(plain.labels, timed.labels, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+    assert (plain.sequences.columns.names, plain.types, "times" in plain.source) == ((), (), False)
+    times, types, offsets = timed.sequences.columns.times, timed.sequences.columns.types, timed.sequences.offsets
+    gaps = np.diff(times)
+    inside = np.ones(len(times) - 1, dtype=bool)
+    inside[offsets[1:-1] - 1] = False
+    assert gaps[inside].min() >= 0
+    assert (times[offsets[:-1]] >= 1_704_067_200).all()  # 2024-01-01
+    assert set(types.tolist()) == {1, 2, 3, 4}
+    assert timed.types == ("view", "cart", "buy", "share")
+    # a user's mean log gap alone tells of profile-2 what no majority does
+    user = np.repeat(np.arange(400), np.diff(offsets))[1:][inside]
+    mean = np.bincount(user, np.log1p(gaps[inside])) / np.bincount(user)
+    labels = next(table for table in timed.labels if table.name == "profile-2")
+    slow = mean[labels.users] > np.median(mean)
+    assert max(np.mean(slow == labels.values), np.mean(slow != labels.values)) > 0.8
+    # and a type's share of the class that it goes with
+    share = np.stack([np.bincount(user, types[1:][inside] == number) / np.bincount(user) for number in (1, 2, 3, 4)])
+    eight = next(table for table in timed.labels if table.name == "profile-8")
+    by_class = np.stack([share[:, eight.users[eight.values == label]].mean(axis=1) for label in range(8)])
+    assert np.ptp(by_class, axis=0).max() > 0.3
+    more = parse_synthetic("synthetic:six-tasks-v1?users=500&times=1").sequences.columns
+    np.testing.assert_array_equal(more.times[: len(times)], times)
+    np.testing.assert_array_equal(more.types[: len(types)], types)

@@ -1,0 +1,192 @@
+"""A model that reads times and types of events: every form of histories, states, other data sets, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import dist_teracon
+from dist_teracon.errors import ConfigError, DataError
+
+EVENTS = [
+    {"item": f"p{(7 * place) % 24:02d}", "time": 1_700_000_000 + 3**place, "type": ("view", "buy", "other")[place % 3]}
+    for place in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def typed(shop, tmp_path_factory):
+    """The shop's data set with times and types of views and buys."""
+    from shop import RECIPE, prepare_shop
+
+    history = {**RECIPE["history"], "events": {"type": ["view", "buy"]}, "keep": ["time", "type"], "repeats": True}
+    tasks = {"club": {"kind": "profile"}, "late": {"kind": "profile", "attribute": "club"}}
+    return prepare_shop(shop.events, tmp_path_factory.mktemp("typed") / "dataset", history=history, tasks=tasks)
+
+
+def made(typed, folder, **model):
+    from shop import CONFIG, make_shop_run
+
+    model = {"event_features": ["gaps", "types"], **model}
+    return dist_teracon.from_pretrained(make_shop_run(typed, folder / "run", tasks=["next", "club"], model={**CONFIG["model"], **model}))
+
+
+@pytest.fixture(scope="module")
+def model(typed, tmp_path_factory):
+    return made(typed, tmp_path_factory.mktemp("timed"))
+
+
+def test_events_of_a_file_a_table_and_mappings_give_the_vectors_of_the_data_set(model, typed, shop):
+    from dist_teracon.inference.sources import of_dataset
+
+    source = of_dataset(model, typed, log=print)
+    expected = {}
+    for part in range(source.parts):
+        read = source.histories(part)
+        vectors = model.encode(read)
+        expected |= dict(zip(read.users.to_pylist(), vectors, strict=True))
+    table = pq.read_table(shop.events / "events.parquet")
+    for form in (str(shop.events / "events.parquet"), table):
+        read = model.histories(form)
+        for user, vector in zip(read.users.to_pylist(), model.encode(read), strict=True):
+            if user in expected:
+                np.testing.assert_allclose(vector, expected[user], atol=1e-6)
+    rows = sorted(table.to_pylist(), key=lambda row: row["timestamp"])
+    own = [{"item": row["item"], "time": row["timestamp"], "type": row["type"]} for row in rows if row["user"] == "u003"]
+    np.testing.assert_allclose(model.encode([own])[0], expected["u003"], atol=1e-6)
+    assert len(expected) > 100
+
+
+def test_times_and_types_matter_and_unknown_types_are_read_as_unknown(model):
+    first = model.encode([EVENTS])
+    later = [{**event, "time": event["time"] + 86_400} for event in EVENTS]
+    assert np.array_equal(model.encode([later]), first)  # only the gaps count
+    assert not np.allclose(model.encode([[*EVENTS[:-1], {**EVENTS[-1], "time": EVENTS[-1]["time"] * 2}]]), first)
+    assert np.array_equal(
+        model.encode([[{**event, "type": None if event["type"] == "other" else event["type"]} for event in EVENTS]]), first
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"backbone": {"name": "nextitnet", "dilations": [1], "kernel_size": 3}, "pooling": "mean"},  # reach 7 of the limit of 8
+        {"backbone": {"name": "sasrec", "layers": 2}},
+    ],
+    ids=["reach 19", "reach 7", "sasrec"],
+)
+def test_a_state_goes_on_with_events(typed, tmp_path, shape):
+    model = made(typed, tmp_path, **shape)
+    for task in ("club", "shared"):
+        state = model.state(EVENTS[:3], task)
+        for end in range(4, len(EVENTS) + 1):
+            state = model.extend(state, EVENTS[end - 1])
+            assert np.abs(state.vector - model.encode([EVENTS[:end]], task)[0]).max() < 1e-5, end
+    with pytest.raises(DataError, match="the model reads times of events"):
+        model.extend(state, "p01")
+
+
+@pytest.mark.parametrize(
+    ("histories", "said"),
+    [
+        ([["p01", "p02"]], r'each event of a history as \{"item": "a", "time": 1600000000, "type": "click"\}, got \'p01\''),
+        ([[{"item": "p01", "time": 5}]], "the model reads types of events"),
+        (pa.array([["p01"]]), "got an array of ids"),
+        ([[{"item": "p01", "type": "view", "time": 1_700_000_000_000}]], "time: expected seconds since 1970.*in which unit is it"),
+        ([[{"item": "p01", "type": 3, "time": 5}]], "type: expected the type's name"),
+        (pa.table({"user": ["a"], "item": ["p01"], "type": ["view"]}), "the events have no column of times"),
+    ],
+)  # fmt: skip
+def test_events_without_what_the_model_reads_are_refused(model, histories, said):
+    with pytest.raises(DataError, match=said):
+        model.encode(histories)
+
+
+def test_a_model_of_items_takes_mappings_too(shop):
+    plain = dist_teracon.from_pretrained(shop.run)
+    assert np.array_equal(plain.encode([EVENTS]), plain.encode([[event["item"] for event in EVENTS]]))
+
+
+def test_other_data_sets_need_the_columns_and_types_are_matched_by_name(model, shop, typed, tmp_path):
+    from shop import RECIPE, prepare_shop
+
+    from dist_teracon.inference.evaluate import evaluate
+    from dist_teracon.inference.mapped_dataset import MappedDataset
+
+    with pytest.raises(DataError, match=r"keeps no times of events, which the model reads .*history.keep: \[time\]"):
+        evaluate(model, shop.dataset)
+    # buys alone, so that they are type 1 there
+    history = {**RECIPE["history"], "events": {"type": "buy"}, "minimum": 1, "min_count": 1, "keep": "all", "repeats": True}
+    other = dist_teracon.open_dataset(prepare_shop(shop.events, tmp_path / "buys", history=history, tasks={"club": {"kind": "profile"}}))
+    mapped = MappedDataset(other, model)
+    buy = model.reader.reads.types.index("buy")
+    assert other.types() == [None, "buy"] and buy == 2
+    for shard in range(other.info.shards):
+        assert (other.shard(shard).columns.types == 1).all()
+        assert (mapped.shard(shard).columns.types == buy).all()
+        assert np.array_equal(mapped.shard(shard).columns.times, other.shard(shard).columns.times)
+    assert evaluate(model, typed)[0].examples > 0
+
+
+def test_an_exported_program_takes_items_alone(model, tmp_path):
+    from dist_teracon.inference.padded import export_model
+
+    with pytest.raises(ConfigError, match=r"reads gaps, types of events .*an exported program items alone"):
+        export_model(model, str(tmp_path / "out.pt2"), "club")
+
+
+def test_requests_carry_events_and_users_are_remembered_with_them(model, tmp_path):
+    from dist_teracon.inference.serving.app import App, load_app
+    from dist_teracon.inference.serving.requests import Limits
+    from dist_teracon.inference.serving.served import Served, Source
+    from dist_teracon.inference.serving.users import Users
+
+    source = Source("timed", str(model.run))
+    app = App([Served.load(source, Users(10))], snapshots=tmp_path)
+
+    def post(app, path, **fields):
+        answer = asyncio.run(app.handle("POST", path, {}, json.dumps(fields).encode()))
+        return answer.status, json.loads(answer.body)
+
+    status, value = post(app, "/encode", histories=[EVENTS, EVENTS[:2]], task="club")
+    assert status == 200
+    np.testing.assert_allclose(value["vectors"], model.encode([EVENTS, EVENTS[:2]], "club"), atol=1e-6)
+    assert post(app, "/predict", histories=[EVENTS], task="next", top=3)[1]["labels"] == model.predict([EVENTS], "next", top=3).labels
+    post(app, "/events", user="u", items=EVENTS[:9], task="club")
+    asyncio.run(app.save())
+    again = load_app([source], users=10, limits=Limits(), snapshots=tmp_path)
+    status, value = post(again, "/events", user="u", items=EVENTS[9:11], task="club")
+    assert (status, value["events"], value["began"], value["unknown"]) == (200, 11, False, 0)
+    np.testing.assert_allclose(value["vector"], model.encode([EVENTS[:11]], "club")[0], atol=1e-5)
+    for wrong, said in (
+        (["p01"], "the model reads times of events"),
+        ([{"item": "p01", "tme": 5}], "an event has no tme; did you mean 'time'"),
+        ([{"time": 5}], "histories[0][0].item: expected a text"),
+        ([{"item": "p01", "time": "now", "type": "buy"}], "histories[0][0].time: expected seconds since 1970, got a text"),
+        ([{"item": "p01", "time": 5, "type": 7}], "histories[0][0].type: expected the type's name"),
+    ):  # fmt: skip
+        status, value = post(app, "/encode", histories=[wrong])
+        assert status == 400
+        assert said in value["error"], value
+
+
+def test_types_that_came_later_start_as_the_unknown_one(model):
+    from dist_teracon.train.item_growth import with_new_labels
+
+    class Wider:
+        def item_tables(self):
+            return []
+
+        def state_dict(self):
+            return {"network.backbone.event_embedding.type_weight": torch.zeros(5, 2)}
+
+    known = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    grown = with_new_labels({"network.backbone.event_embedding.type_weight": known}, Wider())
+    assert grown["network.backbone.event_embedding.type_weight"].tolist() == [[1, 2], [3, 4], [1, 2], [1, 2], [1, 2]]
