@@ -1,4 +1,4 @@
-"""Reading, overriding, merging and validating configurations and recipes; their fields are in `config.py` and `data/recipe.py`."""
+"""Reading, overriding, merging and validating configurations and recipes; their fields are in `config/` and `data/recipe.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dist_teracon import io
-from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.config.base import ConfigModel
+from dist_teracon.config.run import RunConfig
 from dist_teracon.errors import ConfigError, TeraconError, nearest, shortened
 
 M = TypeVar("M", bound=ConfigModel)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dist_teracon import io
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.runtime import process_group
 from dist_teracon.train.add_task import AddedTask

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from dist_teracon.compare.cells import CellJob, Runner
-from dist_teracon.config import LaunchConfig, RunConfig
+from dist_teracon.config.run import LaunchConfig, RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Log
 from dist_teracon.launch.ray_cluster import connected, worker_of

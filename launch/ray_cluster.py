@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dist_teracon.config import LaunchConfig
+from dist_teracon.config.run import LaunchConfig
 from dist_teracon.console import Log
 from dist_teracon.errors import ConfigError
 

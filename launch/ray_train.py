@@ -19,7 +19,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from dist_teracon.config import LaunchConfig
+from dist_teracon.config.run import LaunchConfig
 from dist_teracon.console import Console, set_up_logging
 from dist_teracon.errors import ConfigError, RunError, TeraconError
 from dist_teracon.launch.job import TrainJob, resolved, train_in_process

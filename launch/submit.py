@@ -22,7 +22,7 @@ from typing import Any
 
 from dist_teracon import io
 from dist_teracon.cli.runs import add_train_options
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import dump_config, load_config
 from dist_teracon.console import Console, Log
 from dist_teracon.data.open import SYNTHETIC

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dist_teracon.bench.eager_baseline import EagerNetwork, EagerStage, PlainBlockStack, padded_examples
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import make_config
 from dist_teracon.console import Console, NoProgress
 from dist_teracon.continual.method import Method, StageContext

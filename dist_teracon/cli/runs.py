@@ -14,7 +14,7 @@ from dist_teracon.console import Console, complain, print_lines
 from dist_teracon.errors import ConfigError, TeraconError
 
 if TYPE_CHECKING:
-    from dist_teracon.config import RunConfig
+    from dist_teracon.config.run import RunConfig
     from dist_teracon.launch.job import TrainJob
     from dist_teracon.report.run_data import RunData
 

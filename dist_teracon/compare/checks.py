@@ -8,7 +8,7 @@ from pathlib import Path
 from dist_teracon import io
 from dist_teracon.compare.cells import is_finished
 from dist_teracon.compare.plan import Cell, Plan, cell_place
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Console
 from dist_teracon.data.dataset import Dataset

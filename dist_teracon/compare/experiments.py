@@ -18,7 +18,7 @@ from dist_teracon.compare.comparison import Comparison, Statistic
 from dist_teracon.compare.plan import Plan
 from dist_teracon.compare.statistics import Estimate, change_in_percent
 from dist_teracon.compare.table import NONE, Table, made, percent_cell
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.report.events import Epoch, Events, Masks, read_events
 

@@ -12,7 +12,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from dist_teracon.compare.axes import ORDER, Point, axis_of, counterpart, expand
-from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.config.base import ConfigModel
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import apply_overrides, make_config, read_yaml, validate
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import check_metrics, parse_metric

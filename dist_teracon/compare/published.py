@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dist_teracon.compare.comparison import Comparison
 from dist_teracon.compare.table import NONE, Table, made
-from dist_teracon.config import ConfigModel
+from dist_teracon.config.base import ConfigModel
 from dist_teracon.config_io import validate
 from dist_teracon.data.schema import DatasetInfo, read_dataset_info
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel, Epochs, Share
+from dist_teracon.config.base import ConfigModel, Epochs, Share
 from dist_teracon.continual.method import MethodContext, Phase
 from dist_teracon.continual.one_network import OneNetwork, scale_gradient, without_dots
 from dist_teracon.continual.registry import register

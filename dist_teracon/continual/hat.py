@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dist_teracon.config import ConfigModel, Real, Weight
+from dist_teracon.config.base import ConfigModel, Real, Weight
 from dist_teracon.continual.method import MethodContext, Phase
 from dist_teracon.continual.one_network import OneNetwork, scale_gradient
 from dist_teracon.continual.registry import register

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from dist_teracon.config import ConfigModel, ModelConfig, StageTraining
+from dist_teracon.config.base import ConfigModel
+from dist_teracon.config.model import ModelConfig
+from dist_teracon.config.train import StageTraining
 from dist_teracon.console import Log, Progress, no_log
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config.base import ConfigModel
 from dist_teracon.continual.method import Method, MethodContext, Phase
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel, Whole
+from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.continual.method import MethodContext
 from dist_teracon.continual.one_network import OneNetwork
 from dist_teracon.continual.registry import register

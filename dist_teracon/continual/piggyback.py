@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel, Real
+from dist_teracon.config.base import ConfigModel, Real
 from dist_teracon.continual.method import MethodContext
 from dist_teracon.continual.one_network import OneNetwork, without_dots
 from dist_teracon.continual.registry import register

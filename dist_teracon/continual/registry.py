@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from dist_teracon.config import ConfigModel, RunConfig
+from dist_teracon.config.base import ConfigModel
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.continual.method import Method
 from dist_teracon.errors import ConfigError, nearest, shortened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config.base import ConfigModel
 from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.registry import SINGLE_TASK, register
 from dist_teracon.data.batches import PackedBatch

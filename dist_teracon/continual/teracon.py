@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import StageTraining
+from dist_teracon.config.train import StageTraining
 from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pools import OpenPools, open_pools, variances_of
 from dist_teracon.continual.pseudo_labels import (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dist_teracon.config import ConfigModel, Examples, Positive, Real, Weight, Whole
+from dist_teracon.config.base import ConfigModel, Examples, Positive, Real, Weight, Whole
 from dist_teracon.continual.sampling import Strategy
 from dist_teracon.models.masks import EMBEDDING_LIMIT, Gate, Relation, RelationInit
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dist_teracon.config import TrainConfig
+from dist_teracon.config.train import TrainConfig
 from dist_teracon.config_io import deep_merge
 from dist_teracon.engine.contract import Edit
 from dist_teracon.engine.sparse_adamw import SparseAdamW

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_teracon.config import EvaluateConfig
+from dist_teracon.config.run import EvaluateConfig
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError, nearest, shortened
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch, PackedRows
 from dist_teracon.data.dataset import label_of_name, next_label_of_item

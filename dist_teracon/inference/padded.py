@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import Pooling
+from dist_teracon.config.model import Pooling
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
 from dist_teracon.errors import ConfigError, RunError

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from dist_teracon.config import ConfigModel, EventFeature, ModelConfig, Pooling
+from dist_teracon.config.base import ConfigModel
+from dist_teracon.config.model import EventFeature, ModelConfig, Pooling
 from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened

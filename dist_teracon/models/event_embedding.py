@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_teracon.config import EventFeature
+from dist_teracon.config.model import EventFeature
 from dist_teracon.data.event_columns import NO_TIME
 
 # By feature, the column of events that it reads (`DatasetInfo.history.names`).

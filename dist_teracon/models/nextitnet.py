@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from dist_teracon.config import ConfigModel, Whole
+from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.kernels.masked_dilated_conv_stack import (
     Layout,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel, Whole
+from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
 from dist_teracon.models.pooling import last_positions

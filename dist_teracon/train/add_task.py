@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_teracon import io
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import checksum_of, read_item_vectors
 from dist_teracon.data.prepare.versions import ancestors

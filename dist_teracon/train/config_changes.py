@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import deep_merge
 from dist_teracon.continual.registry import method_class
 from dist_teracon.models.backbone import resolve_backbone

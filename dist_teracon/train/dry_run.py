@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, Phase
 from dist_teracon.data.batch_plan import own_shards

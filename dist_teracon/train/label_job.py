@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import apply_overrides, validate
 from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError, RunError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon import io
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.data.schema import Task
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import Score

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK

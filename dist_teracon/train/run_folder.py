@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon import io
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import dump_config, read_yaml, validate
 from dist_teracon.console import Log, no_log
 from dist_teracon.data.cache import cache_folder

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from dist_teracon import io
-from dist_teracon.config import ConfigModel, GivenItemVectors, RunConfig
+from dist_teracon.config.base import ConfigModel
+from dist_teracon.config.model import GivenItemVectors
+from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.registry import resolve_method

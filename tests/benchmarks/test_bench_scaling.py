@@ -20,7 +20,7 @@ def test_the_terms_of_a_collective() -> None:
 def test_numbers_of_the_network_are_those_of_the_program() -> None:
     import torch
 
-    from dist_teracon.config import ModelConfig
+    from dist_teracon.config.model import ModelConfig
     from dist_teracon.models.backbone import make_backbone
     from dist_teracon.models.heads import Head
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from hooks import Operations
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.console import Console
 from dist_teracon.errors import TeraconError

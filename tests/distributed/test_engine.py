@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from small_runs import ALONE
 from torch import Tensor, nn
 
-from dist_teracon.config import TrainConfig
+from dist_teracon.config.train import TrainConfig
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine, _deepspeed_config
 from dist_teracon.runtime import process_group
 

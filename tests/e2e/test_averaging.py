@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_runs import events, settings, train_here, weights
 
-from dist_teracon.config import RunConfig, StageTraining
+from dist_teracon.config.run import RunConfig
+from dist_teracon.config.train import StageTraining
 from dist_teracon.continual.method import MethodContext
 from dist_teracon.continual.registry import resolve_method
 from dist_teracon.data.open import open_dataset

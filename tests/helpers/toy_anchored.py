@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config.base import ConfigModel
 from dist_teracon.continual.method import Method, MethodContext, Phase
 from dist_teracon.continual.registry import register
 from dist_teracon.data.batches import PackedBatch

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config import ConfigModel
+from dist_teracon.config.base import ConfigModel
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.models.backbone import Backbone, LayerParameters, register_backbone
 from dist_teracon.models.pooling import mean_so_far

@@ -27,7 +27,7 @@ import torch
 import dist_teracon.continual.fineall
 import dist_teracon.continual.teracon
 import dist_teracon.train.phase as phase_module
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.console import Console
 from dist_teracon.engine.deepspeed_engine import _import_deepspeed

@@ -16,7 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_teracon.config import ConfigModel, ModelConfig, RunConfig, StageTraining
+from dist_teracon.config.base import ConfigModel
+from dist_teracon.config.model import ModelConfig
+from dist_teracon.config.run import RunConfig
+from dist_teracon.config.train import StageTraining
 from dist_teracon.config_io import apply_overrides, dump_config, load_config, make_config, read_yaml, validate
 from dist_teracon.continual.registry import METHODS, method_class, resolve_method
 from dist_teracon.errors import ConfigError, DataError

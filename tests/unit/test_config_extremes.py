@@ -9,7 +9,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from dist_teracon.config import DeepSpeedSettings, DeepSpeedZero, RunConfig, TrainConfig
+from dist_teracon.config.deepspeed import DeepSpeedSettings, DeepSpeedZero
+from dist_teracon.config.run import RunConfig
+from dist_teracon.config.train import TrainConfig
 from dist_teracon.config_io import apply_overrides, dump_config, make_config, read_yaml
 from dist_teracon.continual.registry import METHODS, resolve_method
 from dist_teracon.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import dump_config, load_config, make_config
 from dist_teracon.errors import ConfigError
 from dist_teracon.train.config_changes import compare_configs

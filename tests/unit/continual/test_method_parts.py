@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_teracon.config import ModelConfig, StageTraining
+from dist_teracon.config.model import ModelConfig
+from dist_teracon.config.train import StageTraining
 from dist_teracon.continual.conure import Conure, ConureSettings
 from dist_teracon.continual.hat import gradient_factors
 from dist_teracon.continual.method import MethodContext, Phase

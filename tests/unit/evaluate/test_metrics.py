@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from sklearn.preprocessing import label_binarize
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError

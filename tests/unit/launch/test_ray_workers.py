@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from dist_teracon.config import RunConfig
+from dist_teracon.config.run import RunConfig
 from dist_teracon.errors import RunError
 from dist_teracon.launch import ray_train
 from dist_teracon.launch.job import TrainJob, resolved

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_teracon.config import ModelConfig
+from dist_teracon.config.model import ModelConfig
 from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.event_columns import NO_TIME

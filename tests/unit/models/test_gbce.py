@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dist_teracon.config import HeadsConfig
+from dist_teracon.config.model import HeadsConfig
 from dist_teracon.models.gbce import BinaryNegatives, gbce_sum
 from dist_teracon.models.heads import Head
 

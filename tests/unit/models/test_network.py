@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_teracon.config import ModelConfig
+from dist_teracon.config.model import ModelConfig
 from dist_teracon.models.backbone import make_backbone
 from dist_teracon.models.masks import TaskMasks
 from dist_teracon.models.network import Network

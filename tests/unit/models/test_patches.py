@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_teracon.config import ModelConfig
+from dist_teracon.config.model import ModelConfig
 from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.models.backbone import BACKBONES, Backbone, make_backbone
 from dist_teracon.models.network import Network

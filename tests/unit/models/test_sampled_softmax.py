@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_teracon.config import HeadsConfig
+from dist_teracon.config.model import HeadsConfig
 from dist_teracon.models import heads
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.models.sampled_softmax import Negatives, log_uniform_draws, sampled_cross_entropy_sum

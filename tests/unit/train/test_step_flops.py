@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dist_teracon.config import ModelConfig
+from dist_teracon.config.model import ModelConfig
 from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.models.backbone import make_backbone
 from dist_teracon.train.step_flops import peak_flops
