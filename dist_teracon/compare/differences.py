@@ -122,10 +122,11 @@ def leads(comparison: Comparison) -> dict[str, list[Lead | None]]:
         row: list[tuple[str, Estimate, float] | None] = []
         for task in range(len(comparison.tasks)):
             sign = sign_of(comparison, task)
-            if math.isnan(finals[variant][task]):
+            known = [(sign * finals[name][task], name) for name in others if not math.isnan(finals[name][task])]
+            if math.isnan(finals[variant][task]) or not known:
                 row.append(None)
                 continue
-            other = max((sign * finals[name][task], name) for name in others)[1]
+            other = max(known)[1]
             pair = comparison.final(variant, task), comparison.final(other, task)
             row.append((other, comparison.difference(*pair), comparison.p_value(*pair)))
         corrected = holm([math.nan if entry is None else entry[2] for entry in row])

@@ -147,8 +147,12 @@ def sampled_scores(comparison: Comparison) -> Figure | None:
         seconds = [of_task.seconds for task in tasks if (of_task := pace[variant][task]).seconds is not None]
         if not seconds:
             continue
-        values = changed.get(variant)
-        change = 0.0 if values is None else fmean(sign_of(comparison, task) * value.value for task, value in enumerate(values))
+        values = [
+            sign_of(comparison, task) * value.value for task, value in enumerate(changed.get(variant, [])) if not math.isnan(value.value)
+        ]
+        if not values and variant in changed:
+            continue
+        change = fmean(values) if values else 0.0
         shares = [of_task.share for task in tasks if (of_task := pace[variant][task]).share is not None]
         points.append((index, variant, fmean(seconds), change, fmean(shares) if shares else None))
     if not points:
@@ -164,7 +168,7 @@ def sampled_scores(comparison: Comparison) -> Figure | None:
         plot.axes.set_xlabel("seconds an epoch, mean over the tasks after the first", loc="right")
         plot.axes.set_ylabel("change, %")
         panel = plot.panel("")
-    caption = f"Mean change of the final scores from `{comparison.plan.baseline}` in percent, against time; up and to the left is better."
+    caption = f"Mean change of the final scores from {comparison.plan.baseline} in percent, against time; up and to the left is better."
     legend = tuple(series_key(variant, index) for index, variant, *_ in points)
     return Figure("sampling", "Scores and seconds by sampling", caption, (panel,), legend)
 

@@ -20,6 +20,7 @@ from dist_teracon.compare.statistics import Estimate, change_in_percent
 from dist_teracon.compare.table import NONE, Table, made, percent_cell
 from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import read_yaml, validate
+from dist_teracon.evaluate.metrics import parse_metric
 from dist_teracon.report.events import Epoch, Events, Masks, read_events
 
 
@@ -204,7 +205,9 @@ def _curve_cell(epochs: list[Epoch]) -> str:
     if not scores:
         return NONE
     first = f"{scores[1]:.4f}" if len(scores) > 1 else NONE
-    place = max(range(len(scores)), key=scores.__getitem__)
+    metric = next((epoch.metric for epoch in epochs if epoch.metric), None)
+    sign = 1 if metric is None or parse_metric(metric).higher_is_better else -1
+    place = max(range(len(scores)), key=lambda epoch: sign * scores[epoch])
     return f"{scores[0]:.4f}, {first}, {scores[place]:.4f} ({place})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +139,11 @@ def _lead_sentence(comparison: Comparison) -> str:
 
 
 def _spread_sentence(comparison: Comparison) -> str:
-    largest = {
-        group: max((width, task) for (width, _), task in zip(of_tasks, comparison.tasks, strict=True))
-        for group, of_tasks in spreads(comparison).items()
-    }
-    parts = [f"{group} {width:.1f} % ({task})" for group, (width, task) in largest.items()]
+    parts = []
+    for group, of_tasks in spreads(comparison).items():
+        known = [(width, task) for (width, _), task in zip(of_tasks, comparison.tasks, strict=True) if not math.isnan(width)]
+        if known:
+            parts.append("{} {:.1f} % ({})".format(group, *max(known)))
     return f"How far the final scores of a task lie apart over orders, at most: {', '.join(parts)}." if parts else ""
 
 
@@ -150,10 +151,13 @@ def _change_sentence(comparison: Comparison) -> str:
     """Return the largest change of a final score from each baseline, and how many can be told from nothing."""
     of_baseline: dict[str, list[tuple[str, str, Estimate]]] = {}
     for variant, values in changes(comparison).items():
-        entries = [(variant, task, value) for task, value in zip(comparison.tasks, values, strict=True)]
+        pairs = zip(comparison.tasks, values, strict=True)
+        entries = [(variant, task, value) for task, value in pairs if not math.isnan(value.value)]
         of_baseline.setdefault(comparison.plan.baseline_of(variant) or "", []).extend(entries)
     parts = []
     for baseline, entries in of_baseline.items():
+        if not entries:
+            continue
         variant, task, value = max(entries, key=lambda entry: abs(entry[2].value))
         beyond = sum(entry[2].low > 0 or entry[2].high < 0 for entry in entries)
         name = "+".join(part for part in baseline.split("+") if part != comparison.plan.baseline)

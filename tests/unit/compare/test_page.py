@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from made_comparisons import TASKS, make_cells
+from made_comparisons import SCORES, TASKS, make_cells
 from made_runs import Balanced, parse
 
 from dist_teracon.compare.comparison import Comparison, gather
@@ -82,6 +82,15 @@ def test_each_experiment_has_its_section_with_its_picture(tmp_path: Path, name: 
     numbers = re.findall(r"\| ([+-]?\d+\.\d+)", tables.partition("# test")[2])
     assert len(numbers) > 10
     assert [number for number in numbers if number not in text] == []
+
+
+@pytest.mark.parametrize("name", ["orders", "sampling"])
+def test_of_a_score_of_nothing_no_percentage_is_shown(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCORES, "next", 0.0)
+    _, text, tables = written(f"experiments/{name}", tmp_path / "out")
+    assert "nan" not in tables
+    assert "nan" not in text
+    assert "| – | " in tables.partition("Change of each final score")[2]
 
 
 def test_a_comparison_of_systems_shows_the_best_other_and_what_failed(tmp_path: Path) -> None:
