@@ -200,6 +200,15 @@ class DatasetInfo:
         """Return whether a task's label may be an item of the user's history: unless the recipe has `repeats: false`."""
         return bool(self._rule(task).get("repeats", True))
 
+    def excludes_seen(self, task: str, setting: bool | None) -> bool:
+        """Return whether a task is ranked without the items of a user's own sequence.
+
+        Args:
+            task: Its name.
+            setting: `evaluate.exclude_seen`; None for what the recipe has. Tasks whose labels are not items are never ranked so.
+        """
+        return self.labels_are_items(task) and (not self.repeats(task) if setting is None else setting)
+
     def _rule(self, task: str) -> dict[str, Any]:
         """Return a task's part of the recipe, the history's for the first task; nothing where there was none."""
         recipe = self.source.get("recipe") or {}

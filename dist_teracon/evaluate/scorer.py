@@ -109,14 +109,8 @@ def score_task(
 
 
 def excludes_seen(info: DatasetInfo, task: str, setting: bool | None) -> bool:
-    """Return whether a task is ranked without the items of a user's own sequence.
-
-    Args:
-        info: The data set.
-        task: The task's name.
-        setting: `evaluate.exclude_seen`; None for what the recipe has. Tasks whose labels are not items are never ranked so.
-    """
-    return info.labels_are_items(task) and (not info.repeats(task) if setting is None else setting)
+    """Return whether a task is ranked without the items of a user's own sequence; see `DatasetInfo.excludes_seen`."""
+    return info.excludes_seen(task, setting)
 
 
 class _Tally:

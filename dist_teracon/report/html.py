@@ -22,7 +22,7 @@ from dist_teracon.report.step_times import step_times
 from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
 from dist_teracon.report.table import by_task, metric_title, score_rows
 from dist_teracon.report.template import flat, render_template
-from dist_teracon.report.values import count_text, difference_text, percent_text, score_text, seconds_text
+from dist_teracon.report.values import as_mapping, count_text, difference_text, percent_text, score_text, seconds_text
 
 # From more tasks than this the page shows a task a row, and R folded up.
 MANY_TASKS = 8
@@ -189,6 +189,15 @@ def _caution(runs: Sequence[RunData]) -> str:
     return f"One seed: how much another would differ is unknown. {errors}{versions}"
 
 
+def _without_seen(run: RunData) -> list[str]:
+    """Return the tasks that are ranked without the items of the user's own history."""
+    if run.dataset is None:
+        return []
+    info, known = run.dataset, {task.name for task in run.dataset.tasks}
+    setting = as_mapping(run.config.get("evaluate")).get("exclude_seen")
+    return [task for task in run.tasks if task in known and info.excludes_seen(task, setting if isinstance(setting, bool) else None)]
+
+
 def _protocol(run: RunData) -> list[tuple[str, str]]:
     entries = []
     if run.dataset:
@@ -206,6 +215,8 @@ def _protocol(run: RunData) -> list[tuple[str, str]]:
         ("Ranking", "full: rank = 1 + number of labels with a greater score; ties count by the mean over their order"),
         ("Unseen targets", "a test target that training never saw is a miss, and is counted below"),
     ]
+    if without := _without_seen(run):
+        entries.insert(-2, ("Own items", f"those of the user's own history are no candidates in {', '.join(without)}"))
     names = dict.fromkeys(name for task in range(len(run.tasks)) for name in run.metrics_of(task))
     entries += [(name, parse_metric(name).description) for name in names if is_metric(name)]
     if run.baselines and any(run.baselines.svd_logistic_regression):

@@ -121,6 +121,7 @@ def test_the_command_writes_and_the_report_shows(shop, tmp_path, capsys):
     assert (value["vectors"], value["protocols"]) == (["shared", "next"], list(PROTOCOLS))
     page = render([read_run(run)])
     assert 'id="cold-start"' in page
+    assert "those of the user&#39;s own history are no candidates in next, buys<" in page  # as the shop's recipe has it
     score = value["scores"]["cold"]["shared"]["all labels"]["hr@1"]["score"]
     assert f"{score:.3f}"[1:] in page
     assert 'id="cold-start"' not in render([read_run(shop.run)])
