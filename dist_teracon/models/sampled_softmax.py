@@ -27,6 +27,10 @@ Distribution = Literal["log_uniform", "in_batch"]
 class SampledLoss(Protocol):
     """A loss of a head that reads drawn labels alone."""
 
+    @property
+    def count(self) -> int:
+        """How many are drawn for each example, beside its own."""
+
     def loss(self, head: Head, hidden_EC: Tensor, labels_E: Tensor, *, epoch: int, step: int) -> Tensor:
         """Sum of the examples' losses; what is drawn follows from seed, epoch and step."""
 
