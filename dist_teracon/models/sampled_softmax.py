@@ -29,7 +29,7 @@ class SampledLoss(Protocol):
 
     @property
     def count(self) -> int:
-        """How many labels are drawn a step, at most."""
+        """How many are drawn for each example, beside its own."""
 
     def loss(self, head: Head, hidden_EC: Tensor, labels_E: Tensor, *, epoch: int, step: int) -> Tensor:
         """Sum of the examples' losses; what is drawn follows from seed, epoch and step."""

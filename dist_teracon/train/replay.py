@@ -50,7 +50,7 @@ def replay(file: str, runtime: Runtime, *, run: str | None, console: Console) ->
     if runtime.world_size > 1:
         raise RunError("replay: takes one process; start it without torchrun")
     run = run or _run_of(file)
-    folder = RunFolder.open_for_reading(run, wanted=_wanted)
+    folder = _opened(run)
     if not folder.exists:
         raise RunError(f"{run}: there is no run; name the one that kept {file} by --run RUN")
     failure, batch = load_failure(_local(file, folder, run))
@@ -83,6 +83,15 @@ def _run_of(file: str) -> str:
     if parent.name == FOLDER and io.is_local(file):
         return str(parent.parent)
     raise RunError(f"{file}: lies in no run's folder '{FOLDER}'; name the run by --run RUN")
+
+
+def _opened(run: str) -> RunFolder:
+    """Return the run to read; on a store the run of a single task lies in that of all."""
+    whole, inner, task = run.rstrip("/").partition("/single-task/")
+    if io.is_local(run) or not inner:
+        return RunFolder.open_for_reading(run, wanted=_wanted)
+    below = f"single-task/{task}"
+    return RunFolder.open_for_reading(whole, wanted=lambda path: path.startswith(f"{below}/")).below(below)
 
 
 def _local(file: str, folder: RunFolder, run: str) -> Path:

@@ -61,7 +61,10 @@ def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
     assert here == "this machine"
     assert re.fullmatch(r"node [0-9a-f]{8} \([0-9.]+\)", node)
     assert found[node][0] == {"name": "offers Ray", "status": "ok", "found": "3 CPU", "mend": ""}
-    assert found[node][1:] == [*found[here]]  # the node is this machine
+    # the node is this machine, though what is free on it changes meanwhile
+    of_node, of_here = ([check for check in checks if check["name"] != "disk"] for checks in (found[node][1:], found[here]))
+    assert of_node == of_here
+    assert [check["name"] for check in found[node][1:]] == [check["name"] for check in found[here]]
     done = subprocess.run(
         command, env={**cluster.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, cwd=tmp_path, capture_output=True, text=True,
         check=False, timeout=120,
