@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import Field, field_validator
 
 from dist_teracon.config.base import ConfigModel, Real, Share, Whole
 
@@ -117,12 +117,6 @@ class ModelConfig(ConfigModel):
         if len(set(value)) < len(value):
             raise ValueError("expected each feature once")
         return value
-
-    @model_serializer(mode="wrap")
-    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `event_features` out where there are none, so that models without have the fingerprint that they always had."""
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if name != "event_features" or value}
 
     @field_validator("backbone", mode="before")
     @classmethod

@@ -114,7 +114,9 @@ class PretrainedModel:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 that names weights, model, method and data set together."""
-        parts = [self._weights, self.info.fingerprint, self.config.model_dump(mode="json", include={"model", "method"})]
+        # without defaults, so that a field that a later version adds changes nothing
+        settings = self.config.model_dump(mode="json", include={"model", "method"}, exclude_defaults=True)
+        parts = [self._weights, self.info.fingerprint, settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
