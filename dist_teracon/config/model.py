@@ -30,7 +30,7 @@ class SampledSoftmax(ConfigModel):
 
 
 class Gbce(ConfigModel):
-    """Generalised binary cross-entropy (docs/method.md, Losses of large heads).
+    """Generalised binary cross-entropy (docs/method.md, Training).
 
     Attributes:
         negatives: Labels drawn a step, all equally often.

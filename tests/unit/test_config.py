@@ -247,7 +247,11 @@ def _repeats(given: Mapping[str, Any], resolve: Callable[[dict[str, Any]], RunCo
         for parent in parents:
             node = node[parent]
         del node[leaf]
-        if "dataset" in value and resolve(value) == whole:
+        try:
+            same = "dataset" in value and resolve(value) == whole
+        except ConfigError:  # as of bf16 without ZeRO: it is there for another field's sake
+            same = False
+        if same:
             yield ".".join([*parents, leaf])
 
 
@@ -278,7 +282,7 @@ def test_the_documents_configuration_is_every_field_with_its_default():
 
 
 def test_the_documents_have_the_settings_of_every_backbone_with_their_defaults():
-    documented = [block["model"]["backbone"] for block in _documented() if "model" in block]
+    documented = [block["model"]["backbone"] for block in _documented() if "backbone" in block.get("model", {})]
     resolved = [resolve_backbone(ModelConfig(backbone=name), where="x") for name in BACKBONES]
     assert documented == [_with_settings(kind.name, settings) for kind, settings in resolved]
 
