@@ -275,8 +275,6 @@ def event_column_specs(found: Mapping[str, str], recipe: Recipe | None) -> dict[
             unit=columns.timestamp_unit,
             zone=ZoneInfo(columns.timezone) if columns.timezone else None,
             dates_matter=dated or rules.split.by == "time" or rules.history.keeps("time"),
-            or rules.split.by == "time"
-            or any(rule.since is not None or rule.until is not None for rule in filters),
         ),
         "type": ColumnSpec("name"),
         "value": ColumnSpec("number"),

@@ -152,15 +152,13 @@ def test_dates_outside_of_the_events_and_empty_parts_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"split.test_from: lies outside of the events; they run from 2020-09-13 to 2020-12-21"):
         made(tmp_path, events(), beyond)
     table = events()
-    late = {
-        **table,
-        "type": ["view" if time >= DATES["test_from"] else kind for kind, time in zip(table["type"], table["timestamp"], strict=True)],
-    }
+    kinds = ["view" if time >= DATES["test_from"] else kind for kind, time in zip(table["type"], table["timestamp"], strict=True)]
+    late = {**table, "type": kinds}
     with pytest.raises(DataError, match="task 'buys': has no test example"):
         made(tmp_path, late)
     untimed = {name: values for name, values in table.items() if name != "timestamp"}
     without = {**RECIPE, "history": {"events": {"type": "view"}}}
-    with pytest.raises(ConfigError, match="split.by: the events have no timestamps"):
+    with pytest.raises(ConfigError, match=r"split.by: the events have no timestamps"):
         made(tmp_path, untimed, without)
     with pytest.raises(ConfigError, match="--split users: the recipe splits by time"):
         made(tmp_path, table, split="users")
