@@ -8,6 +8,7 @@ BENCHMARKS = {
     "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
     "gpu-step": "a training step on a GPU, and what waits for the GPU",
+    "workers": "one configuration by several processes, torchrun's or Ray's",
     "replay": "a training step by the number of tasks and kind of replay",
     "masks": "how open and how alike finished runs' masks are",
     "serve": "a served model under load; an event added to a state",
