@@ -13,10 +13,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     field_serializer,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -153,12 +151,6 @@ class ModelConfig(ConfigModel):
         if len(set(value)) < len(value):
             raise ValueError("expected each feature once")
         return value
-
-    @model_serializer(mode="wrap")
-    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `event_features` out where there are none, so that models without have the fingerprint that they always had."""
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if name != "event_features" or value}
 
     @field_validator("backbone", mode="before")
     @classmethod

@@ -109,7 +109,10 @@ class PretrainedModel:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 that names weights, model, method and data set together."""
-        parts = [self._weights, self.info.fingerprint, self.config.model_dump(mode="json", include={"model", "method"})]
+        config = self.config.model_dump(mode="json", include={"model", "method"})
+        if not config["model"]["event_features"]:  # a model of items has the fingerprint that it had before the field
+            del config["model"]["event_features"]
+        parts = [self._weights, self.info.fingerprint, config]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
