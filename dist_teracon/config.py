@@ -131,8 +131,7 @@ class ModelConfig(ConfigModel):
         pooling: What the representation holds of the sequence as a whole: `mean` adds the normalised mean of its items, `concat` puts it
             beside the last position's vector (twice as wide then), `last` (as published) has none.
         item_init: Initial item vectors: `svd` of which items the first task's training users take together, or `uniform` (as published).
-        event_features: What is read of events beside their items, where the data set keeps it (`history.keep`): `gaps`, the time since
-            the event before, in buckets of its logarithm; `types`.
+        event_features: What is read of events beside their items, if the data set keeps it: `gaps`, the time since the one before; `types`.
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
         heads: By what loss the tasks' heads are trained.
     """
