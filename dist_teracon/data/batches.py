@@ -316,4 +316,5 @@ def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
     lengths = np.concatenate([np.diff(part.offsets) for part in parts]) if parts else np.zeros(0, dtype=np.int64)
     values = np.concatenate([part.values for part in parts]) if parts else np.zeros(0, dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return PackedRows(values, offsets, EventColumns.concatenate([part.columns for part in parts]))
+    # no rows, as of a rank without shards, have no columns either
+    return PackedRows(values, offsets, EventColumns.concatenate([part.columns for part in parts if part.rows]))

@@ -93,6 +93,9 @@ class Dataset:
         uri: Folder or URI.
         cached: Read through the local cache; by the number of events where None.
 
+    Attributes:
+        columns_read: What shards hold of events beside their items; `read_columns` sets it.
+
     Raises:
         DataError: no data set there.
     """
@@ -101,7 +104,7 @@ class Dataset:
         self.uri = uri
         self.info: DatasetInfo = read_dataset_info(uri)
         self._cache: Path | None = cache_folder() if (self.info.events >= CACHE_FROM if cached is None else cached) else None
-        self._read_columns: tuple[str, ...] = self.info.history.names
+        self.columns_read: tuple[str, ...] = self.info.history.names
         self._shards: dict[int, Shard] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
         self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
@@ -114,14 +117,14 @@ class Dataset:
             found = self._columns(
                 path, (*_SHARD, *beside), lambda: _users_columns(self.table(path, ["user_hash", "sequence", *beside]), beside)
             )
-            columns = EventColumns(**{name: found.pop(name) for name in beside}).only(self._read_columns)
+            columns = EventColumns(**{name: found.pop(name) for name in beside}).only(self.columns_read)
             self._shards[index] = Shard(**found, columns=columns)
         return self._shards[index]
 
     def read_columns(self, names: Iterable[str]) -> None:
         """Read of the events, beside their items, these columns alone from here on (`DatasetInfo.history.names` by default)."""
-        self._read_columns = tuple(names)
-        assert set(self._read_columns) <= set(self.info.history.names), names
+        self.columns_read = tuple(names)
+        assert set(self.columns_read) <= set(self.info.history.names), names
         self._shards.clear()
 
     def behind(self, task: str, split: Split) -> int:

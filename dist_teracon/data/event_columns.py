@@ -59,6 +59,11 @@ class EventColumns:
         return EventColumns(self.times if "times" in names else None, self.types if "types" in names else None)
 
     @classmethod
+    def empty(cls, names: Sequence[str]) -> EventColumns:
+        """Return columns of these names without events."""
+        return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)).only(names)
+
+    @classmethod
     def concatenate(cls, parts: Sequence[EventColumns]) -> EventColumns:
         """Lay columns behind one another; all parts have the same ones."""
         assert len({part.names for part in parts}) <= 1, "parts with different columns"

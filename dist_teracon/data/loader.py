@@ -200,8 +200,9 @@ class TrainingLoader:
             columns = {"items": data.values, **{name: getattr(data.columns, name) for name in data.columns.names}}
             parts.append((columns, starts, data.offsets[users + 1] - self._behind - starts))
         gathered, offsets = _gather_ragged(parts, order)
-        items = gathered.pop("items", np.zeros(0, dtype=np.int32))
-        return PackedRows(items, offsets, EventColumns(**gathered))
+        if not parts:  # a rank without shards
+            return PackedRows(np.zeros(0, dtype=np.int32), offsets, EventColumns.empty(self.dataset.columns_read))
+        return PackedRows(gathered.pop("items"), offsets, EventColumns(**gathered))
 
     def _examples(
         self, task: int, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]

@@ -196,10 +196,21 @@ class ProfileTask(_Part):
         return self
 
 
-class SplitPart(_Part):
-    """How examples are split; see `SplitRule`. The seed is the recipe's where it is left out."""
+_SPLIT_DATES = ("labels_from", "validation_from", "test_from")
 
-    by: Literal["users", "rows", "last"] = "users"
+
+class SplitPart(_Part):
+    """How examples are split; see `SplitRule`. The seed is the recipe's where it is left out.
+
+    Attributes:
+        validation_from, test_from: Under `time`: the moments at which what is validated and what is tested begin.
+        labels_from: Under `time`, with tasks of items: the moment from which their training labels are; histories end there.
+    """
+
+    by: Literal["users", "rows", "last", "time"] = "users"
+    labels_from: Moment | None = None
+    validation_from: Moment | None = None
+    test_from: Moment | None = None
     seed: int | None = Field(default=None, ge=0)
     train: float = Field(default=0.8, gt=0, lt=1)
     validation: float = Field(default=0.05, gt=0, lt=1)
@@ -216,6 +227,23 @@ class SplitPart(_Part):
         if self.folds > 1 and self.validation + 1 / self.folds >= 1:
             raise ValueError("a test window of 1/folds and the validation share leave nothing to train on")
         return self
+
+    @model_validator(mode="after")
+    def _dated(self) -> SplitPart:
+        dates = {name: getattr(self, name) for name in _SPLIT_DATES if getattr(self, name) is not None}
+        if self.by != "time" and dates:
+            raise ValueError(f"{next(iter(dates))} is for 'by: time'")
+        if self.by == "time" and (self.validation_from is None or self.test_from is None):
+            raise ValueError("'by: time' requires validation_from and test_from, the dates at which these parts begin")
+        if list(dates.values()) != sorted(set(dates.values())):
+            raise ValueError(f"{', '.join(dates)} must lie one after the other")
+        if self.by == "time" and self.folds > 1:
+            raise ValueError("'by: time' has one test period; folds are for splits by users or rows")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if name not in _SPLIT_DATES or value is not None}
 
 
 def _known_zone(name: str | None) -> str | None:
@@ -335,9 +363,19 @@ class Recipe(_Part):
                 raise ValueError(_differ_in_case(first, name))
         return value
 
-    def split_rule(self, by: Literal["users", "rows", "last"] | None = None) -> SplitRule:
+    @model_validator(mode="after")
+    def _labels_dated(self) -> Recipe:
+        item_tasks = [name for name, task in self.tasks.items() if isinstance(task, ItemTask)]
+        if self.split.by == "time" and item_tasks and self.split.labels_from is None:
+            raise ValueError(
+                f"split: 'by: time' with tasks of items ({', '.join(item_tasks)}) requires labels_from, the date from which their training "
+                "labels are; what came before it is the history that tells them"
+            )
+        return self
+
+    def split_rule(self, by: Literal["users", "rows", "last", "time"] | None = None) -> SplitRule:
         """Return the split of the recipe, by what `by` has where it is given."""
-        part = self.split.model_dump()
+        part = {name: value for name, value in self.split.model_dump().items() if name not in _SPLIT_DATES}
         return SplitRule(**{**part, "by": by or part["by"], "seed": self.seed if part["seed"] is None else part["seed"]})
 
     def filters(self) -> list[EventFilter]:

@@ -89,13 +89,13 @@ class SplitRule:
     Attributes:
         by: `users`: one split by user, the same for all tasks, so that no task's test item leaks; `rows`: each task by example; `last`:
             the first task is trained on every user's items but the last two, of which the first is for validation and the second for
-            the test; other tasks by users.
+            the test; other tasks by users. `time`: by when what is predicted happened (docs/data.md, Splits by time).
         seed: Seed of the order in which users (or rows) are cut.
         train, validation, test: Shares, adding up to 1.
         folds, fold: Cross-fitting: `fold` shifts the test window by 1/folds; (1, 0) is a plain split.
     """
 
-    by: Literal["users", "rows", "last"] = "users"
+    by: Literal["users", "rows", "last", "time"] = "users"
     seed: int = 0
     train: float = 0.8
     validation: float = 0.05

@@ -46,6 +46,7 @@ class ShardRows:
         next_users: bool [U], who takes part in the first task; None for all.
         labels: One a later task, in their order.
         columns: What there is of the events beside their items; the same columns in every shard.
+        splits: int8 [U], the rows' splits, where the source decides on them; None where users or examples are cut.
     """
 
     user_ids: Any
@@ -55,6 +56,7 @@ class ShardRows:
     next_users: NDArray[np.bool_] | None
     labels: Sequence[ShardLabels]
     columns: EventColumns = NO_COLUMNS
+    splits: NDArray[np.int8] | None = None
 
 
 class ShardSource(Protocol):

@@ -19,6 +19,9 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
         f"  sequences of at most {info.length_limit}, {info.shards} shards; "
         f"split by {split.by} {split.train:g}/{split.validation:g}/{split.test:g}, seed {split.seed}",
     ]
+    if info.history.names:
+        kept = [*(["times"] if info.history.times else []), *([f"{info.history.types - 1:,} types"] if info.history.types else [])]
+        lines.append(f"  histories keep {' and '.join(kept)} of events")
     width = max(4, min(_NAME, max(cells(task.name) for task in info.tasks)))
     lines.append(f"  {'task':<{width}}  kind    {'labels':>9} {'train':>11} {'valid.':>9} {'test':>9}")
     for task in info.tasks:

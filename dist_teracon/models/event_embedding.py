@@ -41,8 +41,9 @@ def gap_buckets(times_N: Tensor, row_offsets: Tensor) -> Tensor:
         row_offsets: int64 [B + 1].
     """
     before_N = torch.cat([times_N.new_full((min(1, times_N.shape[0]),), NO_TIME), times_N[:-1]])
-    unknown_N = (times_N == NO_TIME) | (before_N == NO_TIME)
-    unknown_N[row_offsets[:-1][row_offsets.diff() > 0]] = True
+    # one more place, for empty rows at the end; nothing here waits for a GPU
+    first = torch.zeros(times_N.shape[0] + 1, dtype=torch.bool, device=times_N.device).index_fill_(0, row_offsets[:-1], True)
+    unknown_N = (times_N == NO_TIME) | (before_N == NO_TIME) | first[:-1]
     gap_N = torch.where(unknown_N, 0, times_N - before_N)
     powers = 1 << torch.arange(_DIGITS, dtype=torch.int64, device=times_N.device)
     return torch.where(unknown_N, NO_GAP, 1 + torch.bucketize(gap_N, powers, right=True))

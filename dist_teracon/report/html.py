@@ -206,6 +206,7 @@ def _protocol(run: RunData) -> list[tuple[str, str]]:
             "users": "by user: one split for all tasks, so that no task's test user is seen in training",
             "rows": "by row: each task by itself, so a user may stand in the training set of one task and in the test set of another",
             "last": "the first task by each user's last items (the last for the test, the one before for validation), others by user",
+            "time": "by time: what is trained on, then what is validated, then what is tested; attributes of users by user",
         }[split.by]
         entries.append(("Split", f"{rule} (seed {split.seed})"))
         shares = f"{100 * split.train:g} % training, {100 * split.validation:g} % validation, {100 * split.test:g} % test"

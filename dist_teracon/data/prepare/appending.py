@@ -8,7 +8,7 @@ from dist_teracon import io
 from dist_teracon.console import Log
 from dist_teracon.data.prepare.append_rules import check_recipe, check_without_recipe, merged_recipe, recipe_of, resolved_recipe
 from dist_teracon.data.prepare.pipeline import check_output
-from dist_teracon.data.prepare.versions import append, no_new_task, refuse_last
+from dist_teracon.data.prepare.versions import append, no_new_task, refuse_fixed_splits
 from dist_teracon.data.prepare.workspace import folder_beside
 from dist_teracon.data.recipe import Recipe
 from dist_teracon.data.schema import DatasetInfo, read_dataset_info
@@ -39,7 +39,7 @@ def append_prepared(
     info, before = read_dataset_info(parent), None
     if "padding" in info.notes or (recipe is not None and recipe.history.padding != "none"):
         raise DataError(f"{parent}: sequences padded by history.padding cannot grow; prepare both without it")
-    refuse_last(parent, info.split.by, recipe.split.by if recipe is not None else "users")
+    refuse_fixed_splits(parent, info.split.by, recipe.split.by if recipe is not None else "users")
     now = None if recipe is None else resolved_recipe(recipe, min_count=min_count, split_by=info.split.by)
     if now is not None:
         before = recipe_of(info)

@@ -21,7 +21,9 @@ _FIRST_YEAR = 1990
 Int = NDArray[np.int64]
 
 
-def kept_columns(rule: HistoryRule, events: Events, ordered: Int, *, log: Log) -> tuple[EventColumns, list[str]]:
+def kept_columns(
+    rule: HistoryRule, events: Events, ordered: Int, *, counted: NDArray[np.bool_], log: Log
+) -> tuple[EventColumns, list[str]]:  # fmt: skip
     """Return the columns that a recipe keeps of the chosen events, and the types' names in the order of their numbers, from 1 on.
 
     Types are numbered by falling count, then name.
@@ -30,6 +32,7 @@ def kept_columns(rule: HistoryRule, events: Events, ordered: Int, *, log: Log) -
         rule: The recipe's history.
         events: Its source's events.
         ordered: int64 [N], the events of all histories in their order.
+        counted: bool [N], those that types are counted in; a type of others alone is unknown.
         log: Takes a line where types tell nothing.
 
     Raises:
@@ -46,7 +49,7 @@ def kept_columns(rule: HistoryRule, events: Events, ordered: Int, *, log: Log) -
         times = seconds_of(events)[ordered]
         _check_plausible(times)
     if rule.keeps("type") and events.type is not None:
-        types, names = _numbered(events.type.codes[ordered], events.type.names)
+        types, names = _numbered(events.type.codes[ordered], events.type.names, counted)
         if len(names) == 1 and types.all():
             log(f"history.keep: all events of the histories are of type '{names[0]}', so their types tell nothing")
     return EventColumns(times, types), names
@@ -60,8 +63,8 @@ def seconds_of(events: Events) -> Int:
     return np.floor(events.timestamp).astype(np.int64)
 
 
-def _numbered(codes: NDArray[np.int32], names: Sequence[str]) -> tuple[NDArray[np.int32], list[str]]:
-    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+def _numbered(codes: NDArray[np.int32], names: Sequence[str], counted: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[str]]:
+    counts = np.bincount(codes[(codes >= 0) & counted], minlength=len(names))
     used = np.flatnonzero(counts).tolist()
     if len(used) > MOST_TYPES:
         raise DataError(f"history.keep: {len(used):,} types of events, more than {MOST_TYPES:,}; does columns.type name a column of ids?")

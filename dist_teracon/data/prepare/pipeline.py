@@ -88,6 +88,8 @@ def prepare(
         raise ConfigError(f"--recipe: format '{format}' requires a recipe, which defines how tasks come from events (see configs/recipes/)")
     if not 0 <= max_unmatched <= 1:
         raise ConfigError(f"--max-unmatched: expected a share from 0 to 1, got {max_unmatched:g}")
+    if rules is not None and rules.split.by == "time" and split is not None:
+        raise ConfigError(f"--split {split}: the recipe splits by time (split.by), which its dates are for; change the recipe instead")
     rule = effective((rules or Recipe()).split_rule(split))
     check_output(out)
     raw = _raw_files(format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from)
@@ -196,6 +198,8 @@ def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: Read
         tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched, log=log)
         _check(tables)
         data = TablesSource(tables)
+    elif rules is not None and rules.split.by == "time":
+        raise ConfigError("split.by: 'time' splits by when events were, and this format has none; split by users, rows or last")
     else:
         data = read
     data.notes = {**data.notes, **context.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}

@@ -72,6 +72,7 @@ class Tables:
         length_limit: Longest sequence kept; longer ones keep their last items.
         source, notes: As in `DatasetInfo`.
         types: Names of the events' types in the order of their numbers, from 1 on.
+        splits: int8 [U], the users' splits; None where they or their examples are cut by the rule.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Tables:
     source: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     types: Sequence[str] = ()
+    splits: NDArray[np.int8] | None = None
 
 
 class TablesSource:
@@ -125,4 +127,5 @@ class TablesSource:
             values, offsets = ragged.take(sequences.values, sequences.offsets, users)
             columns = sequences.columns.take(sequences.offsets, users)
             taking_part = None if members is None else members[users]
-            yield shard, ShardRows(ids, sequences.user_hash[users], values, offsets, taking_part, labels, columns)
+            splits = None if self.tables.splits is None else self.tables.splits[users]
+            yield shard, ShardRows(ids, sequences.user_hash[users], values, offsets, taking_part, labels, columns, splits)

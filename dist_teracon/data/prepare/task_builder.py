@@ -16,7 +16,9 @@ from dist_teracon.data.prepare.filters import absent_types, matching, period, ti
 from dist_teracon.data.prepare.kept_columns import kept_columns
 from dist_teracon.data.prepare.matched import MAX_UNMATCHED, Funnel, check_join, join_of
 from dist_teracon.data.prepare.overlap import note_overlaps
+from dist_teracon.data.prepare.splits import effective
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
+from dist_teracon.data.prepare.user_rows import UserRows, rows_by_time
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.recipe import EventFilter, HistoryRule, ItemTask, ProfileTask, Recipe
@@ -24,15 +26,6 @@ from dist_teracon.data.recipe_values import number_text
 from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.hashing import mix64, stable_hash
-
-
-@dataclass(frozen=True)
-class _Users:
-    """The users who are kept: names in row order, hashes, and the row of each of the events' user codes (−1 for none)."""
-
-    names: Sequence[str]
-    hashes: NDArray[np.uint64]
-    row_of_code: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -91,10 +84,11 @@ def build_tables(
             only = table.classes[int(table.values[0])]
             raise DataError(f"task '{name}': expected two labels or more, got '{only}' alone")
         labels.append(table)
-    everything = len(source.events)
-    notes["overlap"] = note_overlaps(
-        recipe, source.events, lambda where, rule: matching(where, rule, source.events, Funnel("events", everything)), log=log
-    )
+    if users.windows is None:  # else labels are in periods that their histories come before
+        everything = len(source.events)
+        notes["overlap"] = note_overlaps(
+            recipe, source.events, lambda where, rule: matching(where, rule, source.events, Funnel("events", everything)), log=log
+        )
     return Tables(
         name=recipe.name or source.name,
         items=items,
@@ -104,6 +98,8 @@ def build_tables(
         next_task=recipe.first_task,
         notes={**notes, "matched": {**job.matched, "tasks": of_tasks}},
         types=types,
+        next_users=users.next_rows,
+        splits=users.splits,
     )
 
 
@@ -116,7 +112,7 @@ def _matching(where: str, rule: EventFilter, job: _Job) -> tuple[NDArray[np.bool
     return mask, funnel
 
 
-def _join_attributes(job: _Job, users: _Users) -> None:
+def _join_attributes(job: _Job, users: UserRows) -> None:
     """Count how events and tables of attributes meet.
 
     Raises:
@@ -134,17 +130,17 @@ def _join_attributes(job: _Job, users: _Users) -> None:
         rows = Funnel(f"rows of {file}", join.right)
         rows.drop("no event", join.right - join.both)
         if noun == "users":
-            rows.drop("no history", join.both - sum(name in table.rows for name in users.names))
+            rows.drop("no history", join.both - sum(name in table.rows for name in users.people))
         job.note(f"{noun[:-1]} attributes", rows)
         if asked and (warning := check_join(asked[0], join, noun=noun, left="the events", right=file, limit=job.max_unmatched)):
             job.log(f"warning: {warning}")
 
 
 def _in_time(rows: NDArray[np.int64], events: Events, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Order the chosen events by user row, then time, then file order."""
+    """Order the chosen events by their rows, then time, then file order."""
     if events.order is None:
-        return chosen[np.argsort(rows[events.user.codes[chosen]], kind="stable")]
-    return chosen[np.lexsort((events.order[chosen], rows[events.user.codes[chosen]]))]
+        return chosen[np.argsort(rows, kind="stable")]
+    return chosen[np.lexsort((events.order[chosen], rows))]
 
 
 def _in_histories(kept: NDArray[np.int64], events: Events, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
@@ -152,7 +148,8 @@ def _in_histories(kept: NDArray[np.int64], events: Events, chosen: NDArray[np.in
     kept = np.array(sorted(kept.tolist(), key=events.user.names.__getitem__), dtype=np.int64)
     row_of_code = np.full(len(events.user.names), -1, dtype=np.int64)
     row_of_code[kept] = np.arange(len(kept))
-    return kept, row_of_code, _in_time(row_of_code, events, chosen[row_of_code[events.user.codes[chosen]] >= 0])
+    chosen = chosen[row_of_code[events.user.codes[chosen]] >= 0]
+    return kept, row_of_code, _in_time(row_of_code[events.user.codes[chosen]], events, chosen)
 
 
 def histories(rule: HistoryRule, events: Events) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -173,7 +170,7 @@ def histories(rule: HistoryRule, events: Events) -> tuple[NDArray[np.int64], NDA
     return kept, ordered, ragged.offsets_of(counts[kept])
 
 
-def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable, list[str], list[str]]:
+def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTable, list[str], list[str]]:
     rule, events = job.recipe.history, job.source.events
     fits, funnel = _matching("history.events", rule.events, job)
     chosen = np.flatnonzero(fits)
@@ -191,25 +188,54 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[_Users, SequenceTable,
     job.note("users", of_users)
 
     kept, row_of_code, ordered = _in_histories(kept, events, chosen)
-    names = [events.user.names[code] for code in kept.tolist()]
-    users = _Users(names, np.array([stable_hash(name) for name in names], dtype=np.uint64), row_of_code)
-    lengths = counts[kept]
-    age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(ordered))  # 0 for a user's last event
     funnel.drop(f"of users with {few}", len(chosen) - len(ordered))
-    ordered = ordered[age < rule.length]
-    funnel.drop(f"before a user's last {rule.length}", int(lengths.sum()) - len(ordered))
+    if job.recipe.split.by == "time":
+        users, ordered, offsets = _by_time(job, kept, ordered, counts[kept], funnel, notes)
+    else:
+        users = UserRows.one_each([events.user.names[code] for code in kept.tolist()], row_of_code)
+        ordered, offsets = _last_events(ordered, counts[kept], rule.length, funnel)
     job.note("history", funnel)
-    offsets = ragged.offsets_of(np.minimum(lengths, rule.length))
 
-    codes = events.item.codes[ordered]
-    position, items = _catalogue(codes, events.item.names, min_count=rule.min_count)
+    codes, counted = events.item.codes[ordered], np.repeat(users.trains(np.arange(len(users.names))), np.diff(offsets))
+    # an event may be in several rows of a user
+    once = codes if users.splits is None else events.item.codes[np.unique(ordered[counted])]
+    position, items = _catalogue(once, events.item.names, min_count=rule.min_count)
     if not items:
         raise DataError(f"history.min_count: no item occurs {rule.min_count} times or more")
     of_items = Funnel("items", len(np.unique(codes)))
-    of_items.drop(f"fewer than {rule.min_count} times: unseen", of_items.total - len(items))
+    of_items.drop("after validation_from alone: unseen", of_items.total - len(np.unique(codes[counted])))
+    of_items.drop(f"fewer than {rule.min_count} times: unseen", of_items.kept - len(items))
     job.note("items", of_items)
-    columns, types = kept_columns(rule, events, ordered, log=job.log)
-    return users, SequenceTable(names, users.hashes, position[codes], offsets, columns), items, types
+    columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log)
+    return users, SequenceTable(users.names, users.hashes, position[codes], offsets, columns), items, types
+
+
+def _last_events(
+    ordered: NDArray[np.int64], lengths: NDArray[np.int64], length: int, funnel: Funnel
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Return each user's last `length` events, and where each user's begin."""
+    age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(ordered))  # 0 for a user's last event
+    funnel.drop(f"before a user's last {length}", int((age >= length).sum()))
+    return ordered[age < length], ragged.offsets_of(np.minimum(lengths, length))
+
+
+def _by_time(
+    job: _Job, kept: NDArray[np.int64], ordered: NDArray[np.int64], counts: NDArray[np.int64], funnel: Funnel, notes: dict[str, Any]
+) -> tuple[UserRows, NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Return the rows of a split by time, the events of their histories, and where each row's begin."""
+    recipe, events = job.recipe, job.source.events
+    moments = timestamps("split.by", events)
+    for name in ("labels_from", "validation_from", "test_from"):
+        date = getattr(recipe.split, name)
+        if date is not None and not float(moments.min()) < date <= float(moments.max()):
+            raise ConfigError(f"split.{name}: lies outside of the events{period(events)}")
+    rule = effective(recipe.split_rule())
+    users, chosen, offsets = rows_by_time(
+        recipe.split, rule, events, kept, ordered, counts, length=recipe.history.length, minimum=recipe.history.minimum
+    )
+    funnel.drop("in no row's history", len(ordered) - len(np.unique(chosen)))
+    notes["split_by_time"] = {"users": len(kept), "rows": len(users.names)}
+    return users, chosen, offsets
 
 
 def _catalogue(codes: NDArray[np.integer[Any]], names: Sequence[str], *, min_count: int = 1) -> tuple[NDArray[np.int32], list[str]]:
@@ -222,27 +248,32 @@ def _catalogue(codes: NDArray[np.integer[Any]], names: Sequence[str], *, min_cou
     return position, [names[code] for code in used]
 
 
-def _item_task(name: str, task: ItemTask, job: _Job, users: _Users) -> tuple[LabelTable, Funnel]:
+def _item_task(name: str, task: ItemTask, job: _Job, users: UserRows) -> tuple[LabelTable, Funnel]:
     where, events = f"tasks.{name}", job.source.events
     label_of, no_label = _labels_of_items(f"{where}.label", task.label, job.source)
     fits, funnel = _matching(f"{where}.events", task.events, job)
     chosen = np.flatnonzero(fits)
-    chosen = _dropping(funnel, chosen, "of users without a history", users.row_of_code[events.user.codes[chosen]] >= 0)
+    chosen = _dropping(funnel, chosen, "before split.labels_from", users.window_of(events, chosen) >= 0)
+    chosen = _dropping(funnel, chosen, "of users without a history", users.of_events(events, chosen) >= 0)
     for reason, of_item in no_label.items():
         chosen = _dropping(funnel, chosen, reason, ~of_item[events.item.codes[chosen]])
     if task.choose != "random":
         timestamps(f"{where}.choose", events)
-    ordered = _in_time(users.row_of_code, events, chosen)
-    rows, labels = users.row_of_code[events.user.codes[ordered]], label_of.codes[events.item.codes[ordered]].astype(np.int64)
+    ordered = _in_time(users.of_events(events, chosen), events, chosen)
+    rows, labels = users.of_events(events, ordered), label_of.codes[events.item.codes[ordered]].astype(np.int64)
 
     _, first = np.unique(rows * len(label_of.names) + labels, return_index=True)
     first.sort()  # a user's label once, where it came first
     funnel.drop("a user's label once more", len(rows) - len(first))
     rows, labels = rows[first], labels[first]
     if task.min_count > 1:
-        common = np.bincount(labels, minlength=len(label_of.names))[labels] >= task.min_count
+        common = np.bincount(labels[users.trains(rows)], minlength=len(label_of.names))[labels] >= task.min_count
         funnel.drop(f"labels of fewer than {task.min_count} users", np.count_nonzero(~common))
         rows, labels = rows[common], labels[common]
+    if users.splits is not None:  # no label that only later periods have
+        known = np.isin(labels, labels[users.trains(rows)])
+        funnel.drop("labels after validation_from alone", np.count_nonzero(~known))
+        rows, labels = rows[known], labels[known]
     if task.choose == "random":
         rows, labels = _shuffled(rows, labels, label_of.names, users, key=f"{job.recipe.seed}/{name}")
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
@@ -250,7 +281,10 @@ def _item_task(name: str, task: ItemTask, job: _Job, users: _Users) -> tuple[Lab
     funnel.drop(f"beyond a user's {task.targets} targets", np.count_nonzero(~within))
     rows, labels = rows[within], labels[within]
 
-    position, classes = _catalogue(labels, label_of.names)
+    position, classes = _catalogue(labels[users.trains(rows)], label_of.names)
+    known = position[labels] >= 0  # a label whose training examples were beyond the targets is drawn by nobody
+    funnel.drop("labels that no training example has", np.count_nonzero(~known))
+    rows, labels = rows[known], labels[known]
     values = position[labels]
     if task.choose == "random":  # a draw has no order
         values = values[np.lexsort((values, rows))]
@@ -264,7 +298,7 @@ def _dropping(funnel: Funnel, chosen: NDArray[np.int64], reason: str, fits: NDAr
 
 
 def _shuffled(
-    rows: NDArray[np.int64], labels: NDArray[np.int64], names: Sequence[str], users: _Users, *, key: str
+    rows: NDArray[np.int64], labels: NDArray[np.int64], names: Sequence[str], users: UserRows, *, key: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Order each user's labels by a keyed hash of (user, label): a draw that no other user or label changes."""
     used, index = np.unique(labels, return_inverse=True)
@@ -297,15 +331,17 @@ def _attribute(where: str, name: str, attributes: Attributes) -> Any:
     return attributes.columns[name]
 
 
-def _profile_task(name: str, task: ProfileTask, job: _Job, users: _Users) -> tuple[LabelTable, Funnel]:
+def _profile_task(name: str, task: ProfileTask, job: _Job, users: UserRows) -> tuple[LabelTable, Funnel]:
     where, table, bad = f"tasks.{name}.attribute", job.source.users, job.bad
     if table is None:
         raise ConfigError(f"{where}: the source has no attributes of users, so it cannot have a profile task")
     attribute = task.attribute or name
     column = _attribute(where, attribute, table)
-    found = np.array([table.rows.get(user, -1) for user in users.names], dtype=np.int64)
-    rows = np.flatnonzero(found >= 0)
+    found = np.array([table.rows.get(user, -1) for user in users.people], dtype=np.int64)
     funnel = Funnel("users", len(found))
+    funnel.drop("no history before their part's period", np.count_nonzero(users.person_row < 0))
+    found = found[users.person_row >= 0]
+    rows = np.flatnonzero(found >= 0)
     funnel.drop(f"no row in {table.file.rsplit('/', 1)[-1]}", len(found) - len(rows))
     texts = column.take(found[rows]).to_pylist()
 
@@ -324,7 +360,7 @@ def _profile_task(name: str, task: ProfileTask, job: _Job, users: _Users) -> tup
         else:
             labels[row] = label
     bad.check(table.file, len(table.rows))
-    rows, labels = rows[labels >= 0], labels[labels >= 0]
+    rows, labels = users.person_row[users.person_row >= 0][rows[labels >= 0]], labels[labels >= 0]
     return LabelTable(name, "profile", classes, rows, labels, np.arange(len(rows) + 1, dtype=np.int64)), funnel
 
 

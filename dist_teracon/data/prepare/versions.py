@@ -68,7 +68,7 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
         raise DataError(
             f"{new.info.name}: has {new.info.shards} shards and {parent} has {old.info.shards}; prepare it with --shards {old.info.shards}"
         )
-    refuse_last(parent, old.info.split.by, new.info.split.by)
+    refuse_fixed_splits(parent, old.info.split.by, new.info.split.by)
     _check_columns(parent, old.info, new.info)
     tasks = [task for task in new.info.tasks if not task.predicts_next and task.name not in {known.name for known in old.info.tasks}]
     if not tasks and not refresh:
@@ -88,10 +88,10 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
     return info
 
 
-def refuse_last(parent: str, *splits: str) -> None:
-    """Raise DataError where one of the data sets is split by `last`."""
-    if "last" in splits:
-        raise DataError(f"{parent}: data sets split by 'last' cannot grow, as a user's last items would be others; prepare both by users")
+def refuse_fixed_splits(parent: str, *splits: str) -> None:
+    """Raise DataError where one of the data sets is split by `last` or `time`."""
+    if (by := next((by for by in splits if by in ("last", "time")), None)) is not None:
+        raise DataError(f"{parent}: data sets split by '{by}' cannot grow, as other events would be left out; prepare both by users")
 
 
 def _check_columns(parent: str, old: DatasetInfo, new: DatasetInfo) -> None:

@@ -191,22 +191,28 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
         writer, part = FolderWriter(folder), ShardStats.zero(source)
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
-        part.item_counts += np.bincount(indices, minlength=len(part.item_counts))
+        # where the source splits, as by time, vocabularies count what is trained on alone
+        counted = slice(None) if rows.splits is None else np.repeat(rows.splits == Split.TRAIN, np.diff(offsets))
+        part.item_counts += np.bincount(indices[counted], minlength=len(part.item_counts))
         columns = rows.columns.last(rows.offsets, limit=source.length_limit)
         part.times = columns.times is not None
         if columns.types is not None:
-            part.type_counts += np.bincount(columns.types, minlength=len(part.type_counts))
+            part.type_counts += np.bincount(columns.types[counted], minlength=len(part.type_counts))
         part.users, part.events, part.cut = len(rows.user_hash), len(indices), len(rows.values) - len(indices)
         split_of = splitter.of_users(rows.user_hash)
         writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns)
         last_items = last_three(rows, source.length_limit) if splitter.rule.by == "last" else None
         first = next_labels(rows, source.length_limit) if last_items is None else last_items[0]
         for place, labels in enumerate((first, *rows.labels)):
-            split = last_items[1] if last_items is not None and not place else split_of(tasks[place].name, labels)
+            if rows.splits is not None:
+                split = np.repeat(rows.splits[labels.rows], np.diff(labels.offsets))
+            else:
+                split = last_items[1] if last_items is not None and not place else split_of(tasks[place].name, labels)
             part.tallies[place] += np.bincount(split, minlength=3)
             part.users_of_task[place] += len(labels.rows)
             if place:
-                part.label_counts[place - 1] += np.bincount(labels.values, minlength=len(part.label_counts[place - 1]))
+                values = labels.values if rows.splits is None else labels.values[split == Split.TRAIN]
+                part.label_counts[place - 1] += np.bincount(values, minlength=len(part.label_counts[place - 1]))
             writer.labels(tasks[place].name, shard, labels, split)
         part.files = writer.files
         yield part
@@ -243,7 +249,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         files={path: files[path] for path in order},
         source=source.source,
         notes={**source.notes, "matched": _matched(source, written)},
-        format_version=FORMAT_VERSION if written.history == HistoryColumns() and rule.by != "last" else FORMAT_WITH_MORE,
+        format_version=FORMAT_VERSION if written.history == HistoryColumns() and rule.by in ("users", "rows") else FORMAT_WITH_MORE,
         history=written.history,
     )
     io.write_json(folder / "dataset.json", info.to_json())

@@ -265,6 +265,7 @@ def event_column_specs(found: Mapping[str, str], recipe: Recipe | None) -> dict[
     """Return how the columns of events are read; types and values that the recipe has no use for are not."""
     rules = recipe or Recipe()
     filters, columns = rules.filters(), rules.columns
+    dated = any(rule.since is not None or rule.until is not None for rule in filters)
     specs = {
         "user": ColumnSpec("name", required=True),
         "item": ColumnSpec("name", required=True),
@@ -273,7 +274,7 @@ def event_column_specs(found: Mapping[str, str], recipe: Recipe | None) -> dict[
             required=True,
             unit=columns.timestamp_unit,
             zone=ZoneInfo(columns.timezone) if columns.timezone else None,
-            dates_matter=rules.history.keeps("time") or any(rule.since is not None or rule.until is not None for rule in filters),
+            dates_matter=dated or rules.split.by == "time" or rules.history.keeps("time"),
         ),
         "type": ColumnSpec("name"),
         "value": ColumnSpec("number"),

@@ -73,6 +73,13 @@ def test_only_columns_that_are_read_are_packed(dataset):
     assert torch.equal(batch.values, plain.values)
 
 
+def test_a_rank_without_shards_has_columns_without_events(dataset):
+    batch = next(iter(TrainingLoader(dataset, [dataset.info.task("kind")], mask_index=0, batch=8, seed=0, rank=4, world_size=5).epoch(1)))
+    assert (batch.rows, batch.times.shape, batch.types.dtype) == (0, (0,), torch.int32)
+    nothing = PackedRows(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
+    assert batch.with_retention([(nothing, 0)], [("next", torch.zeros(0, 4), 2)]).times.shape == (0,)
+
+
 def test_replayed_rows_and_micro_batches_keep_them(dataset):
     batch = next(iter(TrainingLoader(dataset, [dataset.info.task("kind")], mask_index=1, batch=8, seed=0, rank=0, world_size=1).epoch(1)))
     shard = dataset.shard(0)

@@ -85,7 +85,7 @@ def wrong(tmp_path: Path, text: str) -> str:
         ("history: {events: {from: 2020-02-01, until: 2020-01-01}}", ": history.events: 'from' must lie before 'until'"),
         ("split: {train: 0.9}", ": split: train, validation and test must add up to 1"),
         ("split: {folds: 3, fold: 3}", ": split: fold must be below folds (3)"),
-        ("split: {by: rovs}", ": split.by: input should be 'users', 'rows' or 'last', got 'rovs'"),
+        ("split: {by: rovs}", ": split.by: input should be 'users', 'rows', 'last' or 'time', got 'rovs'"),
         ("files: {event: x}", ": files.event: unknown field; did you mean 'events'?"),
         ("files: {events: []}", ": files.events: "),
         ("columns: {timezone: Mars/Base}", ": columns.timezone: expected a time zone by its IANA name"),

@@ -167,7 +167,7 @@ def test_requests_carry_events_and_users_are_remembered_with_them(model, tmp_pat
     np.testing.assert_allclose(value["vector"], model.encode([EVENTS[:11]], "club")[0], atol=1e-5)
     for wrong, said in (
         (["p01"], "the model reads times of events"),
-        ([{"item": "p01", "tme": 5}], "an event has no tme; did you mean 'time'"),
+        ([{"item": "p01", "tme": 5}], "an event has no 'tme'; did you mean 'time'"),
         ([{"time": 5}], "histories[0][0].item: expected a text"),
         ([{"item": "p01", "time": "now", "type": "buy"}], "histories[0][0].time: expected seconds since 1970, got a text"),
         ([{"item": "p01", "time": 5, "type": 7}], "histories[0][0].type: expected the type's name"),

@@ -105,10 +105,8 @@ def test_every_embedding_that_is_read_learns():
     assert own.event_embedding.type_weight.grad.abs().sum(1).gt(0).all()
 
 
-def test_a_model_without_is_stored_as_ever():
-    plain = validate(ModelConfig, {"event_features": []}, where="t").model_dump(mode="json")
-    assert "event_features" not in plain
-    assert validate(ModelConfig, {"event_features": ["types"]}, where="t").model_dump(mode="json")["event_features"] == ["types"]
+def test_features_are_known_ones_each_once():
+    assert validate(ModelConfig, {"event_features": ["types"]}, where="t").event_features == ("types",)
     for wrong in (["gap"], ["gaps", "gaps"]):
         with pytest.raises(ConfigError, match="event_features"):
             validate(ModelConfig, {"event_features": wrong}, where="t")

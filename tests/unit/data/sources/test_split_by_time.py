@@ -1,0 +1,168 @@
+"""`split.by: time`: training ends before validation begins, and nothing of it sees what came later."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.loader import TrainingLoader
+from dist_teracon.data.prepare.pipeline import prepare
+from dist_teracon.data.recipe import parse_recipe
+from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.models.item_init import cooccurrence_vectors
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
+from event_tables import csv
+
+DAY, START = 86_400, 1_600_000_000
+# 100 days: labels of training from day 40, validation from day 60, test from day 80
+DATES = {"labels_from": START + 40 * DAY, "validation_from": START + 60 * DAY, "test_from": START + 80 * DAY}
+RECIPE = {
+    "history": {"events": {"type": "view"}, "length": 5, "keep": ["time", "type"]},
+    "tasks": {"buys": {"kind": "item", "events": {"type": "buy"}}, "club": {"kind": "profile"}},
+    "split": {"by": "time", "train": 0.5, "validation": 0.25, "test": 0.25, **DATES},
+}
+USERS = 60
+
+
+def events(*, future: int = 0) -> dict[str, list]:
+    """Events of 60 users on the days 0 to 99; those from day 60 on are of other items with `future`, which only that time may have."""
+    draw, rows = np.random.default_rng(0), []
+    for user in range(USERS):
+        for day in sorted(draw.choice(100, size=20, replace=False).tolist()):
+            kind, item = ("view", "buy")[int(draw.random() < 0.3)], int(draw.integers(12))
+            if day >= 60 and future:
+                item = (item + future) % 14
+            rows.append((f"u{user:02d}", f"i{item:02d}", START + day * DAY, kind))
+    return dict(zip(("user", "item", "timestamp", "type"), map(list, zip(*rows, strict=True)), strict=True))
+
+
+def made(folder, table, recipe=RECIPE, **options):
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "raw").mkdir(parents=True)
+    (folder / "raw" / "events.csv").write_bytes(csv(table))
+    people = {"user": [f"u{user:02d}" for user in range(USERS)], "club": ["ab"[user % 2] for user in range(USERS)]}
+    (folder / "raw" / "users.csv").write_bytes(csv(people))
+    prepare("events", str(folder / "raw"), str(folder / "out"), recipe=parse_recipe(recipe), shards=2, **options)
+    return Dataset(str(folder / "out"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("time"), events())
+
+
+def rows_of(dataset):
+    """Return each row's items and times by its name, and its labels of a task with their splits."""
+    folder, items = Path(dataset.uri), dataset.vocabulary("items")["item"].to_pylist()
+    histories, labels = {}, {task.name: {} for task in dataset.info.tasks}
+    for shard in range(dataset.info.shards):
+        users = pq.read_table(folder / f"users/shard-{shard:05d}.parquet").to_pylist()
+        for row in users:
+            histories[row["user_id"]] = [(items[item], time) for item, time in zip(row["sequence"], row["times"], strict=True)]
+        for task in dataset.info.tasks:
+            names = items[2:] if task.predicts_next else dataset.vocabulary(task.name)["label"].to_pylist()
+            for row in pq.read_table(folder / f"tasks/{task.name}/shard-{shard:05d}.parquet").to_pylist():
+                pairs = [(names[label], split) for label, split in zip(row["labels"], row["split"], strict=True)]
+                labels[task.name][users[row["row"]]["user_id"]] = pairs
+    return histories, labels
+
+
+def of_user(table, user, kind, *, low=0, high=10**12):
+    rows = zip(*table.values(), strict=True)
+    return [(item, time) for name, item, time, of in rows if name == user and of == kind and low <= time < high]
+
+
+def test_each_row_holds_what_came_before_its_period(dataset):
+    table, (histories, labels) = events(), rows_of(dataset)
+    t0, t1, t2 = DATES.values()
+    checked = Counter()
+    for user in sorted(set(table["user"])):
+        for name, end, begin, until, split in (
+            ("@training", t0, t0, t1, 0), ("", t1, None, None, 0), ("@validation", t1, t1, t2, 1), ("@test", t2, t2, 10**12, 2),
+        ):  # fmt: skip
+            history = of_user(table, user, "view", high=end)[-5:]
+            assert histories.get(user + name, []) == history
+            if begin is not None:
+                bought = Counter(dict.fromkeys((item for item, _ in of_user(table, user, "buy", low=begin, high=until)), 1))
+                assert Counter(item for item, _ in labels["buys"].get(user + name, [])) == (bought if history else Counter())
+                assert {part for _, part in labels["buys"].get(user + name, [])} <= {split}
+                checked[split] += len(labels["buys"].get(user + name, []))
+        # the next item: the last before t1 is trained on, the first of each later period is told from all before it
+        assert labels["next"][user] == [(histories[user][-1][0], 0)]
+        for name, begin, until, split in (("@validation-next", t1, t2, 1), ("@test-next", t2, 10**12, 2)):
+            first = of_user(table, user, "view", low=begin, high=until)[:1]
+            before = of_user(table, user, "view", high=begin)
+            assert histories.get(user + name, []) == ([*before, *first][-5:] if first else [])
+            assert labels["next"].get(user + name, []) == [(item, split) for item, _ in first]
+        clubs = [name for name in (user, f"{user}@validation", f"{user}@test") if name in labels["club"]]
+        assert len(clubs) == 1
+        assert labels["club"][clubs[0]] == [("ab"[int(user[1:]) % 2], ["", "@validation", "@test"].index(clubs[0][3:]))]
+    assert tuple(checked[split] for split in range(3)) == dataset.info.task("buys").examples
+    assert dataset.info.task("club").examples == (30, 15, 15)
+    assert (dataset.info.split.by, dataset.info.format_version) == ("time", 2)
+
+
+def test_the_future_changes_nothing_of_what_is_trained_on(dataset, tmp_path):
+    other = made(tmp_path, events(future=5))
+    assert rows_of(other) != rows_of(dataset)
+    for name in ("items", "buys", "club"):  # names, order and counts
+        assert other.vocabulary(name).equals(dataset.vocabulary(name))
+    assert "i13" not in other.vocabulary("items")["item"].to_pylist()
+    assert other.info.notes["matched"]["items"]["left_out"] == {"after validation_from alone: unseen": 2}
+    assert other.table("vocab/_types.parquet").equals(dataset.table("vocab/_types.parquet"))
+    for task in dataset.info.tasks:
+        assert np.array_equal(dataset.train_counts(task.name), other.train_counts(task.name))
+        one, two = (
+            list(TrainingLoader(data, [task], mask_index=0, batch=16, seed=0, rank=0, world_size=1).epoch(1)) for data in (dataset, other)
+        )
+        assert len(one) == len(two)
+        for mine, theirs in zip(one, two, strict=True):
+            for field in ("values", "times", "types", "row_offsets"):
+                assert torch.equal(getattr(mine, field), getattr(theirs, field)), field
+            assert torch.equal(mine.examples[0].labels, theirs.examples[0].labels)
+    task = dataset.info.task("next")
+    assert torch.equal(*(cooccurrence_vectors(data, task, 4, seed=0) for data in (dataset, other)))
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"by": "time", "test_from": 5}, "requires validation_from and test_from"),
+        ({"by": "time", "validation_from": 9, "test_from": 5, "labels_from": 1}, "must lie one after the other"),
+        ({"by": "time", "validation_from": 5, "test_from": 9}, r"'by: time' with tasks of items \(buys\) requires labels_from"),
+        ({"test_from": 5}, "test_from is for 'by: time'"),
+    ],
+)
+def test_dates_that_do_not_fit_are_refused(split, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_recipe({**RECIPE, "split": split})
+
+
+def test_dates_outside_of_the_events_and_empty_parts_are_refused(tmp_path):
+    beyond = {**RECIPE, "split": {**RECIPE["split"], "test_from": START + 200 * DAY}}
+    with pytest.raises(ConfigError, match=r"split.test_from: lies outside of the events; they run from 2020-09-13 to 2020-12-21"):
+        made(tmp_path, events(), beyond)
+    table = events()
+    kinds = ["view" if time >= DATES["test_from"] else kind for kind, time in zip(table["type"], table["timestamp"], strict=True)]
+    late = {**table, "type": kinds}
+    with pytest.raises(DataError, match="task 'buys': has no test example"):
+        made(tmp_path, late)
+    untimed = {name: values for name, values in table.items() if name != "timestamp"}
+    without = {**RECIPE, "history": {"events": {"type": "view"}}}
+    with pytest.raises(ConfigError, match=r"split.by: the events have no timestamps"):
+        made(tmp_path, untimed, without)
+    with pytest.raises(ConfigError, match="--split users: the recipe splits by time"):
+        made(tmp_path, table, split="users")
+
+
+def test_recipes_without_dates_are_stored_as_ever():
+    assert set(parse_recipe({}).to_json()["split"]) == {"by", "seed", "train", "validation", "test", "folds", "fold"}
