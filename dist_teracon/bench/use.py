@@ -19,7 +19,8 @@ from dist_teracon.bench.scale_data import random_dataset
 from dist_teracon.config_io import make_config
 from dist_teracon.continual.method import MethodContext
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.inference.export import ExportOptions, export
+from dist_teracon.inference.export import export
+from dist_teracon.inference.export_job import ExportOptions
 from dist_teracon.inference.model import PretrainedModel, from_pretrained
 from dist_teracon.inference.sources import UserSource, of_dataset
 from dist_teracon.train.run_folder import RunFolder

@@ -171,7 +171,8 @@ def _tasks(model: PretrainedModel, names: list[str] | None) -> tuple[str, ...]:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dist_teracon.inference.export import ExportOptions, export
+    from dist_teracon.inference.export import export
+    from dist_teracon.inference.export_job import ExportOptions
 
     if options.batch < 1:
         raise ConfigError(f"--batch: expected 1 or more, got {options.batch}")

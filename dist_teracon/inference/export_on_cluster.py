@@ -17,7 +17,7 @@ from dist_teracon.data.open import SYNTHETIC
 from dist_teracon.data.prepare.ray_workers import RayWorkers, connected
 from dist_teracon.errors import DataError, TeraconError
 from dist_teracon.inference.align import Alignment
-from dist_teracon.inference.export import MANIFEST, ExportOptions, Job
+from dist_teracon.inference.export_job import MANIFEST, ExportOptions, Job
 from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.model import PretrainedModel, from_pretrained
 from dist_teracon.inference.out_folder import OutFolder

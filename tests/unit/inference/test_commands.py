@@ -19,7 +19,8 @@ from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task
 from dist_teracon.inference.evaluate import evaluate
-from dist_teracon.inference.export import ExportOptions, export
+from dist_teracon.inference.export import export
+from dist_teracon.inference.export_job import ExportOptions
 from dist_teracon.inference.export_reader import open_export
 from dist_teracon.inference.padded import export_model
 from dist_teracon.inference.sources import of_uri

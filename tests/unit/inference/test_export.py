@@ -16,7 +16,8 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.errors import ConfigError, DataError, RunError
 from dist_teracon.inference import export as export_module
 from dist_teracon.inference import sources
-from dist_teracon.inference.export import ExportOptions, export
+from dist_teracon.inference.export import export
+from dist_teracon.inference.export_job import ExportOptions
 from dist_teracon.inference.export_reader import open_export
 from dist_teracon.inference.sources import of_uri
 
