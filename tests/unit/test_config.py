@@ -244,7 +244,11 @@ def _repeats(given: Mapping[str, Any], resolve: Callable[[dict[str, Any]], RunCo
         for parent in parents:
             node = node[parent]
         del node[leaf]
-        if "dataset" in value and resolve(value) == whole:
+        try:
+            repeats = "dataset" in value and resolve(value) == whole
+        except ConfigError:  # another field needs it
+            continue
+        if repeats:
             yield ".".join([*parents, leaf])
 
 
