@@ -50,6 +50,8 @@ def test_the_command_prints_the_model_and_measures(capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith(("| TTL", "| large"))]
     assert len(rows) == 2 * len(LAYOUTS) * 2
-    assert all(row[7] == "100%" and row[4] == "0" for row in rows if row[2] == "1")
+    alone = [row for row in rows if row[2] == "1"]
+    assert {(row[4], row[6]) for row in alone} == {("0", "0.0")}
+    assert {row[7] for row in alone if row[1] == LAYOUTS["rows"]} == {"100%"}
     assert any("too much" in row[3] for row in rows if row[0] == "large")
     assert "GB/s a direction" in said
