@@ -21,7 +21,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -32,7 +31,9 @@ from pydantic import (
 )
 
 from dist_teracon.config_io import read_yaml
-from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, Texts, clean_name, zone_of
+from dist_teracon.data.recipe_inputs import InputRule, InputsPart
+from dist_teracon.data.recipe_split import SPLIT_DATES, SplitPart
+from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, RecipePart, Texts, clean_name, zone_of
 from dist_teracon.data.schema import SplitRule
 from dist_teracon.errors import ConfigError, nearest, shortened
 
@@ -40,20 +41,8 @@ from dist_teracon.errors import ConfigError, nearest, shortened
 _MOST = (1 << 31) - 1
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, coerce_numbers_to_str=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_values(cls, value: Any) -> Any:
-        truths = [key for key, entry in value.items() if isinstance(entry, bool) and key != "repeats"] if isinstance(value, dict) else []
-        if found := next(iter(truths), None):
-            raise ValueError(f"{found} is a truth value to YAML, as yes, no, on, off, true and false are; write names in quotes")
-        return value
-
-
 # Fields that came later, with their defaults, as JSON has them.
-_LATER = {"repeats": True, "keep": []}
+_LATER = {"repeats": True, "keep": [], "excludes": []}
 
 
 def _without_later_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +67,7 @@ def _kept(value: Any) -> Any:
 _KEEPABLE = ("time", "type")
 
 
-class EventFilter(_Part):
+class EventFilter(RecipePart):
     """A filter of events: those that fit every line of it.
 
     Attributes:
@@ -99,7 +88,7 @@ class EventFilter(_Part):
         return self
 
 
-class HistoryRule(_Part):
+class HistoryRule(RecipePart):
     """Which events make a user's sequence.
 
     Attributes:
@@ -129,7 +118,7 @@ class HistoryRule(_Part):
         return self.keep == "all" or column in self.keep
 
 
-class ItemTask(_Part):
+class ItemTask(RecipePart):
     """A task that ranks items, or an attribute of items.
 
     Attributes:
@@ -139,6 +128,7 @@ class ItemTask(_Part):
         label: `item`, or an attribute of items such as a category.
         min_count: Labels of fewer users are dropped before any are drawn.
         repeats: Whether a label may be an item of the user's history; where not, rankings leave out what a history holds.
+        excludes: Features of users (`inputs.user`) that the task must not read, as they tell its labels.
     """
 
     kind: Literal["item"]
@@ -148,6 +138,7 @@ class ItemTask(_Part):
     label: str = "item"
     min_count: int = Field(default=1, ge=1, le=_MOST)
     repeats: bool = True
+    excludes: Texts = ()
 
     @model_validator(mode="after")
     def _has_date(self) -> ItemTask:
@@ -166,19 +157,21 @@ class ItemTask(_Part):
         return _without_later_defaults(serialize(self))
 
 
-class ProfileTask(_Part):
+class ProfileTask(RecipePart):
     """A task that predicts an attribute of users.
 
     Attributes:
         attribute: The attribute; the task's own name where it is left out.
         bins: Edges between classes of a number: n edges make n + 1 classes, an edge belonging to the class above.
         classes: The allowed values in their order; all that occur where it is left out.
+        excludes: Features of users that the task must not read, beside its own attribute.
     """
 
     kind: Literal["profile"]
     attribute: str | None = None
     bins: tuple[Edge, ...] | None = Field(default=None, min_length=1)
     classes: Texts | None = Field(default=None, min_length=2)
+    excludes: Texts = ()
 
     @field_validator("bins")
     @classmethod
@@ -195,55 +188,9 @@ class ProfileTask(_Part):
             raise ValueError(f"class '{twice}' stands there more than once")
         return self
 
-
-_SPLIT_DATES = ("labels_from", "validation_from", "test_from")
-
-
-class SplitPart(_Part):
-    """How examples are split; see `SplitRule`. The seed is the recipe's where it is left out.
-
-    Attributes:
-        validation_from, test_from: Under `time`: the moments at which what is validated and what is tested begin.
-        labels_from: Under `time`, with tasks of items: the moment from which their training labels are; histories end there.
-    """
-
-    by: Literal["users", "rows", "last", "time"] = "users"
-    labels_from: Moment | None = None
-    validation_from: Moment | None = None
-    test_from: Moment | None = None
-    seed: int | None = Field(default=None, ge=0)
-    train: float = Field(default=0.8, gt=0, lt=1)
-    validation: float = Field(default=0.05, gt=0, lt=1)
-    test: float = Field(default=0.15, gt=0, lt=1)
-    folds: int = Field(default=1, ge=1, le=1000)
-    fold: int = Field(default=0, ge=0, le=1000)
-
-    @model_validator(mode="after")
-    def _whole(self) -> SplitPart:
-        if abs(self.train + self.validation + self.test - 1) > 1e-9:
-            raise ValueError("train, validation and test must add up to 1")
-        if self.fold >= self.folds:
-            raise ValueError(f"fold must be below folds ({self.folds})")
-        if self.folds > 1 and self.validation + 1 / self.folds >= 1:
-            raise ValueError("a test window of 1/folds and the validation share leave nothing to train on")
-        return self
-
-    @model_validator(mode="after")
-    def _dated(self) -> SplitPart:
-        dates = {name: getattr(self, name) for name in _SPLIT_DATES if getattr(self, name) is not None}
-        if self.by != "time" and dates:
-            raise ValueError(f"{next(iter(dates))} is for 'by: time'")
-        if self.by == "time" and (self.validation_from is None or self.test_from is None):
-            raise ValueError("'by: time' requires validation_from and test_from, the dates at which these parts begin")
-        if list(dates.values()) != sorted(set(dates.values())):
-            raise ValueError(f"{', '.join(dates)} must lie one after the other")
-        if self.by == "time" and self.folds > 1:
-            raise ValueError("'by: time' has one test period; folds are for splits by users or rows")
-        return self
-
     @model_serializer(mode="wrap")
     def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialize(self).items() if name not in _SPLIT_DATES or value is not None}
+        return _without_later_defaults(serialize(self))
 
 
 def _known_zone(name: str | None) -> str | None:
@@ -284,7 +231,7 @@ def _listed_codes(value: Any) -> tuple[str, ...]:
     return tuple(map(str, listed))
 
 
-class Columns(_Part):
+class Columns(RecipePart):
     """Names of a source's columns where they are not the format's own.
 
     Attributes:
@@ -302,7 +249,7 @@ class Columns(_Part):
     timezone: Annotated[str | None, AfterValidator(_known_zone)] = None
 
 
-class Files(_Part):
+class Files(RecipePart):
     """Names or patterns of a source's files where they are not the format's own: `clicks-*.csv`; a folder stands for what it holds."""
 
     events: Texts | None = Field(default=None, min_length=1)
@@ -310,7 +257,7 @@ class Files(_Part):
     items: Texts | None = Field(default=None, min_length=1)
 
 
-class Recipe(_Part):
+class Recipe(RecipePart):
     """A whole recipe.
 
     Attributes:
@@ -320,6 +267,7 @@ class Recipe(_Part):
         missing: Codes of unknown in attributes of users and items: of all of them, or by attribute. Not of ids.
         first_task: Name of the self-supervised first task.
         tasks: The later tasks in their order.
+        inputs: Attributes of users and items that a model may read.
     """
 
     name: str | None = None
@@ -332,6 +280,7 @@ class Recipe(_Part):
     first_task: str = "next"
     tasks: dict[str, Annotated[ItemTask | ProfileTask, Field(discriminator="kind")]] = Field(default_factory=dict)
     split: SplitPart = SplitPart()
+    inputs: InputsPart = InputsPart()
 
     @field_validator("first_task")
     @classmethod
@@ -373,9 +322,33 @@ class Recipe(_Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _excludes_what_there_is(self) -> Recipe:
+        known = [rule.name for rule in self.inputs.user]
+        for task, rule in self.tasks.items():
+            if (strange := next((name for name in rule.excludes if name not in known), None)) is not None:
+                of_items = strange in [feature.name for feature in self.inputs.item]
+                why = "is of items, which every task reads with them" if of_items else f"is not declared{nearest(strange, known)}"
+                raise ValueError(f"tasks.{task}.excludes: {shortened(strange)} {why}; inputs.user has: {', '.join(known) or 'nothing'}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = serialize(self)
+        return values if self.inputs != InputsPart() else {name: value for name, value in values.items() if name != "inputs"}
+
+    def closed_inputs(self) -> dict[str, tuple[str, ...]]:
+        """Return by task the features of users that it must not read: a profile task's own attribute, and what it excludes."""
+        closed = {}
+        for task, rule in self.tasks.items():
+            own = {rule.attribute or task} if isinstance(rule, ProfileTask) else set()
+            if names := tuple(feature.name for feature in self.inputs.user if feature.name in own | set(rule.excludes)):
+                closed[task] = names
+        return closed
+
     def split_rule(self, by: Literal["users", "rows", "last", "time"] | None = None) -> SplitRule:
         """Return the split of the recipe, by what `by` has where it is given."""
-        part = {name: value for name, value in self.split.model_dump().items() if name not in _SPLIT_DATES}
+        part = {name: value for name, value in self.split.model_dump().items() if name not in SPLIT_DATES}
         return SplitRule(**{**part, "by": by or part["by"], "seed": self.seed if part["seed"] is None else part["seed"]})
 
     def filters(self) -> list[EventFilter]:
@@ -420,7 +393,7 @@ def parse_recipe(value: Any, *, where: str = "recipe") -> Recipe:
 
 _PARTS: dict[Any, type[BaseModel]] = {
     "columns": Columns, "files": Files,
-    "history": HistoryRule, "events": EventFilter, "item": ItemTask, "profile": ProfileTask, "split": SplitPart,
+    "history": HistoryRule, "events": EventFilter, "item": ItemTask, "profile": ProfileTask, "split": SplitPart, "inputs": InputsPart,
 }  # fmt: skip
 
 
@@ -428,6 +401,8 @@ def _explain(where: str, recipe: dict[str, Any], problem: Any) -> str:
     """Put one of pydantic's findings into a line: file, dotted field, what is wrong, the value, what is allowed."""
     loc = list(problem["loc"])
     parent = _PARTS.get(loc[-2], Recipe) if len(loc) > 1 else Recipe
+    if len(loc) > 1 and isinstance(loc[-2], int):  # of a list of features
+        parent = InputRule
     if len(loc) > 2 and loc[0] == "tasks" and isinstance(recipe.get("tasks"), dict):
         del loc[2]  # the kind, which pydantic puts after the task's name
     dotted = ".".join(str(part) for part in loc) or "recipe"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from itertools import pairwise
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
@@ -61,6 +62,17 @@ def exact(number: float) -> float:
 def number_text(number: float) -> str:
     """Write a number so that it is read back as it is: whole ones without a point."""
     return str(int(number)) if float(number).is_integer() and abs(number) < _EXACT_BELOW else repr(float(number))
+
+
+def bin_names(edges: Sequence[float]) -> list[str]:
+    """Name the classes between edges: `<18`, `18-24`, …, `56+`, as intervals where the edges are not whole numbers."""
+    if all(float(edge).is_integer() for edge in edges):
+        whole = [int(edge) for edge in edges]
+        between = [f"{low}-{high - 1}" if high - low > 1 else f"{low}" for low, high in pairwise(whole)]
+        return [f"<{whole[0]}", *between, f"{whole[-1]}+"]
+    texts = [number_text(edge) for edge in edges]
+    between = [f"[{low}, {high})" for low, high in pairwise(texts)]
+    return [f"<{texts[0]}", *between, f"{texts[-1]}+"]
 
 
 def _comparisons(value: Any) -> Any:
@@ -191,3 +203,17 @@ Comparisons = Annotated[str, BeforeValidator(_comparisons)]
 Edge = Annotated[float, BeforeValidator(_edge), Field(allow_inf_nan=False)]
 Moment = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+
+
+class RecipePart(BaseModel):
+    """A part of a recipe: frozen, without unknown fields, names as text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        truths = [key for key, entry in value.items() if isinstance(entry, bool) and key != "repeats"] if isinstance(value, dict) else []
+        if found := next(iter(truths), None):
+            raise ValueError(f"{found} is a truth value to YAML, as yes, no, on, off, true and false are; write names in quotes")
+        return value

@@ -8,6 +8,9 @@ On disk (a folder or URI):
     vocab/_types.parquet              type (string) · index (int32) · count (int64)     index 0 = unknown; where types are kept
     users/shard-00042.parquet         user_id (string) · user_hash (uint64) · sequence (list<int32>, unpadded, oldest first)
                                       and where they are kept: times (list<int64>, s) · types (list<int32>)
+                                      and where there are features of users: input.<feature> (int32, 0 = missing)
+    inputs/items.parquet              index (int32) · input.<feature> (int32) …         where there are features of items
+    vocab/_input.<feature>.parquet    value (string) · index (int32) · count (int64)    index 0 = missing
     tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label)
 
 The name of a task's folder and vocabulary is `folder_of` its name: the same for plain names, a short one for those of other scripts.
@@ -29,13 +32,16 @@ from enum import IntEnum
 from typing import Any, Literal, cast
 
 from dist_teracon import io
+from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
 from dist_teracon.errors import DataError, nearest
 from dist_teracon.hashing import plain_name
 
-# Of `dataset.json`; the second one has more than items in its histories, or a split that an earlier program would misread.
+# Of `dataset.json`; the second one has more than items in its histories, side features, or a split that an earlier program would misread.
 FORMAT_VERSION = 1
 FORMAT_WITH_MORE = 2
 TYPES_FILE = "vocab/_types.parquet"  # no task's: the short names of tasks have a hash
+ITEM_INPUTS_FILE = "inputs/items.parquet"
+INPUT_COLUMN = "input."  # what names of features' columns begin with
 UNSEEN_ITEM = 1
 FIRST_ITEM = 2
 
@@ -152,6 +158,7 @@ class DatasetInfo:
             joins and labels kept and left out. The fingerprint does not depend on them.
         parent: SHA-256 of the version that this one extends.
         history: What histories hold beside items.
+        inputs: Side features of users and items.
     """
 
     name: str
@@ -168,6 +175,7 @@ class DatasetInfo:
     parent: str | None = None
     format_version: int = FORMAT_VERSION
     history: HistoryColumns = HistoryColumns()
+    inputs: InputFeatures = NO_FEATURES
 
     def task(self, name: str) -> Task:
         """Return the task of that name.
@@ -231,6 +239,8 @@ class DatasetInfo:
         value = asdict(self)
         if self.history == HistoryColumns():  # so that data sets of items alone have the fingerprint that they always had
             del value["history"]
+        if self.inputs == NO_FEATURES:
+            del value["inputs"]
         return value
 
 
@@ -259,6 +269,11 @@ def task_file(task: str, shard: int) -> str:
 def vocabulary_file(name: str) -> str:
     """Path within the data set of a vocabulary, `items` or a task's name."""
     return f"vocab/{folder_of(name)}.parquet"
+
+
+def input_file(feature: str) -> str:
+    """Path within the data set of the names of a feature's values."""
+    return f"vocab/_input.{folder_of(feature)}.parquet"
 
 
 def read_dataset_info(uri: str) -> DatasetInfo:
@@ -300,4 +315,6 @@ def info_from_json(value: dict[str, Any]) -> DatasetInfo:
     )
     files = {path: FileEntry(**entry) for path, entry in value["files"].items()}
     history = HistoryColumns(**value.get("history", {}))
-    return DatasetInfo(**{**value, "tasks": tasks, "files": files, "split": SplitRule(**value["split"]), "history": history})
+    inputs = InputFeatures.from_json(value.get("inputs", {}))
+    split = SplitRule(**value["split"])
+    return DatasetInfo(**{**value, "tasks": tasks, "files": files, "split": split, "history": history, "inputs": inputs})

@@ -47,6 +47,7 @@ class ShardRows:
         labels: One a later task, in their order.
         columns: What there is of the events beside their items; the same columns in every shard.
         splits: int8 [U], the rows' splits, where the source decides on them; None where users or examples are cut.
+        features: int32 [U, F], features of the users, where the source has any.
     """
 
     user_ids: Any
@@ -57,6 +58,7 @@ class ShardRows:
     labels: Sequence[ShardLabels]
     columns: EventColumns = NO_COLUMNS
     splits: NDArray[np.int8] | None = None
+    features: NDArray[np.int32] | None = None
 
 
 class ShardSource(Protocol):
@@ -67,7 +69,8 @@ class ShardSource(Protocol):
         items: The catalogue in its order, a sequence of names or an Arrow string array.
         tasks: The later tasks in order.
 
-    A source whose events have types also has `types`, their names in the order of their numbers, from 1 on.
+    A source whose events have types also has `types`, their names in the order of their numbers, from 1 on; one with side features has
+    `inputs` (`InputTables`).
     """
 
     name: str

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
 from dist_teracon.data.event_columns import NO_TIME, UNKNOWN_TYPE, EventColumns
+from dist_teracon.data.input_features import MISSING, NO_INPUTS, InputTables
 from dist_teracon.data.shard_source import Hashes, ShardRows, ShardSource
 from dist_teracon.errors import DataError
 
@@ -38,6 +39,10 @@ class PaddedSource:
         self.length_limit, self.source = source.length_limit, source.source
         self.notes: dict[str, Any] = {**source.notes, "padding": "token"}
         self.types: Sequence[str] = getattr(source, "types", ())
+        self.inputs: InputTables = getattr(source, "inputs", NO_INPUTS)
+        if self.inputs.item:
+            values = self.inputs.item_values
+            self.inputs = replace(self.inputs, item_values=np.pad(values, ((0, 1), (0, 0)), constant_values=MISSING))
         self.items: Any = pa.concat_arrays([names.cast(pa.string()), pa.array([PADDING], pa.string())])
 
     def user_hashes(self) -> Hashes:

@@ -200,6 +200,8 @@ def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: Read
         data = TablesSource(tables)
     elif rules is not None and rules.split.by == "time":
         raise ConfigError("split.by: 'time' splits by when events were, and this format has none; split by users, rows or last")
+    elif rules is not None and rules.inputs.names:
+        raise ConfigError("inputs: features come from tables of users and items, and this format has none; leave them out of the recipe")
     else:
         data = read
     data.notes = {**data.notes, **context.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}
@@ -357,6 +359,9 @@ def _check(tables: Tables) -> None:
         raise DataError(f"user '{sequences.user_ids[int(lengths.argmin())]}': has no history")
     if len(sequences.values) and not -1 <= int(sequences.values.min()) <= int(sequences.values.max()) < len(tables.items):
         raise DataError(f"data set '{tables.name}': an item lies outside of the catalogue of {len(tables.items)}")
+    for column, values in tables.feature_values():
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= len(column.names):
+            raise DataError(f"data set '{tables.name}': a value of feature '{column.name}' lies outside of its {len(column.names)}")
     _check_names(TablesSource(tables))
     for table in tables.labels:
         if len(table.values) and not 0 <= int(table.values.min()) <= int(table.values.max()) < len(table.classes):

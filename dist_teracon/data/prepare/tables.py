@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
+from dist_teracon.data.input_features import NO_INPUTS, FeatureColumn, InputTables
 from dist_teracon.data.shard_source import Hashes, ShardLabels, ShardRows, TaskColumns, rows_by_group
 
 
@@ -28,6 +29,7 @@ class SequenceTable:
         values: int32 [N], positions in `Tables.items`, oldest first within a user; −1 is an item outside of it (written as unseen).
         offsets: int64 [U + 1].
         columns: Times and types of the events, beside `values`.
+        features: int32 [U, F], the users' features; None where there are none.
     """
 
     user_ids: Sequence[str]
@@ -35,6 +37,7 @@ class SequenceTable:
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
     columns: EventColumns = NO_COLUMNS
+    features: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Tables:
         source, notes: As in `DatasetInfo`.
         types: Names of the events' types in the order of their numbers, from 1 on.
         splits: int8 [U], the users' splits; None where they or their examples are cut by the rule.
+        inputs: Side features, the values of those of users being in `sequences`.
     """
 
     name: str
@@ -86,6 +90,14 @@ class Tables:
     notes: dict[str, Any] = field(default_factory=dict)
     types: Sequence[str] = ()
     splits: NDArray[np.int8] | None = None
+    inputs: InputTables = NO_INPUTS
+
+    def feature_values(self) -> Iterator[tuple[FeatureColumn, NDArray[np.int32]]]:
+        """Yield each feature with its values, of users or items."""
+        for columns, values in ((self.inputs.user, self.sequences.features), (self.inputs.item, self.inputs.item_values)):
+            for place, column in enumerate(columns):
+                assert values is not None
+                yield column, values[:, place]
 
 
 class TablesSource:
@@ -95,6 +107,7 @@ class TablesSource:
         self.tables = tables
         self.name, self.items, self.next_task = tables.name, tables.items, tables.next_task
         self.length_limit, self.source, self.notes, self.types = tables.length_limit, tables.source, tables.notes, tables.types
+        self.inputs = tables.inputs
         self.tasks: Sequence[TaskColumns] = [TaskColumns(table.name, table.kind, table.classes) for table in tables.labels]
 
     def user_hashes(self) -> Hashes:
@@ -128,4 +141,5 @@ class TablesSource:
             columns = sequences.columns.take(sequences.offsets, users)
             taking_part = None if members is None else members[users]
             splits = None if self.tables.splits is None else self.tables.splits[users]
-            yield shard, ShardRows(ids, sequences.user_hash[users], values, offsets, taking_part, labels, columns, splits)
+            features = None if sequences.features is None else sequences.features[users]
+            yield shard, ShardRows(ids, sequences.user_hash[users], values, offsets, taking_part, labels, columns, splits, features)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
 from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
+from dist_teracon.data.prepare.input_values import input_values, number_of
 from dist_teracon.data.prepare.kept_columns import kept_columns
 from dist_teracon.data.prepare.matched import MAX_UNMATCHED, Funnel, check_join, join_of
 from dist_teracon.data.prepare.overlap import note_overlaps
@@ -22,7 +22,7 @@ from dist_teracon.data.prepare.user_rows import UserRows, rows_by_time
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.recipe import EventFilter, HistoryRule, ItemTask, ProfileTask, Recipe
-from dist_teracon.data.recipe_values import number_text
+from dist_teracon.data.recipe_values import bin_names
 from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.hashing import mix64, stable_hash
@@ -70,6 +70,9 @@ def build_tables(
     notes: dict[str, Any] = {}
     users, sequences, items, types = _sequences(job, notes)
     _join_attributes(job, users)
+    inputs, features, funnels = input_values(recipe, source, users, items, bad=bad, log=log)
+    sequences = replace(sequences, features=features)
+    job.matched.update({name: funnel.to_json() for name, funnel in funnels.items()})
     labels, of_tasks = [], {}
     for name, task in recipe.tasks.items():
         table, funnel = _item_task(name, task, job, users) if isinstance(task, ItemTask) else _profile_task(name, task, job, users)
@@ -100,6 +103,7 @@ def build_tables(
         types=types,
         next_users=users.next_rows,
         splits=users.splits,
+        inputs=inputs,
     )
 
 
@@ -121,6 +125,8 @@ def _join_attributes(job: _Job, users: UserRows) -> None:
     source, tasks = job.source, job.recipe.tasks
     profiles = [f"tasks.{name}.attribute" for name, task in tasks.items() if isinstance(task, ProfileTask)]
     labels = [f"tasks.{name}.label" for name, task in tasks.items() if isinstance(task, ItemTask) and task.label != "item"]
+    profiles += ["inputs.user"] if job.recipe.inputs.user else []
+    labels += ["inputs.item"] if job.recipe.inputs.item else []
     for noun, table, names, asked in (
         ("users", source.users, source.events.user.names, profiles), ("items", source.items, source.events.item.names, labels),
     ):  # fmt: skip
@@ -365,10 +371,7 @@ def _profile_task(name: str, task: ProfileTask, job: _Job, users: UserRows) -> t
 
 
 def _bin(text: str, bins: Sequence[float]) -> int | None:
-    try:
-        value = float(text) if "_" not in text else float("nan")  # Python reads 1_000
-    except ValueError:
-        return None
+    value = number_of(text)
     return int(np.searchsorted(bins, value, side="right")) if np.isfinite(value) else None
 
 
@@ -378,14 +381,3 @@ def _sorted_values(texts: Sequence[str | None]) -> list[str]:
     if all(value.removeprefix("-").isdecimal() for value in values):
         values.sort(key=int)
     return values
-
-
-def bin_names(edges: Sequence[float]) -> list[str]:
-    """Name the classes between edges: `<18`, `18-24`, …, `56+`, as intervals where the edges are not whole numbers."""
-    if all(float(edge).is_integer() for edge in edges):
-        whole = [int(edge) for edge in edges]
-        between = [f"{low}-{high - 1}" if high - low > 1 else f"{low}" for low, high in pairwise(whole)]
-        return [f"<{whole[0]}", *between, f"{whole[-1]}+"]
-    texts = [number_text(edge) for edge in edges]
-    between = [f"[{low}, {high})" for low, high in pairwise(texts)]
-    return [f"<{texts[0]}", *between, f"{texts[-1]}+"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
 from dist_teracon.data.prepare.splits import split_users
-from dist_teracon.data.recipe import SplitPart
+from dist_teracon.data.recipe_split import SplitPart
 from dist_teracon.data.schema import Split, SplitRule
 from dist_teracon.data.sources.base import Events
 from dist_teracon.hashing import stable_hash
@@ -33,6 +33,7 @@ class UserRows:
         hashes: uint64 [U], of the rows' users.
         people: Names of the users, each once.
         person_row: int64 [P], the row that a user's attributes belong to, −1 for none.
+        person_of_row: int64 [U], whose rows they are.
         row_of_code: int64 [C, W], the row of each of the events' user codes, for each window of labels; −1 for none.
         windows: Seconds at which the windows of labels begin; None where there is one, of all time.
         splits: int8 [U], the rows' splits; None where users or examples are cut.
@@ -43,6 +44,7 @@ class UserRows:
     hashes: NDArray[np.uint64]
     people: Sequence[str]
     person_row: Int
+    person_of_row: Int
     row_of_code: Int
     windows: tuple[float, ...] | None = None
     splits: NDArray[np.int8] | None = None
@@ -52,7 +54,8 @@ class UserRows:
     def one_each(cls, names: Sequence[str], row_of_code: Int) -> UserRows:
         """Return a row a user."""
         hashes = np.array([stable_hash(name) for name in names], dtype=np.uint64)
-        return cls(names, hashes, names, np.arange(len(names)), row_of_code[:, None])
+        everyone = np.arange(len(names))
+        return cls(names, hashes, names, everyone, everyone, row_of_code[:, None])
 
     def window_of(self, events: Events, chosen: Int) -> Int:
         """Return the window of some events, int64 [E], −1 for those before the first."""
@@ -142,7 +145,7 @@ def rows_by_time(
     known = np.flatnonzero(by_split[:, 0] >= 0)
     person_row[known] = by_split[known, split_users(hashes[known], replace(rule, by="users"))]
     rows = UserRows(
-        names, hashes[person_U], people, person_row, of_code,
+        names, hashes[person_U], people, person_row, person_U, of_code,
         windows=(*([part.labels_from] if part.labels_from is not None else []), t1, t2),
         splits=np.array([kind.split for kind in kinds], dtype=np.int8)[kind_U],
         next_rows=np.flatnonzero(np.array([kind.takes_next for kind in kinds])[kind_U]),

@@ -35,7 +35,7 @@ from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
 from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, newer_events
-from dist_teracon.data.prepare.writer import FolderWriter
+from dist_teracon.data.prepare.folder_writer import FolderWriter
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
 from dist_teracon.data.shard_source import ShardLabels
 from dist_teracon.errors import DataError

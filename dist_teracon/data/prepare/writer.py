@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data import ragged
-from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
+from dist_teracon.data.input_features import NO_FEATURES, NO_INPUTS, InputTables
+from dist_teracon.data.prepare.folder_writer import FolderWriter, by_name, names_column
 from dist_teracon.data.prepare.matched import Funnel
 from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
 from dist_teracon.data.raw.context import Workers
@@ -60,6 +59,7 @@ class ShardStats:
         cut: Events of users before their last `length_limit`, which are not written.
         times: Whether histories have times.
         type_counts: int64 [types + 1], occurrences of each type, the unknown one first; empty where they have none.
+        input_counts: By feature of users int64 [values], users of each value.
     """
 
     files: dict[str, FileEntry]
@@ -72,6 +72,7 @@ class ShardStats:
     cut: int = 0
     times: bool = False
     type_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    input_counts: list[NDArray[np.int64]] = field(default_factory=list)
 
     @property
     def history(self) -> HistoryColumns:
@@ -86,7 +87,8 @@ class ShardStats:
         items = np.zeros(len(source.items) + FIRST_ITEM, dtype=np.int64)
         tallies = [np.zeros(3, dtype=np.int64) for _ in range(tasks)]
         types = np.zeros(len(names) + 1 if (names := getattr(source, "types", ())) else 0, dtype=np.int64)
-        return cls({}, 0, 0, items, label_counts, tallies, [0] * tasks, type_counts=types)
+        inputs = [np.zeros(len(column.names) + 1, dtype=np.int64) for column in _inputs(source).user]
+        return cls({}, 0, 0, items, label_counts, tallies, [0] * tasks, type_counts=types, input_counts=inputs)
 
     def add(self, other: ShardStats) -> None:
         """Add other shards."""
@@ -96,7 +98,8 @@ class ShardStats:
         self.item_counts += other.item_counts
         self.times |= other.times
         self.type_counts += other.type_counts
-        for own, more in zip([*self.label_counts, *self.tallies], [*other.label_counts, *other.tallies], strict=True):
+        counts = ([*stats.label_counts, *stats.tallies, *stats.input_counts] for stats in (self, other))
+        for own, more in zip(*counts, strict=True):
             np.add(own, more, out=own)
         self.users_of_task = [own + more for own, more in zip(self.users_of_task, other.users_of_task, strict=True)]
 
@@ -192,7 +195,8 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
         values, offsets = ragged.last(rows.values, rows.offsets, limit=source.length_limit)
         indices = values + np.int32(FIRST_ITEM)
         # where the source splits, as by time, vocabularies count what is trained on alone
-        counted = slice(None) if rows.splits is None else np.repeat(rows.splits == Split.TRAIN, np.diff(offsets))
+        trains = np.ones(len(rows.user_hash), dtype=bool) if rows.splits is None else rows.splits == Split.TRAIN
+        counted = slice(None) if rows.splits is None else np.repeat(trains, np.diff(offsets))
         part.item_counts += np.bincount(indices[counted], minlength=len(part.item_counts))
         columns = rows.columns.last(rows.offsets, limit=source.length_limit)
         part.times = columns.times is not None
@@ -200,7 +204,10 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
             part.type_counts += np.bincount(columns.types[counted], minlength=len(part.type_counts))
         part.users, part.events, part.cut = len(rows.user_hash), len(indices), len(rows.values) - len(indices)
         split_of = splitter.of_users(rows.user_hash)
-        writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns)
+        features = by_name(_inputs(source).user, rows.features)
+        for name, counts in zip(features, part.input_counts, strict=True):
+            np.add(counts, np.bincount(features[name][trains], minlength=len(counts)), out=counts)
+        writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns, features=features)
         last_items = last_three(rows, source.length_limit) if splitter.rule.by == "last" else None
         first = next_labels(rows, source.length_limit) if last_items is None else last_items[0]
         for place, labels in enumerate((first, *rows.labels)):
@@ -227,16 +234,19 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
     tasks = _all_tasks(source)
     described = tuple(map(_task, tasks, written.users_of_task, written.tallies))
     writer = FolderWriter(folder)
-    writer.vocabulary("items", "item", _names([None] * FIRST_ITEM, source.items), written.item_counts)
+    writer.vocabulary("items", "item", names_column([None] * FIRST_ITEM, source.items), written.item_counts)
     for task, counts in zip(source.tasks, written.label_counts, strict=True):
-        writer.vocabulary(task.name, "label", _names([], task.classes), counts)
+        writer.vocabulary(task.name, "label", names_column([], task.classes), counts)
     order = [vocabulary_file("items"), *(vocabulary_file(task.name) for task in source.tasks)]
     if len(written.type_counts):
         writer.types(list(getattr(source, "types", ())), written.type_counts)
         order.append(TYPES_FILE)
+    inputs = _inputs(source)
+    order += writer.inputs(inputs, written.input_counts)
     files = written.files | writer.files
     order += [users_file(shard) for shard in range(count)]
     order += [task_file(task.name, shard) for task in tasks for shard in range(count)]
+    plain = written.history == HistoryColumns() and inputs.features == NO_FEATURES
     info = DatasetInfo(
         name=source.name,
         users=written.users,
@@ -249,11 +259,17 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         files={path: files[path] for path in order},
         source=source.source,
         notes={**source.notes, "matched": _matched(source, written)},
-        format_version=FORMAT_VERSION if written.history == HistoryColumns() and rule.by in ("users", "rows") else FORMAT_WITH_MORE,
+        format_version=FORMAT_VERSION if plain and rule.by in ("users", "rows") else FORMAT_WITH_MORE,
         history=written.history,
+        inputs=inputs.features,
     )
     io.write_json(folder / "dataset.json", info.to_json())
     return info
+
+
+def _inputs(source: ShardSource) -> InputTables:
+    found: InputTables = getattr(source, "inputs", NO_INPUTS)
+    return found
 
 
 def _matched(source: ShardSource, written: ShardStats) -> dict[str, Any]:
@@ -359,71 +375,3 @@ def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64]) -> Task:
             sizes = f"{train} training, {validation} validation, {test} test examples of {users} users"
             raise DataError(f"task '{columns.name}': has no {part} example ({sizes}); give it more users or that part a larger share")
     return Task(columns.name, columns.kind, len(columns.classes), users, (train, validation, test))
-
-
-def _names(reserved: list[None], names: Any) -> Any:
-    strings = names if isinstance(names, pa.Array) else pa.array(list(names), pa.string())
-    return pa.concat_arrays([pa.array(reserved, pa.string()), strings.cast(pa.string())]) if reserved else strings
-
-
-def _list_column(values: NDArray[Any], offsets: NDArray[np.int64]) -> Any:
-    """Return a ragged column as an Arrow list array."""
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
-
-
-class FolderWriter:
-    """Writes the files of a data set into a local folder.
-
-    Attributes:
-        files: Rows, bytes and checksums of what was written, by path.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: dict[str, FileEntry] = {}
-
-    def table(self, path: str, columns: dict[str, Any]) -> None:
-        """Write columns as a file of the data set."""
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        table = pa.table(columns)
-        # without dictionaries: users and their items hardly repeat, so those cost half of the time and a seventh of the size
-        pq.write_table(table, target, compression="zstd", version="2.6", use_dictionary=False)
-        self.files[path] = FileEntry(len(table), target.stat().st_size, io.sha256(str(target)))
-
-    def users(
-        self, shard: int, ids: Any, hashes: NDArray[np.uint64], indices: NDArray[np.int32], offsets: NDArray[np.int64], *,
-        columns: EventColumns = NO_COLUMNS,
-    ) -> None:  # fmt: skip
-        """Write a shard's users: ids (an Arrow string array), hashes, sequences of item indices, and what is kept beside these."""
-        table = {"user_id": ids, "user_hash": pa.array(hashes, pa.uint64()), "sequence": _list_column(indices, offsets)}
-        table |= {name: _list_column(getattr(columns, name), offsets) for name in columns.names}
-        self.table(users_file(shard), table)
-
-    def labels(self, task: str, shard: int, labels: ShardLabels, split: NDArray[np.int8]) -> None:
-        """Write a shard's labels of a task with their splits, int8 [E]."""
-        columns = {
-            "row": pa.array(labels.rows, pa.int32()),
-            "labels": _list_column(labels.values, labels.offsets),
-            "split": _list_column(split, labels.offsets),
-        }
-        self.table(task_file(task, shard), columns)
-
-    def copy(self, path: str, content: bytes, entry: FileEntry) -> None:
-        """Write a file of another data set as it is."""
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        self.files[path] = entry
-
-    def vocabulary(self, name: str, column: str, names: Any, counts: NDArray[np.int64]) -> None:
-        """Write names with their index and count."""
-        self._names(vocabulary_file(name), column, names, counts)
-
-    def types(self, names: Sequence[str], counts: NDArray[np.int64]) -> None:
-        """Write the names of the events' types, the unknown one's before them, with their index and count."""
-        self._names(TYPES_FILE, "type", _names([None], names), counts)
-
-    def _names(self, path: str, column: str, names: Any, counts: NDArray[np.int64]) -> None:
-        index = pa.array(np.arange(len(names)), pa.int32())
-        self.table(path, {column: names, "index": index, "count": pa.array(counts, pa.int64())})

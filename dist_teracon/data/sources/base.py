@@ -169,6 +169,13 @@ def wanted_attributes(recipe: Recipe | None, kind: str, key: str, header: Sequen
         raise column_missing(f"{file}:1", key, header)
     known = [name for name in header if name != key]
     wanted = known if recipe is None else []
+    for rule in getattr(recipe.inputs, kind[:-1]) if recipe else ():
+        if rule.name not in known:
+            is_key = "; it names them, and a column has one role" if rule.name == key else nearest(rule.name, known)
+            raise ConfigError(
+                f"inputs.{kind[:-1]}: {file} has no attribute '{rule.name}' of {kind}{is_key} (there are: {', '.join(known) or 'none'})"
+            )
+        wanted.append(rule.name)
     for name, task in recipe.tasks.items() if recipe else ():
         if kind == "users" and isinstance(task, ProfileTask):
             field, column = "attribute", task.attribute or name

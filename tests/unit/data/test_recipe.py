@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_teracon.cli import main
-from dist_teracon.data.prepare.task_builder import bin_names
 from dist_teracon.data.recipe import parse_recipe, read_recipe
-from dist_teracon.data.recipe_values import parse_comparisons
+from dist_teracon.data.recipe_values import bin_names, parse_comparisons
 from dist_teracon.errors import ConfigError
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
