@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_teracon.cli.arguments import AddCommand, Choices, add_quiet, as_count, as_share
 from dist_teracon.console import Console, print_lines
@@ -121,7 +121,7 @@ def _recipe(options: argparse.Namespace) -> Recipe | None:
 
 
 def _prepare_into(
-    options: argparse.Namespace, out: str, recipe: Recipe | None, progress: Progress, *, shown: str | None = None
+    options: argparse.Namespace, out: str, recipe: Recipe | None, progress: Progress, *, shown: str | None = None, **known: Any
 ) -> DatasetInfo:
     if options.format == "synthetic":
         return _prepare_synthetic(options, out, progress, shown=shown)
@@ -130,7 +130,7 @@ def _prepare_into(
     return prepare(
         options.format, options.paths[0], out, recipe=recipe, split=options.split,
         max_bad_rows=options.max_bad_rows, min_count=options.min_count, shards=options.shards, cluster=options.cluster,
-        max_unmatched=options.max_unmatched, shown=shown, log=Console(quiet=options.quiet).log, progress=progress,
+        max_unmatched=options.max_unmatched, shown=shown, log=Console(quiet=options.quiet).log, progress=progress, **known,
     )  # fmt: skip
 
 
@@ -147,11 +147,11 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
     def fingerprint() -> str | None:
         return None if options.format == "synthetic" else prepared_fingerprint(
             options.format, options.paths[0], recipe, split=options.split, max_bad_rows=options.max_bad_rows,
-            min_count=options.min_count, shards=options.shards,
+            min_count=options.min_count, shards=options.shards, known_inputs=parent.inputs,
         )  # fmt: skip
 
     return append_prepared(
-        options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out),
+        options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out, known_inputs=parent.inputs),
         recipe=recipe, min_count=options.min_count, refresh=options.refresh,
         synthetic=options.format == "synthetic", fingerprint=fingerprint, log=Console(quiet=options.quiet).log,
     )  # fmt: skip

@@ -89,6 +89,7 @@ class ModelConfig(ConfigModel):
             `{file: …}`: given ones, mapped to C numbers.
         event_features: What is read of events beside their items, where the data set keeps it (`history.keep`): `gaps`, the time since
             the event before, in buckets of its logarithm; `types`.
+        input_features: Which side features are read, where the data set has them (`inputs`): their names, or `all`.
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
         heads: By what loss the tasks' heads are trained.
     """
@@ -98,6 +99,7 @@ class ModelConfig(ConfigModel):
     pooling: Pooling = "concat"
     item_init: Literal["uniform", "svd"] | GivenItemVectors = "svd"
     event_features: tuple[EventFeature, ...] = ()
+    input_features: tuple[str, ...] | Literal["all"] = ()
     dropout: Share = 0.3
     heads: HeadsConfig = HeadsConfig()
 
@@ -111,10 +113,18 @@ class ModelConfig(ConfigModel):
             raise ValueError("expected uniform, svd, or {file: VECTORS} with the path of a file of item vectors")
         return value
 
-    @field_validator("event_features")
+    @field_validator("input_features", mode="before")
     @classmethod
-    def _each_once(cls, value: tuple[EventFeature, ...]) -> tuple[EventFeature, ...]:
-        if len(set(value)) < len(value):
+    def _names_or_all(cls, value: Any) -> Any:
+        """Refuse with one message, where pydantic would have one for each of the ways."""
+        if value != "all" and not (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
+            raise ValueError("expected a list of features' names, as [region, category], or all")
+        return value
+
+    @field_validator("event_features", "input_features")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        if value != "all" and len(set(value)) < len(value):
             raise ValueError("expected each feature once")
         return value
 

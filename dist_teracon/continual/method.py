@@ -23,6 +23,7 @@ from dist_teracon.engine.contract import Engine
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.backbone import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum, head_key
+from dist_teracon.models.input_embedding import NO_INPUTS, InputSizes
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.network import Network, Role
 from dist_teracon.models.sampled_softmax import SampledLoss
@@ -84,6 +85,7 @@ class MethodContext:
         item_vectors: Initial item vectors [V, C] from a task's own training users, where they are not drawn.
         for_use: The method is restored to be used and not to be trained, so what training alone needs may be left out.
         num_types: Types of events, the unknown one included; 0 where the data set keeps none.
+        inputs: Side features that the model reads.
     """
 
     model: ModelConfig
@@ -94,13 +96,15 @@ class MethodContext:
     item_vectors: Callable[[Task], Tensor] | None = None
     for_use: bool = False
     num_types: int = 0
+    inputs: InputSizes = NO_INPUTS
 
     def backbone(self, task: Task) -> Backbone:
         """Build the configured backbone for a first task; what is drawn is the same each time."""
         vectors = None if self.item_vectors is None else self.item_vectors(task)
         return make_backbone(
-            self.model, num_items=self.num_items, generator=self.generator("backbone"), item_vectors=vectors, num_types=self.num_types
-        )
+            self.model, num_items=self.num_items, generator=self.generator("backbone"), item_vectors=vectors,
+            num_types=self.num_types, inputs=self.inputs,
+        )  # fmt: skip
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator of initial values of its own for each purpose, so that they depend on seed and purpose alone."""
@@ -130,6 +134,16 @@ class Method(ABC):
         Raises:
             ConfigError: it cannot.
         """
+
+    @classmethod
+    def trained_with(cls, task: str, tasks: Sequence[str]) -> Sequence[str]:
+        """Return the tasks whose labels share rows with a task's, itself among them: what is closed to one of them is closed to all.
+
+        Args:
+            task: Its name.
+            tasks: All of the run, in their order.
+        """
+        return (task,)
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         self.context = context

@@ -73,6 +73,10 @@ class Mtl(Method):
                     "at all positions, so it cannot be joined with others; put it first"
                 )
 
+    @classmethod
+    def trained_with(cls, task: str, tasks: Sequence[str]) -> Sequence[str]:
+        return (task,) if task == tasks[0] else tuple(tasks[1:])
+
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)
         if len(self.learned) == 1:

@@ -49,7 +49,7 @@ class OpenPools:
         return {
             pool.task: ReplayStream(
                 self.context.dataset, pool.rows, stores.get(pool.task), key=f"replay:{self.task}:{pool.task}", seed=self.seed,
-                shards=self.shards, sizes=self.sizes[pool.task],
+                shards=self.shards, sizes=self.sizes[pool.task], task=pool.task,
             )
             for pool in self.pools
         }  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,8 @@ def _answers(
 ) -> list[NDArray[Any]]:
     """Return the teacher's targets for rows of a shard, of each past task some, encoded `batch` rows at a time."""
     data, number = dataset.shard(shard), _number(half)
+    # a row reads what is open to its own past task
+    features = [dataset.user_features(shard, pool.task) for pool in pools]
     made: list[list[NDArray[Any]]] = [[] for _ in pools]
     task_of_row = np.repeat(np.arange(len(pools)), [len(part) for part in rows])
     flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
@@ -200,7 +202,10 @@ def _answers(
     for first in range(0, len(flat), batch):
         tasks = task_of_row[first : first + batch]
         counts = [(place, int(count)) for place, count in enumerate(np.bincount(tasks, minlength=len(pools))) if count]
-        taken = take_rows(data.values, data.offsets, flat[first : first + batch], columns=data.columns)
+        users = flat[first : first + batch]
+        own = [part[users[tasks == place]] for place, part in enumerate(features) if part is not None]
+        taken = take_rows(data.values, data.offsets, users, columns=data.columns)
+        taken = replace(taken, features=np.concatenate(own) if own else None)
         packed = plain_batch(taken, mask_of_task[tasks])
         answered = teach(packed, [(pools[place].task, count) for place, count in counts])
         for (place, _), targets in zip(counts, answered, strict=True):
@@ -236,7 +241,7 @@ def plain_batch(rows: PackedRows, mask_index: int | NDArray[np.int32]) -> Packed
         row_offsets=torch.from_numpy(rows.offsets),
         task_of_row=torch.from_numpy(np.broadcast_to(np.asarray(mask_index, dtype=np.int32), rows.rows).copy()),
         positions="last",
-    ).with_columns(rows.columns)
+    ).with_beside(rows)
 
 
 def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[Any], teacher: str) -> None:

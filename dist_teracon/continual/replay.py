@@ -29,6 +29,7 @@ class ReplayStream:
         seed: Seed of the order.
         shards: The shards that this rank owns.
         sizes: Rows of every shard's pool, where `pool` holds those of own shards alone.
+        task: The past task's name: rows have the features that are open to it.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class ReplayStream:
         seed: int,
         shards: range,
         sizes: Sequence[int] | None = None,
+        task: str,
     ) -> None:
+        self.task = task
         self.dataset, self.pool, self.targets = dataset, pool, targets
         self.seed, self.key, self.shards = seed, stable_hash(key), shards
         self.starts = np.concatenate([[0], np.cumsum([len(rows) for rows in pool] if sizes is None else sizes)])
@@ -87,7 +90,8 @@ class ReplayStream:
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
             data = self.dataset.shard(shard)
-            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local], columns=data.columns))
+            features = self.dataset.user_features(shard, self.task)
+            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local], columns=data.columns, features=features))
             own.append((shard, local))
         targets = None if self.targets is None else torch.from_numpy(self.targets.take(own))
         return concatenate(parts), targets, count

@@ -22,11 +22,19 @@ Positions = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Sequences end to end: `values` int32 [N], `offsets` int64 [B + 1], and what there is of their events beside the items."""
+    """Sequences end to end.
+
+    Attributes:
+        values: int32 [N].
+        offsets: int64 [B + 1].
+        columns: What there is of their events beside the items.
+        features: int32 [B, F], features of their users; None where there are none.
+    """
 
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
     columns: EventColumns = NO_COLUMNS
+    features: NDArray[np.int32] | None = None
 
     @property
     def rows(self) -> int:
@@ -37,11 +45,12 @@ class PackedRows:
         """Return the rows `first … end − 1`."""
         offsets = self.offsets[first : end + 1]
         events = slice(offsets[0], offsets[-1])
-        return PackedRows(self.values[events], offsets - offsets[0], self.columns[events])
+        features = None if self.features is None else self.features[first:end]
+        return PackedRows(self.values[events], offsets - offsets[0], self.columns[events], features)
 
     def take(self, rows: NDArray[np.integer[Any]]) -> PackedRows:
         """Return some rows."""
-        return take_rows(self.values, self.offsets, rows, columns=self.columns)
+        return take_rows(self.values, self.offsets, rows, columns=self.columns, features=self.features)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class PackedSequences:
         task_of_row: int32 [B], each row's row of the mask table.
         host_row_offsets, host_task_of_row: The same on the CPU.
         times, types: When events were and of which type they are, as in `PackedBatch`.
+        user_features: Features of the rows' users, as in `PackedBatch`.
     """
 
     values: Tensor
@@ -66,6 +76,7 @@ class PackedSequences:
     host_task_of_row: Tensor
     times: Tensor | None = None
     types: Tensor | None = None
+    user_features: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -125,6 +136,8 @@ class PackedBatch:
         host_row_offsets, host_task_of_row: `row_offsets` and `task_of_row` on the CPU, for a batch that was moved to a device.
         times: int64 [N], seconds since 1970 of each event, `NO_TIME` for unknown; None where the model does not read them.
         types: int32 [N], the events' types, `UNKNOWN_TYPE` for unknown; None where the model does not read them.
+        user_features: int32 [B, F], features of the rows' users, `MISSING` for none, `CLOSED` where the row's task must not read one; None
+            where the model reads none.
     """
 
     values: Tensor
@@ -143,11 +156,13 @@ class PackedBatch:
     host_task_of_row: Tensor | None = None
     times: Tensor | None = None
     types: Tensor | None = None
+    user_features: Tensor | None = None
 
     @classmethod
     def from_sequences(
         cls, sequences: Sequence[Sequence[int] | NDArray[Any]], *, mask_index: int | Sequence[int] = 0, positions: Positions = "last",
         times: Sequence[Sequence[int] | NDArray[Any]] | None = None, types: Sequence[Sequence[int] | NDArray[Any]] | None = None,
+        user_features: Sequence[Sequence[int]] | None = None,
     ) -> PackedBatch:  # fmt: skip
         """Pack rows of item indices.
 
@@ -156,6 +171,7 @@ class PackedBatch:
             mask_index: Row of the mask table, for all rows or for each.
             positions: Which outputs are needed.
             times, types: Rows of the same lengths: when each event was (s), and of which type it is.
+            user_features: Rows of F values.
 
         Raises:
             ValueError: a row of times or types has another length than its items.
@@ -168,6 +184,7 @@ class PackedBatch:
         return cls(
             values=torch.from_numpy(values), row_offsets=offsets, task_of_row=tasks, positions=positions,
             times=_flat_column("times", times, lengths, np.int64), types=_flat_column("types", types, lengths, np.int32),
+            user_features=None if user_features is None else torch.as_tensor(np.asarray(user_features, dtype=np.int32)),
         )  # fmt: skip
 
     @property
@@ -184,6 +201,20 @@ class PackedBatch:
         times, types = (None if column is None else torch.from_numpy(column) for column in (own.times, own.types))
         return replace(self, times=times, types=types)
 
+    def with_features(self, features: NDArray[np.int32] | None) -> PackedBatch:
+        """Return the batch with features of its rows' users, where there are any; of a batch on the host."""
+        return self if features is None else replace(self, user_features=torch.from_numpy(np.require(features, requirements=["C", "W"])))
+
+    def with_beside(self, rows: PackedRows) -> PackedBatch:
+        """Return the batch with what packed rows, which are its own, have beside their items; of a batch on the host."""
+        return self.with_columns(rows.columns).with_features(rows.features)
+
+    @property
+    def packed_rows(self) -> PackedRows:
+        """The rows as arrays; of a batch on the host."""
+        features = None if self.user_features is None else self.user_features.numpy()
+        return PackedRows(self.values.numpy(), self.row_offsets.numpy(), self.columns, features)
+
     @property
     def rows(self) -> int:
         """Number of rows B."""
@@ -196,7 +227,7 @@ class PackedBatch:
             self.row_offsets if self.host_row_offsets is None else self.host_row_offsets,
             self.task_of_row if self.host_task_of_row is None else self.host_task_of_row,
         )
-        return PackedSequences(self.values, self.row_offsets, self.task_of_row, *on_host, self.times, self.types)
+        return PackedSequences(self.values, self.row_offsets, self.task_of_row, *on_host, self.times, self.types, self.user_features)
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
@@ -210,6 +241,7 @@ class PackedBatch:
             dropout_key=None if self.dropout_key is None else to_device(self.dropout_key, device),
             times=None if self.times is None else to_device(self.times, device),
             types=None if self.types is None else to_device(self.types, device),
+            user_features=None if self.user_features is None else to_device(self.user_features, device),
             host_row_offsets=self.row_offsets,
             host_task_of_row=self.task_of_row,
             examples=tuple(replace(e, index=to_device(e.index, device), labels=to_device(e.labels, device)) for e in self.examples),
@@ -223,7 +255,7 @@ class PackedBatch:
             parts: For each past task its rows and their row of the mask table.
             terms: For each past task its name, targets and rows in the global batch.
         """
-        rows = concatenate([PackedRows(self.values.numpy(), self.row_offsets.numpy(), self.columns), *(part for part, _ in parts)])
+        rows = concatenate([self.packed_rows, *(part for part, _ in parts)])
         tasks = torch.cat([self.task_of_row, *(torch.full((part.rows,), mask_index, dtype=torch.int32) for part, mask_index in parts)])
         offsets = torch.from_numpy(rows.offsets)
         # a user's representation is the last position, also where all positions are computed
@@ -240,7 +272,7 @@ class PackedBatch:
             retention=tuple(retention),
             # the teacher saw whole sequences, so the student sees them whole
             dropout_key=self._dropout_key_with(rows.rows - self.rows),
-        ).with_columns(rows.columns)
+        ).with_beside(rows)
 
     def _dropout_key_with(self, replayed: int) -> Tensor | None:
         return None if self.dropout_key is None else torch.cat([self.dropout_key, self.dropout_key.new_zeros(replayed)])
@@ -267,6 +299,7 @@ class PackedBatch:
             values=self.values[position_kept],
             times=None if self.times is None else self.times[position_kept],
             types=None if self.types is None else self.types[position_kept],
+            user_features=None if self.user_features is None else self.user_features[kept],
             row_offsets=offsets,
             task_of_row=self.task_of_row[kept],
             dropout_key=None if self.dropout_key is None else self.dropout_key[kept],
@@ -300,13 +333,14 @@ def ragged_positions(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> N
 
 def take_rows(
     values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.integer[Any]], *,
-    without_last: int = 0, columns: EventColumns = NO_COLUMNS,
+    without_last: int = 0, columns: EventColumns = NO_COLUMNS, features: NDArray[np.int32] | None = None,
 ) -> PackedRows:  # fmt: skip
-    """Gather rows of a ragged column, and of those beside it; each without so many of its last items."""
+    """Gather rows of a ragged column, and of what is beside it; each without so many of its last items."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts - without_last
     places = ragged_positions(starts, lengths)
-    return PackedRows(values[places], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), columns[places])
+    own = None if features is None else features[rows]
+    return PackedRows(values[places], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), columns[places], own)
 
 
 def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
@@ -316,5 +350,8 @@ def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
     lengths = np.concatenate([np.diff(part.offsets) for part in parts]) if parts else np.zeros(0, dtype=np.int64)
     values = np.concatenate([part.values for part in parts]) if parts else np.zeros(0, dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    # no rows, as of a rank without shards, have no columns either
-    return PackedRows(values, offsets, EventColumns.concatenate([part.columns for part in parts if part.rows]))
+    # no rows, as of a rank without shards, have nothing beside them either
+    columns = EventColumns.concatenate([part.columns for part in parts if part.rows])
+    features = [part.features for part in parts if part.features is not None]
+    assert not features or all(part.features is not None for part in parts if part.rows), "rows with and without features"
+    return PackedRows(values, offsets, columns, np.concatenate(features) if features else None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io as bytes_io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.cache import Columns, cache_folder, cached_columns
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
+from dist_teracon.data.input_features import NO_FEATURES, InputFeatures, close
 from dist_teracon.data.schema import (
     FIRST_ITEM,
+    INPUT_COLUMN,
+    ITEM_INPUTS_FILE,
     TYPES_FILE,
     DatasetInfo,
     FileEntry,
     Split,
+    input_file,
     read_dataset_info,
     task_file,
     users_file,
@@ -77,6 +81,8 @@ class Shard:
         offsets: int64 [U + 1].
         targets: int32 [U], items of each sequence that a next-item task predicts: those after its first that are in the vocabulary.
         columns: What is read of the events beside their items.
+        features: int32 [U, F], all features of the users; None where there are none. Rows of tasks take theirs from
+            `Dataset.user_features`, without what is closed to them.
     """
 
     user_hash: NDArray[np.uint64]
@@ -84,6 +90,7 @@ class Shard:
     offsets: NDArray[np.int64]
     targets: NDArray[np.int32]
     columns: EventColumns = NO_COLUMNS
+    features: NDArray[np.int32] | None = None
 
 
 class Dataset:
@@ -95,6 +102,8 @@ class Dataset:
 
     Attributes:
         columns_read: What shards hold of events beside their items; `read_columns` sets it.
+        inputs_read: Side features that rows have; none until `read_inputs` sets it.
+        closed: By task, which of them its rows do not have, as `DatasetInfo.inputs` says unless `read_inputs` sets it.
 
     Raises:
         DataError: no data set there.
@@ -105,6 +114,8 @@ class Dataset:
         self.info: DatasetInfo = read_dataset_info(uri)
         self._cache: Path | None = cache_folder() if (self.info.events >= CACHE_FROM if cached is None else cached) else None
         self.columns_read: tuple[str, ...] = self.info.history.names
+        self.inputs_read: InputFeatures = NO_FEATURES
+        self.closed: Mapping[str, Collection[str]] = self.info.inputs.closed
         self._shards: dict[int, Shard] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
         self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
@@ -114,9 +125,10 @@ class Dataset:
         """Return a shard's users."""
         if index not in self._shards:
             path, beside = users_file(index), self.info.history.names
-            found = self._columns(
-                path, (*_SHARD, *beside), lambda: _users_columns(self.table(path, ["user_hash", "sequence", *beside]), beside)
-            )
+            inputs = [f"{INPUT_COLUMN}{feature.name}" for feature in self.info.inputs.user]
+            names = (*_SHARD, *beside, *(["features"] if inputs else []))
+            read = ["user_hash", "sequence", *beside, *inputs]
+            found = self._columns(path, names, lambda: _users_columns(self.table(path, read), beside, inputs))
             columns = EventColumns(**{name: found.pop(name) for name in beside}).only(self.columns_read)
             self._shards[index] = Shard(**found, columns=columns)
         return self._shards[index]
@@ -126,6 +138,37 @@ class Dataset:
         self.columns_read = tuple(names)
         assert set(self.columns_read) <= set(self.info.history.names), names
         self._shards.clear()
+
+    def read_inputs(self, names: Sequence[str], *, closed: Mapping[str, Collection[str]] | None = None) -> None:
+        """Give rows these side features from here on.
+
+        Args:
+            names: Of features of users and items.
+            closed: By task, features of users that its rows do not have, where more are closed than the data set says.
+        """
+        assert set(names) <= set(self.info.inputs.names), names
+        self.inputs_read = self.info.inputs.of(names)
+        self.closed = self.info.inputs.closed if closed is None else closed
+
+    def user_features(self, index: int, *tasks: str) -> NDArray[np.int32] | None:
+        """Return the features that are read of a shard's users, in rows of some tasks: int32 [U, F]; None where none is.
+
+        What is closed to any of the tasks is `CLOSED`.
+        """
+        names = [feature.name for feature in self.inputs_read.user]
+        if not names:
+            return None
+        every, features = [feature.name for feature in self.info.inputs.user], self.shard(index).features
+        assert features is not None
+        values = features[:, [every.index(name) for name in names]]
+        return close(values, names, [name for task in tasks for name in self.closed.get(task, ())])
+
+    def item_features(self) -> NDArray[np.int32]:
+        """Return the features that are read of the items, int32 [items, F]."""
+        names = [f"{INPUT_COLUMN}{feature.name}" for feature in self.inputs_read.item]
+        table = self.table(ITEM_INPUTS_FILE, names) if names else None
+        columns = [] if table is None else [table[name].to_numpy().astype(np.int32, copy=False) for name in names]
+        return np.stack(columns, axis=1) if columns else np.zeros((self.info.items, 0), dtype=np.int32)
 
     def behind(self, task: str, split: Split) -> int:
         """Return how many items of a user's sequence stand behind what a task's examples of a split are about (`SplitRule.behind`)."""
@@ -188,6 +231,11 @@ class Dataset:
     def types(self) -> list[str | None]:
         """Return the names of the events' types by number, None for the unknown one; nothing where they are not kept."""
         return self.table(TYPES_FILE)["type"].to_pylist() if self.info.history.types else []
+
+    def input_values(self, feature: str) -> list[str | None]:
+        """Return the names of a side feature's values by number, None for the missing one."""
+        names: list[str | None] = self.table(input_file(feature))["value"].to_pylist()
+        return names
 
     def table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Return columns of a file of the data set, all where None."""
@@ -258,12 +306,14 @@ _SHARD = ("user_hash", "values", "offsets", "targets")
 _LABELS = ("users", "values", "offsets", "split")
 
 
-def _users_columns(table: pa.Table, beside: Sequence[str]) -> Columns:
+def _users_columns(table: pa.Table, beside: Sequence[str], inputs: Sequence[str]) -> Columns:
     sequence = table["sequence"].combine_chunks()
     values, offsets = sequence.flatten().to_numpy().astype(np.int32, copy=False), _offsets(sequence)
     known = ragged.offsets_of(values >= FIRST_ITEM)
     targets = known[offsets[1:]] - known[np.minimum(offsets[:-1] + 1, offsets[1:])]
     columns = {name: table[name].combine_chunks().flatten().to_numpy() for name in beside}
+    if inputs:
+        columns["features"] = np.stack([table[name].to_numpy() for name in inputs], axis=1)
     return {
         "user_hash": table["user_hash"].to_numpy(), "values": values, "offsets": offsets, "targets": targets.astype(np.int32), **columns
     }  # fmt: skip

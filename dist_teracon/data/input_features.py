@@ -9,7 +9,7 @@ Legend: U users, V items, F features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,9 +62,13 @@ class InputFeatures:
         """Return the features of users that are closed to any of some tasks."""
         return frozenset(name for task in tasks for name in self.closed.get(task, ()))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> InputFeatures:
-        """Return what `dataclasses.asdict` gave, as JSON keeps it."""
+        """Return what `to_json` gave."""
         user, item = (
             tuple(InputFeature(part["name"], int(part["values"]), tuple(part["edges"])) for part in value.get(kind, ()))
             for kind in ("user", "item")

@@ -164,7 +164,7 @@ class TrainingLoader:
                 step=step,
                 steps=plan.steps,
                 dropout_key=None if hashes is None else self._dropout_key(hashes[low:high], plan.epoch, step),
-            ).with_columns(packed.columns[offsets[0] : offsets[-1]])
+            ).with_beside(packed.between(low, high))
 
     def _shared(
         self, picked: Sequence[tuple[int, NDArray[np.int32]]], step_of_row: NDArray[np.int64], steps: int
@@ -200,9 +200,21 @@ class TrainingLoader:
             columns = {"items": data.values, **{name: getattr(data.columns, name) for name in data.columns.names}}
             parts.append((columns, starts, data.offsets[users + 1] - self._behind - starts))
         gathered, offsets = _gather_ragged(parts, order)
+        features = self._features(picked, order)
         if not parts:  # a rank without shards
-            return PackedRows(np.zeros(0, dtype=np.int32), offsets, EventColumns.empty(self.dataset.columns_read))
-        return PackedRows(gathered.pop("items"), offsets, EventColumns(**gathered))
+            return PackedRows(np.zeros(0, dtype=np.int32), offsets, EventColumns.empty(self.dataset.columns_read), features)
+        return PackedRows(gathered.pop("items"), offsets, EventColumns(**gathered), features)
+
+    def _features(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.int32] | None:
+        """Features of rows' users int32 [B, F], without what is closed to one of the tasks; None where none is read."""
+        if not self.dataset.inputs_read.user:
+            return None
+        parts = [np.zeros((0, len(self.dataset.inputs_read.user)), dtype=np.int32)]
+        for shard, rows in picked:
+            values = self.dataset.user_features(shard, *(task.name for task in self.tasks))
+            assert values is not None
+            parts.append(values[self._rows[shard].users[rows]])
+        return np.concatenate(parts)[order]
 
     def _examples(
         self, task: int, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]
@@ -278,11 +290,11 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         for shard, part in self.labels.items():
-            data = self.dataset.shard(shard)
+            data, features = self.dataset.shard(shard), self.dataset.user_features(shard, self.task.name)
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
-                rows = take_rows(data.values, data.offsets, users, without_last=self.without_last, columns=data.columns)
+                rows = take_rows(data.values, data.offsets, users, without_last=self.without_last, columns=data.columns, features=features)
                 index = torch.from_numpy(np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]]))
                 labels = torch.from_numpy(part.values[begin:end].astype(np.int64))
                 yield PackedBatch(
@@ -292,7 +304,7 @@ class EvaluationBatches:
                     positions="last",
                     examples=(Examples(self.task.name, index, labels, 0),),
                     user_hash=data.user_hash[users],
-                ).with_columns(rows.columns)
+                ).with_beside(rows)
 
 
 def evaluation_batches(
@@ -370,7 +382,7 @@ def _inputs_and_targets(rows: PackedRows) -> tuple[PackedRows, NDArray[np.int32]
     last = first.copy()
     first[rows.offsets[:-1]] = False
     last[rows.offsets[1:] - 1] = False
-    inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]), rows.columns[last])
+    inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]), rows.columns[last], rows.features)
     return inputs, rows.values[first] - np.int32(FIRST_ITEM)
 
 

@@ -22,6 +22,7 @@ from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened
 from dist_teracon.models.dropout import row_dropout
 from dist_teracon.models.event_embedding import EventEmbedding
+from dist_teracon.models.input_embedding import NO_INPUTS, InputSizes, ItemFeatures, UserFeatures
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.pooling import mean_so_far
 
@@ -68,6 +69,7 @@ class Backbone(nn.Module, ABC):
         dropout: Rate on item embeddings and on representations, for rows with a dropout key.
         event_features: What is read of events beside their items.
         num_types: Types of events, the unknown one included.
+        inputs: Side features of users and items that are read.
 
     Attributes:
         name: In the configuration (`model.backbone.name`).
@@ -90,16 +92,22 @@ class Backbone(nn.Module, ABC):
         dropout: float = 0.0,
         event_features: Sequence[EventFeature] = (),
         num_types: int = 0,
+        inputs: InputSizes = NO_INPUTS,
     ) -> None:
         super().__init__()
         self.settings, self.channels, self.pooling, self.dropout = settings, channels, pooling, dropout
         self.item_embedding = ItemTable(num_items, channels, generator=generator)
         self.event_embedding = EventEmbedding(event_features, channels, num_types=num_types) if event_features else None
+        self.item_features: ItemFeatures | None = None
+        if inputs.item:
+            self.item_features = ItemFeatures(inputs.item, channels, num_items=num_items, values=inputs.item_values)
+        self.user_features = UserFeatures(inputs.user, channels) if inputs.user else None
 
     @property
     def output_dim(self) -> int:
         """Numbers W of a representation."""
-        return 2 * self.channels if self.pooling == "concat" else self.channels
+        parts = 1 + (self.pooling == "concat") + (self.user_features is not None)
+        return parts * self.channels
 
     @classmethod
     def check(cls, settings: ConfigModel, *, channels: int) -> str:
@@ -211,6 +219,8 @@ class Backbone(nn.Module, ABC):
         x_NC = self.item_embedding(sequences.values)
         if self.event_embedding is not None:
             x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets)
+        if self.item_features is not None:
+            x_NC = x_NC + self.item_features(sequences.values)
         noise = None if dropout_key is None or not self.dropout else _RowNoise.of(sequences, dropout_key, self.dropout)
         if noise is not None:
             x_NC = noise.on_items(x_NC)
@@ -224,6 +234,9 @@ class Backbone(nn.Module, ABC):
         if self.pooling != "last":
             mean = mean_so_far(x_NC, sequences.row_offsets, positions=positions)
             hidden = hidden + mean if self.pooling == "mean" else torch.cat([hidden, mean], dim=1)
+        if self.user_features is not None:
+            own = self.user_features.beside(sequences.user_features, sequences.row_offsets, outputs=hidden.shape[0], positions=positions)
+            hidden = torch.cat([hidden, own.to(hidden.dtype)], dim=1)
         return hidden if noise is None else noise.on_representations(hidden, positions)
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
@@ -292,12 +305,20 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
 
 
 def make_backbone(
-    model: ModelConfig, *, num_items: int, generator: torch.Generator, item_vectors: Tensor | None = None, num_types: int = 0
+    model: ModelConfig,
+    *,
+    num_items: int,
+    generator: torch.Generator,
+    item_vectors: Tensor | None = None,
+    num_types: int = 0,
+    inputs: InputSizes = NO_INPUTS,
 ) -> Backbone:
     """Build the configured backbone with fresh weights, the items' from `item_vectors` [V, C] where there are any."""
     kind, settings = resolve_backbone(model, where="model")
     # without features a backbone is built as ever: its own constructor need not know of them
     events: dict[str, Any] = {"event_features": model.event_features, "num_types": num_types} if model.event_features else {}
+    if inputs != NO_INPUTS:
+        events["inputs"] = inputs
     backbone = kind(
         settings, num_items=num_items, channels=model.channels, generator=generator, pooling=model.pooling, dropout=model.dropout, **events
     )

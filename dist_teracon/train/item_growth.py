@@ -19,9 +19,11 @@ from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE
+from dist_teracon.data.input_features import MISSING
 from dist_teracon.data.item_vectors_file import ItemVectors, read_item_vectors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, Split
 from dist_teracon.errors import RunError
+from dist_teracon.models.input_embedding import ITEM_VALUES, VALUE_TABLES
 from dist_teracon.models.item_init import LinearMap
 from dist_teracon.runtime import Runtime
 
@@ -89,7 +91,8 @@ def with_new_labels(tensors: dict[str, Tensor], method: Method) -> dict[str, Ten
     """Give heads of finished stages the rows that a later version of the data set has more of, as its first task's new items.
 
     A new label scores like an item that was never a target: its row is zero, its bias the smallest of the known ones. So have embeddings
-    of types of events that came later: they start as the unknown type's.
+    of types of events and of values of side features that came later: they start as the unknown type's and the missing value's. Items'
+    features are those of the data set that the method was built from.
 
     Args:
         tensors: A finished stage's.
@@ -98,11 +101,16 @@ def with_new_labels(tensors: dict[str, Tensor], method: Method) -> dict[str, Ten
     grown, tables = dict(tensors), method.item_tables()
     for name, value in method.state_dict().items():
         known = tensors.get(name)
+        if known is not None and name.endswith(ITEM_VALUES) and not method.context.for_use:
+            grown[name] = value
+            continue
         if known is None or name in tables or known.shape[1:] != value.shape[1:] or known.shape[:1] >= value.shape[:1]:
             continue
         rows = known.new_zeros((value.shape[0] - known.shape[0], *known.shape[1:]))
         if name.endswith("event_embedding.type_weight"):
             rows = rows + known[UNKNOWN_TYPE]
+        elif VALUE_TABLES in name:
+            rows = rows + known[MISSING]
         grown[name] = torch.cat([known, rows if known.dim() > 1 else rows + known.min()])
     return grown
 

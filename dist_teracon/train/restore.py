@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dist_teracon.continual.method import Method, MethodContext
+from dist_teracon.continual.open_inputs import names_read
 from dist_teracon.continual.registry import resolve_method
-from dist_teracon.data.schema import Task, info_from_json
+from dist_teracon.data.schema import DatasetInfo, Task, info_from_json
 from dist_teracon.errors import RunError
+from dist_teracon.models.input_embedding import InputSizes
 from dist_teracon.train.item_growth import with_new_labels
 from dist_teracon.train.run_folder import RunFolder
 
@@ -47,13 +49,20 @@ def restore_method(run: Path | str, stage: int | None = None) -> Method:
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
     context = MethodContext(
         model=config.model, seed=config.seed, num_items=state["items"], tasks=tasks, training=training, for_use=True,
-        num_types=state.get("types", 0),
+        num_types=state.get("types", 0), inputs=_input_sizes(names_read(config.model, info), info, state),
     )  # fmt: skip
     with _NoDraws():
         method = kind(context, settings)
         take_up(method, tasks[: chosen + 1], None)
     method.load_state_dict(with_new_labels(source.tensors(), method))
     return method
+
+
+def _input_sizes(names: Sequence[str], info: DatasetInfo, state: dict[str, Any]) -> InputSizes:
+    """Return the side features as the stage knew them; a later version of the data set may have more values."""
+    read, values = info.inputs.of(names), state.get("input_values", {})
+    user, item = (tuple(values[feature.name] for feature in part) for part in (read.user, read.item))
+    return InputSizes(user, item)
 
 
 class _NoDraws(TorchFunctionMode):

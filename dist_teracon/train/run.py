@@ -253,10 +253,17 @@ def _stage_state(
         "epochs": summary.epochs,
         "items": run.dataset.info.items,
         **({"types": types} if (types := run.dataset.info.history.types) else {}),
+        **({"input_values": values} if (values := _input_values(run)) else {}),
         "dataset": run.dataset.info.fingerprint,
         **({"growth": run.growth[number]} if number in run.growth else {}),
         "events_bytes": events_bytes,
     }
+
+
+def _input_values(run: Run) -> dict[str, int]:
+    """Return how many values each side feature has that the model reads."""
+    read = run.dataset.inputs_read
+    return {feature.name: feature.values for feature in (*read.user, *read.item)}
 
 
 def _log_run(run: Run, events: EventLog, method: Method) -> None:

@@ -21,7 +21,7 @@ from dist_teracon.config_io import dump_config, read_yaml, validate
 from dist_teracon.console import Log, no_log
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.schema import TYPES_FILE, DatasetInfo, Task, info_from_json, vocabulary_file
+from dist_teracon.data.schema import TYPES_FILE, DatasetInfo, Task, info_from_json, input_file, vocabulary_file
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.runtime import Runtime
 from dist_teracon.store.commits import send_files
@@ -292,7 +292,7 @@ class RunFolder:
         return "", change.notes
 
     def keep_vocabularies(self, dataset: Dataset, tasks: Sequence[Task]) -> None:
-        """Copy the vocabularies of items, of tasks' labels and of types, whose checksums are in `dataset.json`; what is there is kept.
+        """Copy the vocabularies of items, labels, types and side features, whose checksums are in `dataset.json`; what is there is kept.
 
         With them raw ids go in and out of what was trained, wherever the data set is by then.
         """
@@ -301,9 +301,11 @@ class RunFolder:
             if self.vocabulary(name) is None:
                 with io.atomic_write(self.path / path) as file:
                     file.write(dataset.content(path))
-        if dataset.info.history.types and self.types() is None:
-            with io.atomic_write(self.path / TYPES_FILE) as file:
-                file.write(dataset.content(TYPES_FILE))
+        others = [*([TYPES_FILE] if dataset.info.history.types else []), *map(input_file, dataset.info.inputs.names)]
+        for path in others:
+            if self._listed(path) is None:
+                with io.atomic_write(self.path / path) as file:
+                    file.write(dataset.content(path))
 
     def vocabulary(self, name: str) -> bytes | None:
         """Return the Parquet file of a vocabulary, `items` or a task's; None where the run has none, or that of another data set."""
@@ -312,6 +314,10 @@ class RunFolder:
     def types(self) -> bytes | None:
         """Return the Parquet file of the names of events' types, as `vocabulary`."""
         return self._listed(TYPES_FILE)
+
+    def input_values(self, feature: str) -> bytes | None:
+        """Return the Parquet file of the names of a side feature's values, as `vocabulary`."""
+        return self._listed(input_file(feature))
 
     def _listed(self, path: str) -> bytes | None:
         entry, target = self.dataset_json().get("files", {}).get(path), self.path / path

@@ -20,7 +20,8 @@ from dist_teracon.config.model import GivenItemVectors
 from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext
-from dist_teracon.continual.registry import resolve_method
+from dist_teracon.continual.open_inputs import closed_features, names_read
+from dist_teracon.continual.registry import method_class, resolve_method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import check_item_vectors, checksum_of, read_item_vectors
 from dist_teracon.data.open import SYNTHETIC, open_dataset
@@ -29,6 +30,7 @@ from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.models.backbone import resolve_backbone
 from dist_teracon.models.event_embedding import COLUMN_OF, columns_of
+from dist_teracon.models.input_embedding import InputSizes
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors, given_vectors
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.run_folder import RunFolder
@@ -112,22 +114,22 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
     """Open the data set, the main process first: it prepares what is made on first use.
 
     Raises:
-        ConfigError: the model reads times or types of events that the data set does not keep.
+        ConfigError: the model reads times or types of events, or side features, that the data set does not have.
     """
     if not runtime.is_main:
         runtime.raise_on_all_ranks("")
-        return _reading_event_columns(open_dataset(config.dataset), config)
+        return _reading_what_the_model_reads(open_dataset(config.dataset), config)
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except (TeraconError, OSError) as error:
         runtime.raise_on_all_ranks(str(error))
         raise
     runtime.raise_on_all_ranks("")
-    return _reading_event_columns(dataset, config)
+    return _reading_what_the_model_reads(dataset, config)
 
 
-def _reading_event_columns(dataset: Dataset, config: RunConfig) -> Dataset:
-    """Return the data set, which of the events reads what the model asks for, and nothing else."""
+def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig) -> Dataset:
+    """Return the data set, which reads of events and side features what the model asks for, and nothing else."""
     for feature in config.model.event_features:
         if (column := COLUMN_OF[feature]) not in dataset.info.history.names:
             raise ConfigError(
@@ -136,6 +138,12 @@ def _reading_event_columns(dataset: Dataset, config: RunConfig) -> Dataset:
                 f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{feature}' out"
             )
     dataset.read_columns(columns_of(config.model.event_features))
+    try:
+        names = names_read(config.model, dataset.info)
+    except DataError as error:
+        raise ConfigError(f"model.input_features: {error}") from None
+    tasks = config.tasks or [task.name for task in dataset.info.tasks]
+    dataset.read_inputs(names, closed=closed_features(dataset.info, method_class(config.method["name"]), tasks))
     return dataset
 
 
@@ -191,7 +199,15 @@ def method_context(run: Run) -> MethodContext:
         training=tuple(run.config.train.stage(position, task.name) for position, task in enumerate(run.tasks)),
         item_vectors=_item_vectors(run),
         num_types=run.dataset.info.history.types,
+        inputs=input_sizes(run.dataset),
     )
+
+
+def input_sizes(dataset: Dataset) -> InputSizes:
+    """Return the side features that a data set's rows have."""
+    read = dataset.inputs_read
+    user, item = (tuple(feature.values for feature in part) for part in (read.user, read.item))
+    return InputSizes(user, item, torch.from_numpy(dataset.item_features()) if read.item else None)
 
 
 def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:

@@ -5,13 +5,22 @@ Legend: P people, U rows of users, V items of the catalogue, F features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.console import Log
-from dist_teracon.data.input_features import MISSING, NO_INPUTS, FeatureColumn, InputTables, bin_of
+from dist_teracon.data.input_features import (
+    MISSING,
+    NO_FEATURES,
+    NO_INPUTS,
+    FeatureColumn,
+    InputFeature,
+    InputFeatures,
+    InputTables,
+    bin_of,
+)
 from dist_teracon.data.prepare.matched import Funnel
 from dist_teracon.data.prepare.user_rows import UserRows
 from dist_teracon.data.raw.bad_rows import BadRows
@@ -28,7 +37,8 @@ Int = NDArray[np.int64]
 
 
 def input_values(
-    recipe: Recipe, source: EventData, users: UserRows, items: Sequence[str], *, bad: BadRows, log: Log
+    recipe: Recipe, source: EventData, users: UserRows, items: Sequence[str], *,
+    bad: BadRows, known: InputFeatures = NO_FEATURES, log: Log,
 ) -> tuple[InputTables, NDArray[np.int32] | None, dict[str, Funnel]]:  # fmt: skip
     """Return the features, those of users' rows int32 [U, F] (None without `inputs`), and by feature what was counted.
 
@@ -41,7 +51,8 @@ def input_values(
         users: The rows of users.
         items: The catalogue.
         bad: Counts values that are no numbers where numbers are binned.
-        log: Takes a line where a feature has values in the table, and none for these users or items.
+        known: Features of the version that this is added to: bins are cut where its are, and a feature may have one value.
+        log: Takes a line on what is closed to which task.
 
     Raises:
         ConfigError: the source has no such table.
@@ -53,8 +64,9 @@ def input_values(
     trains = users.trains(np.arange(len(users.names)))
     counted_P = np.zeros(len(users.people), dtype=bool)
     counted_P[users.person_of_row[trains]] = True
-    of_users = _table("user", recipe.inputs.user, source.users, users.people, counted_P, bad, funnels)
-    of_items = _table("item", recipe.inputs.item, source.items, items, np.ones(len(items), dtype=bool), bad, funnels)
+    before = {feature.name: feature for feature in (*known.user, *known.item)}
+    of_users = _table("user", recipe.inputs.user, source.users, users.people, counted_P, bad, funnels, before)
+    of_items = _table("item", recipe.inputs.item, source.items, items, np.ones(len(items), dtype=bool), bad, funnels, before)
     values_UF = _stacked([values for _, values in of_users], len(users.people))[users.person_of_row]
     tables = InputTables(
         user=[column for column, _ in of_users],
@@ -73,7 +85,7 @@ def _stacked(columns: Sequence[NDArray[np.int32]], rows: int) -> NDArray[np.int3
 
 def _table(
     kind: str, rules: Sequence[InputRule], table: Attributes | None, names: Sequence[str], counted: NDArray[np.bool_], bad: BadRows,
-    funnels: dict[str, Funnel],
+    funnels: dict[str, Funnel], known: Mapping[str, InputFeature],
 ) -> list[tuple[FeatureColumn, NDArray[np.int32]]]:  # fmt: skip
     """Return each feature with its values for some users or items, in the order of `names`."""
     if not rules:
@@ -89,14 +101,15 @@ def _table(
         funnel.drop("no value: missing", sum(text is None for text in given) - int((rows < 0).sum()))
         where = f"inputs.{kind}: '{rule.name}'"
         if rule.bins is None:
-            found.append(_categories(where, rule, given, counted))
+            found.append(_categories(where, rule, given, counted, is_known=rule.name in known))
         else:
-            found.append(_binned(where, rule, given, counted, rows, table, bad, funnel))
+            numbers = _numbers(rule, given, rows, table, bad, funnel)
+            found.append(_binned(where, rule, numbers, counted, known.get(rule.name)))
     return found
 
 
 def _categories(
-    where: str, rule: InputRule, given: Sequence[str | None], counted: NDArray[np.bool_]
+    where: str, rule: InputRule, given: Sequence[str | None], counted: NDArray[np.bool_], *, is_known: bool
 ) -> tuple[FeatureColumn, NDArray[np.int32]]:  # fmt: skip
     counts: dict[str, int] = {}
     for text, counts_here in zip(given, counted.tolist(), strict=True):
@@ -107,28 +120,37 @@ def _categories(
             f"{where} has {len(counts):,} values, more than {MOST_VALUES}, which are rather ids or numbers; numbers take bins, as "
             f"{{name: {rule.name}, bins: 10}}"
         )
-    _check_tells(where, list(counts), missing=any(text is None for text in given))
+    if not is_known:
+        _check_tells(where, list(counts), missing=any(text is None for text in given))
     names = sorted(counts, key=lambda name: (-counts[name], name))
     number = {name: place for place, name in enumerate(names, start=1)}
     return FeatureColumn(rule.name, names), np.array([number.get(text or "", MISSING) for text in given], dtype=np.int32)
 
 
-def _binned(
-    where: str, rule: InputRule, given: Sequence[str | None], counted: NDArray[np.bool_], rows: Int, table: Attributes, bad: BadRows,
-    funnel: Funnel,
-) -> tuple[FeatureColumn, NDArray[np.int32]]:  # fmt: skip
+def _numbers(
+    rule: InputRule, given: Sequence[str | None], rows: Int, table: Attributes, bad: BadRows, funnel: Funnel
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return cells as numbers, NaN for none; raises DataError where too many are no numbers."""
     numbers = np.array([number_of(text) for text in given], dtype=np.float64)
     for place in np.flatnonzero(~np.isfinite(numbers)).tolist():
         if (text := given[place]) is not None:
             bad.add(f"{rule.name} is not a number", table.where(int(rows[place])), text=text)
             funnel.drop("not a number: missing", 1)
     bad.check(table.file, len(table.rows))
+    return numbers
+
+
+def _binned(
+    where: str, rule: InputRule, numbers: NDArray[np.float64], counted: NDArray[np.bool_], before: InputFeature | None
+) -> tuple[FeatureColumn, NDArray[np.int32]]:  # fmt: skip
+    if before is not None:
+        return FeatureColumn(rule.name, bin_names(before.edges), before.edges), bin_of(numbers, before.edges)
     known = np.sort(numbers[np.isfinite(numbers) & counted])
     _check_tells(where, [number_text(value) for value in np.unique(known)[:2]], missing=not np.isfinite(numbers).all())
     edges = _quantiles(known, rule.bins) if isinstance(rule.bins, int) else tuple(rule.bins or ())
     values = bin_of(numbers, edges)
     if len(np.unique(values)) == 1:
-        raise DataError(f"{where}: all values lie in one bin of {bin_names(edges)}, so it tells nothing; give edges between its values")
+        raise DataError(f"{where}: all values lie in one of the bins {bin_names(edges)}, so it tells nothing; give edges between them")
     return FeatureColumn(rule.name, bin_names(edges), edges), values
 
 

@@ -17,6 +17,7 @@ from fsspec.core import url_to_fs
 
 from dist_teracon import io
 from dist_teracon.console import Log, NoProgress, Progress, no_log
+from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
 from dist_teracon.data.prepare.matched import MAX_UNMATCHED
 from dist_teracon.data.prepare.padding import PaddedSource
 from dist_teracon.data.prepare.splits import effective
@@ -53,6 +54,7 @@ def prepare(
     made_from: dict[str, Any] | None = None,
     cluster: bool = False,
     max_unmatched: float = MAX_UNMATCHED,
+    known_inputs: InputFeatures = NO_FEATURES,
     shown: str | None = None,
     log: Log = no_log,
     progress: Progress | None = None,
@@ -74,6 +76,7 @@ def prepare(
         made_from: What to record as the origin; by default the files' checksums and the options.
         cluster: Do the work on a Ray cluster; what is written is the same.
         max_unmatched: Largest share of the fewer ids of events and a table of attributes that may be without a partner.
+        known_inputs: Side features of the version that this is added to: bins are cut where its are, and a feature may have one value.
         shown: How messages name the result; `out` where None.
         log: Receives lines on what happens.
         progress: Shows how far it is.
@@ -92,7 +95,10 @@ def prepare(
         raise ConfigError(f"--split {split}: the recipe splits by time (split.by), which its dates are for; change the recipe instead")
     rule = effective((rules or Recipe()).split_rule(split))
     check_output(out)
-    raw = _raw_files(format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from)
+    raw = _raw_files(
+        format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from,
+        known_inputs=known_inputs,
+    )  # fmt: skip
     there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
         log(f"{out}: is there already, made from the same input and options; nothing to do")
@@ -111,7 +117,7 @@ def prepare(
         if cluster:
             context.workers = stack.enter_context(_ray_workers(out, work))
         log("reading what was drawn" if made_from else f"reading {source}")
-        data = _read(reader, raw.source, rules, context, log, max_unmatched=max_unmatched)
+        data = _read(reader, raw.source, rules, context, log, max_unmatched=max_unmatched, known_inputs=known_inputs)
         data.source = raw.origin(context.sha256)
         info = _write(data, rule, work, context, log)
         work.publish()
@@ -149,6 +155,7 @@ class _RawFiles:
 def _raw_files(
     format: str, source: str, recipe: Recipe | None, *,
     split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None, made_from: dict[str, Any] | None = None,
+    known_inputs: InputFeatures = NO_FEATURES,
 ) -> _RawFiles:  # fmt: skip
     folder = io.input_path(source)
     options = {
@@ -157,15 +164,26 @@ def _raw_files(
         "max_bad_rows": max_bad_rows,
         "shards": shards,
         **({} if min_count is None else {"min_count": min_count}),
+        **({} if known_inputs == NO_FEATURES else {"known_inputs": known_inputs.to_json()}),
     }
     return _RawFiles(format, folder, source_format(format).files(folder, recipe), options, made_from)
 
 
 def prepared_fingerprint(
-    format: str, source: str, recipe: Recipe | None, *, split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None
+    format: str,
+    source: str,
+    recipe: Recipe | None,
+    *,
+    split: str | None,
+    max_bad_rows: float,
+    min_count: int | None,
+    shards: int | None,
+    known_inputs: InputFeatures = NO_FEATURES,
 ) -> str:
     """Return the fingerprint of what `prepare` would make, which it records as `source.fingerprint`; reads the files for checksums."""
-    raw = _raw_files(format, source, recipe, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards)
+    raw = _raw_files(
+        format, source, recipe, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, known_inputs=known_inputs
+    )
     value: str = raw.origin({})["fingerprint"]
     return value
 
@@ -190,12 +208,18 @@ def _ray_workers(out: str, work: Workspace) -> AbstractContextManager[Workers]:
     return ray_workers(str((work.root / "staging").absolute()) if io.is_local(out) else f"{out.rstrip('/')}.preparing")
 
 
-def _read(reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext, log: Log, *, max_unmatched: float) -> ShardSource:
+def _read(
+    reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext, log: Log, *,
+    max_unmatched: float, known_inputs: InputFeatures,
+) -> ShardSource:  # fmt: skip
     """Read raw files into what a data set is written from."""
     read = reader.read(source, rules, context)
     data: ShardSource
     if isinstance(read, EventData):
-        tables = build_tables(rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched, log=log)
+        tables = build_tables(
+            rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched,
+            known_inputs=known_inputs, log=log,
+        )  # fmt: skip
         _check(tables)
         data = TablesSource(tables)
     elif rules is not None and rules.split.by == "time":

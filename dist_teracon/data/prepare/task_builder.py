@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
+from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
 from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
 from dist_teracon.data.prepare.input_values import input_values, number_of
 from dist_teracon.data.prepare.kept_columns import kept_columns
@@ -45,7 +46,8 @@ class _Job:
 
 def build_tables(
     recipe: Recipe, source: EventData, *,
-    bad: BadRows, min_count: int | None = None, max_unmatched: float = MAX_UNMATCHED, log: Log = no_log,
+    bad: BadRows, min_count: int | None = None, max_unmatched: float = MAX_UNMATCHED, known_inputs: InputFeatures = NO_FEATURES,
+    log: Log = no_log,
 ) -> Tables:  # fmt: skip
     """Make sequences and labels from events.
 
@@ -58,6 +60,7 @@ def build_tables(
         bad: Counts attributes that cannot be read.
         min_count: Overrides the recipe's `history.min_count`.
         max_unmatched: Largest share of the fewer ids of two tables that may be without a partner.
+        known_inputs: As of `prepare`.
         log: Receives a line on what nearly matches, and on labels that leak into histories (`notes.overlap`).
 
     Raises:
@@ -70,7 +73,7 @@ def build_tables(
     notes: dict[str, Any] = {}
     users, sequences, items, types = _sequences(job, notes)
     _join_attributes(job, users)
-    inputs, features, funnels = input_values(recipe, source, users, items, bad=bad, log=log)
+    inputs, features, funnels = input_values(recipe, source, users, items, bad=bad, known=known_inputs, log=log)
     sequences = replace(sequences, features=features)
     job.matched.update({name: funnel.to_json() for name, funnel in funnels.items()})
     labels, of_tasks = [], {}

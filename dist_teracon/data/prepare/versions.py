@@ -7,7 +7,7 @@ Both the old version and what is added are prepared data sets, so any source can
 - old items keep their index; items of new users that were not known come after them;
 - old tasks keep their labels, examples and files, byte for byte: new users take part in new tasks alone;
 - tasks whose names were not there are added, with the labels of old and new users;
-- what histories keep beside items is the same in both; types keep their numbers, as items do.
+- what histories keep beside items is the same in both, and so are side features; types and values keep their numbers, as items do.
 
 A refreshed version takes old users' sequences, too, from what is added, where they are there, and makes the first task's examples anew
 of all users' sequences; its classes are then all items. Splits, indices and the labels of all other old tasks stay.
@@ -36,6 +36,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
 from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, newer_events
 from dist_teracon.data.prepare.folder_writer import FolderWriter
+from dist_teracon.data.prepare.version_inputs import VersionInputs, check_inputs
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
 from dist_teracon.data.shard_source import ShardLabels
 from dist_teracon.errors import DataError
@@ -70,6 +71,7 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
         )
     refuse_fixed_splits(parent, old.info.split.by, new.info.split.by)
     _check_columns(parent, old.info, new.info)
+    check_inputs(parent, old.info, new.info)
     tasks = [task for task in new.info.tasks if not task.predicts_next and task.name not in {known.name for known in old.info.tasks}]
     if not tasks and not refresh:
         raise no_new_task(new.info.name, parent, old.info)
@@ -142,6 +144,7 @@ class _Append:
         self.types: list[str | None] = old.types()  # by number, new ones behind
         self.same_type = self._type_numbers()
         self.type_counts = np.zeros(len(self.types), dtype=np.int64)
+        self.inputs = VersionInputs(old, new)
         self._rows: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def write(self, fingerprint: str, recipe: dict[str, Any] | None) -> DatasetInfo:
@@ -155,6 +158,8 @@ class _Append:
         users = [self._users(shard, item_of) for shard in range(old.shards)]
         if self.types:
             self.writer.types([str(name) for name in self.types[1:]], self.type_counts)
+        items = old.items + len(self.fresh_items)
+        inputs = self.inputs.write(self.writer, item_of, items, refresh=self.refresh, tasks=[task.name for task in self.tasks])
         kept = tuple(self._first_task(users) if task.predicts_next and self.refresh else task for task in old.tasks)
         added = tuple(self._task(task, users) for task in self.tasks)
         self._count_labels(users)
@@ -176,7 +181,7 @@ class _Append:
         info = replace(
             old,
             users=old.users + self.added_users,
-            items=old.items + len(self.fresh_items),
+            items=items,
             events=self.events,
             length_limit=max(old.length_limit, self.new.info.length_limit),
             tasks=(*kept, *added),
@@ -185,6 +190,7 @@ class _Append:
             notes={**old.notes, "appended": [*old.notes.get("appended", ()), appended]},
             parent=old.fingerprint,
             history=replace(old.history, types=len(self.types)),
+            inputs=inputs,
         )
         io.write_json(self.folder / "dataset.json", info.to_json())
         return info
@@ -264,7 +270,9 @@ class _Append:
         if columns.types is not None:
             self.type_counts += np.bincount(columns.types, minlength=len(self.types))
         hashes = np.concatenate([ours.user_hash, theirs.user_hash[fresh]])
-        self.writer.users(shard, pa.array(list(row_of_id), pa.string()), hashes, values, offsets, columns=columns)
+        features = self.inputs.users(ours.features, theirs.features, rows)
+        ids = pa.array(list(row_of_id), pa.string())
+        self.writer.users(shard, ids, hashes, values, offsets, columns=columns, features=features)
         self.added_users += len(fresh)
         self.events += len(values)
         if self.refresh:

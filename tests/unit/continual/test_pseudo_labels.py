@@ -294,7 +294,7 @@ def streams(dataset, folder, pool, world, *, seed=0, key="replay", online=False)
     for rank in range(world):
         shards = own_shards(SHARDS, rank, world)
         store = None if online else opened(folder, pool, shards)
-        made.append(ReplayStream(dataset, pool, store, key=key, seed=seed, shards=shards))
+        made.append(ReplayStream(dataset, pool, store, key=key, seed=seed, shards=shards, task="next"))
     return made
 
 
@@ -381,8 +381,8 @@ def test_a_rank_that_knows_its_own_pool_alone_draws_the_same(dataset, world):
         shards = own_shards(SHARDS, rank, world)
         own = pool_of_users(dataset, "likes", "next", seed=0, share=0.6, shards=shards)
         assert [len(rows) for shard, rows in enumerate(own) if shard not in shards] == [0] * (SHARDS - len(shards))
-        ours = ReplayStream(dataset, own, None, key="k", seed=0, shards=shards, sizes=sizes)
-        theirs = ReplayStream(dataset, whole, None, key="k", seed=0, shards=shards)
+        ours = ReplayStream(dataset, own, None, key="k", seed=0, shards=shards, sizes=sizes, task="next")
+        theirs = ReplayStream(dataset, whole, None, key="k", seed=0, shards=shards, task="next")
         for _ in range(5):
             (rows, _, count), (wanted, _, total) = ours.draw(17), theirs.draw(17)
             assert (rows.values.tolist(), rows.offsets.tolist(), count) == (wanted.values.tolist(), wanted.offsets.tolist(), total)
