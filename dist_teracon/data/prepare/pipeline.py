@@ -30,7 +30,7 @@ from dist_teracon.data.raw.context import ReadContext, Workers
 from dist_teracon.data.raw.listing import relative_name
 from dist_teracon.data.recipe import Recipe, read_recipe
 from dist_teracon.data.recipe_values import clean_name
-from dist_teracon.data.schema import FORMAT_VERSION, DatasetInfo, SplitRule, read_dataset_info
+from dist_teracon.data.schema import FORMAT_VERSION, LABELS_OF_THEIR_OWN, DatasetInfo, SplitRule, read_dataset_info
 from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.data.sources.base import EventData, SourceFormat
 from dist_teracon.data.sources.registry import SOURCES, source_format
@@ -93,6 +93,8 @@ def prepare(
         raise ConfigError(f"--max-unmatched: expected a share from 0 to 1, got {max_unmatched:g}")
     if rules is not None and rules.split.by == "time" and split is not None:
         raise ConfigError(f"--split {split}: the recipe splits by time (split.by), which its dates are for; change the recipe instead")
+    if rules is not None and rules.inputs.names and format in LABELS_OF_THEIR_OWN:
+        raise ConfigError(f"inputs: features come from tables of users and items, and '{format}' has none; leave them out of the recipe")
     rule = effective((rules or Recipe()).split_rule(split))
     check_output(out)
     raw = _raw_files(
@@ -224,8 +226,6 @@ def _read(
         data = TablesSource(tables)
     elif rules is not None and rules.split.by == "time":
         raise ConfigError("split.by: 'time' splits by when events were, and this format has none; split by users, rows or last")
-    elif rules is not None and rules.inputs.names:
-        raise ConfigError("inputs: features come from tables of users and items, and this format has none; leave them out of the recipe")
     else:
         data = read
     data.notes = {**data.notes, **context.notes, "malformed_rows": dict(sorted(context.bad.counts.items()))}

@@ -203,7 +203,7 @@ def test_formats_of_sequences_have_none(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "1.csv").write_text("".join(f"0,{user % 5 + 1},{user % 3 + 1},,{user % 2}\n" for user in range(40)))
-    with pytest.raises(ConfigError, match="inputs: features come from tables of users and items, and this format has none"):
+    with pytest.raises(ConfigError, match="inputs: features come from tables of users and items, and 'sequence-csv' has none"):
         prepare("sequence-csv", str(raw), str(tmp_path / "out"), recipe=parse_recipe({"inputs": {"user": ["age"]}}))
 
 
