@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dist_teracon.config.model import ModelConfig
 from dist_teracon.continual.method import Method
+from dist_teracon.data.input_features import InputFeatures
 from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.errors import DataError, nearest
 
@@ -34,3 +36,20 @@ def closed_features(info: DatasetInfo, kind: type[Method], tasks: Sequence[str])
     """Return by task the features of users that its rows do not have: what is closed to it, or to a task that shares rows with it."""
     names = list(tasks)
     return {task: found for task in names if (found := info.inputs.closed_to(kind.trained_with(task, names)))}
+
+
+def known_inputs(info: DatasetInfo, model: ModelConfig, method: Method) -> InputFeatures:
+    """Return the features that a method's network reads, with the values that it knows, and by task which it does not read.
+
+    Args:
+        info: The data set's description; a later version may have more values.
+        model: The run's.
+        method: As a stage left it.
+    """
+    read, known = info.inputs.of(names_read(model, info)), method.context.inputs
+    user, item = (
+        tuple(replace(feature, values=values) for feature, values in zip(part, sizes, strict=True))
+        for part, sizes in ((read.user, known.user), (read.item, known.item))
+    )
+    closed = closed_features(info, type(method), [task.name for task in method.context.tasks])
+    return InputFeatures(user, item, {task: tuple(sorted(names)) for task, names in closed.items()})

@@ -74,6 +74,7 @@ def evaluate(
     same = opened.info.fingerprint == model.info.fingerprint and opened.info.items == model.num_items
     same &= model.num_types in (0, opened.info.history.types)
     read_event_columns(model, opened)
+    same &= opened.inputs_read.user == model.inputs.user
     data = opened if same else _mapped(opened, model, log)
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
     scores = []

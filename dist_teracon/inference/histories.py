@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_teracon import io
-from dist_teracon.console import Log
+from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
@@ -26,9 +26,10 @@ from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.parquet import plain
 from dist_teracon.data.recipe import EventFilter, Files, HistoryRule, Recipe, parse_recipe
+from dist_teracon.data.recipe_inputs import InputsPart
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files
-from dist_teracon.data.sources.base import Events
+from dist_teracon.data.sources.base import Attributes, Events
 from dist_teracon.errors import DataError
 from dist_teracon.inference.event_columns import ITEMS_ALONE, ColumnReader
 from dist_teracon.inference.frames import table_of_frame
@@ -168,7 +169,13 @@ class HistoryReader:
         return self._from_python(histories) if _is_python(histories) else self._from_arrow(histories)
 
     def of_indices(
-        self, values: NDArray[np.int32], offsets: NDArray[np.int64], *, users: pa.Array | None = None, columns: EventColumns = NO_COLUMNS
+        self,
+        values: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        *,
+        users: pa.Array | None = None,
+        columns: EventColumns = NO_COLUMNS,
+        features: NDArray[np.int32] | None = None,
     ) -> Histories:
         """Return histories of item indices of the model's own numbering, as a data set's shard holds them, padded or not."""
         own = np.where(values < self._known, values, np.int32(UNSEEN_ITEM)).astype(np.int32)
@@ -177,7 +184,7 @@ class HistoryReader:
             own, offsets = ragged.keep(own, offsets, own != self.padding)
         cut, cut_offsets = ragged.last(own, offsets, limit=self.length)
         strange = _count_true(cut == UNSEEN_ITEM, cut_offsets)
-        rows = self._padded(cut, cut_offsets, columns.last(offsets, limit=self.length))
+        rows = replace(self._padded(cut, cut_offsets, columns.last(offsets, limit=self.length)), features=features)
         return Histories(rows, PackedRows(own, offsets), users, np.diff(cut_offsets), strange)
 
     def _padded(self, values: NDArray[np.int32], offsets: NDArray[np.int64], columns: EventColumns) -> PackedRows:
@@ -198,6 +205,19 @@ class HistoryReader:
         with _context(uri, log=lines.append) as context:
             events = event_files.read_events(uri, recipe, context)
             return replace(self._from_events(events, dates=dates, bad=context.bad.counts), told=tuple(lines))
+
+    def users_of(self, uri: str, names: Sequence[str]) -> Attributes | None:
+        """Return the table of users in a folder of events, with some attributes; None where there is none.
+
+        Raises:
+            ConfigError: it does not have one of them.
+        """
+        if not io.is_folder(uri):
+            return None
+        chosen = [rule for rule in self.recipe.inputs.user if rule.name in names]
+        recipe = self._reading.model_copy(update={"inputs": InputsPart(user=tuple(chosen))})
+        with _context(uri, log=no_log) as context:
+            return event_files.read_users(uri, recipe, context)
 
     def _from_events(self, events: Events, *, dates: bool, bad: dict[str, int]) -> Histories:
         events = _with_known_types(events, self.rule.events)

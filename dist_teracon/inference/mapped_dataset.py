@@ -15,6 +15,7 @@ from torch import Tensor
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset, Labels, Shard
+from dist_teracon.data.input_features import InputFeatures
 from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
@@ -40,11 +41,24 @@ def item_map(model: PretrainedModel, dataset: Dataset) -> NDArray[np.int32]:
 
 
 def read_event_columns(model: PretrainedModel, dataset: Dataset) -> None:
-    """Let a data set read of the events what the model reads, and nothing else.
+    """Let a data set read of events and of users' features what the model reads, and nothing else.
 
     Raises:
-        DataError: it does not keep it.
+        DataError: it does not have it, or cuts a number into other bins.
     """
+    for feature in model.inputs.user:
+        own = next((one for one in dataset.info.inputs.user if one.name == feature.name), None)
+        if own is None:
+            raise DataError(
+                f"{dataset.uri}: has no feature '{feature.name}' of users, which the model reads (model.input_features); prepare it with "
+                f"inputs.user: [{feature.name}] in the recipe"
+            )
+        if own.edges != feature.edges:
+            raise DataError(
+                f"{dataset.uri}: cuts '{feature.name}' at {list(own.edges)}, and the model reads bins cut at {list(feature.edges)}; "
+                "prepare it with these edges as inputs.user.bins in the recipe"
+            )
+    dataset.read_inputs([feature.name for feature in model.inputs.user], closed=model.inputs.closed)
     if lacks := [name for name in model.event_columns if name not in dataset.info.history.names]:
         raise DataError(
             f"{dataset.uri}: keeps no {lacks[0]} of events, which the model reads (model.event_features); prepare it with "
@@ -58,6 +72,17 @@ def type_map(model: PretrainedModel, dataset: Dataset) -> NDArray[np.int32]:
     if not model.num_types:
         return np.zeros(dataset.info.history.types, dtype=np.int32)
     return model.reader.reads.numbers(pa.array(dataset.types(), pa.string()))
+
+
+def feature_maps(model: PretrainedModel, dataset: Dataset) -> list[NDArray[np.int32]]:
+    """Return for each feature of users that a model reads its number of each of a data set's values; missing for those not known."""
+    maps = []
+    for feature in model.inputs.user:
+        if feature.edges:
+            maps.append(np.arange(feature.values, dtype=np.int32))
+        else:
+            maps.append(model.feature_reader.numbers(feature, dataset.input_values(feature.name)))
+    return maps
 
 
 def padding_of(dataset: Dataset) -> int | None:
@@ -83,13 +108,15 @@ class MappedDataset(Dataset):
         self._item_map = item_map(model, inner)
         self._versions = are_versions(model.info, inner.info)
         self._type_map = type_map(model, inner)
+        self._feature_maps = feature_maps(model, inner)
+        self.inputs_read, self.closed = InputFeatures(model.inputs.user), model.inputs.closed
         self._limit = model.info.length_limit
         # the data set's own padding is taken off, and the model's put on
         self._own_padding = padding_of(inner)
         self._label_maps: dict[str, NDArray[np.int32]] = {}
         tasks = tuple(self._mapped_task(task) for task in inner.info.tasks if task.name in model.tasks)
         # the rules of histories and rankings are those that the model was trained by
-        self.info = replace(inner.info, tasks=tasks, items=model.num_items, source=model.info.source)
+        self.info = replace(inner.info, tasks=tasks, items=model.num_items, source=model.info.source, inputs=self.inputs_read)
 
     def shard(self, index: int) -> Shard:
         """Return a shard's users, their sequences cut to the model's length."""
@@ -105,7 +132,14 @@ class MappedDataset(Dataset):
         if (padding := self._model.reader.padding) is not None:
             columns = padded_columns(columns, offsets, length=self._limit)
             values, offsets = left_padded(values, offsets, length=self._limit, padding=padding)
-        return replace(found, values=values, offsets=offsets, columns=columns)
+        return replace(found, values=values, offsets=offsets, columns=columns, features=self._features(index))
+
+    def _features(self, index: int) -> NDArray[np.int32] | None:
+        """Return a shard's features of users that the model reads, in its numbering; all of them, as `user_features` closes some."""
+        found = self._inner.user_features(index)
+        if found is None:
+            return None
+        return np.stack([numbers[found[:, place]] for place, numbers in enumerate(self._feature_maps)], axis=1)
 
     def read_shard(self, index: int) -> Shard:
         """Return a shard's users as `shard`, without keeping the shard in memory."""

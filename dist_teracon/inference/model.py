@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from dist_teracon.config.run import RunConfig
 from dist_teracon.continual.method import Method
+from dist_teracon.continual.open_inputs import known_inputs
 from dist_teracon.data.batches import PackedBatch, PackedRows
 from dist_teracon.data.dataset import label_of_name, next_label_of_item
 from dist_teracon.data.event_columns import EventColumns
+from dist_teracon.data.input_features import MISSING, InputFeatures, close
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
 from dist_teracon.errors import ConfigError, DataError, RunError, nearest
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
@@ -33,7 +35,9 @@ from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.predictions import Predictions, best_labels, joined
 from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import Combine, StateEncoder, UserState
+from dist_teracon.inference.user_features import FeatureReader
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
+from dist_teracon.models.backbone import Backbone
 from dist_teracon.models.event_embedding import columns_of
 from dist_teracon.models.network import Network
 from dist_teracon.train.restore import restore_method
@@ -159,8 +163,24 @@ class PretrainedModel:
         state = self.method.state_dict()
         return int(state[tables[0]].shape[0]) if tables else self.info.items
 
+    @cached_property
+    def inputs(self) -> InputFeatures:
+        """Side features that the model reads, as it knows them, and by task which of them it does not."""
+        return known_inputs(self.info, self.config.model, self.method)
+
+    @cached_property
+    def feature_reader(self) -> FeatureReader:
+        """What reads features of users."""
+        names = {feature.name: self._vocabularies.input_values(feature.name) for feature in self.inputs.user if not feature.edges}
+        declared = tuple(feature.name for feature in self.info.inputs.user)
+        return FeatureReader(self.inputs.user, names, declared, self.reader.recipe)
+
+    def closed_to(self, kind: str) -> frozenset[str]:
+        """Return the features of users that vectors of a kind do not read: a shared one none that is closed to a task."""
+        return self.inputs.closed_to([kind] if kind in self.tasks else self.tasks)
+
     def item_vectors(self) -> NDArray[np.float32]:
-        """Return the item table, float32 [items, C], reserved rows included.
+        """Return what the model reads of an item, float32 [items, C], reserved rows included: its embedding and its features'.
 
         Raises:
             ConfigError: the method has none, or one for each task.
@@ -169,7 +189,12 @@ class PretrainedModel:
         if len(tables) != 1:
             reason = f"a table of items for each of {len(tables)} tasks" if tables else "no table of items"
             raise ConfigError(f"items: method '{self.method.name}' has {reason}, so there is no one vector of an item")
-        return self.method.state_dict()[tables[0]].float().cpu().numpy()
+        table = self.method.state_dict()[tables[0]]
+        (features,) = [part.item_features for part in self.method.model().modules() if isinstance(part, Backbone)] or [None]
+        if features is not None:
+            with torch.no_grad():
+                table = table + features(torch.arange(len(table), device=table.device))
+        return table.float().cpu().numpy()
 
     def labels(self, task: str) -> Vocabulary:
         """Return the names of a task's labels, by index."""
@@ -186,12 +211,23 @@ class PretrainedModel:
             raise ConfigError(f"task '{name}': the model has not learned it{nearest(name, self.tasks)} (stage {self.stage} has: {known})")
         return self.tasks[name]
 
-    def histories(self, histories: Any, *, dates: bool = True) -> Histories:
-        """Read histories in raw ids, of any form: see `HistoryReader.read`."""
-        return self.reader.read(histories, dates=dates)
+    def histories(self, histories: Any, *, features: Any = None, dates: bool = True) -> Histories:
+        """Read histories in raw ids, of any form: see `HistoryReader.read`; and features of their users: see `FeatureReader.read`.
+
+        A folder of events may have a table of users, which is read where no features are given.
+        """
+        read = self.reader.read(histories, dates=dates)
+        if read is histories and features is None:
+            return read
+        reader = self.feature_reader
+        if features is None and reader.features and isinstance(histories, str | Path):
+            table = self.reader.users_of(str(histories), [feature.name for feature in reader.features])
+            features = None if table is None else reader.of_table(table)
+        values, told = reader.read(features, len(read), read.users)
+        return replace(read, rows=replace(read.rows, features=values), told=(*read.told, *told))
 
     def encode(
-        self, histories: Any, task: str = SHARED, *, shared: SharedVector | None = None, batch: int = _BATCH
+        self, histories: Any, task: str = SHARED, *, shared: SharedVector | None = None, features: Any = None, batch: int = _BATCH
     ) -> NDArray[np.float32]:  # fmt: skip
         """Return a vector for each user: float32 [B, W], `T · W` wide for `concat`.
 
@@ -200,13 +236,14 @@ class PretrainedModel:
                 names (`histories(…).users`).
             task: The task whose vectors they are, or `shared` for one vector for all.
             shared: What `shared` is: `mean` over the tasks' vectors, `open`: all masks open, `concat`: the tasks' vectors in a row.
+            features: Features of the users, where the model reads any, as `[{"region": "north"}, {}]`; what is not given is missing.
             batch: Users at a time, on which last digits depend.
 
         Raises:
             DataError: a history is empty, or an id is neither a text nor a whole number.
             ConfigError: an unknown task; a shared vector that the method does not have.
         """
-        read = self.histories(histories)
+        read = self.histories(histories, features=features)
         self.last_unknown = read.unknown
         kind = self.kind_of_vector(task, shared)
         parts = [self.vectors(read.between(first, first + batch), kind) for first in range(0, len(read), batch)]
@@ -215,7 +252,7 @@ class PretrainedModel:
     def predict(
         self, histories: Any, task: str, *,
         top: int = 10, exclude_seen: bool | None = None, candidates: Sequence[Any] | None = None, normalise: bool = False,
-        batch: int = _BATCH,
+        features: Any = None, batch: int = _BATCH,
     ) -> Predictions:  # fmt: skip
         """Return the labels that score highest for each user, as raw ids.
 
@@ -226,13 +263,14 @@ class PretrainedModel:
             exclude_seen: Leave out the items of the user's own history; by default as in the run's own scores.
             candidates: Rank these labels alone: a list of ids for all users, or a list of ids for each user.
             normalise: Give probabilities over the labels that are ranked; else logits.
+            features: As of `encode`.
             batch: Users at a time, on which last digits depend.
 
         Raises:
             DataError: a history is empty, an id is neither a text nor a whole number, or no candidate is a label of the task.
             ConfigError: an unknown task, `top` below 1, or `exclude_seen` for a task whose labels are not items.
         """
-        info, read = self.task(task), self.histories(histories)
+        info, read = self.task(task), self.histories(histories, features=features)
         if top < 1:
             raise ConfigError(f"top: expected 1 or more, got {top}")
         if exclude_seen and not self.info.labels_are_items(task):
@@ -254,21 +292,26 @@ class PretrainedModel:
         indices, scores = joined(found)
         return Predictions(task, indices, scores, read.users, read.unknown, self.labels(task))
 
-    def state(self, history: Sequence[Any], task: str = SHARED, *, shared: SharedVector | None = None) -> UserState:
+    def state(
+        self, history: Sequence[Any], task: str = SHARED, *, shared: SharedVector | None = None, features: Mapping[str, Any] | None = None
+    ) -> UserState:
         """Read one user's history, for events to be added one at a time by `extend`; `state.vector` is that of `encode`.
 
         Args:
             history: Raw ids, oldest first.
             task, shared: As of `encode`.
+            features: The user's features, where the model reads any.
 
         Raises:
             DataError: the history is empty, or an id is neither a text nor a whole number.
             ConfigError: an unknown task, or a vector of several models.
         """
-        kind, read = self.kind_of_vector(task, shared), self.histories([history])
+        kind = self.kind_of_vector(task, shared)
+        read = self.histories([history], features=None if features is None else [features])
         self.last_unknown = read.unknown
-        layers, vector = self._state_encoder(kind).start(read.rows)
-        return UserState(kind, self.fingerprint, read.rows.values, layers, vector, read.unknown, read.rows.columns)
+        rows = self._opened(read.rows, kind)
+        layers, vector = self._state_encoder(kind).start(rows)
+        return UserState(kind, self.fingerprint, rows.values, layers, vector, read.unknown, rows.columns, rows.features)
 
     def extend(self, state: UserState, item: Any) -> UserState:
         """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
@@ -288,7 +331,7 @@ class PretrainedModel:
         known = FIRST_ITEM <= index < self.num_items
         self.last_unknown = int(not known)
         event = PackedRows(np.array([index if known else UNSEEN_ITEM], dtype=np.int32), np.array([0, 1]), columns)
-        before = PackedRows(state.items, np.array([0, len(state.items)]), state.columns)
+        before = PackedRows(state.items, np.array([0, len(state.items)]), state.columns, state.features)
         rows, layers, vector = self._state_encoder(state.kind).extend(before, state.layers, event)
         unknown = state.unknown + self.last_unknown
         return replace(state, items=rows.values, columns=rows.columns, layers=layers, vector=vector, unknown=unknown)
@@ -321,6 +364,7 @@ class PretrainedModel:
             rows: Rows of item indices.
             kind: A task's name, or `shared:mean`, `shared:open`, `shared:concat`.
         """
+        rows = self._opened(rows, kind)
         if kind in self.tasks:
             return self.method.encode(self._packed(rows, self.method.mask_index(kind)), kind)
         _, _, way = kind.partition(":")
@@ -341,7 +385,15 @@ class PretrainedModel:
     def _packed(self, rows: PackedRows, mask: int) -> PackedBatch:
         offsets = torch.from_numpy(rows.offsets)
         tasks = torch.full((rows.rows,), mask, dtype=torch.int32)
-        return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").with_columns(rows.columns).to(self.device)
+        return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").with_beside(rows).to(self.device)
+
+    def _opened(self, rows: PackedRows, kind: str) -> PackedRows:
+        """Return rows with the features that vectors of a kind read; all missing where there are none."""
+        names = [feature.name for feature in self.inputs.user]
+        if not names:
+            return rows
+        values = np.full((rows.rows, len(names)), MISSING, dtype=np.int32) if rows.features is None else rows.features
+        return replace(rows, features=close(values, names, self.closed_to(kind)))
 
     def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
         """Return what `vectors` calls the vectors of a task, or shared ones.

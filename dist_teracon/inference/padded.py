@@ -46,7 +46,10 @@ class PaddedModel(nn.Module):
     def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return vectors and logits."""
         inside = (torch.arange(items.shape[1], device=items.device) < lengths[:, None])[:, :, None]
-        x_BLC = nn.functional.embedding(items, self.backbone.item_embedding.weight) * inside
+        x_BLC = nn.functional.embedding(items, self.backbone.item_embedding.weight)
+        if self.backbone.item_features is not None:
+            x_BLC = x_BLC + self.backbone.item_features(items)
+        x_BLC = x_BLC * inside
         hidden = self.backbone.transform_padded(x_BLC, lengths, self.mask)
         vectors = _pooled(hidden, x_BLC, lengths, self.pooling)
         return vectors, nn.functional.linear(vectors, self.weight, self.bias)
@@ -79,6 +82,11 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
     if network.backbone.event_embedding is not None:
         features = ", ".join(model.config.model.event_features)
         raise ConfigError(f"export-model: the model reads {features} of events (model.event_features), and an exported program items alone")
+    if network.backbone.user_features is not None:
+        features = ", ".join(feature.name for feature in model.inputs.user)
+        raise ConfigError(
+            f"export-model: the model reads features of users (model.input_features: {features}), an exported program items alone"
+        )
     with torch.no_grad():
         masks = method.masks()
     head = method.head(task)

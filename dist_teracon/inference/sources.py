@@ -56,7 +56,7 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
 
     def histories(part: int) -> Histories:
         shard = mapped.read_shard(part)
-        return model.reader.of_indices(shard.values, shard.offsets, users=users(part), columns=shard.columns)
+        return model.reader.of_indices(shard.values, shard.offsets, users=users(part), columns=shard.columns, features=shard.features)
 
     name = {"kind": "dataset", "uri": uri, "version": inner.info.fingerprint, "users": inner.info.users}
     return UserSource(name, inner.info.shards, users, histories, [])
@@ -95,7 +95,8 @@ def _checksum(read: Histories) -> str:
     """Return a checksum of what is read, which names the version of the events."""
     digest = hashlib.sha256()
     columns = [getattr(read.rows.columns, name) for name in read.rows.columns.names]
-    arrays: tuple[NDArray[Any], ...] = (read.rows.values, read.rows.offsets, read.events, *columns)
+    features = [] if read.rows.features is None else [read.rows.features]
+    arrays: tuple[NDArray[Any], ...] = (read.rows.values, read.rows.offsets, read.events, *columns, *features)
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     for name in read.users if read.users is not None else ():

@@ -36,6 +36,7 @@ class UserState:
         vector: float32 [W].
         unknown: Events so far whose item the model does not know.
         columns: What is read of the events beside their items.
+        features: int32 [1, F], what is read of the user's features; None where none are.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class UserState:
     vector: NDArray[np.float32]
     unknown: int = 0
     columns: EventColumns = NO_COLUMNS
+    features: NDArray[np.int32] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -78,11 +80,11 @@ class StateEncoder:
         x_VLC = x_LC.expand(views, -1, -1)
         if self.streams:
             hidden, layers = self._backbone.stream(x_VLC, self._masks, None)
-            return layers, self._vector(hidden, x_LC)
+            return layers, self._vector(hidden, x_LC, row)
         lengths = torch.full((1,), len(row.values), device=x_LC.device)
         each = [None] if self._masks is None else list(self._masks)
         hidden = torch.cat([self._backbone.transform_padded(x_LC[None], lengths, mask) for mask in each])
-        return None, self._vector(hidden, x_LC)
+        return None, self._vector(hidden, x_LC, row)
 
     @torch.no_grad()
     def extend(
@@ -93,13 +95,13 @@ class StateEncoder:
         items = np.append(row.values, event.values).astype(np.int32)
         cut = len(items) > self._limit
         length = min(len(items), self._limit)
-        longer = PackedRows(items[-length:], np.array([0, length]), columns[-length:])
+        longer = PackedRows(items[-length:], np.array([0, length]), columns[-length:], row.features)
         if layers is None or (cut and not self._exact_when_cut):
             return longer, *self.start(longer)
         x_LC = self._embed(longer)
         x_VLC = x_LC[-1:].expand(layers[0].shape[0], -1, -1)
         hidden, kept = self._backbone.stream(x_VLC, self._masks, layers)
-        return longer, kept, self._vector(hidden, x_LC)
+        return longer, kept, self._vector(hidden, x_LC, longer)
 
     def _embed(self, row: PackedRows) -> Tensor:
         weight = self._backbone.item_embedding.weight
@@ -108,14 +110,20 @@ class StateEncoder:
             return torch.from_numpy(np.ascontiguousarray(values)).to(weight.device)
 
         x_LC = nn.functional.embedding(put(row.values), weight)
+        if self._backbone.item_features is not None:
+            x_LC = x_LC + self._backbone.item_features(put(row.values))
         if self._backbone.event_embedding is None:
             return x_LC
         times, types = (None if column is None else put(column) for column in (row.columns.times, row.columns.types))
         return x_LC + self._backbone.event_embedding(times, types, put(row.offsets))
 
-    def _vector(self, hidden_VC: Tensor, x_LC: Tensor) -> NDArray[np.float32]:
+    def _vector(self, hidden_VC: Tensor, x_LC: Tensor, row: PackedRows) -> NDArray[np.float32]:
         if self._backbone.pooling != "last":
             mean = nn.functional.layer_norm(x_LC.mean(dim=0), x_LC.shape[1:], eps=1e-8).expand(hidden_VC.shape[0], -1)
             hidden_VC = hidden_VC + mean if self._backbone.pooling == "mean" else torch.cat([hidden_VC, mean], dim=1)
+        if self._backbone.user_features is not None:
+            values = None if row.features is None else torch.from_numpy(np.ascontiguousarray(row.features)).to(x_LC.device)
+            own = self._backbone.user_features(values)
+            hidden_VC = torch.cat([hidden_VC, own.expand(hidden_VC.shape[0], -1)], dim=1)
         combined = hidden_VC.mean(dim=0) if self._combine == "mean" else hidden_VC.flatten()
         return combined.float().cpu().numpy()

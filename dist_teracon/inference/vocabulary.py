@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
-from dist_teracon.data.schema import FIRST_ITEM, TYPES_FILE, DatasetInfo
+from dist_teracon.data.schema import FIRST_ITEM, TYPES_FILE, DatasetInfo, input_file
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.train.run_folder import RunFolder
 
@@ -91,6 +91,17 @@ class Vocabularies:
                 f"{self._folder}: {TYPES_FILE} is missing, the names of events' types; was the run copied in part? copy it again"
             )
         return Vocabulary(pq.ParquetFile(bytes_io.BytesIO(content)).read(columns=["type"])["type"].to_pylist())
+
+    def input_values(self, feature: str) -> Vocabulary:
+        """Return the values of a side feature, by number.
+
+        Raises:
+            RunError: the run's copy is gone.
+        """
+        content = self._folder.input_values(feature)
+        if content is None:
+            raise RunError(f"{self._folder}: {input_file(feature)} is missing, the values of '{feature}'; was the run copied in part?")
+        return Vocabulary(pq.ParquetFile(bytes_io.BytesIO(content)).read(columns=["value"])["value"].to_pylist())
 
     def _vocabulary(self, name: str, column: str) -> Vocabulary:
         if name not in self._read:

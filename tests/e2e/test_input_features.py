@@ -63,9 +63,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     for name, part in made.items():
         write_dataset(part, str(folder / name), RULE, shards=4)
-    write_dataset(
-        replace(made["two"], sequences=replace(two.sequences, features=None), inputs=NO_INPUTS), str(folder / "bare"), RULE, shards=4
-    )
     append(str(folder / "two"), str(folder / "more"), str(folder / "later"))
     return folder
 

@@ -80,18 +80,35 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     """Read a folder of events, users and items."""
     found = layout(source, recipe)
     context.notes["files"] = found.note
-    columns, dialect = recipe.columns if recipe else Columns(), _dialect(recipe)
+    columns = recipe.columns if recipe else Columns()
     events = _read_events(found, recipe, context)
     tables: dict[str, Attributes] = {}
     known: list[str] = []
     for kind, key in (("users", columns.user or _OWN["user"]), ("items", columns.item or _OWN["item"])):
         if uris := found.uris(kind):
-            parts = open_parts(uris, dialect=dialect, context=context, guess=True)
-            specs = wanted_attributes(recipe, kind, key, parts[0].header, file=parts[0].uri)
-            tables[kind] = attributes_from(read_parts(parts, specs, context), key, recipe=recipe, context=context)
-            known += [name for name in parts[0].header if name != key]
+            tables[kind], header = _read_attributes(uris, kind, key, recipe, context)
+            known += [name for name in header if name != key]
     check_missing(recipe, known, context)
     return EventData(folder_name(source), events, tables.get("users"), tables.get("items"))
+
+
+def _read_attributes(
+    uris: Sequence[str], kind: str, key: str, recipe: Recipe | None, context: ReadContext
+) -> tuple[Attributes, Sequence[str]]:  # fmt: skip
+    """Return a table of users or items, and its columns' names."""
+    parts = open_parts(uris, dialect=_dialect(recipe), context=context, guess=True)
+    specs = wanted_attributes(recipe, kind, key, parts[0].header, file=parts[0].uri)
+    return attributes_from(read_parts(parts, specs, context), key, recipe=recipe, context=context), parts[0].header
+
+
+def read_users(source: str, recipe: Recipe, context: ReadContext) -> Attributes | None:
+    """Read the attributes of users that a recipe uses from a folder of events; None where it has no table of users.
+
+    Raises:
+        ConfigError: the table does not have one.
+    """
+    uris = layout(source, recipe).uris("users")
+    return _read_attributes(uris, "users", recipe.columns.user or _OWN["user"], recipe, context)[0] if uris else None
 
 
 def _dialect(recipe: Recipe | None) -> Dialect:
