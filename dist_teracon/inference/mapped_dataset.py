@@ -136,10 +136,11 @@ class MappedDataset(Dataset):
 
     def _features(self, index: int) -> NDArray[np.int32] | None:
         """Return a shard's features of users that the model reads, in its numbering; all of them, as `user_features` closes some."""
-        found = self._inner.user_features(index)
-        if found is None:
+        found, names = self._inner.shard(index).features, [feature.name for feature in self._inner.info.inputs.user]
+        if found is None or not self._feature_maps:
             return None
-        return np.stack([numbers[found[:, place]] for place, numbers in enumerate(self._feature_maps)], axis=1)
+        places = [names.index(feature.name) for feature in self._model.inputs.user]
+        return np.stack([numbers[found[:, place]] for place, numbers in zip(places, self._feature_maps, strict=True)], axis=1)
 
     def read_shard(self, index: int) -> Shard:
         """Return a shard's users as `shard`, without keeping the shard in memory."""

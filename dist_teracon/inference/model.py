@@ -221,8 +221,7 @@ class PretrainedModel:
             return read
         reader = self.feature_reader
         if features is None and reader.features and isinstance(histories, str | Path):
-            table = self.reader.users_of(str(histories), [feature.name for feature in reader.features])
-            features = None if table is None else reader.of_table(table)
+            features = reader.of_table(self.reader.users_of(str(histories), [feature.name for feature in reader.features]))
         values, told = reader.read(features, len(read), read.users)
         return replace(read, rows=replace(read.rows, features=values), told=(*read.told, *told))
 
@@ -389,8 +388,7 @@ class PretrainedModel:
 
     def _opened(self, rows: PackedRows, kind: str) -> PackedRows:
         """Return rows with the features that vectors of a kind read; all missing where there are none."""
-        names = [feature.name for feature in self.inputs.user]
-        if not names:
+        if not (names := [feature.name for feature in self.inputs.user]):
             return rows
         values = np.full((rows.rows, len(names)), MISSING, dtype=np.int32) if rows.features is None else rows.features
         return replace(rows, features=close(values, names, self.closed_to(kind)))

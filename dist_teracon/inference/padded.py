@@ -84,9 +84,7 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
         raise ConfigError(f"export-model: the model reads {features} of events (model.event_features), and an exported program items alone")
     if network.backbone.user_features is not None:
         features = ", ".join(feature.name for feature in model.inputs.user)
-        raise ConfigError(
-            f"export-model: the model reads features of users (model.input_features: {features}), an exported program items alone"
-        )
+        raise ConfigError(f"export-model: the model reads {features} of users (model.input_features), and an exported program items alone")
     with torch.no_grad():
         masks = method.masks()
     head = method.head(task)

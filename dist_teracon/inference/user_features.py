@@ -72,8 +72,10 @@ class FeatureReader:
         told = (f"{unknown} values of features ({shown}) are not known to the model; it reads them as missing",) if unknown else ()
         return values, told
 
-    def of_table(self, table: Attributes) -> dict[str, dict[str, Any]]:
-        """Return the features of a table of users by their ids."""
+    def of_table(self, table: Attributes | None) -> dict[str, dict[str, Any]] | None:
+        """Return the features of a table of users by their ids; None for no table."""
+        if table is None:
+            return None
         columns = {feature.name: table.columns[feature.name].to_pylist() for feature in self.features}
         return {user: {name: cells[row] for name, cells in columns.items()} for user, row in table.rows.items()}
 

@@ -14,13 +14,14 @@ from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.console import Console
 from dist_teracon.continual.method import MethodContext
+from dist_teracon.continual.open_inputs import names_read
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.runtime import process_group
 from dist_teracon.train.run import train
 from dist_teracon.train.run_folder import RunFolder
-from dist_teracon.train.run_setup import resolve
+from dist_teracon.train.run_setup import input_sizes, resolve
 from dist_teracon.train.stage_folder import FORMAT_VERSION
 
 LENGTH = 8
@@ -83,7 +84,9 @@ def make_shop_run(dataset: str, run: Path, *, seed: int = 0, **changes: Any) -> 
     tasks = tuple(opened.info.task(name) for name in config.tasks or ())
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
     types = opened.info.history.types
-    method = kind(MethodContext(config.model, config.seed, opened.info.items, tasks, training, num_types=types), settings)
+    opened.read_inputs(names_read(config.model, opened.info))
+    context = MethodContext(config.model, config.seed, opened.info.items, tasks, training, num_types=types, inputs=input_sizes(opened))
+    method = kind(context, settings)
     folder.create_or_verify(config, opened.info, [task.name for task in tasks])
     folder.keep_vocabularies(opened, tasks)
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +98,9 @@ def make_shop_run(dataset: str, run: Path, *, seed: int = 0, **changes: Any) -> 
                 if "norm" not in name and "masks" not in name:
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
         state = {"format_version": FORMAT_VERSION, "stage": position + 1, "task": task.name, "learned": list(method.learned)}
-        folder.stage(position, task.name).finish(method.state_dict(), {**state, "items": opened.info.items, "types": types})
+        read = opened.inputs_read
+        state |= {"items": opened.info.items, "types": types, "input_values": {part.name: part.values for part in (*read.user, *read.item)}}
+        folder.stage(position, task.name).finish(method.state_dict(), state)
     return run
 
 

@@ -52,6 +52,7 @@ class EncodeRequest:
     histories: list[list[Event]]
     task: str = SHARED
     shared: SharedVector | None = None
+    features: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class PredictRequest:
     exclude_seen: bool | None = None
     candidates: tuple[str, ...] | None = None
     normalise: bool = False
+    features: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,23 @@ class _Fields:
             raise RequestError(f"histories[{found.index([])}]: is empty; expected at least one item: leave this user out")
         return found
 
+    def features(self) -> list[dict[str, Any]] | None:
+        value = self._values.get("features")
+        if value is None:
+            return None
+        wanted = 'a list of an object for each history, as [{"region": "north"}, {}]'
+        if not isinstance(value, list) or len(value) != len(self._values["histories"]):
+            raise RequestError(f"features: expected {wanted}, got {f'{len(value)} of them' if isinstance(value, list) else _kind(value)}")
+        for number, row in enumerate(value):
+            if not isinstance(row, dict):
+                raise RequestError(f"features[{number}]: expected {wanted}, got {_kind(row)}")
+            for name, cell in row.items():
+                if isinstance(cell, bool) or not isinstance(cell, str | int | float | None):
+                    raise RequestError(
+                        f"features[{number}].{shortened(name)}: expected a text, a number, or null for missing, got {_kind(cell)}"
+                    )
+        return value
+
     def _events(self, where: str, value: Any) -> list[Event]:
         return [self._event(f"{where}[{place}]", item) for place, item in enumerate(_list(where, value))]
 
@@ -223,13 +242,14 @@ def _list(where: str, value: Any) -> list[Any]:
 
 
 def _encode(fields: _Fields) -> EncodeRequest:
-    return EncodeRequest(fields.text("model"), fields.histories(), fields.text("task") or SHARED, fields.shared())
+    return EncodeRequest(fields.text("model"), fields.histories(), fields.text("task") or SHARED, fields.shared(), fields.features())
 
 
 def _predict(fields: _Fields) -> PredictRequest:
     return PredictRequest(
         fields.text("model"), fields.histories(), fields.needed("task"), top=fields.count("top", fields.limits.top) or 10,
         exclude_seen=fields.flag("exclude_seen"), candidates=fields.ids("candidates"), normalise=fields.flag("normalise") or False,
+        features=fields.features(),
     )  # fmt: skip
 
 
@@ -250,8 +270,8 @@ def _reload(fields: _Fields) -> ReloadRequest:
 
 # The fields of each path, and what reads them.
 PARSERS: dict[str, tuple[tuple[str, ...], Callable[[_Fields], Request]]] = {
-    "/encode": (("model", "histories", "task", "shared"), _encode),
-    "/predict": (("model", "histories", "task", "top", "exclude_seen", "candidates", "normalise"), _predict),
+    "/encode": (("model", "histories", "task", "shared", "features"), _encode),
+    "/predict": (("model", "histories", "task", "top", "exclude_seen", "candidates", "normalise", "features"), _predict),
     "/events": (("model", "user", "items", "history", "task", "shared"), _events),
     "/reload": (("model", "stage"), _reload),
 }

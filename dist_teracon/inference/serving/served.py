@@ -12,6 +12,7 @@ import numpy as np
 
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import ConfigError
+from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.model import PretrainedModel, from_pretrained
 from dist_teracon.inference.serving.requests import EncodeRequest, Event, EventsRequest, PredictRequest, RequestError
 from dist_teracon.inference.serving.users import User, Users
@@ -82,10 +83,17 @@ class Served:
     def _named(self) -> dict[str, Any]:
         return {"model": self.source.name, "fingerprint": self.model.fingerprint}
 
+    def _read(self, requests: Sequence[EncodeRequest | PredictRequest]) -> Histories:
+        """Return the histories of requests, one behind another, with the features that they bring."""
+        features = None
+        if any(request.features is not None for request in requests):
+            features = [row for request in requests for row in request.features or [{}] * len(request.histories)]
+        return self.model.histories([history for request in requests for history in request.histories], features=features)
+
     def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, Any]]:
         """Answer requests of one `task` and `shared` together; vectors are those of `PretrainedModel.encode`."""
         first, bounds = requests[0], _bounds(requests)
-        read = self.model.histories([history for request in requests for history in request.histories])
+        read = self._read(requests)
         vectors = self.model.encode(read, first.task, shared=first.shared)
         return [
             {**self._named(), "task": first.task, "vectors": vectors[low:high].tolist(), "unknown": int(read.strange[low:high].sum())}
@@ -95,7 +103,7 @@ class Served:
     def predict(self, requests: Sequence[PredictRequest]) -> list[dict[str, Any]]:
         """Answer requests that are equal but for their histories together; lists are those of `PretrainedModel.predict`."""
         first, bounds = requests[0], _bounds(requests)
-        read = self.model.histories([history for request in requests for history in request.histories])
+        read = self._read(requests)
         found = self.model.predict(
             read, first.task, top=first.top, exclude_seen=first.exclude_seen, candidates=first.candidates, normalise=first.normalise
         )
@@ -114,8 +122,10 @@ class Served:
 
         Raises:
             RequestError: 404: nothing of the user is kept, and the request brings no events.
-            ConfigError: an unknown task, or a method without states. The user stays as it was.
+            ConfigError: an unknown task, a method without states, or a model that reads features of users. The user stays as it was.
         """
+        if self.model.inputs.user:
+            raise ConfigError("events: the model reads features of users, and remembered users have none; send histories to /encode")
         kind, kept = self.model.kind_of_vector(request.task, request.shared), self.users.get(request.user)
         began = kept is None or request.history is not None
         before = User() if kept is None or began else kept
