@@ -231,7 +231,7 @@ def test_items_labels_and_histories_out_of_range(tmp_path):
 
 
 def test_nothing_is_left_when_writing_fails_midway(tmp_path, monkeypatch):
-    from dist_teracon.data.prepare import writer as module
+    from dist_teracon.data.prepare import folder_writer as module
 
     calls = 0
     write = module.pq.write_table
