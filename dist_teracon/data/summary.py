@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dist_teracon.data.input_features import InputFeatures
 from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.text import WIDTH, cells, cropped, folded, wrapped
 
@@ -22,6 +23,7 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     if info.history.names:
         kept = [*(["times"] if info.history.times else []), *([f"{info.history.types - 1:,} types"] if info.history.types else [])]
         lines.append(f"  histories keep {' and '.join(kept)} of events")
+    lines += [f"  {line}" for line in wrapped(_features(info.inputs), WIDTH - 2)] if info.inputs.names else []
     width = max(4, min(_NAME, max(cells(task.name) for task in info.tasks)))
     lines.append(f"  {'task':<{width}}  kind    {'labels':>9} {'train':>11} {'valid.':>9} {'test':>9}")
     for task in info.tasks:
@@ -32,6 +34,16 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     if appended := info.notes.get("appended"):
         return [*lines, *_appended_lines(appended[-1])]
     return [*lines, *matched_lines(info.notes.get("matched", {}))]
+
+
+def _features(inputs: InputFeatures) -> str:
+    """Return which side features there are, and what is closed to whom."""
+    parts = []
+    for kind, features in (("users", inputs.user), ("items", inputs.item)):
+        shown = [f"{feature.name} ({feature.values - 1} {'bins' if feature.edges else 'values'})" for feature in features]
+        parts += [f"of {kind} {', '.join(shown)}"] if shown else []
+    closed = [f"{task} does not read {', '.join(names)}" for task, names in inputs.closed.items()]
+    return f"side features: {'; '.join([*parts, *closed])}"
 
 
 def _appended_lines(appended: dict[str, Any]) -> list[str]:

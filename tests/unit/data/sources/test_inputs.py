@@ -21,7 +21,7 @@ from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.train.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
-from event_tables import GENDERS, PARTS, TABLE, USERS, changed, csv, refused
+from event_tables import GENDERS, PARTS, START, TABLE, USERS, changed, csv, refused
 
 # u00 … u11 in the north, then six in the south, and two of whom nothing is known; ages 20 … 39
 REGIONS = ["north"] * 12 + ["south"] * 6 + [None] * 2
@@ -192,6 +192,37 @@ def test_a_thousand_values_are_no_categories(made: Any, monkeypatch: pytest.Monk
     refused(made, FILES, "'age' has 20 values, more than 19.*{name: age, bins: 10}", {"inputs": {"user": ["age"]}, **PARTS})
     back = made(FILES, {"inputs": {"user": [{"name": "age", "bins": 10}]}, **PARTS})
     assert back.info["inputs"]["user"][0]["values"] == 11
+
+
+def test_a_split_by_time_counts_training_rows_alone(tmp_path: Path) -> None:
+    late = {"user": ["zz"] * 2, "item": ["i01", "i02"], "timestamp": [START + 21, START + 31]}
+    events = {name: [*TABLE[name], *late[name]] for name in TABLE}
+    people = {"user": [*USERS, "zz"], "region": [*REGIONS, "west"], "age": [*AGES, 1000]}
+    split = {"by": "time", "validation_from": START + 20, "test_from": START + 30}
+    recipe = {"inputs": {"user": ["region", {"name": "age", "bins": 4}]}, "split": split}
+    made = made_of(tmp_path, {"events.csv": csv(events), "users.csv": csv(people)}, recipe)
+    assert names_of(made, "region") == [(None, 2), ("north", 12), ("south", 6)]
+    assert read_dataset_info(str(made)).inputs.user[1].edges == (25.0, 30.0, 35.0)
+    users = users_of(made)
+    assert users["u13"] == users["u13@validation-next"] == users["u13@test-next"] == {"input.region": 2, "input.age": 3}
+    assert users["zz@test-next"] == {"input.region": 0, "input.age": 4}
+
+
+def test_padding_has_no_features(tmp_path: Path) -> None:
+    made = made_of(tmp_path, FILES, {"inputs": INPUTS, "history": {"padding": "token", "length": 6}, **PARTS})
+    data = Dataset(str(made))
+    data.read_inputs(["kind", "price"])
+    assert data.vocabulary("items")["item"].to_pylist()[-1] == "<padding>"
+    assert data.item_features()[-1].tolist() == [0, 0]
+    assert data.item_features().shape == (data.info.items, 2)
+
+
+def test_what_there_is_is_printed(whole: Path) -> None:
+    from dist_teracon.data.summary import dataset_lines
+
+    text = " ".join(line.strip() for line in dataset_lines(read_dataset_info(str(whole))))
+    assert "side features: of users region (2 values), g (2 values), age (4 bins); of items kind (2 values), price (3 bins)" in text
+    assert "age does not read region, age" in text
 
 
 def test_one_value_and_missing_ones_tell_something(made: Any) -> None:
