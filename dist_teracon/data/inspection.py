@@ -90,6 +90,7 @@ class _Reader:
         self.dataset, self.info = dataset, dataset.info
         self._ids = cache(lambda shard: dataset.table(users_file(shard), ["user_id"])["user_id"].combine_chunks())
         self._names = cache(lambda name: dataset.vocabulary(name).column(0))
+        self._values = cache(dataset.input_values)
 
     def find(self, user: str) -> tuple[int, int]:
         """Return where a user is.
@@ -131,8 +132,19 @@ class _Reader:
             *folded(f"user {readable(self._ids(shard)[row].as_py())}"),
             f"  history, {len(values):,} items, oldest first{left_out}:",
             *folded(f"    {_joined(shown) or '(none)'}", indent="    "),
+            *self._feature_lines(shard, row),
             *(line for task in self.info.tasks for line in self._task_lines(task, shard, row)),
         ]
+
+    def _feature_lines(self, shard: int, row: int) -> list[str]:
+        """Return a user's side features, in a line."""
+        features = self.dataset.shard(shard).features
+        if features is None:
+            return []
+        names = [feature.name for feature in self.info.inputs.user]
+        shown = [self._values(name)[value] for name, value in zip(names, features[row].tolist(), strict=True)]
+        parts = [f"{readable(name)}: {'(missing)' if value is None else readable(value)}" for name, value in zip(names, shown, strict=True)]
+        return folded(f"  {_joined(parts)}", indent="    ")
 
     def _item(self, index: int) -> str:
         return readable(self._names("items")[index].as_py()) if index >= FIRST_ITEM else "(unseen item)"

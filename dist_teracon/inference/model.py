@@ -176,8 +176,8 @@ class PretrainedModel:
         return FeatureReader(self.inputs.user, names, declared, self.reader.recipe)
 
     def closed_to(self, kind: str) -> frozenset[str]:
-        """Return the features of users that vectors of a kind do not read: a shared one none that is closed to a task."""
-        return self.inputs.closed_to([kind] if kind in self.tasks else self.tasks)
+        """Return the features of users that vectors of a kind do not read: shared ones none that is closed to a task of the data set."""
+        return self.inputs.closed_to([kind]) if kind in self.tasks else self.info.inputs.closed_to(task.name for task in self.info.tasks)
 
     def item_vectors(self) -> NDArray[np.float32]:
         """Return what the model reads of an item, float32 [items, C], reserved rows included: its embedding and its features'.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dist_teracon import io
 from dist_teracon.continual.pseudo_labels import damage_of
-from dist_teracon.data.schema import info_from_json, read_dataset_info, vocabulary_file
+from dist_teracon.data.schema import info_from_json, input_file, read_dataset_info, vocabulary_file
 from dist_teracon.errors import DataError, RunError, TeraconError
 from dist_teracon.store.manifest import Manifest, is_run, newest_manifests
 from dist_teracon.store.objects import Objects
@@ -93,6 +93,9 @@ def _verify_run(path: Path) -> Iterator[tuple[str, str]]:
     for name in ("items", *tasks):
         if (copy := path / vocabulary_file(name)).exists():
             yield str(copy), "" if folder.vocabulary(name) is not None else "is not the data set's; it is renewed when the run goes on"
+    for name in info.inputs.names:
+        if (copy := path / input_file(name)).exists():
+            yield str(copy), "" if folder.input_values(name) is not None else "is not the data set's; it is renewed when the run goes on"
     yield str(path / "events.jsonl"), _events_problem(path / "events.jsonl")
     if gap := folder.missing_stage(tasks):
         yield gap, "is missing, though later stages are finished"

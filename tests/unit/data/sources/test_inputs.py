@@ -225,6 +225,12 @@ def test_what_there_is_is_printed(whole: Path) -> None:
     assert "age does not read region, age" in text
 
 
+def test_a_user_is_shown_with_them(whole: Path) -> None:
+    from dist_teracon.data.inspection import inspect_lines
+
+    assert "  region: (missing) · g: f · age: 35+" in inspect_lines(Dataset(str(whole)), user="u19")
+
+
 def test_one_value_and_missing_ones_tell_something(made: Any) -> None:
     back = made(_people(region=["x"] * 10 + [None] * 10), {"inputs": {"user": ["region"]}, **PARTS})
     assert back.info["inputs"]["user"] == [{"name": "region", "values": 2, "edges": []}]
