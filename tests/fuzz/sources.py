@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.raw import bad_rows, delimited
 from dist_teracon.data.recipe import Recipe, parse_recipe
-from dist_teracon.data.schema import DatasetInfo
+from dist_teracon.data.schema import DatasetInfo, input_file
 from dist_teracon.errors import TeraconError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -121,6 +121,8 @@ def targets(seed: int) -> list[Target]:
     # so few users have no validation example by luck, unless that part is large
     parts = {"split": {"train": 0.5, "validation": 0.25, "test": 0.25}}
     profile = parse_recipe({"history": every, "tasks": {"gender": {"kind": "profile"}}, **parts})
+    # the attribute is the task's label and an input of others
+    fed = parse_recipe({"history": every, "inputs": {"user": ["gender"]}, "tasks": {"gender": {"kind": "profile"}}, **parts})
     plain = parse_recipe({"history": every, **parts})
     atomic = {
         "x.inter": ("user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + _events(draw, "\t")).encode(),
@@ -143,8 +145,8 @@ def targets(seed: int) -> list[Target]:
         sequence_target(draw),
         sequence_target(draw, "ttl"),
         Target("recbole", atomic, profile, no_check),
-        Target("movielens", hundred, profile, no_check),
-        Target("events", csv, profile, no_check),
+        Target("movielens", hundred, fed, no_check),
+        Target("events", csv, fed, no_check),
         Target("events", {"events.csv": csv["events.csv"]}, plain, no_check),
         Target("events", {"events.csv": _quoted(draw), "users.csv": csv["users.csv"]}, profile, no_check),
         Target("events", {"events.csv": _typed(draw)}, parse_recipe({"history": {**every, "keep": ["time", "type"]}, **parts}), no_check),
@@ -270,6 +272,12 @@ def difference(want: oracle.Expected, out: Path, info: DatasetInfo, reported: Re
         if beside != want.columns:
             user = next(user for user in sorted(beside) if beside[user] != want.columns.get(user))
             return f"times and types of user {user!r}: oracle {want.columns.get(user)}, reader {beside[user]}"
+    for feature in info.inputs.user:
+        values = {row["index"]: row["value"] for row in pq.read_table(out / input_file(feature.name)).to_pylist()}
+        known = {row["user_id"]: values[row[f"input.{feature.name}"]] for row in users if row[f"input.{feature.name}"]}
+        if known != want.genders:
+            user = next(user for user in sorted(known.keys() | want.genders) if known.get(user) != want.genders.get(user))
+            return f"{feature.name} of user {user!r}: oracle {want.genders.get(user)!r}, reader {known.get(user)!r}"
     for task in info.tasks[1:]:
         names = {row["index"]: row["label"] for row in pq.read_table(out / "vocab" / f"{task.name}.parquet").to_pylist()}
         rows = pq.read_table(out / "tasks" / task.name / "shard-00000.parquet").to_pylist()
