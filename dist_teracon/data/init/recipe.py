@@ -222,7 +222,9 @@ def _draft(
     tables = Tables(events, roles, contents, attributes["user"], attributes["item"])
     proposal = propose(tables)
     draft.notes[:0] = _notes(tables, proposal, folder)
-    draft.text = "\n".join([*_top(folder, tables, own, kind), *_history_lines(tables, proposal), *_task_lines(proposal), *_SPLIT])
+    draft.text = "\n".join(
+        [*_top(folder, tables, own, kind), *_history_lines(tables, proposal), *_task_lines(proposal), *_input_lines(tables), *_SPLIT]
+    )
     return draft
 
 
@@ -311,6 +313,28 @@ def _task_lines(proposal: Proposal) -> list[str]:
     return lines
 
 
+def _input_lines(tables: Tables) -> list[str]:
+    """Return which attributes may be inputs, as a comment: few values as they are, many numbers by bins."""
+    found: dict[str, list[Any]] = {}
+    seen: set[str] = set()
+    for kind, pair in (("user", tables.users), ("item", tables.items)):
+        for column, content in pair[1].items() if pair else ():
+            values = content.distinct - len(content.unknown)
+            if column == tables.roles[kind].column or column in seen or content.times is not None or values < 2:
+                continue
+            seen.add(column)
+            if content.is_number and values > _FEW_NUMBERS:
+                found.setdefault(kind, []).append({"name": column, "bins": 10})
+            elif values <= min(_MOST_VALUES, 0.5 * content.filled):
+                found.setdefault(kind, []).append(column)
+    if not found:
+        return []
+    return [
+        "# attributes that a model may read (model.input_features); no profile task reads its own:",
+        f"# inputs: {_one_line(scalar(found))}",
+    ]
+
+
 def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else "?" for letter in text))
 
@@ -320,6 +344,8 @@ def scalar(value: Any) -> str:
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 30, sort_keys=False)
     return text.strip().removesuffix("...").strip()
 
+
+_FEW_NUMBERS, _MOST_VALUES = 12, 300
 
 _DRAFTS: dict[str, Callable[[Folder], Draft]] = {
     "recbole": _recbole, "movielens": _movielens, "tenrec": _tenrec, "ttl": _sequences("ttl"), "sequence-csv": _sequences("sequence-csv"),

@@ -172,6 +172,7 @@ def _quantiles(known: NDArray[np.float64], bins: int) -> tuple[float, ...]:
 def _check_tells(where: str, known: Sequence[str], *, missing: bool) -> None:
     """Raise DataError where a feature has no values, or one alone."""
     if not known:
-        raise DataError(f"{where} has no value for any user or item that is trained on; leave it out")
+        whose = "item of the histories" if where.startswith("inputs.item") else "user who is trained on"
+        raise DataError(f"{where} has no value for any {whose}; leave it out")
     if len(known) == 1 and not missing:
         raise DataError(f"{where} has one value alone ('{known[0]}'), so it tells nothing; leave it out")

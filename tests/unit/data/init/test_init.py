@@ -60,6 +60,20 @@ def test_a_platforms_own_names_in_its_own_encoding(tmp_path: Path) -> None:
     assert any(line.startswith("not read: README.md: ") for line in said)
 
 
+def test_attributes_that_may_be_inputs_stand_in_a_comment_that_prepare_takes(tmp_path: Path) -> None:
+    recipe, _ = made(write_logs(tmp_path / "raw"), tmp_path)
+    assert recipe.inputs.names == ()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("# inputs:", "inputs:"), encoding="utf-8")
+    inputs = read_recipe(str(path)).inputs
+    assert [(rule.name, rule.bins) for rule in inputs.user] == [("gender", None), ("age", 10)]
+    assert inputs.item[0].name == "category"
+    # the history is of searches, whose words are no products
+    command = ["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(path), "--max-bad-rows", "0.2"]
+    assert main(command) == 2
+    assert main([*command, "--set", "inputs.item=[]"]) == 0
+
+
 def test_this_programs_own_names_are_left_out(tmp_path: Path) -> None:
     recipe, _ = made(write_logs(tmp_path / "raw", kind="plain"), tmp_path)
     assert not {"files", "columns", "encoding"} & recipe.model_fields_set
