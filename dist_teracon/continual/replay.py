@@ -82,7 +82,7 @@ class ReplayStream:
             self._shuffle()
         drawn = self.order[self.position : self.position + count]
         self.position += count
-        parts: list[PackedRows] = []
+        parts = [PackedRows.none(self.dataset.columns_read)]  # where no row is drawn, a backbone reads columns without events
         own: list[tuple[int, NDArray[np.int64]]] = []
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]

@@ -75,7 +75,6 @@ class Teracon(Method):
         )
         self.teacher: Network | None = None
         self.teacher_hash = ""
-        self.teacher_hash = ""
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
         self.pool_rate, self.pools_grow = 0.0, False  # the rate that the pools were made for, and whether they leave users out

@@ -28,6 +28,11 @@ class PackedRows:
     offsets: NDArray[np.int64]
     columns: EventColumns = NO_COLUMNS
 
+    @classmethod
+    def none(cls, columns: Sequence[str] = ()) -> PackedRows:
+        """Return no rows, with columns of these names."""
+        return cls(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64), EventColumns.empty(columns))
+
     @property
     def rows(self) -> int:
         """Number of rows B."""
@@ -316,5 +321,6 @@ def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
     lengths = np.concatenate([np.diff(part.offsets) for part in parts]) if parts else np.zeros(0, dtype=np.int64)
     values = np.concatenate([part.values for part in parts]) if parts else np.zeros(0, dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    # no rows, as of a rank without shards, have no columns either
-    return PackedRows(values, offsets, EventColumns.concatenate([part.columns for part in parts if part.rows]))
+    # a part without rows, as of a rank without shards, may have no columns
+    columns = [part.columns for part in parts if part.rows] or [part.columns for part in parts[:1]]
+    return PackedRows(values, offsets, EventColumns.concatenate(columns))
