@@ -7,7 +7,7 @@ node has to see; so a cell whose node is gone goes on from its newest checkpoint
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from dist_teracon.compare.cells import CellJob, Runner
@@ -20,6 +20,8 @@ from dist_teracon.launch.ray_cluster import connected, worker_of
 _RETRIES = 2
 # How long a process has to write its checkpoint before it is killed.
 _GRACE_S = 30.0
+# Resources that a task asks for by an option, and not among `resources`.
+_OPTION_OF = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
 def on_ray(parallel: int | None, log: Log) -> Runner:
@@ -66,10 +68,14 @@ def _submit(job: CellJob) -> Any:
     import ray
 
     launch = validate(RunConfig, read_yaml(str(job.config)), where=str(job.config)).launch
-    resources = dict(worker_of(launch).resources)
     task: Any = ray.remote(_run)
-    options = {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU", 0), "resources": resources}
-    return task.options(max_retries=_RETRIES, name=job.name, **options).remote(job)
+    return task.options(max_retries=_RETRIES, name=job.name, **task_options(worker_of(launch).resources)).remote(job)
+
+
+def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Return how a Ray task asks for what a worker reserves: some resources have options of their own, the others share one."""
+    own = {_OPTION_OF[name]: amount for name, amount in resources.items() if name in _OPTION_OF}
+    return {**own, "resources": {name: amount for name, amount in resources.items() if name not in _OPTION_OF}}
 
 
 def _run(job: CellJob) -> str | None:
