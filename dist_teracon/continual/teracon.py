@@ -188,6 +188,10 @@ class Teracon(Method):
         minimum = self.retention.minimum
         return past * sample_size(low, batch, minimum=minimum), past * sample_size(high, batch, minimum=minimum)
 
+    def replayed_outputs(self, past: str) -> int:
+        """By the Gram matrix's columns, where the loss goes through one."""
+        return self.grams[past].shape[1] if past in self.grams else super().replayed_outputs(past)
+
     def _sample_sizes(self, batch: PackedBatch) -> list[int]:
         """Return the replayed rows of each past task in the global batch."""
         rates = apply_strategy(self.rates, self.retention.sampling)
