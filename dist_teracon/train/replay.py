@@ -82,7 +82,7 @@ def _added(folder: RunFolder, failure: Failure) -> AddedTask | None:
     if entry is None:
         return None
     if entry["new_items"] == "text":
-        raise RunError(f"{folder}: '{failure.task}' was added with --item-vectors, which the run does not hold; its steps cannot be replayed")
+        raise RunError(f"{folder}: '{failure.task}' was added with --item-vectors, which the run does not hold; no step of it is replayed")
     return AddedTask(failure.task, entry["new_items"])
 
 

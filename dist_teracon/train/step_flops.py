@@ -1,7 +1,8 @@
 """How much of a GPU's arithmetic a step uses: the model's operations over what the device could do in that time (MFU).
 
 Counted are the multiplications and additions of the backbone's matrices at every position that has to be computed, and of the heads over
-all labels that a loss reads (or a Gram matrix in their place); a backward pass counts twice a forward one. What is computed again (logits in chunks) does not count.
+all labels that a loss reads (or of a Gram matrix in their place); a backward pass counts twice a forward one. What is computed again
+(logits in chunks) does not count.
 """
 
 from __future__ import annotations

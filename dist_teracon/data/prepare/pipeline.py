@@ -93,8 +93,8 @@ def prepare(
     rule = effective((rules or Recipe()).split_rule(split))
     if rule.by == "last" and rules is not None and rules.history.padding == "token":
         raise ConfigError(
-            "history.padding: 'token' and a split by 'last' do not go together: of a user with few items padding would be what is trained on "
-            "and validated; leave padding out, or split by users"
+            "history.padding: 'token' and a split by 'last' do not go together: of a user with few items padding would be what is trained "
+            "on and validated; leave padding out, or split by users"
         )
     check_output(out)
     raw = _raw_files(format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from)
