@@ -14,7 +14,7 @@ from dist_teracon.compare.cells import CellJob, Runner
 from dist_teracon.config.run import LaunchConfig, RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Log
-from dist_teracon.launch.ray_cluster import connected, worker_of
+from dist_teracon.launch.ray_cluster import Worker, connected, lacking, worker_of
 
 # How often a cell is started anew where its node is gone.
 _RETRIES = 2
@@ -35,21 +35,27 @@ def on_ray(parallel: int | None, log: Log) -> Runner:
 
     def run(jobs: Sequence[CellJob]) -> Generator[tuple[CellJob, str | None], None, None]:
         with connected(LaunchConfig(), log):
-            yield from _tasks(jobs, parallel)
+            yield from _tasks(jobs, parallel, log)
 
     return run
 
 
-def _tasks(jobs: Sequence[CellJob], parallel: int | None) -> Generator[tuple[CellJob, str | None], None, None]:
+def _tasks(jobs: Sequence[CellJob], parallel: int | None, log: Log) -> Generator[tuple[CellJob, str | None], None, None]:
     import ray
 
-    left = list(reversed(jobs))
+    left, told = list(reversed(jobs)), set[str]()
     running: dict[Any, CellJob] = {}
     try:
         while left or running:
             while left and (parallel is None or len(running) < parallel):
                 job = left.pop()
-                running[_submit(job)] = job
+                launch = validate(RunConfig, read_yaml(str(job.config)), where=str(job.config)).launch
+                worker = worker_of(launch)
+                short = lacking(launch.model_copy(update={"workers": 1, "min_workers": None}), worker)
+                if short and short not in told:
+                    told.add(short)
+                    log(f"{job.name}: {short}: it waits for a node that has them")
+                running[_submit(job, worker)] = job
             (reference, *_), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(reference)
             try:
@@ -64,12 +70,11 @@ def _tasks(jobs: Sequence[CellJob], parallel: int | None) -> Generator[tuple[Cel
             ray.wait(list(running), num_returns=len(running), timeout=_GRACE_S)
 
 
-def _submit(job: CellJob) -> Any:
+def _submit(job: CellJob, worker: Worker) -> Any:
     import ray
 
-    launch = validate(RunConfig, read_yaml(str(job.config)), where=str(job.config)).launch
     task: Any = ray.remote(_run)
-    return task.options(max_retries=_RETRIES, name=job.name, **task_options(worker_of(launch).resources)).remote(job)
+    return task.options(max_retries=_RETRIES, name=job.name, **task_options(worker.resources)).remote(job)
 
 
 def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
