@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -103,7 +104,8 @@ def _score_table(comparison: Comparison, title: str, statistic: Callable[[str, i
     marks: dict[tuple[int, int], str] = {}
     for task in tasks if len(values) > 1 else ():
         column = [sign_of(comparison, task) * row[task].value for row in values]
-        marks |= {(row, task + 1): "best" for row, value in enumerate(column) if value == max(column)}
+        best = max((value for value in column if not math.isnan(value)), default=math.nan)
+        marks |= {(row, task + 1): "best" for row, value in enumerate(column) if value == best}
     rows = [[variant, *map(score_cell, row)] for variant, row in zip(comparison.variants, values, strict=True)]
     return made(title, ["variant", *task_columns(comparison)], rows, marks)
 

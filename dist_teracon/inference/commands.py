@@ -317,7 +317,7 @@ def _stage_drift(options: argparse.Namespace) -> int:
     from dist_teracon.inference.run_notes import DRIFT, note
 
     others = {"NEW": options.new, "--old-stage": options.old_stage, "--new-stage": options.new_stage, "--labels": options.labels,
-              "--max-drop": options.max_drop}  # fmt: skip
+              "--metric": options.metric, "--max-drop": options.max_drop}  # fmt: skip
     if given := [name for name, value in others.items() if value is not None]:
         raise ConfigError(f"--stages: compares all stages of one run; leave {', '.join(given)} out")
     if options.users < 1:

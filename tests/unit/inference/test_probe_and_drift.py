@@ -214,6 +214,7 @@ def test_drift_between_the_stages_of_a_run_is_noted_and_in_its_report(shop, tmp_
     for arguments, said in (
         (["--stages", "--task", "club"], "one stage alone has vectors of 'club'"),
         (["--stages", "--labels", "x.csv"], "leave --labels out"),
+        (["--stages", "--metric", "auroc"], "leave --metric out"),
         ([], "expected OLD and NEW"),
     ):
         assert main(["drift", str(run), *arguments]) == 2
