@@ -25,7 +25,7 @@ class Tables:
         scores: Final scores, and published ones beside them.
         experiment: What the plan's experiment is about.
         transfer: Scores when learned, FWT and BWT.
-        differences: From the baseline and from the best other.
+        differences: From the best other and from the baseline.
         further: Final scores by the metrics that the others are not by.
         missing: Why there are no differences; empty where there are.
     """
@@ -53,7 +53,7 @@ def tables_of(comparison: Comparison) -> Tables:
         scores=[_score_table(comparison, "Final scores, R(M, i):", comparison.final), *published_tables(comparison)],
         experiment=experiment_tables(comparison),
         transfer=_transfer_tables(comparison) if len(comparison.tasks) > 1 else [],
-        differences=[*differences, *([] if best is None else [best])],
+        differences=[*([] if best is None else [best]), *differences],
         further=_further_tables(comparison),
         missing=missing,
     )

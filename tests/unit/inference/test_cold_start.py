@@ -160,7 +160,10 @@ def test_the_command_writes_and_the_report_shows(shop, tmp_path, capsys):
     assert 'id="cold-start"' in page
     assert "those of the user&#39;s own history are no candidates in next, buys<" in page  # as the shop's recipe has it
     score = value["scores"]["cold"]["shared"]["all labels"]["hr@1"]["score"]
-    assert f"{score:.3f}"[1:] in page
+    assert f"<td>{score:.3f} ± " in page
+    gain = value["scores"]["cold"]["shared"]["all labels"]["hr@10"]
+    assert f'<th scope="col">HR@10 all labels, less {gain["to"]}</th>' in page
+    assert f"<td>{gain['gain']:+.3f} [" in page
     assert 'id="cold-start"' not in render([read_run(shop.run)])
 
 
