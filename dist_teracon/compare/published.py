@@ -57,7 +57,7 @@ def known_tables() -> tuple[Published, ...]:
 
 
 def published_tables(comparison: Comparison) -> list[Table]:
-    """Return the published scores of a comparison's tasks, where the data sets of all its runs and the metrics are theirs; on test alone."""
+    """Return the published scores of a comparison's tasks, where the data of all its runs and the metrics are theirs; on test alone."""
     runs = [run for of_variant in comparison.folders.values() for run in of_variant]
     if comparison.split != "test" or not all((run / "dataset.json").is_file() for run in runs):
         return []

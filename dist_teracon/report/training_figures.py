@@ -76,7 +76,7 @@ def gradient_norms(run: RunData) -> Figure | None:
                 plot.axes.set_yscale("log")
                 plot.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 plot.axes.yaxis.set_minor_formatter(lambda *_: "")
-            plot.axes.xaxis.get_major_locator().set_params(integer=True)
+            plot.axes.locator_params(axis="x", integer=True)
             plot.axes.set_xlabel("logged step", loc="right")
             panels.append(plot.panel(stage_title(run, stage)))
     caption = "Of the whole loss, before clipping. Where it jumps or grows without end, a lower learning rate or clipping helps."
