@@ -157,8 +157,9 @@ def costs_table(comparison: Comparison) -> Table | None:
         rows.append([variant, *(cells[task] for task in comparison.tasks), _cost(total)])
     if not known:
         return None
+    of = "folds" if comparison.plan.cross_fitting else "seeds"
     title = (
-        "Seconds of a task's stage (mean over seeds, beside other runs), parameters and bytes of weights that it adds, "
+        f"Seconds of a task's stage (mean over {of}, beside other runs), parameters and bytes of weights that it adds, "
         "frozen ones and kept masks included:"
     )
     return made(title, ["variant", *comparison.tasks, "all its tasks"], rows, heading="Time and weights of each task")

@@ -246,6 +246,8 @@ def _probe(options: argparse.Namespace) -> None:
     from dist_teracon.inference.labels_file import labels_of_task, read_labels
     from dist_teracon.inference.probe import every_vector, probe
 
+    if options.seed < 0:
+        raise ConfigError(f"--seed: expected 0 or more, got {options.seed}")
     model, console = _load(options), Console()
     tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
     if options.labels is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from made_runs import Balanced, parse
 
 from dist_teracon.compare.comparison import Comparison, gather
 from dist_teracon.compare.differences import leads, rivals_of
+from dist_teracon.compare.experiment_figures import make_figures
 from dist_teracon.compare.experiments import changes, paces, spreads
 from dist_teracon.compare.page import headline
 from dist_teracon.compare.plan import Cell, Plan, read_plan
@@ -117,6 +119,13 @@ def test_published_scores_stand_beside_their_own_data_alone(tmp_path: Path) -> N
         path.write_text(text.replace(ours, another))
         assert published_tables(comparison) == []
         path.write_text(text)
+
+
+def test_pooled_folds_are_no_mean_over_seeds(tmp_path: Path) -> None:
+    comparison = compared("compare/rows-six-tasks", tmp_path)
+    assert make_figures(comparison)["final"].caption.startswith("Mean over seeds")
+    folds = replace(comparison, plan=comparison.plan.model_copy(update={"cross_fitting": True}))
+    assert make_figures(folds)["final"].caption.startswith("Folds pooled, with the 95 % interval over users;")
 
 
 def test_the_plan_of_the_documentation_is_one(tmp_path: Path) -> None:
