@@ -21,10 +21,10 @@ COMMANDS = {
     "predict": "write the best labels of a task for the users of EVENTS",
     "evaluate": "score a run on any version of the data, by any metrics",
     "probe": "learn labels that the model never saw from its vectors",
-    "cold-start": "recommend from frozen vectors to users with few labels in a new task",
+    "cold-start": "from frozen vectors, for users with few labels in a new task",
     "drift": "compare the vectors of two exports, runs or stages",
     "export-model": "write encoder and head as a torch.export or ONNX program",
-    "item-vectors": "write vectors of items from their texts, by a text encoder on disk",
+    "item-vectors": "vectors of items from their texts, by an encoder on disk",
 }
 
 
