@@ -86,6 +86,8 @@ def _explain(model: type[BaseModel], place: Sequence[int | str], problem: Any, g
         return message
     if problem["type"] == "model_type":
         message = "expected a mapping of fields"
+    if problem["type"] == "tuple_type":
+        message = "expected a list, as [one, two]"
     return f"{path}: {message} (is {shortened(problem['input'])})"
 
 

@@ -7,19 +7,21 @@ node has to see; so a cell whose node is gone goes on from its newest checkpoint
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from dist_teracon.compare.cells import CellJob, Runner
 from dist_teracon.config.run import LaunchConfig, RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Log
-from dist_teracon.launch.ray_cluster import connected, worker_of
+from dist_teracon.launch.ray_cluster import Worker, connected, lacking, worker_of
 
 # How often a cell is started anew where its node is gone.
 _RETRIES = 2
 # How long a process has to write its checkpoint before it is killed.
 _GRACE_S = 30.0
+# Resources that a task asks for by an option, and not among `resources`.
+_OPTION_OF = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
 def on_ray(parallel: int | None, log: Log) -> Runner:
@@ -33,21 +35,27 @@ def on_ray(parallel: int | None, log: Log) -> Runner:
 
     def run(jobs: Sequence[CellJob]) -> Generator[tuple[CellJob, str | None], None, None]:
         with connected(LaunchConfig(), log):
-            yield from _tasks(jobs, parallel)
+            yield from _tasks(jobs, parallel, log)
 
     return run
 
 
-def _tasks(jobs: Sequence[CellJob], parallel: int | None) -> Generator[tuple[CellJob, str | None], None, None]:
+def _tasks(jobs: Sequence[CellJob], parallel: int | None, log: Log) -> Generator[tuple[CellJob, str | None], None, None]:
     import ray
 
-    left = list(reversed(jobs))
+    left, told = list(reversed(jobs)), set[str]()
     running: dict[Any, CellJob] = {}
     try:
         while left or running:
             while left and (parallel is None or len(running) < parallel):
                 job = left.pop()
-                running[_submit(job)] = job
+                launch = validate(RunConfig, read_yaml(str(job.config)), where=str(job.config)).launch
+                worker = worker_of(launch)
+                short = lacking(launch.model_copy(update={"workers": 1, "min_workers": None}), worker)
+                if short and short not in told:
+                    told.add(short)
+                    log(f"{job.name}: {short}: it waits for a node that has them")
+                running[_submit(job, worker)] = job
             (reference, *_), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(reference)
             try:
@@ -62,14 +70,17 @@ def _tasks(jobs: Sequence[CellJob], parallel: int | None) -> Generator[tuple[Cel
             ray.wait(list(running), num_returns=len(running), timeout=_GRACE_S)
 
 
-def _submit(job: CellJob) -> Any:
+def _submit(job: CellJob, worker: Worker) -> Any:
     import ray
 
-    launch = validate(RunConfig, read_yaml(str(job.config)), where=str(job.config)).launch
-    resources = dict(worker_of(launch).resources)
     task: Any = ray.remote(_run)
-    options = {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU", 0), "resources": resources}
-    return task.options(max_retries=_RETRIES, name=job.name, **options).remote(job)
+    return task.options(max_retries=_RETRIES, name=job.name, **task_options(worker.resources)).remote(job)
+
+
+def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Return how a Ray task asks for what a worker reserves: some resources have options of their own, the others share one."""
+    own = {_OPTION_OF[name]: amount for name, amount in resources.items() if name in _OPTION_OF}
+    return {**own, "resources": {name: amount for name, amount in resources.items() if name not in _OPTION_OF}}
 
 
 def _run(job: CellJob) -> str | None:

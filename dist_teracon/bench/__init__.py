@@ -15,6 +15,6 @@ BENCHMARKS = {
     "scaling": "what a step takes on 8 to 512 GPUs: a model on paper",
     "masks": "how open and how alike finished runs' masks are",
     "serve": "a served model under load; an event added to a state",
-    "use": "exports against plain inference, a cold process, an event added to a state",
+    "use": "exports against plain inference, a cold process, a state's update",
     "ceiling": "the best scores that sequences of six-tasks-v1 allow",
 }

@@ -71,9 +71,10 @@ def final_scores(comparison: Comparison) -> Figure:
             plot.axes.locator_params(axis="x", nbins=5)
             plot.axes.grid(visible=True, axis="x")
             panels.append(plot.panel(f"{name} · {comparison.metrics[task] or 'no mean'}"))
-    caption = "Mean over seeds with the 95 % interval over users and seeds; the best mean of a task has the colour. Intervals of single "
-    caption += "scores may overlap where the paired difference leaves zero out: differences are in the tables."
-
+    of_seeds = "Mean over seeds with the 95 % interval over users and seeds"
+    of = "Folds pooled, with the 95 % interval over users" if comparison.plan.cross_fitting else of_seeds
+    caption = f"{of}; the best score of a task has the colour. Intervals of single scores may "
+    caption += "overlap where the paired difference leaves zero out: differences are in the tables."
     return Figure("final", "Final scores", caption, tuple(panels), wide=True)
 
 

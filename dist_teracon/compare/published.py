@@ -57,12 +57,12 @@ def known_tables() -> tuple[Published, ...]:
 
 
 def published_tables(comparison: Comparison) -> list[Table]:
-    """Return the published scores of a comparison's tasks, where its data set and metrics are theirs; on test alone."""
-    run = comparison.folders[comparison.variants[0]][0]
-    if comparison.split != "test" or not (run / "dataset.json").is_file():
+    """Return the published scores of a comparison's tasks, where the data of all its runs and the metrics are theirs; on test alone."""
+    runs = [run for of_variant in comparison.folders.values() for run in of_variant]
+    if comparison.split != "test" or not all((run / "dataset.json").is_file() for run in runs):
         return []
-    info = read_dataset_info(str(run))
-    return [_table(entry, comparison) for entry in known_tables() if _fits(entry, info, comparison)]
+    infos = [read_dataset_info(str(run)) for run in runs]
+    return [_table(entry, comparison) for entry in known_tables() if all(_fits(entry, info, comparison) for info in infos)]
 
 
 def _fits(entry: Published, info: DatasetInfo, comparison: Comparison) -> bool:

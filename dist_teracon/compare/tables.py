@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -24,7 +25,7 @@ class Tables:
         scores: Final scores, and published ones beside them.
         experiment: What the plan's experiment is about.
         transfer: Scores when learned, FWT and BWT.
-        differences: From the baseline and from the best other.
+        differences: From the best other and from the baseline.
         further: Final scores by the metrics that the others are not by.
         missing: Why there are no differences; empty where there are.
     """
@@ -52,7 +53,7 @@ def tables_of(comparison: Comparison) -> Tables:
         scores=[_score_table(comparison, "Final scores, R(M, i):", comparison.final), *published_tables(comparison)],
         experiment=experiment_tables(comparison),
         transfer=_transfer_tables(comparison) if len(comparison.tasks) > 1 else [],
-        differences=[*differences, *([] if best is None else [best])],
+        differences=[*([] if best is None else [best]), *differences],
         further=_further_tables(comparison),
         missing=missing,
     )
@@ -103,7 +104,8 @@ def _score_table(comparison: Comparison, title: str, statistic: Callable[[str, i
     marks: dict[tuple[int, int], str] = {}
     for task in tasks if len(values) > 1 else ():
         column = [sign_of(comparison, task) * row[task].value for row in values]
-        marks |= {(row, task + 1): "best" for row, value in enumerate(column) if value == max(column)}
+        best = max((value for value in column if not math.isnan(value)), default=math.nan)
+        marks |= {(row, task + 1): "best" for row, value in enumerate(column) if value == best}
     rows = [[variant, *map(score_cell, row)] for variant, row in zip(comparison.variants, values, strict=True)]
     return made(title, ["variant", *task_columns(comparison)], rows, marks)
 
@@ -155,8 +157,9 @@ def costs_table(comparison: Comparison) -> Table | None:
         rows.append([variant, *(cells[task] for task in comparison.tasks), _cost(total)])
     if not known:
         return None
+    of = "folds" if comparison.plan.cross_fitting else "seeds"
     title = (
-        "Seconds of a task's stage (mean over seeds, beside other runs), parameters and bytes of weights that it adds, "
+        f"Seconds of a task's stage (mean over {of}, beside other runs), parameters and bytes of weights that it adds, "
         "frozen ones and kept masks included:"
     )
     return made(title, ["variant", *comparison.tasks, "all its tasks"], rows, heading="Time and weights of each task")

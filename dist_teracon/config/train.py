@@ -107,6 +107,13 @@ class TrainConfig(ConfigModel):
             raise ValueError("precision bf16 keeps its fp32 masters in ZeRO: set train.zero to 1 or 2")
         return self
 
+    @field_validator("report_to")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected each name once")
+        return value
+
     @field_validator("sparse_updates", mode="before")
     @classmethod
     def _yaml_reads_on_and_off_as_booleans(cls, value: Any) -> Any:

@@ -221,6 +221,10 @@ class Method(ABC):
         """Return the least and the most rows that a step replays of `past` tasks together, beside a batch of so many examples."""
         return 0, 0
 
+    def replayed_outputs(self, past: str) -> int:
+        """Return by how many columns a replayed row's representation is multiplied for a past task's loss: its labels'."""
+        return self.head(past).labels
+
     @abstractmethod
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         """Return the loss as named terms, each `weight · local sum / global count`.

@@ -85,7 +85,8 @@ class ReplayStream:
             self._shuffle()
         drawn = self.order[self.position : self.position + count]
         self.position += count
-        parts: list[PackedRows] = []
+        # where no row is drawn, a backbone reads columns without events, and features of nobody
+        parts = [PackedRows.none(self.dataset.columns_read, features=len(self.dataset.inputs_read.user))]
         own: list[tuple[int, NDArray[np.int64]]] = []
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]

@@ -75,7 +75,6 @@ class Teracon(Method):
         )
         self.teacher: Network | None = None
         self.teacher_hash = ""
-        self.teacher_hash = ""
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
         self.pool_rate, self.pools_grow = 0.0, False  # the rate that the pools were made for, and whether they leave users out
@@ -188,6 +187,10 @@ class Teracon(Method):
         low, high = (1.0, 1.0) if self.retention.sampling == "all" else (min(rates), max(rates))
         minimum = self.retention.minimum
         return past * sample_size(low, batch, minimum=minimum), past * sample_size(high, batch, minimum=minimum)
+
+    def replayed_outputs(self, past: str) -> int:
+        """By the Gram matrix's columns, where the loss goes through one."""
+        return self.grams[past].shape[1] if past in self.grams else super().replayed_outputs(past)
 
     def _sample_sizes(self, batch: PackedBatch) -> list[int]:
         """Return the replayed rows of each past task in the global batch."""

@@ -36,6 +36,12 @@ class PackedRows:
     columns: EventColumns = NO_COLUMNS
     features: NDArray[np.int32] | None = None
 
+    @classmethod
+    def none(cls, columns: Sequence[str] = (), *, features: int = 0) -> PackedRows:
+        """Return no rows, with columns of these names, and so many features of users."""
+        values = np.zeros((0, features), dtype=np.int32) if features else None
+        return cls(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64), EventColumns.empty(columns), values)
+
     @property
     def rows(self) -> int:
         """Number of rows B."""
@@ -350,8 +356,9 @@ def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
     lengths = np.concatenate([np.diff(part.offsets) for part in parts]) if parts else np.zeros(0, dtype=np.int64)
     values = np.concatenate([part.values for part in parts]) if parts else np.zeros(0, dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    # no rows, as of a rank without shards, have nothing beside them either
-    columns = EventColumns.concatenate([part.columns for part in parts if part.rows])
-    features = [part.features for part in parts if part.features is not None]
-    assert not features or all(part.features is not None for part in parts if part.rows), "rows with and without features"
+    # a part without rows, as of a rank without shards, may have nothing beside them
+    with_rows = [part for part in parts if part.rows] or parts[:1]
+    features = [part.features for part in with_rows if part.features is not None]
+    assert len(features) in (0, len(with_rows)), "rows with and without features"
+    columns = EventColumns.concatenate([part.columns for part in with_rows])
     return PackedRows(values, offsets, columns, np.concatenate(features) if features else None)

@@ -135,7 +135,7 @@ class TrainingLoader:
             picked.append((shard, rows))
             in_step.append(np.repeat(np.arange(end - begin), sizes))
         step_of_row = _joined(in_step, np.int64)
-        if len(self._ranks) > 1:
+        if len(self._ranks) > 1 and picked:
             picked, step_of_row = self._shared(picked, step_of_row, end - begin)
         # gathered shard by shard, they then lie step by step, the shards of a step in their order
         order = np.argsort(step_of_row, kind="stable")

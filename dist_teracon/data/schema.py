@@ -219,7 +219,9 @@ class DatasetInfo:
 
     def _rule(self, task: str) -> dict[str, Any]:
         """Return a task's part of the recipe, the history's for the first task; nothing where there was none."""
-        recipe = self.source.get("recipe") or {}
+        recipe = self.source.get("recipe")
+        if not isinstance(recipe, dict):  # a data set of an earlier program has its name
+            return {}
         rule = recipe.get("history") if self.task(task).predicts_next else recipe.get("tasks", {}).get(task)
         return cast("dict[str, Any]", rule or {})
 

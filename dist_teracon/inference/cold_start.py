@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
+from dist_teracon.data.dataset import Labels
 from dist_teracon.data.open import open_dataset
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.evaluate.metrics import Outcomes, hit
@@ -291,8 +292,10 @@ def cold_start(
 
     Raises:
         ConfigError: the model has learned the task, or it ranks no labels.
-        DataError: no such task, or too few users.
+        DataError: no such task, too few users, or vectors that are not finite.
     """
+    if seed < 0:
+        raise ConfigError(f"--seed: expected 0 or more, got {seed}")
     dataset = open_dataset(data, log=log)
     task = dataset.info.task(target)
     if target in model.tasks:
@@ -304,28 +307,56 @@ def cold_start(
         raise ConfigError(f"--target {target}: expected a task whose labels are recommended (kind item), got one of kind {task.kind}")
     kinds = {name: kind_of(model, name) for name in tasks}
     source = of_dataset(model, data, log=log)
-    values, offsets, hashes, seen = [], [], [], []
+    values, counts, hashes, seen, unknown = [], [], [], [], 0
     vectors: dict[str, list[NDArray[np.float32]]] = {name: [] for name in kinds}
     without = excludes_seen(dataset.info, target, model.config.evaluate.exclude_seen)
     label_of = dataset.label_of_item(target) if without else None
     for shard in range(dataset.info.shards):
         labels, found = dataset.labels(target, shard), dataset.shard(shard)
-        values.append(labels.values.astype(np.int64))
-        offsets.append(labels.counts)
-        hashes.append(found.user_hash[labels.users])
+        of_people, number, last = in_a_row(labels, found.user_hash[labels.users])
+        people = labels.users[last]
+        values.append(of_people)
+        counts.append(number)
+        hashes.append(found.user_hash[people])
         if label_of is not None:
-            seen.append(_labels_seen(found.values, found.offsets, labels.users, label_of))
+            seen.append(_labels_seen(found.values, found.offsets, people, label_of))
         histories = source.histories(shard)
+        unknown += int(histories.strange[people].sum())
         for name, kind in kinds.items():
-            for first in range(0, len(labels.users), 512):
-                rows = labels.users[first : first + 512].tolist()
-                vectors[name].append(model.vectors(histories.of(rows), kind).float().cpu().numpy())
+            for first in range(0, len(people), 512):
+                rows = people[first : first + 512].tolist()
+                vectors[name].append(_finite(model.vectors(histories.of(rows), kind).float().cpu().numpy(), name))
+    if unknown:
+        log(f"{unknown} events of these users are of items that the model does not know; it reads them as unseen")
     known = (np.concatenate([part[0] for part in seen]), ragged.offsets_of(np.concatenate([part[1] for part in seen]))) if seen else None
     interactions = hold_out(
-        np.concatenate(values), ragged.offsets_of(np.concatenate(offsets)), np.concatenate(hashes), task.labels,
+        np.concatenate(values), ragged.offsets_of(np.concatenate(counts)), np.concatenate(hashes), task.labels,
         seen=known, users=users, seed=seed,
     )  # fmt: skip
     return compare({name: np.concatenate(parts) for name, parts in vectors.items()}, interactions, target=target, seed=seed, log=log)
+
+
+def in_a_row(labels: Labels, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Lay the labels of a user's rows behind one another: under a split by time a user has a row for each period, in their order.
+
+    Args:
+        labels: Of a shard.
+        hashes: Of the rows' users.
+
+    Returns:
+        int64: the labels, user by user; how many each user has; the last of each user's rows, of which history and vector are.
+    """
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    user = np.argsort(np.argsort(first))[inverse]  # numbered in the order of their first rows
+    order = np.argsort(user, kind="stable")
+    values, _ = ragged.take(labels.values.astype(np.int64), labels.offsets, order)
+    return values, np.bincount(user, weights=labels.counts).astype(np.int64), order[np.cumsum(np.bincount(user)) - 1]
+
+
+def _finite(vectors: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    if not np.isfinite(vectors).all():  # nothing is greater than NaN, so a held-out label would seem to be first
+        raise DataError(f"cold-start: vectors '{name}' have numbers that are not finite; the run is broken")
+    return vectors
 
 
 def _labels_seen(

@@ -21,10 +21,10 @@ COMMANDS = {
     "predict": "write the best labels of a task for the users of EVENTS",
     "evaluate": "score a run on any version of the data, by any metrics",
     "probe": "learn labels that the model never saw from its vectors",
-    "cold-start": "recommend from frozen vectors to users with few labels in a new task",
+    "cold-start": "from frozen vectors, for users with few labels in a new task",
     "drift": "compare the vectors of two exports, runs or stages",
     "export-model": "write encoder and head as a torch.export or ONNX program",
-    "item-vectors": "write vectors of items from their texts, by a text encoder on disk",
+    "item-vectors": "vectors of items from their texts, by an encoder on disk",
 }
 
 
@@ -246,6 +246,8 @@ def _probe(options: argparse.Namespace) -> None:
     from dist_teracon.inference.labels_file import labels_of_task, read_labels
     from dist_teracon.inference.probe import every_vector, probe
 
+    if options.seed < 0:
+        raise ConfigError(f"--seed: expected 0 or more, got {options.seed}")
     model, console = _load(options), Console()
     tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
     if options.labels is not None:
@@ -317,7 +319,7 @@ def _stage_drift(options: argparse.Namespace) -> int:
     from dist_teracon.inference.run_notes import DRIFT, note
 
     others = {"NEW": options.new, "--old-stage": options.old_stage, "--new-stage": options.new_stage, "--labels": options.labels,
-              "--max-drop": options.max_drop}  # fmt: skip
+              "--metric": options.metric, "--max-drop": options.max_drop}  # fmt: skip
     if given := [name for name, value in others.items() if value is not None]:
         raise ConfigError(f"--stages: compares all stages of one run; leave {', '.join(given)} out")
     if options.users < 1:

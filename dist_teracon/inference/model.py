@@ -326,7 +326,7 @@ class PretrainedModel:
         if state.fingerprint != self.fingerprint:
             raise ConfigError(f"state: belongs to another model ({state.fingerprint[:12]}…, and this one is {self.fingerprint[:12]}…)")
         columns = self.reader.reads.of_mappings([item])
-        index = self.items.index(id_text(item["item"] if isinstance(item, Mapping) else item))
+        index = self.items.index(id_text(item.get("item") if isinstance(item, Mapping) else item))
         known = FIRST_ITEM <= index < self.num_items
         self.last_unknown = int(not known)
         event = PackedRows(np.array([index if known else UNSEEN_ITEM], dtype=np.int32), np.array([0, 1]), columns)

@@ -35,8 +35,8 @@ class TextEncoder:
         device: Where it computes.
 
     Raises:
-        ConfigError: transformers is not installed, the folder is no encoder, its weights are no safetensors, it needs code of its own, or
-            it has no pooled output.
+        ConfigError: transformers is not installed, the folder is no encoder, its weights are no safetensors, it needs code of its own,
+            it has no pooled output, or `max_length` leaves no room for a text.
     """
 
     def __init__(self, folder: str, *, pool: Pool = "mean", max_length: int | None = None, device: str = "cpu") -> None:
@@ -53,11 +53,18 @@ class TextEncoder:
             raise ConfigError(f"--encoder {folder}: its weights lack {len(lost)} of the encoder's tensors ({', '.join(lost[:3])}, …)")
         if self._tokenizer.pad_token is None:
             raise ConfigError(f"--encoder {folder}: its tokenizer has no token to fill up with; expected an encoder, as of BERT's kind")
+        # at the left, positions would be counted from the filling, and the pooled output would be the filling's
+        self._tokenizer.padding_side = "right"
         self._device = usable_device(device)
         self._model.to(self._device).eval()
         if pool == "encoder" and (drawn or self._outputs([""])[1] is None):
             raise ConfigError(f"--pool encoder: {folder}: this encoder has no pooled output; take --pool mean")
         self.max_length = _longest(self._tokenizer, self._model, max_length)
+        special = int(self._tokenizer.num_special_tokens_to_add())
+        if self.max_length <= special:
+            raise ConfigError(
+                f"--max-length: expected more than the {special} special tokens that {folder} adds to each text, got {self.max_length}"
+            )
 
     @property
     def width(self) -> int:
@@ -93,11 +100,9 @@ class TextEncoder:
                 assert pooled is not None
                 vectors[rows] = pooled.float().cpu().numpy()
                 continue
-            # the tokenizer may fill up at the left
-            starts = (padded["attention_mask"].argmax(dim=1)).tolist()
             for place, row in enumerate(rows):
                 if own[row].size:
-                    tokens = hidden_nLD[place, torch.from_numpy(own[row] + starts[place]).to(self._device)]
+                    tokens = hidden_nLD[place, torch.from_numpy(own[row]).to(self._device)]
                     vectors[row] = tokens.float().mean(dim=0).cpu().numpy()
         cut = sum(length >= self.max_length for length in lengths.tolist())
         return vectors, np.array([mask.size > 0 for mask in own], dtype=bool), cut

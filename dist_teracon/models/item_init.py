@@ -199,8 +199,11 @@ def _pairs(dataset: Dataset, task: Task, seed: int) -> tuple[NDArray[np.int64], 
 
 def _sequences(dataset: Dataset, task: Task, seed: int) -> list[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Return the training users' sequences, shard by shard; at most as many as the pairs allow, by a hash of the user."""
-    kept, behind = [], dataset.behind(task.name, Split.TRAIN)
+    # whichever task is the first: what the next-item task is tested on is in no vector
+    kept, behind = [], dataset.info.split.behind(Split.TRAIN)
     picked = [(dataset.shard(shard), dataset.labels(task.name, shard).of(Split.TRAIN).users) for shard in range(dataset.info.shards)]
+    if behind:
+        picked = [(data, users[data.offsets[users + 1] - data.offsets[users] > behind]) for data, users in picked]
     events = sum(int((data.offsets[users + 1] - data.offsets[users]).sum()) for data, users in picked)
     share = min(1.0, PAIRS / max(1, 2 * WINDOW * events))
     for data, users in picked:

@@ -115,7 +115,8 @@ def _later(run: RunData) -> list[tuple[str, str, str, list[LaterTable]]]:
         (
             "cold-start", "Cold start",
             "Each user's last label of a task that the model did not learn, recommended by NeuMF on frozen vectors and on what stands "
-            "beside them; cold users have fewer than two labels to learn from. ± is half of the 95 % interval over users.",
+            "beside them; cold users have fewer than two labels to learn from. ± is half of the 95 % interval over users, brackets "
+            "are that of a paired difference.",
             cold_start_tables(run.cold_start),
         ),
         ("drift", "Drift of vectors", "How the vectors of the same users differ between stages.", drift_tables(run.drift)),

@@ -20,6 +20,11 @@ class LaterTable:
     columns: list[str]
     rows: list[tuple[str, list[str]]]
 
+    @property
+    def need(self) -> float:
+        """How many columns of short numbers are as wide as its own."""
+        return sum(max([1.0, *(len(cells[place]) / 9 for _, cells in self.rows)]) for place in range(len(self.columns)))
+
 
 def cold_start_tables(found: Mapping[str, Any]) -> list[LaterTable]:
     """Return a table for each target and group of users, of hit rates by system."""
@@ -38,19 +43,27 @@ def cold_start_tables(found: Mapping[str, Any]) -> list[LaterTable]:
                 for name, entry in table.items()
             ]
             note = f"{as_whole(users.get(group)) or 0} users; after stage {value.get('stage')}; {as_whole(value.get('labels'))} labels."
-            gains = [text for name in vectors if (text := _gain(str(name), as_mapping(table.get(name))))]
             heads = [f"{cutoff.upper()} {protocol}" for protocol in protocols for cutoff in cutoffs]
-            tables.append(LaterTable(f"{target}, {group} users", " ".join([note, *gains]), heads, rows))
+            # the best of the others is the same for all vectors
+            best = next((to for entry in table.values() if (to := _chief(entry).get("to"))), None)
+            if best is not None:
+                heads.insert(0, f"HR@10 all labels, less {best}")
+                rows = [(name, [_gain(entry), *cells]) for (name, cells), entry in zip(rows, table.values(), strict=True)]
+            tables.append(LaterTable(f"{target}, {group} users", note, heads, rows))
     return tables
 
 
-def _gain(name: str, entry: Mapping[str, Any]) -> str:
-    value = as_mapping(as_mapping(entry.get("all labels")).get("hr@10"))
+def _chief(entry: object) -> dict[str, Any]:
+    """Return the hit rate by which systems are held against each other."""
+    return as_mapping(as_mapping(as_mapping(entry).get("all labels")).get("hr@10"))
+
+
+def _gain(entry: object) -> str:
+    value = _chief(entry)
     gain, interval = as_number(value.get("gain")), _interval(value.get("gain_interval"))
     if gain is None or interval is None:
-        return ""
-    low, high = interval
-    return f"HR@10 of all labels, {name}: {gain:+.3f} [{low:+.3f}, {high:+.3f}] to {value.get('to')}."
+        return NONE
+    return f"{gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def drift_tables(found: Mapping[str, Any]) -> list[LaterTable]:
@@ -79,7 +92,7 @@ def _score(value: object) -> str:
     score, interval = as_number(entry.get("score")), _interval(entry.get("interval"))
     if score is None:
         return NONE
-    return score_text(score) + ("" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.3f}")
+    return f"{score:.3f}" + ("" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.3f}")
 
 
 def _interval(value: object) -> tuple[float, float] | None:

@@ -65,7 +65,8 @@ def gradient_norms(run: RunData) -> Figure | None:
     """The gradient's length over the logged steps, a panel a stage."""
     panels: list[Panel] = []
     for stage in run.events.stages:
-        points = [(float(place), step.gradient_norm) for place, step in enumerate(run.events.steps_of(stage)) if step.gradient_norm]
+        steps = enumerate(run.events.steps_of(stage), start=1)
+        points = [(float(place), step.gradient_norm) for place, step in steps if step.gradient_norm]
         if len(points) < 2:
             continue
         values = [value for _, value in points]
@@ -75,6 +76,7 @@ def gradient_norms(run: RunData) -> Figure | None:
                 plot.axes.set_yscale("log")
                 plot.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 plot.axes.yaxis.set_minor_formatter(lambda *_: "")
+            plot.axes.locator_params(axis="x", integer=True)
             plot.axes.set_xlabel("logged step", loc="right")
             panels.append(plot.panel(stage_title(run, stage)))
     caption = "Of the whole loss, before clipping. Where it jumps or grows without end, a lower learning rate or clipping helps."

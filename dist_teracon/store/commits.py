@@ -154,8 +154,6 @@ class Commits:
         return self.base.keys() | (self._before.keys() if self._before else set())
 
     def _copy_for_people(self, snapshot: Snapshot) -> None:
-        with suppress(TeraconError, OSError):
-            self._copy_views(snapshot.views)
         for name in _FOR_PEOPLE:
             if name in snapshot.new:
                 with suppress(TeraconError, OSError):

@@ -17,6 +17,7 @@ from dist_teracon.console import Console
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.errors import RunError
 from dist_teracon.runtime import Runtime
+from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.examine import Findings, examine_step
 from dist_teracon.train.failure import FOLDER, Failure, load_failure
 from dist_teracon.train.run import train
@@ -44,7 +45,7 @@ def replay(file: str, runtime: Runtime, *, run: str | None, console: Console) ->
         console: Takes lines for a person.
 
     Raises:
-        RunError: the file is no kept batch, its run is not to be found, or does not come to that step.
+        RunError: the file is no kept batch, its run is not to be found, does not come to that step, or cannot be taken up there.
         TeraconError: of the run.
     """
     if runtime.world_size > 1:
@@ -54,6 +55,7 @@ def replay(file: str, runtime: Runtime, *, run: str | None, console: Console) ->
     if not folder.exists:
         raise RunError(f"{run}: there is no run; name the one that kept {file} by --run RUN")
     failure, batch = load_failure(_local(file, folder, run))
+    added = _added(folder, failure)
     console.log(f"{failure.problem}: stage {failure.stage} '{failure.task}', phase '{failure.phase_name}', step {failure.step}")
     with tempfile.TemporaryDirectory(prefix="dist-teracon-replay-") as temporary:
         copy = Path(temporary) / "run"
@@ -62,12 +64,26 @@ def replay(file: str, runtime: Runtime, *, run: str | None, console: Console) ->
         config = config.model_copy(update={"train": config.train.model_copy(update={"report_to": ()})})
         try:
             train(
-                config, runtime, copy, where=f"{run}/config.yaml", console=console,
+                config, runtime, copy, where=f"{run}/config.yaml", console=console, added=added,
                 before_step=lambda trainer, state, _batch: _at_step(trainer, state, failure, batch, console),
             )  # fmt: skip
         except _DoneError as done:
             return failure, done.findings
     raise RunError(f"{run}: the run does not come to step {failure.step} of stage {failure.stage} any more; was it trained again since?")
+
+
+def _added(folder: RunFolder, failure: Failure) -> AddedTask | None:
+    """Return how the task was added to the run; None where the run was begun with it.
+
+    Raises:
+        RunError: it was added with item vectors, which the run does not hold.
+    """
+    entry = next((entry for entry in folder.additions() if entry["task"] == failure.task), None)
+    if entry is None:
+        return None
+    if entry["new_items"] == "text":
+        raise RunError(f"{folder}: '{failure.task}' was added with --item-vectors, which the run does not hold; no step of it is replayed")
+    return AddedTask(failure.task, entry["new_items"])
 
 
 def _run_of(file: str) -> str:

@@ -11,7 +11,7 @@ from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
-from dist_teracon.errors import TeraconError
+from dist_teracon.errors import ConfigError, TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.evaluate.scorer import excludes_seen
@@ -85,6 +85,8 @@ def _train(
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
     check_method(kind, config, tasks, where=where, adds=added is not None)
+    if until_stage is not None and until_stage > len(tasks):
+        raise ConfigError(f"--until-stage {until_stage}: the run has {len(tasks)} stages ({', '.join(task.name for task in tasks)})")
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop, before_step=before_step)
     with run_lock(run):
         create_or_verify(run, added)

@@ -1,7 +1,8 @@
 """How much of a GPU's arithmetic a step uses: the model's operations over what the device could do in that time (MFU).
 
 Counted are the multiplications and additions of the backbone's matrices at every position that has to be computed, and of the heads over
-all labels that a loss reads; a backward pass counts twice a forward one. What is computed again (logits in chunks) does not count.
+all labels that a loss reads (or of a Gram matrix in their place); a backward pass counts twice a forward one. What is computed again
+(logits in chunks) does not count.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def step_flops(method: Method, batch: PackedBatch) -> float:
         negatives = method.negatives.get(examples.task)
         forward += 2.0 * examples.labels.shape[0] * width * (labels if negatives is None else 1 + negatives.count)
     for retained in batch.retention:
-        labels, width = method.head(retained.task).weight.shape
-        forward += 2.0 * retained.targets.shape[0] * width * labels
+        width = method.head(retained.task).weight.shape[1]
+        forward += 2.0 * retained.targets.shape[0] * width * method.replayed_outputs(retained.task)
     return _FORWARD_AND_BACKWARD * forward
 
 

@@ -13,6 +13,7 @@ from small_runs import ALONE, checked, events, run_worlds, settings, timeless, t
 from dist_teracon import cli
 from dist_teracon.console import Console
 from dist_teracon.continual import pseudo_labels
+from dist_teracon.errors import ConfigError
 from dist_teracon.train import label_job
 from dist_teracon.train.run import train
 
@@ -47,6 +48,12 @@ def test_a_run_stops_when_a_stage_is_finished(two_stages: Path, whole: Path) -> 
     assert not (two_stages / "baselines.json").exists()
     model = "stages/02-likes/model.safetensors"
     assert (two_stages / model).read_bytes() == (whole / model).read_bytes()
+
+
+def test_a_stage_that_there_is_not_cannot_be_stopped_after(small: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--until-stage 4: the run has 3 stages \(next, likes, age\)"):
+        train_here(_values(small), tmp_path / "run", until_stage=4)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_training_uses_what_the_job_made_and_ends_with_the_same_bits(

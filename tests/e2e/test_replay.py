@@ -14,6 +14,7 @@ from small_runs import events, run_worlds, settings, train_here, write_small
 from dist_teracon.cli import main
 from dist_teracon.errors import TrainingError
 from dist_teracon.models.heads import Head
+from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.failure import load_failure
 from dist_teracon.train.phase import PhaseTrainer
 
@@ -62,6 +63,16 @@ def test_the_batch_of_the_first_bad_step_of_two_processes_is_kept_and_its_module
     moved.write_bytes(moved.read_bytes()[:-9])
     assert main(["replay", str(moved), "--run", str(run)]) == 2
     assert "is no batch that a run has kept, or is damaged" in capsys.readouterr().err
+
+
+def test_a_step_of_a_task_that_was_added_is_replayed(alone: None, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {**config(small, BAD), "tasks": ["next"]}
+    run = train_here(values, tmp_path / "run")
+    with pytest.raises(TrainingError, match="not a finite number"):
+        train_here(values, run, added=AddedTask("likes"))
+    (kept,) = (run / "failures").iterdir()
+    assert main(["replay", str(kept)]) == 0
+    assert "not finite: heads.likes (Head): " in capsys.readouterr().out
 
 
 def test_a_run_on_a_store_stops_at_the_bad_step_and_is_replayed_from_there(

@@ -20,6 +20,9 @@ from tensorboardX.proto.event_pb2 import Event
 from dist_teracon.errors import ConfigError
 from dist_teracon.train import phase as phase_module
 from dist_teracon.train.trackers import registry
+from dist_teracon.train.trackers.mlflow_run import MlflowRun
+from dist_teracon.train.trackers.points import Point
+from dist_teracon.train.trackers.wandb_run import WandbRun
 
 STAGE = {"learning_rate": 0.01, "batch": 32, "epochs": 2}
 # parts of names of curves that depend on time or machine
@@ -205,6 +208,30 @@ def test_services_get_every_step_once_under_one_name(small: str, tmp_path: Path,
     losses = [(metric.step, metric.value) for metric in modules["mlflow"].metrics["a run"] if metric.key == "loss/total"]
     assert losses == expected
     assert of_mlflow == [("config.json", 0), ("method", "teracon"), ("seed", 0), "RUNNING", "FAILED", "RUNNING", "FINISHED"]
+
+
+def test_scores_behind_the_last_step_that_is_known_there_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = stub_of_mlflow([])
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    config = {"method": {"name": "teracon"}, "seed": 0}
+    step, scores = (Point(1, "next", 5, 5, 0.0, values) for values in ({"loss/total": 2.0}, {"score/next": 0.5}))
+    before = MlflowRun(tmp_path, "run", config)
+    before.take(step)
+    before.close(failed=True)
+    after = MlflowRun(tmp_path, "run", config)
+    for point in (step, scores):
+        after.take(point)
+    after.close(failed=False)
+    logged = [metric.key for metric in modules["mlflow"].metrics["a run"] if metric.key != "stage"]
+    assert logged == ["loss/total", "score/next"]
+    told: list[Any] = []
+    monkeypatch.setitem(sys.modules, "wandb", stub_of_wandb(told))
+    WandbRun(tmp_path, "run", config).take(step)
+    after_it = WandbRun(tmp_path, "run", config)
+    for point in (step, scores):
+        after_it.take(point)
+    assert [entry for entry in told if entry[0] != "init"] == [(5, 2.0), ("other", 6)]
 
 
 @pytest.mark.usefixtures("alone")

@@ -73,6 +73,7 @@ def test_grid(interpreted, channels, kernel_size, dilations, positions, tasks):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of the interpreter alone
 @pytest.mark.parametrize("positions", ["all", "last"])
 def test_a_long_row_and_the_model_s_dilations(interpreted, positions):
     check(interpreted((2048, 3), 16, 3, (1, 4) * 4, positions), EVERY)

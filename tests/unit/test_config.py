@@ -67,6 +67,8 @@ def test_values_that_do_not_go_together():
     wrong({"train": {"precision": "bf16", "zero": 0}}, "train: ", "train.zero to 1 or 2")
     wrong({"tasks": ["a", "b", "a"]}, "each once")
     wrong({"tasks": []}, "at least one task")
+    wrong({"train": {"report_to": ["wandb", "wandb"]}}, "train.report_to: expected each name once")
+    wrong({"model": {"event_features": "gaps"}}, "model.event_features: expected a list, as [one, two] (is 'gaps')")
     wrong({"dataset": None}, "dataset: ")
     with pytest.raises(ConfigError, match="dataset: required field missing"):
         validate(RunConfig, {}, where="run.yaml")

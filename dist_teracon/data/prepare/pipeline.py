@@ -96,6 +96,11 @@ def prepare(
     if rules is not None and rules.inputs.names and format in LABELS_OF_THEIR_OWN:
         raise ConfigError(f"inputs: features come from tables of users and items, and '{format}' has none; leave them out of the recipe")
     rule = effective((rules or Recipe()).split_rule(split))
+    if rule.by == "last" and rules is not None and rules.history.padding == "token":
+        raise ConfigError(
+            "history.padding: 'token' and a split by 'last' do not go together: of a user with few items padding would be what is trained "
+            "on and validated; leave padding out, or split by users"
+        )
     check_output(out)
     raw = _raw_files(
         format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from,

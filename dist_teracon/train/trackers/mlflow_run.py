@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon.train.trackers.identity import known_as
-from dist_teracon.train.trackers.points import Point
+from dist_teracon.train.trackers.points import OF_STEPS, Point
 
 
 class MlflowRun:
@@ -31,7 +31,7 @@ class MlflowRun:
         self._id = known_as(folder, self.name, lambda: self._created(run, config))
         self._client.update_run(self._id, status="RUNNING")
         # a run that goes on has steps beyond its checkpoint there already
-        history = self._client.get_metric_history(self._id, "loss/total")
+        history = self._client.get_metric_history(self._id, OF_STEPS)
         self._logged = max((metric.step for metric in history), default=-1)
         self._waiting: list[Any] = []
 
@@ -50,7 +50,8 @@ class MlflowRun:
 
     def take(self, point: Point) -> None:
         """Log a point that lies behind all that were logged."""
-        if point.run_step <= self._logged:
+        # a run that stopped behind its last step has not logged yet what follows that step, as scores
+        if point.run_step < self._logged or (point.run_step == self._logged and OF_STEPS in point.values):
             return
         milliseconds = int(1000 * point.time)
         for name, value in {**point.values, "stage": float(point.stage)}.items():

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# The number that every logged step has, and nothing else.
+OF_STEPS = "loss/total"
 # Fields of an event whose mappings are curves, and the names of these.
 _CURVES = {"loss": "loss", "rho": "rho", "rows": "replayed rows"}
 
@@ -66,7 +68,7 @@ class Axes:
 def _values(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     kind = event.get("event")
     if kind == "step":
-        yield "loss/total", sum(event["loss"].values())
+        yield OF_STEPS, sum(event["loss"].values())
         for field, name in _CURVES.items():
             yield from ((f"{name}/{part}", float(value)) for part, value in (event.get(field) or {}).items() if _is_number(value))
         if _is_number(event.get("gradient_norm")):

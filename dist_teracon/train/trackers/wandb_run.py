@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from dist_teracon.train.trackers.identity import known_as
-from dist_teracon.train.trackers.points import Point
+from dist_teracon.train.trackers.points import OF_STEPS, Point
 
 
 class WandbRun:
@@ -40,8 +40,10 @@ class WandbRun:
 
     def take(self, point: Point) -> None:
         """Log a point that lies behind all that were logged."""
-        if point.run_step >= self._logged:
-            self._run.log(_named(point), step=point.run_step)
+        # a run that stopped behind its last step has not logged yet what follows that step, as scores; nothing is added to past steps there
+        behind_last = point.run_step == self._logged - 1 and OF_STEPS not in point.values
+        if point.run_step >= self._logged or behind_last:
+            self._run.log(_named(point), step=max(point.run_step, self._logged))
 
     def flush(self) -> None:
         """Do nothing: the library sends by itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from made_runs import Balanced, parse
 
 from dist_teracon.compare.comparison import Comparison, gather
 from dist_teracon.compare.differences import leads, rivals_of
+from dist_teracon.compare.experiment_figures import make_figures
 from dist_teracon.compare.experiments import changes, paces, spreads
 from dist_teracon.compare.page import headline
 from dist_teracon.compare.plan import Cell, Plan, read_plan
@@ -109,13 +111,28 @@ def test_a_comparison_of_systems_shows_the_best_other_and_what_failed(tmp_path: 
 def test_published_scores_stand_beside_their_own_data_alone(tmp_path: Path) -> None:
     comparison = compared("compare/rows-six-tasks", tmp_path)
     assert [table.rows[2][0] for table in published_tables(comparison)] == ["TERACON, D"]
-    path = comparison.folders[comparison.variants[0]][0] / "dataset.json"
-    for ours, another in (('"by": "rows"', '"by": "users"'), ('"users": 4000', '"users": 3999'), ('"name": "profile-2"', '"name": "sex"')):
+    first, last = (comparison.folders[variant][0] / "dataset.json" for variant in (comparison.variants[0], comparison.variants[-1]))
+    rows, users = ('"by": "rows"', '"by": "users"'), ('"users": 4000', '"users": 3999')
+    for path, (ours, another) in ((first, rows), (first, users), (first, ('"name": "profile-2"', '"name": "sex"')), (last, users)):
         text = path.read_text()
         assert ours in text
         path.write_text(text.replace(ours, another))
         assert published_tables(comparison) == []
         path.write_text(text)
+
+
+def test_pooled_folds_are_no_mean_over_seeds(tmp_path: Path) -> None:
+    comparison = compared("compare/rows-six-tasks", tmp_path)
+    assert make_figures(comparison)["final"].caption.startswith("Mean over seeds")
+    folds = replace(comparison, plan=comparison.plan.model_copy(update={"cross_fitting": True}))
+    assert make_figures(folds)["final"].caption.startswith("Folds pooled, with the 95 % interval over users;")
+
+
+def test_the_plan_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "comparing.md").read_text()
+    (tmp_path / "plan.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    plan, cells = read_plan(str(tmp_path / "plan.yaml"))
+    assert len(cells) == len(plan.seeds) * (3 * 2 * 2 + 1)
 
 
 def test_the_best_other_is_of_the_same_backbone_and_no_line_of_reference() -> None:

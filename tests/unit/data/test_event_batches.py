@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from dist_teracon.continual.pseudo_labels import plain_batch
+from dist_teracon.continual.replay import ReplayStream
 from dist_teracon.data.batches import PackedBatch, PackedRows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import EventColumns
@@ -78,6 +80,14 @@ def test_a_rank_without_shards_has_columns_without_events(dataset):
     assert (batch.rows, batch.times.shape, batch.types.dtype) == (0, (0,), torch.int32)
     nothing = PackedRows(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
     assert batch.with_retention([(nothing, 0)], [("next", torch.zeros(0, 4), 2)]).times.shape == (0,)
+
+
+@pytest.mark.parametrize("shards", [range(3), range(0)])
+def test_a_stream_of_which_no_row_is_drawn_has_columns_without_events(dataset, shards):
+    pool = [np.arange(4), np.arange(4), np.arange(4)]
+    rows, _, drawn = ReplayStream(dataset, pool, None, key="k", seed=0, shards=shards, task="next").draw(0)
+    batch = plain_batch(rows, 0)
+    assert (drawn, batch.rows, batch.times.shape, batch.types.dtype) == (0, 0, (0,), torch.int32)
 
 
 def test_replayed_rows_and_micro_batches_keep_them(dataset):

@@ -259,6 +259,16 @@ def test_rows_carry_their_mask_index_and_a_rank_without_shards_takes_part(make_d
     assert {mask_index for share in shares for packed in share for mask_index in packed.task_of_row.tolist()} == {2}
 
 
+def test_ranks_of_a_machine_without_shards_take_part(make_dataset):
+    dataset = make_dataset(users=50, shards=2)
+    loader = TrainingLoader(
+        dataset, [dataset.info.task("likes")], mask_index=0, batch=16, seed=3, rank=3, world_size=4, shared_by=[2, 3], dropout_keys=True
+    )
+    batches = list(loader.epoch(1))
+    assert batches
+    assert all(batch.rows == 0 and batch.examples[0].total > 0 for batch in batches)
+
+
 def evaluated(dataset, name, split, world, **settings):
     arguments = {"mask_index": 0, "batch": 5, "max_users": None, "seed": 0, **settings}
     task, found, users = dataset.info.task(name), Counter(), 0

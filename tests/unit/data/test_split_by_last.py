@@ -126,8 +126,24 @@ def test_nothing_that_is_trained_or_counted_depends_on_the_last_two(dataset, tmp
         assert mine.examples[0].total == theirs.examples[0].total
     assert np.array_equal(dataset.train_counts("next"), other.train_counts("next"))
     assert dataset.train_counts("next").sum() == sum(len(sequence) - 3 for sequence in sequences_of(dataset))
-    vectors = [cooccurrence_vectors(data, task, 4, seed=0) for data in (dataset, other)]
-    assert torch.equal(*vectors)
+    for first in ("next", "kind"):
+        vectors = [cooccurrence_vectors(data, data.info.task(first), 4, seed=0) for data in (dataset, other)]
+        assert torch.equal(*vectors)
+
+
+def test_short_histories_have_no_part_in_item_vectors(tmp_path):
+    made = tables()
+    rows = made.sequences
+    kept = np.minimum(np.diff(rows.offsets), 1 + np.arange(USERS) % 4)  # one to four items
+    positions = np.concatenate([np.arange(begin, begin + count) for begin, count in zip(rows.offsets, kept, strict=False)])
+    short = replace(rows, values=rows.values[positions], offsets=np.concatenate([[0], np.cumsum(kept)]), columns=EventColumns())
+    write_dataset(replace(made, sequences=short), str(tmp_path / "set"), RULE, shards=3)
+    dataset = Dataset(str(tmp_path / "set"))
+    vectors = cooccurrence_vectors(dataset, dataset.info.task("kind"), 4, seed=0)
+    trained = dataset.labels("kind", 0).of(Split.TRAIN).users
+    shard = dataset.shard(0)
+    assert (np.diff(shard.offsets)[trained] < 2).any()
+    assert vectors.abs().sum() > 0
 
 
 def test_other_tasks_are_split_by_users(dataset):

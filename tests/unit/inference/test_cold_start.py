@@ -10,10 +10,10 @@ import torch
 
 from dist_teracon.cli import main
 from dist_teracon.data import ragged
-from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.dataset import Dataset, Labels
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.hashing import stable_hash
-from dist_teracon.inference.cold_start import PROTOCOLS, Ranking, compare, hold_out
+from dist_teracon.inference.cold_start import PROTOCOLS, Ranking, cold_start, compare, hold_out, in_a_row
 from dist_teracon.inference.neumf import FACTORS, NeuMF, Pairs, scores_of
 from dist_teracon.report.html import render
 from dist_teracon.report.run_data import read_run
@@ -72,6 +72,43 @@ def test_ranks_by_hand_without_what_the_user_took():
     assert np.array_equal(again.drawn, ranking.drawn)
 
 
+def test_rows_of_one_user_are_one_user():
+    labels = Labels(np.array([2, 3, 5, 6, 9]), np.array([7, 8, 1, 9, 4, 6], np.int32), np.array([0, 2, 3, 4, 5, 6]), np.zeros(6, np.int8))
+    values, counts, last = in_a_row(labels, np.array([50, 10, 50, 20, 20], np.uint64))
+    assert values.tolist() == [7, 8, 9, 1, 4, 6]
+    assert counts.tolist() == [3, 1, 2]
+    assert labels.users[last].tolist() == [5, 3, 9]
+
+
+def test_a_user_of_a_split_by_time_counts_once(tmp_path, monkeypatch):
+    """Buys of the days 40 to 99 stand in three rows a user; the last one is held out, with the history before day 80."""
+    from shop import make_shop_run, prepare_shop
+
+    import dist_teracon
+    from dist_teracon.inference import cold_start as module
+
+    raw, day, start = tmp_path / "raw", 86_400, 1_600_000_000
+    raw.mkdir()
+    moments = {name: start + at * day for name, at in (("labels_from", 40), ("validation_from", 60), ("test_from", 80))}
+    # views on each third day; a buy in each period
+    rows = [f"u{user},v{(user + at) % 9},{start + at * day},view" for user in range(80) for at in range(user % 3, 100, 3)]
+    rows += [f"u{user},b{(user + at) % 7},{start + at * day},buy" for user in range(80) for at in (50, 70, 90)]
+    (raw / "events.csv").write_text("\n".join(["user,item,timestamp,type", *rows]) + "\n")
+    (raw / "users.csv").write_text("user,club\n" + "".join(f"u{user},{user % 2}\n" for user in range(80)))
+    tasks = {"club": {"kind": "profile"}, "buys": {"kind": "item", "events": {"type": "buy"}}}
+    data = prepare_shop(raw, tmp_path / "data", tasks=tasks, split={"by": "time", **moments})
+    run = make_shop_run(data, tmp_path / "run", tasks=["next", "club"])
+    found = {}
+    monkeypatch.setattr(module, "compare", lambda vectors, interactions, **_: found.update(vectors=vectors, of=interactions))
+    cold_start(dist_teracon.from_pretrained(run), data, "buys")
+    of = found["of"]
+    assert len(of.hashes) == len(set(of.hashes.tolist())) == len(found["vectors"]["shared"]) == 80
+    assert of.trained.tolist() == [2] * 80  # none of them is cold
+    names = Dataset(data).vocabulary("buys")["label"].to_pylist()
+    bought = {stable_hash(f"u{user}"): f"b{(user + 90) % 7}" for user in range(80)}
+    assert [names[label] for label in of.held] == [bought[int(value)] for value in of.hashes]
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_all_labels_score_as_their_pairs(frozen):
     network = NeuMF(torch.randn(7, 4) if frozen else None, users=7, labels=9, seed=1)
@@ -123,8 +160,21 @@ def test_the_command_writes_and_the_report_shows(shop, tmp_path, capsys):
     assert 'id="cold-start"' in page
     assert "those of the user&#39;s own history are no candidates in next, buys<" in page  # as the shop's recipe has it
     score = value["scores"]["cold"]["shared"]["all labels"]["hr@1"]["score"]
-    assert f"{score:.3f}"[1:] in page
+    assert f"<td>{score:.3f} ± " in page
+    gain = value["scores"]["cold"]["shared"]["all labels"]["hr@10"]
+    assert f'<th scope="col">HR@10 all labels, less {gain["to"]}</th>' in page
+    assert f"<td>{gain['gain']:+.3f} [" in page
     assert 'id="cold-start"' not in render([read_run(shop.run)])
+
+
+@pytest.mark.parametrize(("task", "options", "said"), [("shared", {"seed": -1}, "--seed: expected 0 or more"), ("next", {}, "not finite")])
+def test_what_cannot_be_compared_is_refused(shop, monkeypatch, task, options, said):
+    from dist_teracon import from_pretrained
+
+    model = from_pretrained(shop.run)
+    monkeypatch.setattr(model, "vectors", lambda rows, kind: torch.full((rows.rows, 3), torch.nan))
+    with pytest.raises((ConfigError, DataError), match=said):
+        cold_start(model, shop.dataset, "category", tasks=[task], **options)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +189,6 @@ def test_targets_that_are_none(shop, capsys, target, said):
 
 def test_a_profile_task_is_no_target(shop, model):
     from dist_teracon import from_pretrained
-    from dist_teracon.inference.cold_start import cold_start
 
     with pytest.raises(ConfigError, match=r"\(kind item\), got one of kind profile"):
         cold_start(from_pretrained(shop.run, stage=2), shop.dataset, "club")

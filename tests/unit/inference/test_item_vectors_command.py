@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,18 @@ def test_vectors_are_the_encoders_own(encoder, tmp_path, pool, capsys, monkeypat
     for item, text in TEXTS.items():
         np.testing.assert_allclose(found[item], by_hand(encoder, text, pool), atol=1e-5)
     assert np.abs(found["p01"] - found["p02"]).max() > 0.1
+
+
+@pytest.mark.parametrize("pool", ["mean", "encoder"])
+def test_a_tokenizer_that_fills_up_at_the_left_gives_the_same_vectors(encoder, tmp_path, pool):
+    folder = tmp_path / "left"
+    shutil.copytree(encoder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
+    vectors, has, _ = TextEncoder(str(folder), pool=pool).encode(["red", "red shoe bag red"], batch=2)
+    assert has.all()
+    for text, vector in zip(("red", "red shoe bag red"), vectors, strict=True):
+        np.testing.assert_allclose(vector, by_hand(encoder, text, pool), atol=1e-5)
 
 
 def test_they_are_read_as_vectors_of_a_data_sets_items(encoder, shop, tmp_path):
@@ -149,7 +162,6 @@ def test_a_stopped_job_goes_on_and_other_settings_are_refused(encoder, tmp_path,
 
 
 def test_folders_that_are_no_safe_encoder_are_refused(encoder, tmp_path):
-    import shutil
 
     from tiny_encoder import write_tiny_encoder
 
@@ -194,6 +206,7 @@ def test_folders_that_are_no_safe_encoder_are_refused(encoder, tmp_path):
         (["items.csv", "items.csv", "--text", "title"], "is a file; expected a new folder"),
         (["items.csv", "out", "--text", "title", "--batch", "0"], "--batch: expected 1 or more"),
         (["items.csv", "out", "--text", "title", "--max-length", "0"], "--max-length: expected 1 or more"),
+        (["items.csv", "out", "--text", "title", "--max-length", "2"], "--max-length: expected more than the 2 special tokens"),
         (["items.csv", "out", "--text", "title", "--device", "nowhere"], "device 'nowhere': cannot be used here"),
     ],
 )

@@ -125,6 +125,8 @@ def test_a_task_of_the_data_set_that_the_model_did_not_learn(shop, tmp_path, cap
     assert found["users"] == list(club.examples)
     assert found["classes"] == Dataset(shop.dataset).vocabulary("club")["label"].to_pylist()
     assert "has learned it" not in capsys.readouterr().err
+    assert main(["probe", run, "--labels-task", "club", "--seed", "-1"]) == 2
+    assert "--seed: expected 0 or more" in capsys.readouterr().err
     assert main(["probe", run, "--labels-task", "buys"]) == 2
     assert "ranks items; a probe learns classes" in capsys.readouterr().err
 
@@ -214,6 +216,7 @@ def test_drift_between_the_stages_of_a_run_is_noted_and_in_its_report(shop, tmp_
     for arguments, said in (
         (["--stages", "--task", "club"], "one stage alone has vectors of 'club'"),
         (["--stages", "--labels", "x.csv"], "leave --labels out"),
+        (["--stages", "--metric", "auroc"], "leave --metric out"),
         ([], "expected OLD and NEW"),
     ):
         assert main(["drift", str(run), *arguments]) == 2

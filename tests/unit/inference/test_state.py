@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dist_teracon
-from dist_teracon.errors import ConfigError
+from dist_teracon.errors import ConfigError, DataError
 
 EVENTS = [f"p{(7 * place) % 24:02d}" for place in range(20)]
 
@@ -54,6 +54,8 @@ def test_unknown_events_and_other_models(shop, model, tmp_path):
     assert np.allclose(state.vector, model.encode([["p01", "x", "y"]])[0], atol=1e-5)
     with pytest.raises(ConfigError, match="belongs to another model"):
         dist_teracon.from_pretrained(shop.run, stage=1).extend(state, "p01")
+    with pytest.raises(DataError, match="expected ids that are texts or whole numbers, got None"):
+        model.extend(state, {"time": 1})
 
 
 def test_a_method_with_a_model_for_each_task(shop, tmp_path):

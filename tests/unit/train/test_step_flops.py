@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_teracon.config.model import ModelConfig
-from dist_teracon.data.batches import PackedBatch, Positions
+from dist_teracon.config.train import StageTraining
+from dist_teracon.continual.method import MethodContext
+from dist_teracon.continual.teracon import Teracon
+from dist_teracon.continual.teracon_settings import TeraconSettings
+from dist_teracon.data.batches import Examples, PackedBatch, Positions, Retention
+from dist_teracon.data.schema import Task
 from dist_teracon.models.backbone import make_backbone
-from dist_teracon.train.step_flops import peak_flops
+from dist_teracon.models.heads import gram_of
+from dist_teracon.train.step_flops import peak_flops, step_flops
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
@@ -25,6 +32,23 @@ def test_a_backbones_operations_are_those_of_its_convolutions(
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         backbone.transform_patched(x_NC, sequences, lambda _k, _here, made: made, positions=positions)
     assert backbone.flops(sequences, positions=positions) == counted.get_total_flops() > 0
+
+
+def test_a_replayed_row_of_a_frozen_wide_head_costs_a_gram_matrix(pack: Callable[..., PackedBatch]) -> None:
+    model = ModelConfig.model_validate({"channels": 8, "pooling": "last", "item_init": "uniform"})
+    tasks = (Task("next", "next", 500, 5, (5, 5, 5)), Task("kind", "profile", 3, 5, (5, 5, 5)))
+    method = Teracon(MethodContext(model, 0, 502, tasks, (StageTraining(), StageTraining())), TeraconSettings())
+    for task in tasks:
+        method.begin_task(task)
+    batch = replace(pack([[2, 3, 4], [5, 6]]), examples=(Examples("kind", torch.tensor([0]), torch.tensor([1]), 1),))
+    replayed = replace(batch, retention=(Retention("next", torch.tensor([1]), torch.zeros(1, 8), 1),))
+
+    def more() -> float:
+        return step_flops(method, replayed) - step_flops(method, batch)
+
+    assert more() == 3 * 2 * 8 * 500
+    method.grams = {"next": gram_of(method.head("next"))}
+    assert more() == 3 * 2 * 8 * 8
 
 
 def test_peaks_are_found_by_a_part_of_the_name() -> None:

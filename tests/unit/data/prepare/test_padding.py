@@ -63,3 +63,11 @@ def test_padded_data_does_not_grow(raw, tmp_path, capsys):
     assert main(["prepare", "sequence-csv", str(raw), str(tmp_path / "old"), "--set", "history.padding=token"]) == 0
     assert main(["prepare", "sequence-csv", str(raw), str(tmp_path / "new"), "--append", str(tmp_path / "old")]) == 2
     assert "cannot grow" in capsys.readouterr().err
+
+
+def test_padding_would_be_among_a_users_last_items_and_is_refused(raw, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    for given in (["--split", "last"], ["--set", "split.by=last"]):
+        assert main(["prepare", "sequence-csv", str(raw), out, *given, "--set", "history.padding=token"]) == 2
+        assert "history.padding: 'token' and a split by 'last' do not go together" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
