@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -138,13 +136,3 @@ def test_values_that_came_later_start_as_the_missing_one_and_new_items_have_thei
     assert grown["item_features.tables.0"].tolist() == [[1, 2], [3, 4], [5, 6], [1, 2]]
     assert grown["user_features.tables.0"].tolist() == [[7, 8], [9, 10], [7, 8], [7, 8], [7, 8]]
     assert grown["item_features.values"].tolist() == [[0], [0], [1], [3]]
-
-
-def test_a_failed_batch_is_kept_with_all_that_it_holds(tmp_path: Path) -> None:
-    from dist_teracon.train.failure import Failure, load_failure, save_failure
-
-    batch = PackedBatch.from_sequences([[2, 3], [4]], times=[[1, 2], [3]], types=[[0, 1], [1]], user_features=[[1, -1], [0, 2]])
-    failure = Failure(1, "next", 0, "train", 1, 0, 1, ("loss",), "not finite")
-    _, read = load_failure(tmp_path / save_failure(tmp_path, failure, batch))
-    for name in ("times", "types", "user_features"):
-        assert torch.equal(getattr(read, name), getattr(batch, name)), name
