@@ -11,5 +11,5 @@ def test_the_tables(tmp_path, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 8 ")]
     assert [len(line.split("|")) - 2 for line in lines] == [5, 4, 4]
     imported, loaded, encoded = (float(cell) for cell in lines[1].split("|")[2:5])
-    assert 0 < imported < loaded <= encoded
+    assert 0 <= imported < loaded <= encoded  # an import alone takes hundredths of a second
     assert list(from_pretrained(tmp_path / "run-8").tasks) == ["next"]
