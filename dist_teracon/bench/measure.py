@@ -59,6 +59,15 @@ def median_ratio(slow: Timing, fast: Timing) -> float:
     return float(np.median(np.asarray(slow.seconds) / np.asarray(fast.seconds)))
 
 
+def use_one_thread() -> None:
+    """Have this process's mathematics on one thread; call it before anything else imports torch."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class PeakMemory:
     """The largest anonymous resident memory beyond that at the beginning, bytes, while something runs; as a context."""
 

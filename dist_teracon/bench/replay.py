@@ -7,24 +7,19 @@ The data are random; only cost and memory are measured, of the stage of the last
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dist_teracon.bench.measure import alternate, circumstances, markdown_table, median_ratio, peak_memory
+from dist_teracon.bench.measure import alternate, circumstances, markdown_table, median_ratio, peak_memory, use_one_thread
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark and print its table."""
     options = _parser().parse_args(arguments)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
-    import torch
-
-    torch.set_num_threads(1)
+    use_one_thread()
     from dist_teracon.runtime import process_group
 
     print(circumstances("dist-teracon", "torch", "deepspeed"))

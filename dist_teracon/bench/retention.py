@@ -8,13 +8,12 @@ pass over plain inference. The data are random; only cost is measured. What froz
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table, median_ratio, peak_memory
+from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table, median_ratio, peak_memory, use_one_thread
 
 if TYPE_CHECKING:
     from dist_teracon.bench.our_stage import OurStage
@@ -28,11 +27,7 @@ _FLOOR_ALONE = 1000.0
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark and print its tables."""
     options = _parser().parse_args(arguments)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
-    import torch
-
-    torch.set_num_threads(1)
+    use_one_thread()
     from dist_teracon.runtime import process_group
 
     print(circumstances("dist-teracon", "torch", "deepspeed"))

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table, median_ratio, peak_memory
+from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table, median_ratio, peak_memory, use_one_thread
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark and print its tables."""
     options = _parser().parse_args(arguments)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
-    import torch
-
-    torch.set_num_threads(1)
+    use_one_thread()
     from dist_teracon.runtime import process_group
 
     with process_group() as runtime, tempfile.TemporaryDirectory() as folder:

@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import oracle
 
 SLOW_S = 30
+_WAITS_S = 1200
 _MEMORY = Path("/dev/shm")  # folders on a disk take as long to make and remove as all else
 _PIECES = (
     b"", b",", b",,", b"0", b"0,", b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xc3", b"\xef\xbb\xbf", b'"', b"\t", b"-1", b"1e99", b"nan",
@@ -222,6 +223,9 @@ def run_one(target: Target, files: Files, folder: Path, *, block: int = 1 << 20)
     # of processor time: on a busy machine nothing is slow that would not be on a quiet one
     signal.signal(signal.SIGPROF, _alarm)
     signal.setitimer(signal.ITIMER_PROF, SLOW_S)
+    # and one that waits for ever takes no processor time
+    signal.signal(signal.SIGALRM, _alarm)
+    signal.alarm(_WAITS_S)
     try:
         raw, out = str(folder / "raw"), str(folder / "out")
         info = prepare(target.format, raw, out, recipe=target.recipe, max_bad_rows=0.9, shards=1, block=block)
@@ -230,11 +234,12 @@ def run_one(target: Target, files: Files, folder: Path, *, block: int = 1 << 20)
         said = None if str(error).strip() else "an error without words"
         return "refused", said if left == ["raw"] else f"left behind: {left}"
     except _TooSlowError:
-        return "slow", f"no end after {SLOW_S} s of processor time"
+        return "slow", f"no end after {SLOW_S} s of processor time, or {_WAITS_S} s in all"
     except Exception as error:
         return "broken", f"{type(error).__name__}: {error}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
     reported: Reported = defaultdict(set)
     rejected = folder / "out" / "rejected.jsonl"
     lines = rejected.read_text(encoding="utf-8").splitlines() if rejected.exists() else []
