@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
+
+from small_runs import run_command
 
 
-def test_rows_follow_the_rate_and_a_store_in_fp16_has_two_bytes_a_channel() -> None:
+def test_rows_follow_the_rate_and_a_store_in_fp16_has_two_bytes_a_channel(tmp_path: Path) -> None:
     size = ["--labels", "50", "--rho", "0.1", "--users", "300", "--length", "6", "--channels", "16", "--batch", "40", "--repeats", "1"]
-    command = [sys.executable, "-m", "dist_teracon.cli", "bench", "retention", *size, "--steps", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = run_command(["bench", "retention", *size, "--steps", "1"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| 50 |")]
     steps, stores = cells[:3], cells[3:]

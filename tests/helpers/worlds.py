@@ -1,7 +1,8 @@
 """A server of processes that train: what every run imports is imported once, and every process is forked.
 
 It takes requests from its standard input, a line of JSON each, and answers each with a line. In a request: `environment` (variables),
-`log` (a file for what is said), and `jobs`, worlds of processes to run one after another; the answer has the exit codes of each job's ranks.
+`log` (a file for what is said), and `jobs`, worlds of processes to run one after another; the answer is each job's
+ranks' exit codes.
 Instead of `jobs` there may be `command` (arguments of `dist-teracon`) and `folder` (to run it in): a process as a user's is, but that its
 imports are done; what it prints goes to `log` and to `log`.out, and the answer is its exit code.
 
