@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from small_runs import results, settings, small_tables, train_here, weights
 
@@ -20,6 +21,7 @@ from dist_teracon.train.restore import restore_method
 RULE = SplitRule(train=0.6, validation=0.2, test=0.2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_is_added_on_a_refreshed_version(alone: None, tmp_path: Path) -> None:
     before, now = small_tables(), small_tables(users=220, items=47)
     write_dataset(replace(before, labels=before.labels[:1]), str(tmp_path / "old"), RULE, shards=4)
