@@ -5,32 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-
-import pytest
 
 PROGRAM = Path(__file__).with_name("chaos.py")
 # of those with one process: a killed rank of two is in `e2e/test_resume.py`, and a killed worker of Ray's in `distributed/test_ray.py`
-KINDS = ("kill-in-upload", "SIGTERM-on-a-store", "disk-full", "second-process", "store-away", "damaged-part")
-# these are in `e2e/test_resume.py` and `e2e/test_damage.py`, too
-OTHERS = ("kill", "damaged-checkpoint")
+KINDS = ("kill", "kill-in-upload", "SIGTERM-on-a-store", "damaged-checkpoint", "disk-full", "second-process", "store-away", "damaged-part")
 
 
 def test_a_run_that_is_broken_in_every_way_ends_with_the_same_bits(tmp_path: Path) -> None:
-    _break(KINDS, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_other_ways(tmp_path: Path) -> None:
-    _break(OTHERS, tmp_path)
-
-
-def _break(kinds: Sequence[str], tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    options = ["--small", "--points", str(len(kinds)), "--seed", "1", "--faults", ",".join(kinds), "--folder", str(tmp_path)]
+    options = ["--small", "--points", str(len(KINDS)), "--seed", "1", "--faults", ",".join(KINDS), "--folder", str(tmp_path)]
     command = [sys.executable, str(PROGRAM), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     *_, total = (line for line in done.stdout.splitlines() if line.startswith("all "))
-    assert total.split()[1:3] == [str(len(kinds))] * 2
+    assert total.split()[1:3] == [str(len(KINDS))] * 2
