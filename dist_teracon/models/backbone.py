@@ -51,6 +51,8 @@ class LayerParameters:
 # What a method puts behind a masked layer's last matrix: from the layer k, the layer's input at the positions that are computed, [M, C],
 # and what its last matrix gives there, [M, C], to what goes on in its place.
 Patch = Callable[[int, Tensor, Tensor], Tensor]
+# From an embedded position of each row [B, C] and what the rows have kept [B, V, P, C] to its outputs [B, V, C] and what they keep then.
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Backbone(nn.Module, ABC):
@@ -144,20 +146,21 @@ class Backbone(nn.Module, ABC):
 
     @property
     def reach(self) -> int | None:
-        """How many positions, itself included, an output can depend on, for a backbone that has `stream`; None for one that has not."""
+        """How many positions, itself included, an output can depend on, for a backbone that goes on from what it kept; else None."""
         return None
 
-    def stream(
-        self, x_VLC: Tensor, masks_VKC: Tensor | None, layers: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-        """Go on with a row: return the last position's output [V, C] under each of V masks, and what the next call needs.
+    def begin(self, x_LC: Tensor, masks_VKC: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read a row: return the last position's output [V, C] under each of V masks, and what the next position needs [V, P, C].
 
         Args:
-            x_VLC: Further embedded positions, one at least.
-            masks_VKC: A mask a view.
-            layers: What the call before returned; None at a row's begin.
+            x_LC: The row's embedded positions, one at least.
+            masks_VKC: A mask a view; None for one view without.
         """
-        raise NotImplementedError(f"{self.name} has no stream: a caller asks `reach` first, which is None")
+        raise NotImplementedError(f"{self.name} keeps nothing of a row: a caller asks `reach` first, which is None")
+
+    def stepper(self, masks_VKC: Tensor | None) -> Step:
+        """Return what adds a position to rows that `begin` has read under the same masks, with the weights as they are now."""
+        raise NotImplementedError(f"{self.name} keeps nothing of a row: a caller asks `reach` first, which is None")
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what `transform` does without masks, with `patch` behind every masked layer's last matrix.
@@ -195,6 +198,15 @@ class Backbone(nn.Module, ABC):
         """Return the names of all scales and shifts of LayerNorms, also of those that belong to no masked layer."""
         return {name for layer in self.masked_layers() for name, _ in layer.norms}
 
+    def embed(self, sequences: PackedSequences) -> Tensor:
+        """Return what the layers read of each position [N, C]: its item's embedding, with its event's and its item's features'."""
+        x_NC: Tensor = self.item_embedding(sequences.values)
+        if self.event_embedding is not None:
+            x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets)
+        if self.item_features is not None:
+            x_NC = x_NC + self.item_features(sequences.values)
+        return x_NC
+
     def encode(
         self,
         sequences: PackedSequences,
@@ -216,11 +228,7 @@ class Backbone(nn.Module, ABC):
         Returns:
             [N, W] or [B, W]; an empty row gives zeros in its first C numbers.
         """
-        x_NC = self.item_embedding(sequences.values)
-        if self.event_embedding is not None:
-            x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets)
-        if self.item_features is not None:
-            x_NC = x_NC + self.item_features(sequences.values)
+        x_NC = self.embed(sequences)
         noise = None if dropout_key is None or not self.dropout else _RowNoise.of(sequences, dropout_key, self.dropout)
         if noise is not None:
             x_NC = noise.on_items(x_NC)

@@ -43,9 +43,9 @@ def test_events_one_at_a_time(shop, tmp_path, shape, task):
 def test_what_a_state_keeps(shop, tmp_path):
     model = made(shop, tmp_path, backbone={"name": "nextitnet", "dilations": [1, 4, 1, 4, 1, 4, 1, 4]})
     state = model.state(EVENTS[:3], "next")
-    assert sum(layer.shape[1] for layer in state.layers) == 120  # the sum of (k - 1) d
+    assert state.kept.shape == (1, 120, 8)  # the sum of (k - 1) d
     assert state.nbytes == 120 * 8 * 4 + 3 * 4
-    assert made(shop, tmp_path / "other", backbone="sasrec").state(EVENTS[:3]).layers is None
+    assert made(shop, tmp_path / "other", backbone="sasrec").state(EVENTS[:3]).kept is None
 
 
 def test_unknown_events_and_other_models(shop, model, tmp_path):
