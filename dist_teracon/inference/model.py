@@ -106,7 +106,9 @@ class PretrainedModel:
         self.tasks: dict[str, Task] = {name: self.info.task(name) for name in method.learned}
         self.last_unknown = 0
         self.device = device
-        method.model().to(self.device).eval()
+        for part in method.model().to(self.device).eval().modules():
+            if isinstance(part, Network):
+                part.freeze()
         self._weights = folder.stage(self.stage - 1, method.learned[-1]).state()["files"]["model.safetensors"]
         self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)
         self._state_encoders: dict[str, StateEncoder] = {}

@@ -144,6 +144,9 @@ class Backbone(nn.Module, ABC):
         """
         raise ConfigError(f"model.backbone: '{self.name}' cannot be exported (it has no `transform_padded`)")
 
+    def freeze(self) -> None:
+        """Let what is prepared of the weights be kept from here on: none of them changes any more."""
+
     @property
     def reach(self) -> int | None:
         """How many positions, itself included, an output can depend on, for a backbone that goes on from what it kept; else None."""

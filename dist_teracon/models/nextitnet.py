@@ -18,6 +18,7 @@ from torch.profiler import record_function
 from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.kernels.masked_dilated_conv_stack import (
+    FrozenParameters,
     Layout,
     StackParameters,
     build_layout,
@@ -64,6 +65,7 @@ class NextItNet(Backbone):
         super().__init__(settings, channels=channels, generator=generator, **shared)
         self.dilations, self.kernel_size = settings.dilations, settings.kernel_size
         self.num_masked_layers = 2 * len(self.dilations)
+        self._frozen: FrozenParameters | None = None
         K, C = self.num_masked_layers, channels
         # He's uniform bound for a fan-in of C·k with slope √5, as PyTorch's own convolutions start
         bound = 1 / math.sqrt(C * self.kernel_size)
@@ -74,7 +76,13 @@ class NextItNet(Backbone):
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
+        # weights that a caller has put in the parameters' places for this pass are others
+        if self._frozen is not None and all(one is other for one, other in zip(self._frozen, parameters, strict=True)):
+            parameters = self._frozen
         return masked_dilated_conv_stack(x_NC, self._layout(sequences, positions), parameters, masks_TKC, eps=_EPS)
+
+    def freeze(self) -> None:
+        self._frozen = FrozenParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what the blocks give with a patch between every convolution and its LayerNorm; convolution by convolution, not fused."""
