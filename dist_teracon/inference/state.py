@@ -24,7 +24,7 @@ from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.errors import ConfigError
-from dist_teracon.models.backbone import Backbone, Step
+from dist_teracon.models.backbone import Backbone, Stepper
 from dist_teracon.models.network import Network
 from dist_teracon.models.pooling import mean_so_far
 
@@ -94,7 +94,7 @@ class StateEncoder:
         self._exact_when_cut = reach is not None and reach + first <= limit
 
     @cached_property
-    def _step(self) -> Step:
+    def _stepper(self) -> Stepper:
         return self._backbone.stepper(self._masks)
 
     @torch.inference_mode()
@@ -124,7 +124,7 @@ class StateEncoder:
         batch = self._batch(concatenate(read) if len(read) > 1 else read[0])
         x_NC = self._backbone.embed(batch.sequences)
         last = x_NC[-1:] if len(rows) == 1 else x_NC.index_select(0, batch.row_offsets[1:] - 1)
-        hidden, longer = self._step(last, torch.stack(list(kept)) if len(kept) > 1 else kept[0][None])
+        hidden, longer = self._stepper.step(last, torch.stack(list(kept)) if len(kept) > 1 else kept[0][None])
         vectors = self._vectors(hidden, x_NC, batch)
         # of several users each one's own memory, so that none holds the others'
         own = longer.unbind(0) if len(rows) == 1 else [part.clone() for part in longer]
@@ -133,7 +133,7 @@ class StateEncoder:
     def _begin(self, row: PackedRows) -> Reading:
         batch = self._batch(row)
         x_LC = self._backbone.embed(batch.sequences)
-        hidden_VC, kept = self._backbone.begin(x_LC, self._masks)
+        hidden_VC, kept = self._stepper.begin(x_LC)
         return Reading(row, kept, self._vectors(hidden_VC[None], x_LC, batch)[0])
 
     def _whole(self, rows: Sequence[PackedRows]) -> list[Reading]:

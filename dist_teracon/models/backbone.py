@@ -9,7 +9,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,16 @@ class LayerParameters:
 # What a method puts behind a masked layer's last matrix: from the layer k, the layer's input at the positions that are computed, [M, C],
 # and what its last matrix gives there, [M, C], to what goes on in its place.
 Patch = Callable[[int, Tensor, Tensor], Tensor]
-# From an embedded position of each row [B, C] and what the rows have kept [B, V, P, C] to its outputs [B, V, C] and what they keep then.
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Stepper(Protocol):
+    """Reads rows, and goes on from what it kept of them: V views of a row, P positions kept of each."""
+
+    def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
+        """Read a row's embedded positions, one at least: return the last one's output [V, C], and what the next one needs [V, P, C]."""
+
+    def step(self, x_BC: Tensor, kept_BVPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Read an embedded position more of each row: return its output [B, V, C], and what the next one needs [B, V, P, C]."""
 
 
 class Backbone(nn.Module, ABC):
@@ -149,21 +157,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def reach(self) -> int | None:
-        """How many positions, itself included, an output can depend on, for a backbone that goes on from what it kept; else None."""
+        """How many positions, itself included, an output can depend on, for a backbone that has a `stepper`; None for one that has not."""
         return None
 
-    def begin(self, x_LC: Tensor, masks_VKC: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Read a row: return the last position's output [V, C] under each of V masks, and what the next position needs [V, P, C].
-
-        Args:
-            x_LC: The row's embedded positions, one at least.
-            masks_VKC: A mask a view; None for one view without.
-        """
-        raise NotImplementedError(f"{self.name} keeps nothing of a row: a caller asks `reach` first, which is None")
-
-    def stepper(self, masks_VKC: Tensor | None) -> Step:
-        """Return what adds a position to rows that `begin` has read under the same masks, with the weights as they are now."""
-        raise NotImplementedError(f"{self.name} keeps nothing of a row: a caller asks `reach` first, which is None")
+    def stepper(self, masks_VKC: Tensor | None) -> Stepper:
+        """Return what reads rows under each of V masks (None: one view without), with the weights as they are now."""
+        raise NotImplementedError(f"{self.name} has no stepper: a caller asks `reach` first, which is None")
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what `transform` does without masks, with `patch` behind every masked layer's last matrix.

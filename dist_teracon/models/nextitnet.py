@@ -1,6 +1,6 @@
 """NextItNet: a temporal convolutional network over packed behaviour sequences (docs/method.md, Backbones).
 
-Legend: N packed positions, B rows (users), C channels, K masked layers, T tasks, V views (masks) of one row, L its positions.
+Legend: N packed positions, B rows (users), C channels, K masked layers, T tasks, V views (masks).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dist_teracon.kernels.masked_dilated_conv_stack import (
     with_empty_rows,
 )
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
-from dist_teracon.models.conv_step import ConvolutionStep
+from dist_teracon.models.conv_step import ConvolutionStepper
 from dist_teracon.models.pooling import last_positions
 
 _EPS = 1e-8  # of the kernels' LayerNorm
@@ -126,28 +126,10 @@ class NextItNet(Backbone):
     def reach(self) -> int:
         return 1 + sum(3 * (self.kernel_size - 1) * dilation for dilation in self.dilations)
 
-    @property
-    def _stage_dilations(self) -> tuple[int, ...]:
-        return tuple(step * dilation for dilation in self.dilations for step in (1, 2))
-
-    def begin(self, x_LC: Tensor, masks_VKC: Tensor | None) -> tuple[Tensor, Tensor]:
-        x_VLC, kept = x_LC.expand(1 if masks_VKC is None else masks_VKC.shape[0], -1, -1), []
-        for block in range(len(self.dilations)):
-            h = x_VLC
-            for k in (2 * block, 2 * block + 1):
-                d = self._stage_dilations[k]
-                past = (self.kernel_size - 1) * d
-                whole = F.pad(h, (0, 0, past, 0))
-                kept.append(whole[:, -past:])
-                u = F.conv1d(whole.transpose(1, 2), self.conv_weight[k], self.conv_bias[k], dilation=d).transpose(1, 2)
-                h = torch.relu(F.layer_norm(u, (self.channels,), self.norm_weight[k], self.norm_bias[k], _EPS))
-                h = h if masks_VKC is None else h * masks_VKC[:, k : k + 1]
-            x_VLC = x_VLC + h
-        return x_VLC[:, -1], torch.cat(kept, dim=1)
-
-    def stepper(self, masks_VKC: Tensor | None) -> ConvolutionStep:
+    def stepper(self, masks_VKC: Tensor | None) -> ConvolutionStepper:
         parameters = (self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
-        return ConvolutionStep(*(p.detach() for p in parameters), masks_VKC, dilations=self._stage_dilations, eps=_EPS)
+        dilations = [step * dilation for dilation in self.dilations for step in (1, 2)]
+        return ConvolutionStepper(*(p.detach() for p in parameters), masks_VKC, dilations=dilations, eps=_EPS)
 
     def decay_parameters(self) -> set[str]:
         return {"item_embedding.weight", "conv_weight"}
