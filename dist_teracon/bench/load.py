@@ -68,7 +68,8 @@ def put_under_load(port: int, requests: Sequence[bytes], *, rate: float, seconds
 
 def cpu_of_tree(root: int) -> float:
     """Return the CPU seconds so far of a process and all processes below it that live."""
-    ticks, children = {}, {}
+    ticks: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             # behind the name, which may have blanks and brackets: state, parent, …, user and system time

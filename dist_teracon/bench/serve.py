@@ -15,8 +15,9 @@ from functools import partial
 
 import numpy as np
 
+from dist_teracon.bench.added_event import AddedEvent
 from dist_teracon.bench.load import http_request, put_under_load
-from dist_teracon.bench.measure import alternate, circumstances, markdown_table, median_ratio
+from dist_teracon.bench.measure import circumstances, markdown_table, median_ratio
 from dist_teracon.errors import RunError
 from dist_teracon.inference.model import PretrainedModel, from_pretrained
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
                 rows.append([path, f"{rate:g}", *found.cells(options.seconds)])
     print(markdown_table(_HEADER, rows))
     print()
-    print(_extending(model, options.task, repeats=options.repeats))
+    print(_added(model, options.task, repeats=options.repeats))
     print(f"\n{options.events} events, {options.connections} connections; {circumstances('ray', 'torch')}")
 
 
@@ -93,15 +94,11 @@ def _body(path: str, task: str, user: int, history: list[str]) -> bytes:
     return json.dumps({"histories": [history], "task": task}).encode()
 
 
-def _extending(model: PretrainedModel, task: str, *, repeats: int) -> str:
-    """Return the table of one event added against 100 events encoded, both without HTTP."""
-    names = [name for name in model.items.names if name is not None]
-    history = list(np.random.default_rng(0).choice(names, 100))
-    state = model.state(history, task)
-    timings = alternate(
-        {"encode": lambda: model.encode([history], task), "extend": lambda: model.extend(state, history[0])}, repeats=repeats
-    )
-    ratio = median_ratio(timings["encode"], timings["extend"])
-    rows = [["100 events encoded", f"{timings['encode'].median * 1e3:.2f}", ""]]
-    rows.append(["one event added to them", f"{timings['extend'].median * 1e3:.2f}", f"{ratio:.1f}"])
+def _added(model: PretrainedModel, task: str, *, repeats: int) -> str:
+    """Return the table of one event added against a history encoded, both without HTTP."""
+    found = AddedEvent.measured(model, task, repeats=repeats)
+    rows = [[f"{found.events} events encoded", f"{found.encode.median * 1e3:.2f}", ""]]
+    rows.append(["their last one added to a state", f"{found.extend.median * 1e3:.2f}", f"{found.ratio:.1f}"])
+    beyond = f"one more than the limit of {model.reader.length} added"
+    rows.append([beyond, f"{found.beyond.median * 1e3:.2f}", f"{median_ratio(found.encode, found.beyond):.1f}"])
     return markdown_table(["", "CPU ms", "times less"], rows)

@@ -334,11 +334,11 @@ class PretrainedModel:
         unknown = [int(event.values[0] == UNSEEN_ITEM) for event in events]
         for kind in dict.fromkeys(state.kind for state in states):
             places = [place for place, state in enumerate(states) if state.kind == kind]
-            of_kind, theirs = ([each[place] for place in places] for each in (states, events))
-            read = self._state_encoder(kind).extend([state.row for state in of_kind], [state.kept for state in of_kind], theirs)
-            for place, state, (row, kept, vector) in zip(places, of_kind, read, strict=True):
-                count = state.unknown + unknown[place]
-                found[place] = UserState(kind, state.fingerprint, row.values, kept, vector, count, row.columns, row.features)
+            rows, kept = [states[place].row for place in places], [states[place].kept for place in places]
+            read = self._state_encoder(kind).extend(rows, kept, [events[place] for place in places])
+            for place, (row, keeps, vector) in zip(places, read, strict=True):
+                count = states[place].unknown + unknown[place]
+                found[place] = UserState(kind, self.fingerprint, row.values, keeps, vector, count, row.columns, row.features)
         self.last_unknown = sum(unknown)
         return found
 

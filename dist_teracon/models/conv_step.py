@@ -10,58 +10,32 @@ Legend: B rows, L positions of one, V views (masks), C channels, K convolutions,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Kept:
-    """Where the inputs that a stack keeps lie.
-
-    Attributes:
-        sizes: For each convolution, (k − 1)·d.
-    """
-
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, dilations: Sequence[int], taps: int) -> Kept:
-        """Return the places for the dilations of all K convolutions."""
-        return cls(tuple((taps - 1) * dilation for dilation in dilations))
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """Where each convolution's inputs begin."""
-        return tuple(accumulate(self.sizes, initial=0))[:-1]
-
-    @property
-    def total(self) -> int:
-        """All positions P."""
-        return sum(self.sizes)
+from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters
 
 
 class ConvolutionStepper:
     """Reads rows, and adds positions to them (`Stepper`); a change of the parameters after this was made goes unseen.
 
     Args:
-        weight: [K, C, C, k].
-        bias, norm_weight, norm_bias: [K, C].
+        parameters: Of all K convolutions.
         masks_VKC: None for one view without a mask; not negative.
         dilations: Of all K convolutions.
         eps: Of LayerNorm.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, masks_VKC: Tensor | None, *,
-        dilations: Sequence[int], eps: float,
-    ) -> None:  # fmt: skip
+    @torch.no_grad()
+    def __init__(self, parameters: StackParameters, masks_VKC: Tensor | None, *, dilations: Sequence[int], eps: float) -> None:
+        weight, bias, norm_weight, norm_bias = (p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters)
         K, C, _, taps = weight.shape
-        self._kept, self._dilations, self._eps, self._shape = Kept.of(dilations, taps), tuple(dilations), eps, [C]
-        kept = self._kept
+        self._dilations, self._eps, self._shape = tuple(dilations), eps, [C]
+        self._sizes = [(taps - 1) * dilation for dilation in dilations]
+        *starts, kept = accumulate(self._sizes, initial=0)
         # [C_in, C_out] of the present position; [K, (k − 1)·C_in, C_out] of those before, the oldest first
         self._present = weight[..., -1].transpose(1, 2).contiguous().unbind(0)
         self._past = weight[..., :-1].permute(0, 3, 2, 1).reshape(K, (taps - 1) * C, C).contiguous()
@@ -70,12 +44,12 @@ class ConvolutionStepper:
         scale, shift = (p[None] if masks_VKC is None else masks_VKC * p for p in (norm_weight, norm_bias))
         self._views = scale.shape[0]
         self._scales, self._shifts = ([part.contiguous() for part in p.unbind(1)] for p in (scale, shift))
-        reads = [start + tap * dilation for start, dilation in zip(kept.starts, dilations, strict=True) for tap in range(taps - 1)]
+        reads = [start + tap * dilation for start, dilation in zip(starts, dilations, strict=True) for tap in range(taps - 1)]
         # every convolution's oldest input makes place for the new one, which lies behind all of them
         moves = [
             place
-            for number, (start, size) in enumerate(zip(kept.starts, kept.sizes, strict=True))
-            for place in (*range(start + 1, start + size), kept.total + number)
+            for number, (start, size) in enumerate(zip(starts, self._sizes, strict=True))
+            for place in (*range(start + 1, start + size), kept + number)
         ]
         self._reads, self._moves = (torch.tensor(places, device=weight.device) for places in (reads, moves))
 
@@ -85,8 +59,8 @@ class ConvolutionStepper:
         for conv in range(0, len(self._present), 2):
             h = x_VLC
             for k in (conv, conv + 1):
-                whole = F.pad(h, (0, 0, self._kept.sizes[k], 0))
-                inputs.append(whole[:, -self._kept.sizes[k] :])
+                whole = F.pad(h, (0, 0, self._sizes[k], 0))
+                inputs.append(whole[:, -self._sizes[k] :])
                 u = torch.addmm(self._bias[k, 0], h.reshape(-1, *self._shape), self._present[k])
                 for tap, matrix in enumerate(self._past[k].view(-1, *self._shape, *self._shape)):
                     first = tap * self._dilations[k]

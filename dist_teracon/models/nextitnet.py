@@ -127,9 +127,9 @@ class NextItNet(Backbone):
         return 1 + sum(3 * (self.kernel_size - 1) * dilation for dilation in self.dilations)
 
     def stepper(self, masks_VKC: Tensor | None) -> ConvolutionStepper:
-        parameters = (self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
         dilations = [step * dilation for dilation in self.dilations for step in (1, 2)]
-        return ConvolutionStepper(*(p.detach() for p in parameters), masks_VKC, dilations=dilations, eps=_EPS)
+        parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
+        return ConvolutionStepper(parameters, masks_VKC, dilations=dilations, eps=_EPS)
 
     def decay_parameters(self) -> set[str]:
         return {"item_embedding.weight", "conv_weight"}

@@ -179,6 +179,9 @@ def plan(layout: Layout, *, positions_at_once: int) -> tuple[Group, ...]:
 
 def _cut(layout: Layout, at_once: int) -> Iterator[Indices]:
     lengths = layout.lengths.numpy()
+    if len(lengths) == 1:  # as when a server has one request: nothing to cut
+        yield from [np.zeros(1, dtype=np.int64)] if lengths[0] else []
+        return
     tasks = np.zeros_like(lengths) if layout.task_of_row is None else layout.task_of_row.numpy()
     order = np.lexsort((-lengths, tasks))  # stable
     order = order[lengths[order] > 0]
