@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import importlib.util
 import logging
 import os
@@ -129,6 +130,9 @@ class Models:
             sources, users=options.users, limits=options.limits, token=token, snapshots=options.snapshots, device=options.device,
             restarted=True,
         )  # fmt: skip
+        # what is there for good is no work for the garbage collector, whose passes make requests wait
+        gc.collect()
+        gc.freeze()
         config = uvicorn.Config(
             Http(self._app, body_seconds=_BODY_S), lifespan="off", ws="none", access_log=False, log_config=None, proxy_headers=False,
             server_header=False, timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=_LAST_ANSWERS_S,
@@ -193,9 +197,10 @@ def _ray() -> Iterator[None]:
     import ray
 
     try:
+        # Ray's workers are nice to others, 15 by default: any busy process beside them would make requests wait
         ray.init(
             address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, _node_ip_address="127.0.0.1",
-            log_to_driver=True, logging_level=logging.ERROR,
+            log_to_driver=True, logging_level=logging.ERROR, _system_config={"worker_niceness": 0},
         )  # fmt: skip
     except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"serve: Ray does not start on this machine ({' '.join(str(error).split())})") from None
