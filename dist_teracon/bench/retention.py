@@ -1,7 +1,7 @@
 """`dist-teracon bench retention`: what retention costs in the sixth stage, by replayed rows and by the labels of the first task.
 
 Three tables: a step with past heads that learn on and with frozen ones, over one without retention; bytes of the store; the teacher's
-pass over plain inference. The data are random; only cost is measured. What frozen heads keep is a matter of whole runs
+pass over plain inference. The pass writes two files a shard, whatever is in them: with fewer than some thousand users these decide. The data are random; only cost is measured. What frozen heads keep is a matter of whole runs
 (`dist-teracon compare configs/compare/frozen-heads.yaml`).
 """
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
             _measure(options, labels, runtime, Path(folder) / str(labels), steps, passes)
     print(markdown_table(["labels of T1", "rho", "rows a step", "past heads", "CPU-ms a step", "times no retention"], steps))
     print()
-    header = ["labels of T1", "store", "bytes a user and past task", "pass, users a CPU-s", "plain inference", "pass / plain"]
+    header = ["labels of T1", "store", "users", "bytes a user and past task", "pass, users a CPU-s", "plain inference", "pass / plain"]
     print(markdown_table(header, passes))
     print(f"\npeak memory of this process: {peak_memory() / 2**20:.0f} MiB")
 
@@ -143,7 +143,7 @@ def _pass_row(number: str, stage: OurStage, folder: Path, repeats: int) -> list[
     stored = sum(path.stat().st_size for path in (folder / "again").rglob("*.arrow"))
     rate = {name: _rate(users, timing) for name, timing in timings.items()}
     share = median_ratio(timings["plain"], timings["pass"])
-    return [number, f"{stored / users:.0f}", rate["pass"], rate["plain"], f"{share:.2f}"]
+    return [number, str(users), f"{stored / users:.0f}", rate["pass"], rate["plain"], f"{share:.2f}"]
 
 
 def _rate(users: int, timing: Timing) -> str:
