@@ -18,7 +18,8 @@ def test_rows_follow_the_rate_and_a_store_in_fp16_has_two_bytes_a_channel(tmp_pa
     ]  # fmt: skip
     assert steps[0][5] == "1.00" and all(float(row[4]) > 0 for row in steps)
     assert [row[1] for row in stores] == ["fp32", "fp16"]
-    whole, half = (int(row[2]) for row in stores)
+    assert {row[2] for row in stores} == {"300"}
+    whole, half = (int(row[3]) for row in stores)
     # 16 numbers of 4 or 2 bytes and a row's number of 4; the rest is what a file of two shards begins and ends with
     assert whole - half == 16 * 2
     assert 36 <= half < 50
