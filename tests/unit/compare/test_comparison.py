@@ -126,7 +126,7 @@ def test_a_variant_without_runs_hides_no_other_and_is_named(tmp_path):
 
 
 def test_an_older_page_goes_where_a_new_one_cannot_be_made(tmp_path, monkeypatch):
-    plan, cells = made(tmp_path)[:2]
+    plan, cells = made(tmp_path, variants={name: {"tasks": ["next", "b"]} for name in "ab"}, baseline="a")
     (tmp_path / "report.html").write_text("older scores", encoding="utf-8")
 
     def fails(*_):
