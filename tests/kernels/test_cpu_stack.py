@@ -42,6 +42,14 @@ RAGGED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_kept_plans():
+    """Tests change the rules by which plans are made."""
+    cpu_plan._shape.cache_clear()
+    yield
+    cpu_plan._shape.cache_clear()
+
+
 @pytest.fixture(params=[None, 1], ids=["few groups", "a group a row"])
 def group_bytes(request, monkeypatch):
     if request.param is not None:
@@ -52,10 +60,6 @@ def group_bytes(request, monkeypatch):
 def way(request, monkeypatch):
     monkeypatch.setattr(cpu, "select_algorithm", lambda *_: request.param)
     monkeypatch.setattr(cpu_plan, "LEAST_SAVED", 1)
-    # plans that are kept were made by the rule as it was
-    cpu_plan._shape.cache_clear()
-    yield
-    cpu_plan._shape.cache_clear()
 
 
 @pytest.fixture(params=[Products, ConvolutionProducts])
