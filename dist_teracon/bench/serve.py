@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 
+from dist_teracon.arguments import as_count, as_positive
 from dist_teracon.bench.added_event import AddedEvent
 from dist_teracon.bench.load import http_request, put_under_load
 from dist_teracon.bench.measure import circumstances, markdown_table, median_ratio
@@ -33,11 +34,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run that is served")
     parser.add_argument("--task", default="shared", help="whose vectors, or for /predict whose labels (shared)")
     parser.add_argument("--paths", nargs="+", default=["/encode", "/events"], choices=("/encode", "/events", "/predict"))
-    parser.add_argument("--rates", nargs="+", type=float, default=[50, 100, 200, 400], metavar="N", help="requests a second")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each rate (10)")
-    parser.add_argument("--events", type=int, default=30, help="of a history (30)")
-    parser.add_argument("--connections", type=int, default=16, help="of the client (16)")
-    parser.add_argument("--repeats", type=int, default=50, help="of an event against a history of 100 (50)")
+    parser.add_argument("--rates", nargs="+", type=as_positive, default=[50, 100, 200, 400], metavar="N", help="requests a second")
+    parser.add_argument("--seconds", type=as_positive, default=10.0, help="of each rate (10)")
+    parser.add_argument("--events", type=as_count, default=30, help="of a history (30)")
+    parser.add_argument("--connections", type=as_count, default=16, help="of the client (16)")
+    parser.add_argument("--repeats", type=as_count, default=50, help="of an event against a history of 100 (50)")
     options = parser.parse_args(arguments)
     model = from_pretrained(options.run)
     names = [name for name in model.items.names if name is not None]

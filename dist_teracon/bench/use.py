@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.added_event import AddedEvent
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table, median_ratio
 from dist_teracon.bench.scale_data import random_dataset
@@ -34,11 +35,11 @@ _TASK = "next"
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench use", description=__doc__)
-    parser.add_argument("--channels", nargs="+", type=int, default=[64, 256], metavar="C", help="widths of the models (64 256)")
-    parser.add_argument("--users", type=int, default=4000, help="of the data set that is exported (4000)")
-    parser.add_argument("--items", type=int, default=50_000, help="of the data set (50000)")
-    parser.add_argument("--events", type=int, default=100, help="of a user (100)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of export and plain inference (3)")
+    parser.add_argument("--channels", nargs="+", type=as_count, default=[64, 256], metavar="C", help="widths of the models (64 256)")
+    parser.add_argument("--users", type=as_count, default=4000, help="of the data set that is exported (4000)")
+    parser.add_argument("--items", type=as_count, default=50_000, help="of the data set (50000)")
+    parser.add_argument("--events", type=as_count, default=100, help="of a user (100)")
+    parser.add_argument("--repeats", type=as_count, default=3, help="rounds of export and plain inference (3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep data set and runs there, as for bench serve (temporary)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="dist-teracon-bench-use-") as temporary:

@@ -119,8 +119,12 @@ class PretrainedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 that names weights, model, method and data set together."""
-        # without defaults, so that a field that a later version adds changes nothing
+        """SHA-256 that names weights, model, method and data set together.
+
+        Settings that have their defaults are left out, so that a field that a later version adds changes nothing. Where a later version
+        changes a default, a run that had the old one gets another fingerprint: exports and snapshots of before are then refused, and no
+        two models that differ share one, as their weights do.
+        """
         settings = self.config.model_dump(mode="json", include={"model", "method"}, exclude_defaults=True)
         parts = [self._weights, self.info.fingerprint, settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
