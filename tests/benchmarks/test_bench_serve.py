@@ -24,6 +24,8 @@ def test_its_tables(tmp_path, monkeypatch, capsys):
     assert main(["bench", "serve", str(run), *arguments]) == 0
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     rates = [line for line in lines if line[0] in paths]
-    assert [(line[0], line[1], line[2], line[6]) for line in rates] == [(path, rate, rate, "0") for path in paths for rate in ("5", "10")]
+    assert [(line[0], line[1], line[2], line[8]) for line in rates] == [(path, rate, rate, "0") for path in paths for rate in ("5", "10")]
     assert all(0 < float(line[3]) <= float(line[4]) <= float(line[5]) for line in rates)
-    assert [line[0] for line in lines[-2:]] == ["100 events encoded", "one event added to them"]
+    assert all(float(line[6]) > 0 and float(line[7]) > 0 for line in rates)
+    # the shop's histories end at 8 events
+    assert [line[0] for line in lines[-3:]] == ["8 events encoded", "their last one added to a state", "one more than the limit of 8 added"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernel_problems import LENGTHS, problem, with_gradients
 
 from dist_teracon.kernels.masked_dilated_conv_stack import (
+    FrozenParameters,
     StackParameters,
     build_layout,
     reference,
@@ -39,6 +40,14 @@ RAGGED = {
     "some of one length": [9, 30, 30, 30, 4],
     "much in common": [40, 21, 33, 36],
 }
+
+
+@pytest.fixture(autouse=True)
+def no_kept_plans():
+    """Tests change the rules by which plans are made."""
+    cpu_plan._shape.cache_clear()
+    yield
+    cpu_plan._shape.cache_clear()
 
 
 @pytest.fixture(params=[None, 1], ids=["few groups", "a group a row"])
@@ -205,6 +214,20 @@ def test_bf16_is_nearer_to_fp64_than_the_reference_in_bf16(positions):
 )
 def test_ways_follow_number_type_width_and_taps(dtype, channels, taps, way):
     assert select_algorithm(dtype, channels, taps) is way
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_a_kept_plan_serves_rows_of_the_same_lengths_in_another_order(positions):
+    """Frozen parameters and a plan that was made before give the bits of parameters and a plan made anew."""
+    _, _, _, parameters, _ = problem([1], channels=8)
+    frozen = FrozenParameters(*parameters)
+    for lengths in ([7, 3, 0, 12], [12, 7, 3], [3, 12, 7], [7], [7], [5] * 6, [5] * 6):
+        x, row_offsets, tasks, _, masks = problem(lengths, channels=8, one_task=True, seed=len(lengths))
+        made = [build_layout(row_offsets, tasks, dilations=(1, 2), positions=positions) for _ in range(2)]
+        kept = cpu.stack(x, made[0], frozen, masks, eps=1e-8)
+        torch.testing.assert_close(kept, reference.stack(x, made[0], parameters, masks, eps=1e-8), rtol=1e-11, atol=1e-11)
+        cpu_plan._shape.cache_clear()
+        assert torch.equal(kept, cpu.stack(x, made[1], parameters, masks, eps=1e-8))
 
 
 def test_groups_hold_every_row_once_and_one_task_each():
