@@ -16,7 +16,6 @@ from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset, Labels, Shard
 from dist_teracon.data.input_features import InputFeatures
-from dist_teracon.data.moments import Moments
 from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
@@ -135,11 +134,6 @@ class MappedDataset(Dataset):
             columns = padded_columns(columns, offsets, length=self._limit)
             values, offsets = left_padded(values, offsets, length=self._limit, padding=padding)
         return replace(found, values=values, offsets=offsets, columns=columns, features=self._features(index))
-
-    def read_moments(self) -> None:
-        """Have rows predicted when this data set's labels are, where the model reads that; reads every shard's times."""
-        if self._model.reads_moments:
-            self.moments = Moments.of_dataset(self._inner.info, self._inner.last_event(range(self._inner.info.shards)))
 
     def _features(self, index: int) -> NDArray[np.int32] | None:
         """Return a shard's features of users that the model reads, in its numbering; all of them, as `user_features` closes some."""

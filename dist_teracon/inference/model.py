@@ -26,13 +26,14 @@ from dist_teracon.data.dataset import label_of_name, next_label_of_item
 from dist_teracon.data.event_columns import NO_TIME, EventColumns
 from dist_teracon.data.input_features import MISSING, InputFeatures, close
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
-from dist_teracon.errors import ConfigError, DataError, RunError, nearest
+from dist_teracon.errors import ConfigError, RunError, nearest
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.scorer import excludes_seen
+from dist_teracon.inference.device import usable_device
 from dist_teracon.inference.event_columns import ColumnReader, moments_of
 from dist_teracon.inference.histories import Histories, HistoryReader
 from dist_teracon.inference.ids import id_text
-from dist_teracon.inference.predictions import Predictions, best_labels, joined
+from dist_teracon.inference.predictions import Predictions, best_labels, candidate_labels, joined
 from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import Combine, StateEncoder, UserState
 from dist_teracon.inference.user_features import FeatureReader
@@ -70,20 +71,6 @@ def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = 
         text = str(error).replace("; name a new folder with --run", "; load it with that version")
         raise RunError(text.replace(str(folder.path), uri)) from None
     return PretrainedModel(uri, folder, method, device=where)
-
-
-def usable_device(name: str) -> torch.device:
-    """Return a device by its name.
-
-    Raises:
-        ConfigError: it cannot be used here.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}': cannot be used here ({str(error).splitlines()[0]}); expected cpu or cuda") from None
-    return device
 
 
 class PretrainedModel:
@@ -289,7 +276,7 @@ class PretrainedModel:
                 f"exclude_seen: the labels of task '{task}' are not known to be items of the history, so none can be left out"
             )
         self.last_unknown = read.unknown
-        chosen = None if candidates is None else self._candidates(task, candidates, len(read))
+        chosen = None if candidates is None else candidate_labels(self.labels(task), candidates, len(read), task=task)
         setting = self.config.evaluate.exclude_seen if exclude_seen is None else exclude_seen
         without = info.ranks_labels and excludes_seen(self.info, task, setting)
         head, found = self.method.head(task), []
@@ -418,7 +405,6 @@ class PretrainedModel:
 
         Raises:
             ConfigError: a moment is given, and the model does not read it.
-            DataError: it is neither seconds nor a datetime.
         """
         if at is not None and not self.reads_moments:
             raise ConfigError("at: the model does not read when it predicts (model.event_features has no 'recency'); leave it out")
@@ -463,19 +449,3 @@ class PretrainedModel:
         if (padding := self.reader.padding) is not None:
             values, offsets = np.insert(values, offsets[1:], padding), offsets + np.arange(len(offsets))
         return items_left_out(values, offsets, self.label_of_item(task))
-
-    def _candidates(self, task: str, candidates: Sequence[Any], users: int) -> list[NDArray[np.int64]]:
-        """Return the candidates' labels, an array for all users or one for each."""
-        if isinstance(candidates, str) or not isinstance(candidates, Sequence | np.ndarray):
-            raise DataError(f"candidates: expected a list of ids, or a list of them for each user, got {type(candidates).__name__}")
-        each = len(candidates) > 0 and not isinstance(candidates[0], str) and isinstance(candidates[0], Sequence | np.ndarray)
-        if each and len(candidates) != users:
-            raise DataError(f"candidates: expected a list for each of {users} users, got {len(candidates)}")
-        names, found = self.labels(task), []
-        for number, ids in enumerate(candidates if each else [candidates]):
-            labels = np.array([names.index(id_text(value)) for value in ids], dtype=np.int64)
-            if not (labels >= 0).any():
-                whose = f" of user {number}" if each else ""
-                raise DataError(f"candidates{whose}: none of {len(labels)} ids is a label of task '{task}'")
-            found.append(labels[labels >= 0])
-        return found
