@@ -331,14 +331,12 @@ class PretrainedModel:
         index = self.items.index(id_text(item.get("item") if isinstance(item, Mapping) else item))
         known = FIRST_ITEM <= index < self.num_items
         self.last_unknown = int(not known)
-        event = PackedRows(np.array([index if known else UNSEEN_ITEM], dtype=np.int32), np.array([0, 1]), columns)
-        event = replace(event, moments=self.moments(1, at))
+        items = np.array([index if known else UNSEEN_ITEM], dtype=np.int32)
+        event = PackedRows(items, np.array([0, 1]), columns, moments=self.moments(1, at))
         before = PackedRows(state.items, np.array([0, len(state.items)]), state.columns, state.features, state.moments)
         rows, layers, vector = self._state_encoder(state.kind).extend(before, state.layers, event)
-        unknown = state.unknown + self.last_unknown
-        return replace(
-            state, items=rows.values, columns=rows.columns, layers=layers, vector=vector, unknown=unknown, moments=rows.moments
-        )  # fmt: skip
+        after = replace(state, items=rows.values, columns=rows.columns, moments=rows.moments, layers=layers, vector=vector)
+        return replace(after, unknown=state.unknown + self.last_unknown)
 
     def _state_encoder(self, kind: str) -> StateEncoder:
         if kind not in self._state_encoders:
