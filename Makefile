@@ -28,9 +28,11 @@ $(INSTALLED): pyproject.toml constraints.txt .ci/install
 demo: install
 	$(BIN)/dist-teracon train configs/demo.yaml --run runs/demo
 
-# Processes that run tests, each a file at a time; a test itself takes one thread, or two processes.
+# Processes that run tests, each a file at a time; a test itself takes one thread, or two processes. Files run in the order of their
+# names: those of whole runs, of few tests and minutes, come first, and no process is left alone with one at the end.
+# Compiled modules are kept, whatever the environment says: many tests start processes that import this package.
 TEST_WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: install lint types
 	$(PYTEST) -m "not slow and not gpu"

@@ -306,6 +306,39 @@ def sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
+class HashedFile:
+    """Passes on what is written to a file and hashes it on the way, so that it need not be read again.
+
+    Args:
+        file: Open for writing; stays open.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self._digest.update(content)
+        return self._file.write(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of what was written so far as a hexadecimal string."""
+        return self._digest.hexdigest()
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to a local file; what is written there is renamed once it is whole and on disk."""

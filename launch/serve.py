@@ -1,11 +1,15 @@
 """`dist-teracon serve`: models behind HTTP, by Ray Serve on this machine; what answers requests is `inference/serving/`.
 
-One process holds the models, as it remembers users; Ray Serve keeps it alive, and its proxy speaks HTTP.
+One process holds the models, as it remembers users, and speaks HTTP itself; Ray Serve starts it, watches over it and starts it again.
+Ray Serve's own proxy would hand each request from one process to another, which takes longer than a small model needs to answer it
+(docs/using.md, How fast).
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 import importlib.util
 import logging
 import os
@@ -23,11 +27,14 @@ from typing import Any
 
 from dist_teracon.console import Log
 from dist_teracon.errors import ConfigError
-from dist_teracon.inference.serving.app import Answer, load_app
+from dist_teracon.inference.serving.app import load_app
+from dist_teracon.inference.serving.http import Http
 from dist_teracon.inference.serving.requests import Limits
 from dist_teracon.inference.serving.served import Source
 
-_TIMEOUT_S = 60.0
+# A request's body has so long to arrive, a connection without one is kept so long, and the last answers have so long to be sent.
+_BODY_S, _KEEP_ALIVE_S, _LAST_ANSWERS_S = 60.0, 75, 10
+_BACKLOG = 2048
 # A token that is shorter could be tried out.
 _SHORTEST_TOKEN = 16
 _APP, _DEPLOYMENT = "dist-teracon", "models"
@@ -88,10 +95,10 @@ def serve(sources: Sequence[Source], options: ServeOptions, *, log: Log) -> None
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"models: {', '.join(twice)} is there twice; give each a name of its own, as old=runs/shop@2 new=runs/shop@3")
-    if any(importlib.util.find_spec(module) is None for module in ("uvicorn", "starlette")):
+    if importlib.util.find_spec("uvicorn") is None:
         raise ConfigError("serve: needs Ray Serve, which is not installed: pip install 'dist-teracon[serve]'")
     token = None if options.token_file is None else read_token(options.token_file)
-    _check_free(options.host, options.port)
+    _listen(options.host, options.port).close()
     # here first: a run that cannot be loaded is told before anything is started
     app = load_app(sources, users=options.users, limits=options.limits, snapshots=options.snapshots, device=options.device)
     about = app.about()
@@ -112,32 +119,35 @@ def serve(sources: Sequence[Source], options: ServeOptions, *, log: Log) -> None
 
 
 class Models:
-    """The process that holds the models: an `App`, and Starlette's requests and responses around it."""
+    """The process that holds the models: an `App`, and the HTTP server around it, both on this replica's event loop."""
 
     def __init__(self, sources: Sequence[Source], options: ServeOptions) -> None:
+        import uvicorn
+
         # the token is read here: arguments of a deployment go through stores that are not made for secrets
         token = None if options.token_file is None else read_token(options.token_file)
         self._app = load_app(
             sources, users=options.users, limits=options.limits, token=token, snapshots=options.snapshots, device=options.device,
             restarted=True,
         )  # fmt: skip
+        # what is there for good is no work for the garbage collector, whose passes make requests wait
+        gc.collect()
+        gc.freeze()
+        config = uvicorn.Config(
+            Http(self._app, body_seconds=_BODY_S), lifespan="off", ws="none", access_log=False, log_config=None, proxy_headers=False,
+            server_header=False, timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve([_listen(options.host, options.port)]))
 
-    async def __call__(self, request: Any) -> Any:
-        """Answer a request; a body that is too large is not read to its end."""
-        from starlette.responses import Response
+    def check_health(self) -> None:
+        """Called by Ray Serve, which starts a process anew that raises here.
 
-        method, path, headers = request.method, request.url.path, request.headers
-        answer: Answer | None = self._app.refusal(method, path, headers)
-        if answer is None:
-            body = bytearray()
-            async for part in request.stream():
-                body += part
-                if len(body) > self._app.limits.body:
-                    answer = self._app.too_large(path)
-                    break
-            else:
-                answer = await self._app.handle(method, path, headers, bytes(body))
-        return Response(answer.body, status_code=answer.status, headers=answer.headers)
+        Raises:
+            RuntimeError: the HTTP server has ended.
+        """
+        if self._serving.done() and not self._server.should_exit:
+            raise RuntimeError("the HTTP server has ended")
 
     async def save(self) -> None:
         """Write the snapshots."""
@@ -146,27 +156,26 @@ class Models:
     async def close(self) -> None:
         """Finish what is being answered and write the snapshots."""
         await self._app.close()
+        self._server.should_exit = True
+        await self._serving
 
 
 def _start(sources: Sequence[Source], options: ServeOptions) -> Any:
     """Start Ray Serve and the models; returns the handle by which they are called."""
     from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.config import ProxyLocation
     from ray.serve.schema import LoggingConfig
 
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-    http = HTTPOptions(host=options.host, port=options.port, request_timeout_s=_TIMEOUT_S)
-    # what is beyond `waiting` has to reach the models to be refused by them
-    ongoing = 2 * options.limits.waiting
     try:
-        ray_serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, logging_config=quiet)
+        ray_serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
         deployment: Any = ray_serve.deployment(
-            Models, name=_DEPLOYMENT, num_replicas=1, max_ongoing_requests=ongoing, logging_config=quiet,
+            Models, name=_DEPLOYMENT, num_replicas=1, logging_config=quiet,
             ray_actor_options={"num_cpus": 1, "num_gpus": 1 if options.device.startswith("cuda") else 0},
         )  # fmt: skip
-        return ray_serve.run(deployment.bind(tuple(sources), options), name=_APP, route_prefix="/")
+        return ray_serve.run(deployment.bind(tuple(sources), options), name=_APP, route_prefix=None)
     except RuntimeError as error:
         raise ConfigError(f"serve: Ray Serve does not start ({' '.join(str(error).split())})") from None
 
@@ -188,9 +197,10 @@ def _ray() -> Iterator[None]:
     import ray
 
     try:
+        # Ray's workers are nice to others, 15 by default: any busy process beside them would make requests wait
         ray.init(
             address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, _node_ip_address="127.0.0.1",
-            log_to_driver=True, logging_level=logging.ERROR,
+            log_to_driver=True, logging_level=logging.ERROR, _system_config={"worker_niceness": 0},
         )  # fmt: skip
     except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"serve: Ray does not start on this machine ({' '.join(str(error).split())})") from None
@@ -222,22 +232,27 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _check_free(host: str, port: int) -> None:
-    """Check that a port can be listened on; Ray's proxies share ports, and would not complain of a second server.
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
 
     Raises:
-        ConfigError: it is in use, or the host is none of this machine.
+        ConfigError: the port is in use, or the host is none of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+        except OSError:
+            listening.close()
+            raise
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise ConfigError(f"--port {port}: is in use on {host}; stop what listens there, or give another one") from None
         raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({error})") from None
+    return listening
 
 
 def _is_loopback(host: str) -> bool:

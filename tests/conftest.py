@@ -77,6 +77,12 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Data
     return make
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures out of runs' pages, for tests of what is written there: drawing takes seconds."""
+    monkeypatch.setattr("dist_teracon.report.html.make_figures", lambda _: {})
+
+
 @pytest.fixture(scope="session")
 def pack() -> Callable[..., PackedBatch]:
     """Give tests a maker of packed batches from lists of item indices."""

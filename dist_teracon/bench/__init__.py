@@ -9,6 +9,7 @@ BENCHMARKS = {
     "data": "preparation of raw files of TTL's shape against a plain loader",
     "step": "a training step against a plain eager one",
     "gpu-step": "a training step on a GPU, and what waits for the GPU",
+    "checkpoint": "a checkpoint within an epoch, on a disk and on a store",
     "workers": "one configuration by several processes, torchrun's or Ray's",
     "replay": "a training step by the number of tasks and kind of replay",
     "retention": "a step and a teacher's pass by replayed rows and labels",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import circumstances, markdown_table
 from dist_teracon.data.batch_plan import BatchPlan, share_rows
 
@@ -47,12 +48,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dist-teracon bench balance", description=__doc__.partition("\n")[0])
-    parser.add_argument("--users", type=int, default=100_000, help="rows (default: 100000)")
-    parser.add_argument("--shards", type=int, default=64, help="shards (default: 64)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64], help="numbers of ranks (default: 8 64)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[32, 256, 1024, 4096], help="rows a batch (default: 32 256 1024 4096)")
-    parser.add_argument("--node", type=int, default=8, help="ranks of a node, which may read one another's shards (default: 8)")
-    parser.add_argument("--steps", type=int, default=100, help="steps looked at, at most an epoch's (default: 100)")
+    parser.add_argument("--users", type=as_count, default=100_000, help="rows (default: 100000)")
+    parser.add_argument("--shards", type=as_count, default=64, help="shards (default: 64)")
+    parser.add_argument("--ranks", type=as_count, nargs="+", default=[8, 64], help="numbers of ranks (default: 8 64)")
+    parser.add_argument("--batch", type=as_count, nargs="+", default=[32, 256, 1024, 4096], help="rows a batch (default: 32 256 1024 4096)")
+    parser.add_argument("--node", type=as_count, default=8, help="ranks of a node, which may read one another's shards (default: 8)")
+    parser.add_argument("--steps", type=as_count, default=100, help="steps looked at, at most an epoch's (default: 100)")
     return parser
 
 

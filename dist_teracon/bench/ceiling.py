@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import circumstances, markdown_table
 from dist_teracon.data.synthetic import six_tasks
 from dist_teracon.data.synthetic.six_tasks import Float, Int
@@ -27,8 +28,8 @@ _OF_USER, _OF_PREVIOUS = 1.5 / 4, 0.75 / 4
 def main(arguments: Sequence[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench ceiling", description="The best scores that sequences of six-tasks-v1 allow.")
-    parser.add_argument("--users", type=int, default=3000, help="the set's first users (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=64, help="of each user's vector (default: %(default)s)")
+    parser.add_argument("--users", type=as_count, default=3000, help="the set's first users (default: %(default)s)")
+    parser.add_argument("--draws", type=as_count, default=64, help="of each user's vector (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.users < 1 or options.draws < 1:
         raise ConfigError("bench ceiling: --users and --draws are at least 1")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table, median_ratio
 from dist_teracon.evaluate.candidates import count_candidates
 from dist_teracon.models.heads import Head, cross_entropy_sum, rows_at_once, squared_error_sum
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--shapes", nargs="+", default=["1300x64x500", "1300x64x5000", "1024x256x50000"], help="E x C x Y (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=as_count, default=5)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = []

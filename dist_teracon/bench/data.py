@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import circumstances, markdown_table
 from dist_teracon.errors import ConfigError
 
@@ -171,9 +172,9 @@ def report(sizes: Sequence[Cost], pairs: Sequence[Cost]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench data", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--users", type=int, nargs="+", default=[100_000, 400_000, 1_470_000], help="sizes at which to prepare")
-    parser.add_argument("--public-users", type=int, default=_PUBLIC_USERS, help="size at which both ways run")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds in which both ways run in turn")
+    parser.add_argument("--users", type=as_count, nargs="+", default=[100_000, 400_000, 1_470_000], help="sizes at which to prepare")
+    parser.add_argument("--public-users", type=as_count, default=_PUBLIC_USERS, help="size at which both ways run")
+    parser.add_argument("--rounds", type=as_count, default=3, help="rounds in which both ways run in turn")
     parser.add_argument("--folder", type=Path, help="where raw files and data sets lie (default: a temporary folder)")
     options = parser.parse_args(arguments)
     print(circumstances("numpy", "pyarrow"))

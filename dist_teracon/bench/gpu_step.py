@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import circumstances, markdown_table
 from dist_teracon.errors import RunError
 
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="dist-teracon bench gpu-step", description=__doc__)
     parser.add_argument("dataset", help="a prepared data set, as of `prepare synthetic OUT --like ttl --users 60000`")
-    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], help="which stages, counted from 1 (default: 1 2)")
-    parser.add_argument("--batch", type=int, default=1024, help="rows or examples a step (default: 1024)")
-    parser.add_argument("--channels", type=int, default=256, help="width (default: 256)")
+    parser.add_argument("--stages", type=as_count, nargs="+", default=[1, 2], help="which stages, counted from 1 (default: 1 2)")
+    parser.add_argument("--batch", type=as_count, default=1024, help="rows or examples a step (default: 1024)")
+    parser.add_argument("--channels", type=as_count, default=256, help="width (default: 256)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="bf16 runs in ZeRO 1 (default: bf16)")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep torch's table of operations there, a file a stage")
     options = parser.parse_args(arguments)
@@ -40,12 +41,14 @@ def main(arguments: Sequence[str]) -> None:
 
     if not torch.cuda.is_available():
         raise RunError("bench gpu-step: no NVIDIA GPU is visible; `dist-teracon bench step` measures a CPU")
+    from dist_teracon.bench.our_stage import check_stages
     from dist_teracon.runtime import process_group
 
     print(circumstances("dist-teracon", "torch", "triton", "deepspeed"))
     print(torch.cuda.get_device_name())
     rows, operations = [], []
     with process_group() as runtime, tempfile.TemporaryDirectory() as folder:
+        check_stages(options.dataset, options.stages)
         for stage in options.stages:
             row, table = _stage(options, stage, runtime, Path(folder) / str(stage))
             rows.append(row)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from dist_teracon.arguments import as_count, as_whole
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.engine.sparse_adamw import SparseAdamW
@@ -25,14 +26,14 @@ from dist_teracon.models.sampled_softmax import Negatives
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench heads", description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[161_493, 322_987, 645_974], help="numbers of labels")
-    parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--users", type=int, default=32, help="sequences a batch")
-    parser.add_argument("--length", type=int, default=100)
-    parser.add_argument("--scored", type=int, default=10_000, help="users to score")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
-    parser.add_argument("--draws", type=int, default=200, help="draws of negatives from which a bias is taken")
+    parser.add_argument("--sizes", type=as_count, nargs="+", default=[161_493, 322_987, 645_974], help="numbers of labels")
+    parser.add_argument("--channels", type=as_count, default=256)
+    parser.add_argument("--users", type=as_count, default=32, help="sequences a batch")
+    parser.add_argument("--length", type=as_count, default=100)
+    parser.add_argument("--scored", type=as_count, default=10_000, help="users to score")
+    parser.add_argument("--repeats", type=as_count, default=3)
+    parser.add_argument("--warm-up", type=as_whole, default=1, help="rounds before those that count")
+    parser.add_argument("--draws", type=as_count, default=200, help="draws of negatives from which a bias is taken")
     parser.add_argument("--skip", nargs="*", default=[], choices=sorted(_PARTS), help="leave parts out")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

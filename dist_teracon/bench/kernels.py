@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import alternate, circumstances, markdown_table, median_ratio
 from dist_teracon.errors import ConfigError
 from dist_teracon.kernels.masked_dilated_conv_stack import Positions, StackParameters, build_layout, masked_dilated_conv_stack
@@ -122,10 +123,10 @@ def main(arguments: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench kernels", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=9, help="alternations that count")
+    parser.add_argument("--repeats", type=as_count, default=9, help="alternations that count")
     parser.add_argument("--by-kernel", action="store_true", help="on a GPU: the fused kernels alone, and where their time goes")
     parser.add_argument("--positions", choices=("all", "last"), help="with --by-kernel: these positions only")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
+    parser.add_argument("--threads", type=as_count, default=1, help="threads of torch on a CPU")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there as well")
     options = parser.parse_args(arguments)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table
 from dist_teracon.data.batch_plan import shuffled_rows
 from dist_teracon.data.batches import take_rows
@@ -29,10 +30,10 @@ def main(arguments: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench loader", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the data set of random users lies or will lie; its cache lies beside it")
-    parser.add_argument("--users", type=int, default=1_470_000)
-    parser.add_argument("--items", type=int, default=645_974)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--world-size", type=int, default=1, help="measure rank 0 of so many")
+    parser.add_argument("--users", type=as_count, default=1_470_000)
+    parser.add_argument("--items", type=as_count, default=645_974)
+    parser.add_argument("--repeats", type=as_count, default=5)
+    parser.add_argument("--world-size", type=as_count, default=1, help="measure rank 0 of so many")
     parser.add_argument("--event-columns", action="store_true", help="events have times and types, which batches carry")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.open import open_dataset
 from dist_teracon.engine.contract import Engine
+from dist_teracon.errors import ConfigError
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.phase import Carried, PhaseTrainer
 from dist_teracon.train.restore import take_up
@@ -42,6 +43,17 @@ class Size:
     first_batch: int = 32
     retention: Mapping[str, Any] = field(default_factory=dict)
     pooling: str = "concat"
+
+
+def check_stages(dataset: str, stages: Sequence[int]) -> None:
+    """Check that a data set has tasks for these stages, before anything is measured.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    tasks = len(open_dataset(dataset).info.tasks)
+    if max(stages) > tasks:
+        raise ConfigError(f"--stages: there is no stage {max(stages)}; {dataset} has {tasks} tasks")
 
 
 class OurStage:

@@ -13,12 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dist_teracon.arguments import as_count, as_share
 from dist_teracon.bench.measure import alternate, circumstances, markdown_table, median_ratio, peak_memory, use_one_thread
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark and print its table."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if min(options.tasks) < 2:
+        parser.error("argument --tasks: expected numbers of 2 or more, since the stage that is measured replays past tasks")
     use_one_thread()
     from dist_teracon.runtime import process_group
 
@@ -34,15 +38,17 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dist-teracon bench replay", description=__doc__.partition("\n")[0])
-    parser.add_argument("--tasks", type=int, nargs="+", default=[6, 12, 20, 40], help="numbers of tasks (default: 6 12 20 40)")
-    parser.add_argument("--users", type=int, default=4000, help="users, all with labels of every task (default: 4000)")
-    parser.add_argument("--items", type=int, default=5000, help="size of the catalogue (default: 5000)")
-    parser.add_argument("--length", type=int, default=30, help="items of a sequence (default: 30)")
-    parser.add_argument("--channels", type=int, default=64, help="width (default: 64)")
-    parser.add_argument("--batch", type=int, default=256, help="examples a step (default: 256)")
-    parser.add_argument("--minimum", type=int, nargs="*", default=[1, 64], help="floors, rows a past task (default: 1 64)")
-    parser.add_argument("--budget", type=float, nargs="*", default=[0.125, 0.25], help="budgets, shares of the batch (default: 0.125 0.25)")
-    parser.add_argument("--repeats", type=int, default=3, help="epochs of each that count (default: 3)")
+    parser.add_argument("--tasks", type=as_count, nargs="+", default=[6, 12, 20, 40], help="numbers of tasks (default: 6 12 20 40)")
+    parser.add_argument("--users", type=as_count, default=4000, help="users, all with labels of every task (default: 4000)")
+    parser.add_argument("--items", type=as_count, default=5000, help="size of the catalogue (default: 5000)")
+    parser.add_argument("--length", type=as_count, default=30, help="items of a sequence (default: 30)")
+    parser.add_argument("--channels", type=as_count, default=64, help="width (default: 64)")
+    parser.add_argument("--batch", type=as_count, default=256, help="examples a step (default: 256)")
+    parser.add_argument("--minimum", type=as_count, nargs="*", default=[1, 64], help="floors, rows a past task (default: 1 64)")
+    parser.add_argument(
+        "--budget", type=as_share, nargs="*", default=[0.125, 0.25], help="budgets, shares of the batch (default: 0.125 0.25)"
+    )
+    parser.add_argument("--repeats", type=as_count, default=3, help="epochs of each that count (default: 3)")
     return parser
 
 

@@ -1,7 +1,8 @@
 """`dist-teracon bench retention`: what retention costs in the sixth stage, by replayed rows and by the labels of the first task.
 
 Three tables: a step with past heads that learn on and with frozen ones, over one without retention; bytes of the store; the teacher's
-pass over plain inference. The data are random; only cost is measured. What frozen heads keep is a matter of whole runs
+pass over plain inference. The pass writes two files a shard, whatever is in them: with fewer than some thousand users these decide. The
+data are random; only cost is measured. What frozen heads keep is a matter of whole runs
 (`dist-teracon compare configs/compare/frozen-heads.yaml`).
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_teracon.arguments import as_count, as_share
 from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table, median_ratio, peak_memory, use_one_thread
 
 if TYPE_CHECKING:
@@ -38,21 +40,21 @@ def main(arguments: Sequence[str]) -> None:
             _measure(options, labels, runtime, Path(folder) / str(labels), steps, passes)
     print(markdown_table(["labels of T1", "rho", "rows a step", "past heads", "CPU-ms a step", "times no retention"], steps))
     print()
-    header = ["labels of T1", "store", "bytes a user and past task", "pass, users a CPU-s", "plain inference", "pass / plain"]
+    header = ["labels of T1", "store", "users", "bytes a user and past task", "pass, users a CPU-s", "plain inference", "pass / plain"]
     print(markdown_table(header, passes))
     print(f"\npeak memory of this process: {peak_memory() / 2**20:.0f} MiB")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dist-teracon bench retention", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--labels", type=int, nargs="+", default=[2000, 646_000], help="items, T1's labels (default: 2000 646000)")
-    parser.add_argument("--rho", type=float, nargs="+", default=[0.01, 0.08], help="sampling rates (default: 0.01 0.08)")
-    parser.add_argument("--users", type=int, default=2000, help="users, all with labels of every task (default: 2000)")
-    parser.add_argument("--length", type=int, default=60, help="items of a sequence (default: 60)")
-    parser.add_argument("--channels", type=int, default=256, help="width (default: 256)")
-    parser.add_argument("--batch", type=int, default=256, help="examples a step (default: 256)")
-    parser.add_argument("--steps", type=int, default=3, help="steps timed at a time (default: 3)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds that count (default: 3)")
+    parser.add_argument("--labels", type=as_count, nargs="+", default=[2000, 646_000], help="items, T1's labels (default: 2000 646000)")
+    parser.add_argument("--rho", type=as_share, nargs="+", default=[0.01, 0.08], help="sampling rates (default: 0.01 0.08)")
+    parser.add_argument("--users", type=as_count, default=2000, help="users, all with labels of every task (default: 2000)")
+    parser.add_argument("--length", type=as_count, default=60, help="items of a sequence (default: 60)")
+    parser.add_argument("--channels", type=as_count, default=256, help="width (default: 256)")
+    parser.add_argument("--batch", type=as_count, default=256, help="examples a step (default: 256)")
+    parser.add_argument("--steps", type=as_count, default=3, help="steps timed at a time (default: 3)")
+    parser.add_argument("--repeats", type=as_count, default=3, help="rounds that count (default: 3)")
     return parser
 
 
@@ -143,7 +145,7 @@ def _pass_row(number: str, stage: OurStage, folder: Path, repeats: int) -> list[
     stored = sum(path.stat().st_size for path in (folder / "again").rglob("*.arrow"))
     rate = {name: _rate(users, timing) for name, timing in timings.items()}
     share = median_ratio(timings["plain"], timings["pass"])
-    return [number, f"{stored / users:.0f}", rate["pass"], rate["plain"], f"{share:.2f}"]
+    return [number, str(users), f"{stored / users:.0f}", rate["pass"], rate["plain"], f"{share:.2f}"]
 
 
 def _rate(users: int, timing: Timing) -> str:

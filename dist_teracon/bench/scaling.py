@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dist_teracon.arguments import as_count, as_positive
 from dist_teracon.bench.measure import circumstances, markdown_table
 
 # A convolution stack of 16 layers of kernel size 3, with bias and LayerNorm: 16 · (3 · C² + 3 · C) numbers.
@@ -172,12 +173,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dist-teracon bench scaling", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512], help="numbers of GPUs (default: 1 8 64 512)")
-    parser.add_argument("--rows", type=int, default=1024, help="sequences a GPU and step (default: 1024)")
-    parser.add_argument("--memory", type=float, default=80, help="GB of a GPU (default: 80)")
-    parser.add_argument("--node", type=int, default=8, help="GPUs of a node (default: 8)")
-    parser.add_argument("--inside", type=float, default=450, help="GB/s a GPU and direction within a node (default: 450)")
-    parser.add_argument("--between", type=float, default=50, help="GB/s a GPU and direction between nodes (default: 50)")
+    parser.add_argument("--gpus", type=as_count, nargs="+", default=[1, 8, 64, 512], help="numbers of GPUs (default: 1 8 64 512)")
+    parser.add_argument("--rows", type=as_count, default=1024, help="sequences a GPU and step (default: 1024)")
+    parser.add_argument("--memory", type=as_positive, default=80, help="GB of a GPU (default: 80)")
+    parser.add_argument("--node", type=as_count, default=8, help="GPUs of a node (default: 8)")
+    parser.add_argument("--inside", type=as_positive, default=450, help="GB/s a GPU and direction within a node (default: 450)")
+    parser.add_argument("--between", type=as_positive, default=50, help="GB/s a GPU and direction between nodes (default: 50)")
     parser.add_argument("--measure", action="store_true", help="also check the model of an all-reduce on two processes here")
     return parser
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dist_teracon.arguments import as_count
 from dist_teracon.bench.measure import Timing, alternate, circumstances, markdown_table, median_ratio, peak_memory, use_one_thread
 
 
@@ -31,22 +32,23 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dist-teracon bench step", description=__doc__)
     parser.add_argument("--dataset", default="synthetic:six-tasks-v1?users=4000", help="a prepared data set (default: %(default)s)")
-    parser.add_argument("--channels", type=int, nargs="+", default=[64, 256], help="widths (default: 64 256)")
-    parser.add_argument("--stages", type=int, nargs="+", default=[2, 6], help="which stages, counted from 1 (default: 2 6)")
+    parser.add_argument("--channels", type=as_count, nargs="+", default=[64, 256], help="widths (default: 64 256)")
+    parser.add_argument("--stages", type=as_count, nargs="+", default=[2, 6], help="which stages, counted from 1 (default: 2 6)")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"], help="ours; the plain one is fp32")
-    parser.add_argument("--batch", type=int, default=256, help="examples a step (default: 256)")
-    parser.add_argument("--replayed", type=int, default=64, help="replayed rows a past task and step, in both (default: 64)")
-    parser.add_argument("--repeats", type=int, default=3, help="epochs of each that count (default: 3)")
+    parser.add_argument("--batch", type=as_count, default=256, help="examples a step (default: 256)")
+    parser.add_argument("--replayed", type=as_count, default=64, help="replayed rows a past task and step, in both (default: 64)")
+    parser.add_argument("--repeats", type=as_count, default=3, help="epochs of each that count (default: 3)")
     parser.add_argument("--profile", action="store_true", help="instead, print where a step's time goes")
     return parser
 
 
 def _compare(options: argparse.Namespace, size: object, runtime: object, folder: Path) -> None:
-    from dist_teracon.bench.our_stage import Size, eager_stage, our_stage, plain_stacks
+    from dist_teracon.bench.our_stage import Size, check_stages, eager_stage, our_stage, plain_stacks
     from dist_teracon.runtime import Runtime
 
     assert isinstance(size, Size)
     assert isinstance(runtime, Runtime)
+    check_stages(size.dataset, options.stages)
     rows = []
     for channels in options.channels:
         stacks = alternate(plain_stacks(size, channels), repeats=options.repeats)

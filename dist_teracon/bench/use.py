@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dist_teracon.arguments import as_count
+from dist_teracon.bench.added_event import AddedEvent
 from dist_teracon.bench.measure import PeakMemory, alternate, circumstances, markdown_table, median_ratio
 from dist_teracon.bench.scale_data import random_dataset
 from dist_teracon.config_io import make_config
@@ -33,11 +35,11 @@ _TASK = "next"
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(prog="dist-teracon bench use", description=__doc__)
-    parser.add_argument("--channels", nargs="+", type=int, default=[64, 256], metavar="C", help="widths of the models (64 256)")
-    parser.add_argument("--users", type=int, default=20_000, help="of the data set that is exported (20000)")
-    parser.add_argument("--items", type=int, default=50_000, help="of the data set (50000)")
-    parser.add_argument("--events", type=int, default=100, help="of a user (100)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of export and plain inference (3)")
+    parser.add_argument("--channels", nargs="+", type=as_count, default=[64, 256], metavar="C", help="widths of the models (64 256)")
+    parser.add_argument("--users", type=as_count, default=4000, help="of the data set that is exported (4000)")
+    parser.add_argument("--items", type=as_count, default=50_000, help="of the data set (50000)")
+    parser.add_argument("--events", type=as_count, default=100, help="of a user (100)")
+    parser.add_argument("--repeats", type=as_count, default=3, help="rounds of export and plain inference (3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep data set and runs there, as for bench serve (temporary)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="dist-teracon-bench-use-") as temporary:
@@ -51,8 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         print(markdown_table(["cold process, width", "import, s", "and from_pretrained, s", "and one encode, s"],
                              [[str(channels), *_cold(run)] for channels, run in runs.items()]))  # fmt: skip
         print()
-        cells = [[str(channels), *_extending(from_pretrained(run), events=options.events)] for channels, run in runs.items()]
-        print(markdown_table(["width", f"{options.events} events encoded, CPU ms", "one event added, CPU ms", "times less"], cells))
+        header = ["width", f"{options.events} events encoded, CPU ms", "their last added", "times less", "one beyond the limit added"]
+        print(markdown_table(header, [[str(channels), *_added(run, options.events)] for channels, run in runs.items()]))
     print(f"\n{options.users} users, {options.events} events, {options.items} items, {torch.get_num_threads()} threads; "
           f"{circumstances('torch', 'pyarrow')}")  # fmt: skip
 
@@ -125,14 +127,8 @@ def _cold(run: Path) -> list[str]:
     return [f"{value:.2f}" for value in np.median(found, axis=0)]
 
 
-def _extending(model: PretrainedModel, *, events: int, repeats: int = 50) -> list[str]:
-    """Return CPU milliseconds of a history encoded and of one more event added to its state, and their ratio."""
-    history = [str(item) for item in np.random.default_rng(0).integers(0, model.num_items - 2, events)]
-    state = model.state(history, _TASK)
-    candidates: dict[str, Callable[[], object]] = {
-        "encode": lambda: model.encode([history], _TASK),
-        "extend": lambda: model.extend(state, history[0]),
-    }
-    timings = alternate(candidates, repeats=repeats)
-    ratio = median_ratio(timings["encode"], timings["extend"])
-    return [f"{timings['encode'].median * 1e3:.2f}", f"{timings['extend'].median * 1e3:.2f}", f"{ratio:.1f}"]
+def _added(run: Path, events: int) -> list[str]:
+    """Return CPU milliseconds of a history encoded and of its last event added, their ratio, and of an event beyond the length limit."""
+    found = AddedEvent.measured(from_pretrained(run), _TASK, repeats=100, events=events)
+    encode, extend, beyond = (f"{timing.median * 1e3:.2f}" for timing in (found.encode, found.extend, found.beyond))
+    return [encode, extend, f"{found.ratio:.1f}", beyond]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dist_teracon.arguments import as_whole
 from dist_teracon.bench.measure import circumstances, markdown_table
 from dist_teracon.errors import ConfigError, RunError
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="dist-teracon bench workers", description=__doc__)
     parser.add_argument("config", metavar="CONFIG", help="the run that is trained by every way")
     parser.add_argument("--ways", nargs="+", default=["local", "torchrun:2", "ray:2"], metavar="WAY", help="local, torchrun:N, ray:N")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    parser.add_argument("--seeds", nargs="+", type=as_whole, default=[0, 1, 2], metavar="N")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE", help="as of train")
     options = parser.parse_args(arguments)
     ways = [Way.parse(name) for name in options.ways]

@@ -6,27 +6,10 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from dist_teracon.arguments import as_count, as_share
 from dist_teracon.inference.commands import AddCommand
 
 __all__ = ["AddCommand", "Choices", "add_quiet", "as_count", "as_path", "as_place", "as_share"]
-
-
-def as_count(text: str) -> int:
-    """Return an option's whole number of 1 or more."""
-    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got '{text[:40]}'")
-    return int(text)
-
-
-def as_share(text: str) -> float:
-    """Return an option's share, 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got '{text[:40]}'")
-    return value
 
 
 def as_path(text: str) -> Path:

@@ -145,7 +145,8 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
     from dist_teracon.train.dry_run import dry_run, dry_run_lines
 
     with process_group() as runtime:
-        plan = dry_run(config, runtime, where=options.config, console=Console(active=runtime.is_main, quiet=options.quiet))
+        console = Console(active=runtime.is_main, quiet=options.quiet)
+        plan = dry_run(config, runtime, where=options.config, console=console, until_stage=options.until_stage)
         if runtime.is_main:
             print("\n".join(dry_run_lines(plan)))
 

@@ -15,7 +15,7 @@ from dist_teracon.compare.experiment_figures import make_figures
 from dist_teracon.compare.experiments import changes, spreads
 from dist_teracon.compare.plan import Plan
 from dist_teracon.compare.statistics import Estimate
-from dist_teracon.compare.table import Table
+from dist_teracon.compare.table import Table, signed
 from dist_teracon.compare.tables import Tables
 from dist_teracon.data.schema import read_dataset_info
 from dist_teracon.report.template import flat, render_template
@@ -161,7 +161,7 @@ def _change_sentence(comparison: Comparison) -> str:
         variant, task, value = max(entries, key=lambda entry: abs(entry[2].value))
         beyond = sum(entry[2].low > 0 or entry[2].high < 0 for entry in entries)
         name = "+".join(part for part in baseline.split("+") if part != comparison.plan.baseline)
-        parts.append(f"{name} {value.value:+.1f} % ({task}, {variant}; {beyond} of {len(entries)} intervals without zero)".lstrip())
+        parts.append(f"{name} {signed(value.value, 1)} % ({task}, {variant}; {beyond} of {len(entries)} intervals without zero)".lstrip())
     return f"The largest change of a final score from {comparison.plan.baseline}: {', '.join(parts)}." if parts else ""
 
 

@@ -57,7 +57,7 @@ def compare(
 def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapping[str, str]) -> Path:
     """Write `tables.md` and `report.html` of the cells that are finished, with a list of those that are not.
 
-    Where a library for the page is missing, the page is left out, which is told.
+    Where a library for the page is missing, the page is left out, which is told; that of an earlier call is removed, its scores are older.
 
     Args:
         plan: The comparison.
@@ -80,6 +80,7 @@ def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapp
     try:
         write_page(result, out / "report.html")
     except TeraconError as error:
+        (out / "report.html").unlink(missing_ok=True)
         complain(f"warning: the tables are whole, the page is left out: {error}")
     return page
 

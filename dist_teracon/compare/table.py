@@ -30,9 +30,10 @@ class Table:
     heading: str = ""
 
     def markdown(self) -> str:
-        """Return the sentence and the table."""
-        lines = ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
-        return "\n".join([self.title, "", *lines, *("| " + " | ".join(row) + " |" for row in self.rows)])
+        """Return the sentence and the table; a `|` in a name does not end its cell."""
+        head, *rows = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (self.columns, *self.rows))
+        lines = [f"| {head} |", "|" + "---|" * len(self.columns), *(f"| {row} |" for row in rows)]
+        return "\n".join([self.title, "", *lines])
 
 
 def made(
@@ -57,12 +58,22 @@ def score_cell(value: Estimate) -> str:
 
 def difference_cell(value: Estimate) -> str:
     """Write a difference of scores with its interval."""
-    return NONE if math.isnan(value.value) else f"{value.value:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
+    return NONE if math.isnan(value.value) else _with_interval(value, 4)
 
 
 def percent_cell(value: Estimate) -> str:
     """Write a change in percent with its interval."""
-    return NONE if math.isnan(value.value) else f"{value.value:+.1f} [{value.low:+.1f}, {value.high:+.1f}]"
+    return NONE if math.isnan(value.value) else _with_interval(value, 1)
+
+
+def signed(value: float, decimals: int) -> str:
+    """Write a signed number with so many decimals; nothing is `+0.0`, from whichever side it is rounded."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
+def _with_interval(value: Estimate, decimals: int) -> str:
+    found, low, high = (signed(number, decimals) for number in (value.value, value.low, value.high))
+    return f"{found} [{low}, {high}]"
 
 
 def p_cell(value: float) -> str:

@@ -82,8 +82,10 @@ class Hat(OneNetwork):
     Memory a task: 4·K·C bytes of embeddings, and its head; once 4·K·C for a.
 
     Deviates from the paper: transformer and convolution blocks with residual connections instead of plain layers; embeddings start from
-    U(0, 2) as TERACON's, instead of N(0, 1). LayerNorm takes its statistics over all channels, also those that a task's mask closes: so
-    even with all of it frozen, past outputs are not exactly what they were, though no weight that they read has moved.
+    U(0, 2) as TERACON's, instead of N(0, 1), and `s_max` is 50 as TERACON's, where the paper's images had 400. Nearly all channels thus
+    start open, and what the first task does not close is held (docs/method.md, Systems). LayerNorm takes its statistics over all channels,
+    also those that a task's mask closes: so even with all of it frozen, past outputs are not exactly what they were, though no weight that
+    they read has moved.
     """
 
     name = "hat"
@@ -135,8 +137,7 @@ class Hat(OneNetwork):
         assert masks is not None
         terms = self.classification_losses(batch, self.network.encode(batch, masks))
         if self.options.mask_regulariser:
-            free = 1 - self.network.cumulative.to(masks)
-            opened = (masks[-1] * free).sum() / free.sum().clamp_min(torch.finfo(free.dtype).tiny)
+            opened = opened_share(masks[-1], self.network.cumulative.to(masks))
             terms["masks"] = self.whole_term(self.options.mask_regulariser * opened, batch)
         return terms
 
@@ -160,6 +161,17 @@ class Hat(OneNetwork):
     def _masks(self) -> TaskMasks:
         assert self.network.masks is not None
         return self.network.masks
+
+
+def opened_share(mask_KC: Tensor, cumulative_KC: Tensor) -> Tensor:
+    """Return `Σ m(1 − a)/Σ(1 − a)`, over all layers together: the share that a mask opens of what no past task holds; 0 where all is held.
+
+    Args:
+        mask_KC: m of the present task.
+        cumulative_KC: a; 0 in the first stage, so that the share is the mean of m.
+    """
+    free_KC = 1 - cumulative_KC
+    return (mask_KC * free_KC).sum() / free_KC.sum().clamp_min(torch.finfo(free_KC.dtype).tiny)
 
 
 def gradient_factors(backbone: Backbone, cumulative_KC: Tensor) -> dict[str, Tensor]:

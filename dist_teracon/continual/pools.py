@@ -66,7 +66,7 @@ class OpenPools:
 
 
 def open_pools(
-    context: StageContext, learned: Sequence[str], *, seed: int, setting: float | str, largest_rate: float, batch: int
+    context: StageContext, learned: Sequence[str], *, seed: int, setting: float | str, largest_rate: float, batch: int, minimum: int
 ) -> OpenPools:
     """Choose the users to replay.
 
@@ -75,8 +75,9 @@ def open_pools(
         learned: All tasks in their order, the new one last: its row of the mask table is a past task's place.
         seed: Of the pools.
         setting: `pool`.
-        largest_rate: The largest share of a batch that one past task's rows are.
+        largest_rate: The largest share of a batch that one past task's rows are by ρ.
         batch: Examples a step.
+        minimum: Least rows of a past task a step.
 
     Raises:
         ConfigError: the pools are empty.
@@ -84,7 +85,7 @@ def open_pools(
     dataset, runtime, task, began = context.dataset, context.runtime, learned[-1], time.monotonic()
     shards = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
     users = dataset.info.task(task).users
-    share = pool_share(setting, users=users, largest_rate=largest_rate, batch=batch, max_steps=context.max_steps)
+    share = pool_share(setting, users=users, largest_rate=largest_rate, batch=batch, minimum=minimum, max_steps=context.max_steps)
     moment = None if dataset.moments is None else dataset.moments.of(dataset.info.task(task), Split.TRAIN)
     pools = [
         PastPool(past, place, pool_of_users(dataset, task, past, seed=seed, share=share, shards=shards), moment)

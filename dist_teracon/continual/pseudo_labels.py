@@ -31,7 +31,8 @@ from dist_teracon.data.schema import Split, folder_of
 from dist_teracon.errors import DataError, RunError
 from dist_teracon.hashing import mix64, stable_hash
 
-# `pool: auto` keeps every training user of a task of at most so many, and else a share of so many times the largest ρ.
+# `pool: auto` keeps every training user of a task of at most so many, and else a share of so many times the largest ρ, or of what a floor
+# of rows draws in an epoch.
 SMALL_TASK = 100_000
 HEADROOM = 4
 
@@ -55,13 +56,25 @@ def pool_of_users(
     return pool
 
 
-def pool_share(setting: float | str, *, users: int, largest_rate: float, batch: int, max_steps: int | None) -> float:
-    """Resolve `pool: auto`: all of a small task's users, else four times the largest ρ, cut to what `max_steps` can draw."""
+def covered_rate(largest_rate: float, *, batch: int, minimum: int) -> float:
+    """Return the share of a batch that a past task's rows can be before an epoch draws rows of its pool again.
+
+    Args:
+        largest_rate: The largest ρ, to which the pools are made.
+        batch: Examples a step.
+        minimum: Least rows of a past task a step.
+    """
+    return max(HEADROOM * largest_rate, minimum / batch)
+
+
+def pool_share(setting: float | str, *, users: int, largest_rate: float, batch: int, minimum: int, max_steps: int | None) -> float:
+    """Resolve `pool: auto`: all of a small task's users, else `covered_rate`, cut to what `max_steps` can draw."""
     if not isinstance(setting, str):
         return float(setting)
-    share = 1.0 if users <= SMALL_TASK else min(1.0, HEADROOM * largest_rate)
+    covered = covered_rate(largest_rate, batch=batch, minimum=minimum)
+    share = 1.0 if users <= SMALL_TASK else min(1.0, covered)
     if max_steps is not None and users:
-        drawn = max_steps * max(1.0, HEADROOM * largest_rate * batch)
+        drawn = max_steps * max(1.0, covered * batch)
         share = min(share, max(drawn / users, min(1.0, 100 / users)))
     return share
 
@@ -252,9 +265,11 @@ def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[Any], tea
     values = pa.FixedSizeListArray.from_arrays(pa.array(targets.reshape(-1)), targets.shape[1])
     table = pa.table({"row": pa.array(rows.astype(np.int32)), "target": values})
     _checksum_file(path).unlink(missing_ok=True)  # a shard without one is made anew
-    with io.atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    checksum = io.sha256(str(path))
+    with io.atomic_write(path) as file:
+        hashed = io.HashedFile(file)
+        with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), table.schema) as writer:
+            writer.write_table(table)
+    checksum = hashed.sha256
     io.write_json(_checksum_file(path), {"sha256": checksum, "teacher": teacher, "own_sha256": _own_checksum(checksum, teacher)})
 
 

@@ -17,9 +17,9 @@ from dist_teracon.config.train import StageTraining
 from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pools import OpenPools, open_pools, variances_of
 from dist_teracon.continual.pseudo_labels import (
-    HEADROOM,
     PastPool,
     Store,
+    covered_rate,
     hash_of_weights,
     open_store,
     plain_batch,
@@ -161,7 +161,8 @@ class Teracon(Method):
         return {name for name in super().decay_parameters() if len(self.learned) == 1 or self.role(name).part == "head"}
 
     def begin_epoch(self, epoch: int) -> None:
-        if self.stage is not None and self.pools_grow and (rate := self._largest_rate()) > HEADROOM * self.pool_rate:
+        covered = covered_rate(self.pool_rate, batch=self.batch, minimum=self._floor())
+        if self.stage is not None and self.pools_grow and (rate := self._largest_rate()) > covered:
             before = sum(stream.size for stream in self.streams.values())
             self._open_streams(rate)
             if (now := sum(stream.size for stream in self.streams.values())) > before:
@@ -324,7 +325,7 @@ class Teracon(Method):
         online = self.retention.teacher == "online"
         opened = open_pools(
             self.stage, self.learned, seed=self.context.seed, setting=1.0 if online else self.retention.pool, largest_rate=rate,
-            batch=self.batch,
+            batch=self.batch, minimum=self._floor(),
         )  # fmt: skip
         stores = {} if online else self._make_labels(opened.pools, opened.shards)
         self.streams, self.pool_rate = opened.streams(stores), rate
@@ -346,8 +347,12 @@ class Teracon(Method):
     def _width(self, past: str) -> int:
         return self.network.backbone.output_dim if self._stored_head(past) is not None else self.network.head(past).labels
 
+    def _floor(self) -> int:
+        """Return the least rows of a past task a step."""
+        return self.retention.minimum if self.retention.budget is None else 0
+
     def _largest_rate(self) -> float:
-        """Return the largest share of a batch that one past task's rows are."""
+        """Return the largest share of a batch that one past task's rows are by ρ."""
         rates = apply_strategy(self.rates, self.retention.sampling)
         if self.retention.budget is None:
             return max(rates)

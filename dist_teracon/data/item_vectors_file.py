@@ -59,10 +59,14 @@ def read_item_vectors(uri: str, dataset: Dataset) -> ItemVectors:
     """Read the vectors of a data set's items from a Parquet file with the columns `item` and `vector`, or a folder of them.
 
     Raises:
-        DataError: no such file, an unfinished folder, not Parquet, other columns, an id twice, vectors of several lengths or with numbers
-            that are not finite.
+        DataError: no such file, an unfinished folder, a part that was damaged, not Parquet, other columns, an id twice, vectors of several
+            lengths or with numbers that are not finite.
     """
-    tables = [_open(file, read=True) for file in _files(uri)]
+    files = _files(uri)
+    for file, sha256 in files.items():
+        if sha256 is not None and io.sha256(file) != sha256:
+            raise DataError(f"{file}: was damaged since it was written (its checksum is not that of {MANIFEST}); make the vectors anew")
+    tables = [_open(file, read=True) for file in files]
     table = pa.concat_tables([part for part in tables if part is not None])
     ids = _ids(table["item"], uri)
     vectors = _matrix(table["vector"], ids, uri)
@@ -75,15 +79,15 @@ def read_item_vectors(uri: str, dataset: Dataset) -> ItemVectors:
     return ItemVectors(items[kept][order], vectors[rows[kept][order]], int((~known).sum()))
 
 
-def _files(uri: str) -> list[str]:
-    """Return the Parquet files of a file or folder of vectors."""
+def _files(uri: str) -> dict[str, str | None]:
+    """Return the Parquet files of a file or folder of vectors, and the SHA-256 that a folder's manifest has of each."""
     if not io.is_folder(uri):
-        return [uri]
+        return {uri: None}
     if not io.exists(io.join(uri, MANIFEST)):
         raise DataError(
             f"{uri}: is a folder without {MANIFEST}; expected a Parquet file, or a folder that `dist-teracon item-vectors` has finished"
         )
-    return [io.join(uri, name) for name in io.read_json(io.join(uri, MANIFEST))["files"]]
+    return {io.join(uri, name): entry["sha256"] for name, entry in io.read_json(io.join(uri, MANIFEST))["files"].items()}
 
 
 def _open(uri: str, *, read: bool = False) -> pa.Table | None:

@@ -39,6 +39,21 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, which ZeRO does to ask whether an optimiser is one, without compiling its kernels.
+
+    Nobody takes a step with it here, and torch's compiler, some five hundred modules, is seconds of every process's start.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_kernels = compiler.compile
+    compiler.compile = lambda: lambda kernel: kernel
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compile_kernels
+
+
 class DeepSpeedEngine:
     """DeepSpeed behind the contract.
 
@@ -55,6 +70,8 @@ class DeepSpeedEngine:
     ) -> None:
         assert not sparse_updates or (config.zero == 0 and not config.gradient_clipping)
         deepspeed = _import_deepspeed()
+        if config.zero:
+            _import_muon()
         self._module = module.to(runtime.device)
         self._zero, self._world_size = config.zero, runtime.world_size
         # in bf16 the whole module is cast, what is not trained too, and the masters would begin as copies of what was cast

@@ -74,6 +74,8 @@ def read_texts(uri: str, *, item: str = "item", text: Sequence[str] = ("text",))
     """
     if not text or len({item, *text}) < len(text) + 1:
         raise ConfigError("--text: expected at least one column, each once, and not the items' own")
+    if not io.exists(uri):
+        raise DataError(f"{uri}: no such file or folder")
     listing = list_source(uri)
     with TemporaryDirectory() as folder:
         context = ReadContext(BadRows(root=uri), Path(folder))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dist_teracon.config.run import RunConfig
 from dist_teracon.continual.method import Method
@@ -35,7 +35,7 @@ from dist_teracon.inference.histories import Histories, HistoryReader
 from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.predictions import Predictions, best_labels, candidate_labels, joined
 from dist_teracon.inference.run_files import local_run
-from dist_teracon.inference.state import Combine, StateEncoder, UserState
+from dist_teracon.inference.state import StateEncoder, UserState, state_encoder
 from dist_teracon.inference.user_features import FeatureReader
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
 from dist_teracon.models.backbone import Backbone, columns_read
@@ -94,7 +94,9 @@ class PretrainedModel:
         self.tasks: dict[str, Task] = {name: self.info.task(name) for name in method.learned}
         self.last_unknown = 0
         self.device = device
-        method.model().to(self.device).eval()
+        for part in method.model().to(self.device).eval().modules():
+            if isinstance(part, Network):
+                part.freeze()
         state = folder.stage(self.stage - 1, method.learned[-1]).state()
         self._weights, self.moment = state["files"]["model.safetensors"], int(state.get("moment", NO_TIME))
         self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)
@@ -106,8 +108,12 @@ class PretrainedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 that names weights, model, method and data set together."""
-        # without defaults, so that a field that a later version adds changes nothing
+        """SHA-256 that names weights, model, method and data set together.
+
+        Settings that have their defaults are left out, so that a field that a later version adds changes nothing. Where a later version
+        changes a default, a run that had the old one gets another fingerprint: exports and snapshots of before are then refused, and no
+        two models that differ share one, as their weights do.
+        """
         settings = self.config.model_dump(mode="json", include={"model", "method"}, exclude_defaults=True)
         parts = [self._weights, self.info.fingerprint, settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -310,8 +316,9 @@ class PretrainedModel:
         read = self.histories([history], features=None if features is None else [features], at=at)
         self.last_unknown = read.unknown
         rows = self._opened(read.rows, kind)
-        layers, vector = self._state_encoder(kind).start(rows)
-        return UserState(kind, self.fingerprint, rows.values, layers, vector, read.unknown, rows.columns, rows.features, rows.moments)
+        (found,) = self._state_encoder(kind).start([rows])
+        beside = (rows.columns, rows.features, rows.moments)
+        return UserState(kind, self.fingerprint, rows.values, found.kept, found.vector, read.unknown, *beside)
 
     def extend(self, state: UserState, item: Any, *, at: Any = None) -> UserState:
         """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
@@ -325,37 +332,37 @@ class PretrainedModel:
             DataError: the event lacks a time or type that the model reads.
             ConfigError: the state is another model's.
         """
+        return self.extend_each([state], [item], at=at)[0]
+
+    def extend_each(self, states: Sequence[UserState], items: Sequence[Any], *, at: Any = None) -> list[UserState]:
+        """Return several users' states with one more event each, as `extend` does for one; those of one kind are computed together."""
+        found: list[UserState] = list(states)
+        events = [self._event(state, item, at) for state, item in zip(states, items, strict=True)]
+        unknown = [int(event.values[0] == UNSEEN_ITEM) for event in events]
+        for kind in dict.fromkeys(state.kind for state in states):
+            places = [place for place, state in enumerate(states) if state.kind == kind]
+            rows, kept = [states[place].row for place in places], [states[place].kept for place in places]
+            read = self._state_encoder(kind).extend(rows, kept, [events[place] for place in places])
+            for place, (row, keeps, vector) in zip(places, read, strict=True):
+                count = states[place].unknown + unknown[place]
+                beside = (row.columns, row.features, row.moments)
+                found[place] = UserState(kind, self.fingerprint, row.values, keeps, vector, count, *beside)
+        self.last_unknown = sum(unknown)
+        return found
+
+    def _event(self, state: UserState, item: Any, at: Any) -> PackedRows:
+        """Return one more event of a state as a row."""
         if state.fingerprint != self.fingerprint:
             raise ConfigError(f"state: belongs to another model ({state.fingerprint[:12]}…, and this one is {self.fingerprint[:12]}…)")
         columns = self.reader.reads.of_mappings([item])
         index = self.items.index(id_text(item.get("item") if isinstance(item, Mapping) else item))
         known = FIRST_ITEM <= index < self.num_items
-        self.last_unknown = int(not known)
         items = np.array([index if known else UNSEEN_ITEM], dtype=np.int32)
-        event = PackedRows(items, np.array([0, 1]), columns, moments=self.moments(1, at))
-        before = PackedRows(state.items, np.array([0, len(state.items)]), state.columns, state.features, state.moments)
-        rows, layers, vector = self._state_encoder(state.kind).extend(before, state.layers, event)
-        after = replace(state, items=rows.values, columns=rows.columns, moments=rows.moments, layers=layers, vector=vector)
-        return replace(after, unknown=state.unknown + self.last_unknown)
+        return PackedRows(items, np.array([0, 1]), columns, moments=self.moments(1, at))
 
     def _state_encoder(self, kind: str) -> StateEncoder:
         if kind not in self._state_encoders:
-            network, way = self.method.model(), kind.partition(":")[2]
-            if not self.method.masks_alone:
-                raise ConfigError(f"state: method '{self.method.name}' computes with weights or modules of its own a task; use encode")
-            if isinstance(network, nn.ModuleDict) and kind in network:
-                network = network[kind]
-            if not isinstance(network, Network):
-                raise ConfigError(f"state: method '{self.method.name}' has no one network for {kind}; take a task")
-            with torch.no_grad():
-                masks = None if way == "open" else self.method.masks()
-            if masks is None and way == "concat":
-                masks = torch.ones(len(self.tasks), network.backbone.num_masked_layers, network.backbone.channels, device=self.device)
-            elif masks is not None and not way:
-                masks = masks[self.method.mask_index(kind) :][:1]
-            combine: Combine = "mean" if way == "mean" else "concat" if way == "concat" else "one"
-            limit = self.info.length_limit
-            self._state_encoders[kind] = StateEncoder(network.backbone, masks, combine=combine, limit=limit)
+            self._state_encoders[kind] = state_encoder(self.method, kind, limit=self.info.length_limit, device=self.device)
         return self._state_encoders[kind]
 
     @torch.no_grad()

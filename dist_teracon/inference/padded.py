@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -139,12 +142,30 @@ def _write_program(program: torch.export.ExportedProgram, path: str, metadata: s
     return torch.export.load(path).module()
 
 
+@contextmanager
+def _silenced(*loggers: str) -> Iterator[None]:
+    """Keep a library's warnings off the terminal: what it wrote is held against the model afterwards."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def _write_onnx(program: torch.export.ExportedProgram, path: str, metadata: str) -> Loaded:
     """Write an ONNX model, and return it as onnxruntime runs it."""
     import onnx
     import onnxruntime
 
-    made = torch.onnx.export(program, (), input_names=["items", "lengths"], output_names=["vectors", "logits"], dynamo=True, verbose=False)
+    with _silenced("torch.onnx", "onnxscript", "onnx_ir"):
+        made = torch.onnx.export(
+            program, (), input_names=["items", "lengths"], output_names=["vectors", "logits"], dynamo=True, verbose=False
+        )  # fmt: skip
     assert made is not None
     made.save(path, external_data=False)
     written = onnx.load(path)

@@ -9,7 +9,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,16 @@ class LayerParameters:
 # What a method puts behind a masked layer's last matrix: from the layer k, the layer's input at the positions that are computed, [M, C],
 # and what its last matrix gives there, [M, C], to what goes on in its place.
 Patch = Callable[[int, Tensor, Tensor], Tensor]
+
+
+class Stepper(Protocol):
+    """Reads rows, and goes on from what it kept of them: V views of a row, P positions kept of each."""
+
+    def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
+        """Read a row's embedded positions, one at least: return the last one's output [V, C], and what the next one needs [V, P, C]."""
+
+    def step(self, x_BC: Tensor, kept_BVPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Read an embedded position more of each row: return its output [B, V, C], and what the next one needs [B, V, P, C]."""
 
 
 class Backbone(nn.Module, ABC):
@@ -150,22 +160,17 @@ class Backbone(nn.Module, ABC):
         """
         raise ConfigError(f"model.backbone: '{self.name}' cannot be exported (it has no `transform_padded`)")
 
+    def freeze(self) -> None:
+        """Let what is prepared of the weights be kept from here on: none of them changes any more."""
+
     @property
     def reach(self) -> int | None:
-        """How many positions, itself included, an output can depend on, for a backbone that has `stream`; None for one that has not."""
+        """How many positions, itself included, an output can depend on, for a backbone that has a `stepper`; None for one that has not."""
         return None
 
-    def stream(
-        self, x_VLC: Tensor, masks_VKC: Tensor | None, layers: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-        """Go on with a row: return the last position's output [V, C] under each of V masks, and what the next call needs.
-
-        Args:
-            x_VLC: Further embedded positions, one at least.
-            masks_VKC: A mask a view.
-            layers: What the call before returned; None at a row's begin.
-        """
-        raise NotImplementedError(f"{self.name} has no stream: a caller asks `reach` first, which is None")
+    def stepper(self, masks_VKC: Tensor | None) -> Stepper:
+        """Return what reads rows under each of V masks (None: one view without), with the weights as they are now."""
+        raise NotImplementedError(f"{self.name} has no stepper: a caller asks `reach` first, which is None")
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what `transform` does without masks, with `patch` behind every masked layer's last matrix.
@@ -203,6 +208,15 @@ class Backbone(nn.Module, ABC):
         """Return the names of all scales and shifts of LayerNorms, also of those that belong to no masked layer."""
         return {name for layer in self.masked_layers() for name, _ in layer.norms}
 
+    def embed(self, sequences: PackedSequences) -> Tensor:
+        """Return what the layers read of each position [N, C]: its item's embedding, with its event's and its item's features'."""
+        x_NC: Tensor = self.item_embedding(sequences.values)
+        if self.event_embedding is not None:
+            x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets, sequences.moments)
+        if self.item_features is not None:
+            x_NC = x_NC + self.item_features(sequences.values)
+        return x_NC
+
     def encode(
         self,
         sequences: PackedSequences,
@@ -224,11 +238,7 @@ class Backbone(nn.Module, ABC):
         Returns:
             [N, W] or [B, W]; an empty row gives zeros in its first C numbers.
         """
-        x_NC = self.item_embedding(sequences.values)
-        if self.event_embedding is not None:
-            x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets, sequences.moments)
-        if self.item_features is not None:
-            x_NC = x_NC + self.item_features(sequences.values)
+        x_NC = self.embed(sequences)
         noise = None if dropout_key is None or not self.dropout else _RowNoise.of(sequences, dropout_key, self.dropout)
         if noise is not None:
             x_NC = noise.on_items(x_NC)

@@ -46,6 +46,7 @@ class Network(nn.Module):
         self.masks = masks
         self.heads = nn.ModuleDict()
         self._task_of: dict[str, str] = {}  # by a head's key
+        self._frozen_masks: dict[tuple[float, ...], Tensor] | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -82,7 +83,17 @@ class Network(nn.Module):
     def mask_table(self, scales: Sequence[float]) -> Tensor | None:
         """Return the masks [T, K, C], task t at `scales[t]`; None for a network without masks."""
         with record_function("masks"):
-            return None if self.masks is None else self.masks(scales)
+            if self.masks is None or self._frozen_masks is None:
+                return None if self.masks is None else self.masks(scales)
+            if (key := tuple(scales)) not in self._frozen_masks:
+                with torch.no_grad():
+                    self._frozen_masks[key] = self.masks(scales)
+            return self._frozen_masks[key]
+
+    def freeze(self) -> None:
+        """Keep what is computed of the weights alone from here on, as masks: none of them changes any more."""
+        self._frozen_masks = {}
+        self.backbone.freeze()
 
     def encode(
         self, batch: PackedBatch, masks_TKC: Tensor | None, *,

@@ -1,6 +1,6 @@
 """NextItNet: a temporal convolutional network over packed behaviour sequences (docs/method.md, Backbones).
 
-Legend: N packed positions, B rows (users), C channels, K masked layers, T tasks.
+Legend: N packed positions, B rows (users), C channels, K masked layers, T tasks, V views (masks).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.profiler import record_function
 from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.kernels.masked_dilated_conv_stack import (
+    FrozenParameters,
     Layout,
     StackParameters,
     build_layout,
@@ -26,6 +27,7 @@ from dist_teracon.kernels.masked_dilated_conv_stack import (
     with_empty_rows,
 )
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
+from dist_teracon.models.conv_step import ConvolutionStepper
 from dist_teracon.models.pooling import last_positions
 
 _EPS = 1e-8  # of the kernels' LayerNorm
@@ -63,6 +65,7 @@ class NextItNet(Backbone):
         super().__init__(settings, channels=channels, generator=generator, **shared)
         self.dilations, self.kernel_size = settings.dilations, settings.kernel_size
         self.num_masked_layers = 2 * len(self.dilations)
+        self._frozen: FrozenParameters | None = None
         K, C = self.num_masked_layers, channels
         # He's uniform bound for a fan-in of C·k with slope √5, as PyTorch's own convolutions start
         bound = 1 / math.sqrt(C * self.kernel_size)
@@ -73,7 +76,13 @@ class NextItNet(Backbone):
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
+        # weights that a caller has put in the parameters' places for this pass are others
+        if self._frozen is not None and all(one is other for one, other in zip(self._frozen, parameters, strict=True)):
+            parameters = self._frozen
         return masked_dilated_conv_stack(x_NC, self._layout(sequences, positions), parameters, masks_TKC, eps=_EPS)
+
+    def freeze(self) -> None:
+        self._frozen = FrozenParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what the blocks give with a patch between every convolution and its LayerNorm; convolution by convolution, not fused."""
@@ -119,22 +128,10 @@ class NextItNet(Backbone):
     def reach(self) -> int:
         return 1 + sum(3 * (self.kernel_size - 1) * dilation for dilation in self.dilations)
 
-    def stream(
-        self, x_VLC: Tensor, masks_VKC: Tensor | None, layers: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-        kept = []
-        for block, dilation in enumerate(self.dilations):
-            h = x_VLC
-            for k, d in ((2 * block, dilation), (2 * block + 1, 2 * dilation)):
-                past = (self.kernel_size - 1) * d
-                before = h.new_zeros(h.shape[0], past, self.channels) if layers is None else layers[k]
-                whole = torch.cat([before, h], dim=1)
-                kept.append(whole[:, -past:].clone())
-                u = F.conv1d(whole.transpose(1, 2), self.conv_weight[k], self.conv_bias[k], dilation=d).transpose(1, 2)
-                h = torch.relu(F.layer_norm(u, (self.channels,), self.norm_weight[k], self.norm_bias[k], _EPS))
-                h = h if masks_VKC is None else h * masks_VKC[:, k : k + 1]
-            x_VLC = x_VLC + h
-        return x_VLC[:, -1], tuple(kept)
+    def stepper(self, masks_VKC: Tensor | None) -> ConvolutionStepper:
+        dilations = [step * dilation for dilation in self.dilations for step in (1, 2)]
+        parameters = StackParameters(self.conv_weight, self.conv_bias, self.norm_weight, self.norm_bias)
+        return ConvolutionStepper(parameters, masks_VKC, dilations=dilations, eps=_EPS)
 
     def decay_parameters(self) -> set[str]:
         return {"item_embedding.weight", "conv_weight"}

@@ -30,7 +30,15 @@ from dist_teracon.runtime import Runtime
 from dist_teracon.text import folded, table_lines
 from dist_teracon.train.phase import Carried, PhaseTrainer
 from dist_teracon.train.run_folder import EventLog, RunFolder
-from dist_teracon.train.run_setup import Run, check_kernels, chosen_tasks, method_context, open_on_all_ranks, resolve
+from dist_teracon.train.run_setup import (
+    Run,
+    check_kernels,
+    check_until_stage,
+    chosen_tasks,
+    method_context,
+    open_on_all_ranks,
+    resolve,
+)
 from dist_teracon.train.step import train_step
 
 # Timed steps of a stage, after one that is not timed; fewer where they take long.
@@ -76,7 +84,7 @@ class DryRun:
     peak: int
 
 
-def dry_run(config: RunConfig, runtime: Runtime, *, where: str, console: Console) -> DryRun:
+def dry_run(config: RunConfig, runtime: Runtime, *, where: str, console: Console, until_stage: int | None = None) -> DryRun:
     """Plan a run, and take a few steps of every stage to see what they need.
 
     Args:
@@ -84,6 +92,7 @@ def dry_run(config: RunConfig, runtime: Runtime, *, where: str, console: Console
         runtime: This process's place in the world; the default process group exists.
         where: Where the configuration came from, for error messages.
         console: What a person sees meanwhile.
+        until_stage: The last stage that is planned, counted from 1.
 
     Raises:
         TeraconError: a bad configuration or data set, as of the run itself.
@@ -94,12 +103,13 @@ def dry_run(config: RunConfig, runtime: Runtime, *, where: str, console: Console
     dataset = open_on_all_ranks(config, runtime, console)
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
+    check_until_stage(until_stage, tasks)
     stages = []
     with tempfile.TemporaryDirectory(prefix="dist-teracon-dry-run-") as nowhere:
         run = Run(config, dataset, tasks, runtime, RunFolder(Path(nowhere)), Console(active=False))
         # initial item vectors take minutes on a large set and change neither sizes nor times
         method = kind(replace(method_context(run), item_vectors=None), settings)
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(tasks[:until_stage]):
             console.log(f"stage {number + 1}/{len(tasks)} {task.name}: a few steps")
             method.begin_task(task)
             stages.append(_plan_stage(run, method, number))

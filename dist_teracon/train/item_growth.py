@@ -5,7 +5,7 @@ Legend: V items known so far, n new items, C channels, D numbers of a given vect
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,7 +21,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE
 from dist_teracon.data.input_features import MISSING
 from dist_teracon.data.item_vectors_file import ItemVectors, read_item_vectors
-from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, Split
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, Split, Task
 from dist_teracon.errors import RunError
 from dist_teracon.models.input_embedding import ITEM_VALUES, VALUE_TABLES
 from dist_teracon.models.item_init import LinearMap
@@ -84,6 +84,27 @@ def growth_lines(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"a linear map from {report['mapped_from']} known items' vectors explains {report['explained']:.0%} of their rows' variance"
         )
+    return lines
+
+
+def label_lines(method: Method, tensors: dict[str, Tensor], tasks: Sequence[Task]) -> list[str]:
+    """Return which finished tasks have labels that came later, for a person: no further stage trains a finished task's labels.
+
+    Args:
+        method: Its structure, with heads for today's labels.
+        tensors: A finished stage's, from before.
+        tasks: Those that were learned.
+    """
+    lines, state = [], method.state_dict()
+    for task in tasks:
+        bias = method.head(task.name).bias
+        name = next((name for name, value in state.items() if value.data_ptr() == bias.data_ptr()), "")
+        fresh = len(bias) - len(tensors[name]) if name in tensors else 0
+        if fresh > 0:
+            lines.append(
+                f"task '{task.name}' has {fresh} labels that came later: they rank behind the others, since a later stage trains its own "
+                "task's labels alone; a new run learns them"
+            )
     return lines
 
 

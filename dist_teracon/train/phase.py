@@ -386,12 +386,15 @@ class PhaseTrainer:
 
     def _save_within_epoch(self, state: PhaseState, batches: Epoch, meter: LossMeter, seconds: float) -> None:
         self._check(meter.fetch(), state.steps)
+        began = time.monotonic()
         within = {"loader": batches.state_dict(), "meter": meter.state_dict(), "method": self.method.stage_state()}
-        self._save(state, self._state(state.steps), within=within, seconds=seconds)
+        self._save(state, self._state(state.steps), within=within, seconds=seconds, began=began)
 
     def _save(
-        self, state: PhaseState, engine: dict[str, Tensor], *, within: dict[str, Any] | None = None, seconds: float = 0.0
+        self, state: PhaseState, engine: dict[str, Tensor], *, within: dict[str, Any] | None = None, seconds: float = 0.0,
+        began: float | None = None,
     ) -> None:  # fmt: skip
+        began = time.monotonic() if began is None else began
         if self.runtime.is_main:
             small: dict[str, Any] = {
                 "steps": state.steps,
@@ -407,6 +410,7 @@ class PhaseTrainer:
             self.shared.folder.commit()
         self.runtime.barrier()
         self._saved_at = time.monotonic()
+        self.watch.saved(self._saved_at - began)
 
     def _resume(self, checkpoint: StageCheckpoint) -> PhaseState:
         self.engine.load_state_dict(checkpoint.engine)

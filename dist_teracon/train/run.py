@@ -11,13 +11,13 @@ from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
-from dist_teracon.errors import ConfigError, TeraconError
+from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, takes_addition, with_added_task, with_earlier_additions
-from dist_teracon.train.item_growth import grown_tensors, growth_lines, with_new_labels
+from dist_teracon.train.item_growth import grown_tensors, growth_lines, label_lines, with_new_labels
 from dist_teracon.train.restore import take_up
 from dist_teracon.train.results import by_metric, write_results
 from dist_teracon.train.run_folder import EventLog, RunFolder
@@ -25,6 +25,7 @@ from dist_teracon.train.run_setup import (
     Run,
     check_kernels,
     check_method,
+    check_until_stage,
     chosen_tasks,
     machine,
     method_context,
@@ -85,8 +86,7 @@ def _train(
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
     check_method(kind, config, tasks, where=where, adds=added is not None)
-    if until_stage is not None and until_stage > len(tasks):
-        raise ConfigError(f"--until-stage {until_stage}: the run has {len(tasks)} stages ({', '.join(task.name for task in tasks)})")
+    check_until_stage(until_stage, tasks)
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop, before_step=before_step)
     with run_lock(run):
         create_or_verify(run, added)
@@ -197,7 +197,7 @@ def take_up_finished(run: Run, method: Method, done: int) -> None:
             tensors, method.item_tables(), run.dataset, task=next_task, new_items=added["new_items"], runtime=run.runtime,
             vectors=run.vectors,
         )  # fmt: skip
-        for line in growth_lines(run.growth[done]):
+        for line in [*growth_lines(run.growth[done]), *label_lines(method, tensors, run.tasks[:done])]:
             run.console.log(line)
     method.load_state_dict(with_new_labels(tensors, method))
     if run.runtime.is_main:

@@ -159,6 +159,16 @@ def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: 
     return dataset
 
 
+def check_until_stage(until_stage: int | None, tasks: Sequence[Task]) -> None:
+    """Check that a run has the stage at which it is to stop.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    if until_stage is not None and until_stage > len(tasks):
+        raise ConfigError(f"--until-stage {until_stage}: the run has {len(tasks)} stages ({', '.join(task.name for task in tasks)})")
+
+
 def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Task, ...]:
     """Return the tasks in their order.
 

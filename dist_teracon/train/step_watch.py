@@ -30,12 +30,15 @@ class StepWatch:
     Attributes:
         device: Where steps are computed.
         steps, rows: Of the steps since the last `read`; rows with those that were replayed.
+        checkpoints, checkpoint_seconds: Written since the last `read`, and how long steps waited for them.
         batches: The last batches that this rank trained on, its share with the replayed rows, oldest first.
     """
 
     device: torch.device
     steps: int = 0
     rows: int = 0
+    checkpoints: int = 0
+    checkpoint_seconds: float = 0.0
     batches: deque[PackedBatch] = field(default_factory=lambda: deque(maxlen=KEPT))
     _part: str = ""
     _since: float = 0.0
@@ -61,12 +64,18 @@ class StepWatch:
         self.rows += batch.rows
         self.batches.append(batch)
 
+    def saved(self, seconds: float) -> None:
+        """Note a checkpoint, for which no step was taken for so long."""
+        self.checkpoints += 1
+        self.checkpoint_seconds += seconds
+
     def read(self, runtime: Runtime) -> dict[str, Any]:
         """Return the means over steps and ranks since the last call, and begin anew; all ranks call it, once the device has done the steps.
 
         Returns:
             `users_per_s` of all ranks together, `seconds` of a step and of its parts, `memory_bytes`, the largest of any rank: of a GPU
-            what was allocated at most, of a CPU what the process has held at most.
+            what was allocated at most, of a CPU what the process has held at most. `checkpoints`, where any were written: their `count`,
+            and the `seconds` for which this process took no step because of them.
         """
         seconds, steps, count = self._parts(), max(1, self.steps), len(PARTS)
         own = [seconds.get(part, 0.0) / steps for part in PARTS] + [self._whole / steps, self.rows / steps]
@@ -75,13 +84,16 @@ class StepWatch:
         of_rank[count + 2 + runtime.rank] = _peak_memory(self.device)
         summed = runtime.all_reduce_sum(of_rank).tolist()
         means = [value / runtime.world_size for value in summed[: count + 1]]
-        self.steps = self.rows = 0
+        written = {"count": self.checkpoints, "seconds": self.checkpoint_seconds}
+        self.steps = self.rows = self.checkpoints = 0
+        self.checkpoint_seconds = 0.0
         self._seconds, self._whole = {}, 0.0
         self._events = self._events[-1:]
         return {
             "users_per_s": summed[count + 1] / means[-1] if means[-1] else 0.0,
             "seconds": {"step": means[-1], **dict(zip(PARTS, means[:-1], strict=True))},
             "memory_bytes": int(max(summed[count + 2 :])),
+            **({"checkpoints": written} if written["count"] else {}),
         }
 
     def _parts(self) -> dict[str, float]:

@@ -15,11 +15,12 @@ from torch import Tensor
 from dist_teracon.kernels.masked_dilated_conv_stack.backends import BACKENDS, DEFAULTS, Stack, load_backend
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.gathered import convolution as packed_convolution
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positions, build_layout
-from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
+from dist_teracon.kernels.masked_dilated_conv_stack.reference import FrozenParameters, StackParameters
 from dist_teracon.kernels.masked_dilated_conv_stack.reference import finish as with_empty_rows
 
 __all__ = [
     "BACKENDS",
+    "FrozenParameters",
     "Layout",
     "Positions",
     "StackParameters",

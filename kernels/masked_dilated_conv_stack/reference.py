@@ -6,7 +6,7 @@ Legend: N packed positions, B rows (users), C channels, T tasks, K masks (two a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,19 @@ class StackParameters(NamedTuple):
     bias: Tensor | Sequence[Tensor]
     norm_weight: Tensor | Sequence[Tensor]
     norm_bias: Tensor | Sequence[Tensor]
+
+
+class FrozenParameters(StackParameters):
+    """Weights that no longer change, so that a backend may keep what it prepares of them.
+
+    Attributes:
+        prepared: What is kept, by a key of the backend's own.
+    """
+
+    prepared: dict[Any, Any]
+
+    def __init__(self, *parts: Tensor | Sequence[Tensor]) -> None:
+        self.prepared = {}
 
 
 def conv(x_NC: Tensor, taps: Taps, weight: Tensor, bias: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dist_teracon.data.synthetic.six_tasks import _item_vectors, _stream, oracle
 
 
 def test_the_ceiling_lies_between_popularity_and_the_oracle():
-    users = 600
+    users = 300
     scores = {name: hits.mean() for name, hits in ceiling(users, draws=8).items()}
     oracle, popular = (oracle_scores(six_tasks_v1(users), given=given) for given in ("user", "popularity"))
     for task in ("item-a", "profile-8", "profile-2", "profile-6"):

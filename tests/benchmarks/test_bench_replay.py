@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
+
+from small_runs import run_command
 
 
-def test_rows_follow_the_number_of_tasks_on_a_floor_and_not_on_a_budget() -> None:
+def test_rows_follow_the_number_of_tasks_on_a_floor_and_not_on_a_budget(tmp_path: Path) -> None:
     size = ["--tasks", "3", "5", "--users", "120", "--items", "30", "--length", "6", "--channels", "8", "--batch", "16", "--repeats", "1"]
-    command = [sys.executable, "-m", "dist_teracon.cli", "bench", "replay", *size, "--minimum", "4", "--budget", "0.5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = run_command(["bench", "replay", *size, "--minimum", "4", "--budget", "0.5"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith(("| 3 |", "| 5 |"))]
     assert [(row[0], row[1], row[2]) for row in cells] == [

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from small_runs import run_command
 
 from dist_teracon.bench.profile import PARTS, Span, own_seconds
 
 SIZE = ["--dataset", "synthetic:six-tasks-v1?users=200", "--channels", "8", "--stages", "2", "3", "--repeats", "1", "--batch", "64"]
 
 
-def _bench(*arguments: str) -> str:
-    command = [sys.executable, "-m", "dist_teracon.cli", "bench", "step", *SIZE, "--replayed", "4", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def _bench(folder: Path, *arguments: str) -> str:
+    done = run_command(["bench", "step", *SIZE, "--replayed", "4", *arguments], folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep prepared data out of the user's cache."""
     monkeypatch.setenv("DIST_TERACON_CACHE", str(tmp_path))
 
 
-def test_it_compares_both_stages_with_the_plain_way() -> None:
-    output = _bench()
+def test_it_compares_both_stages_with_the_plain_way(tmp_path: Path) -> None:
+    output = _bench(tmp_path)
     rows = [line for line in output.splitlines() if line.startswith(("| 2 |", "| 3 |"))]
     assert len(rows) == 2
     assert all(float(cell) > 0 for row in rows for cell in row.strip("| ").split(" | "))
@@ -34,8 +33,8 @@ def test_it_compares_both_stages_with_the_plain_way() -> None:
     assert "torch" in output.splitlines()[0]
 
 
-def test_its_profile_accounts_for_all_of_a_step() -> None:
-    output = _bench("--profile")
+def test_its_profile_accounts_for_all_of_a_step(tmp_path: Path) -> None:
+    output = _bench(tmp_path, "--profile")
     shares = [float(line.split("|")[-2].strip(" %")) for line in output.splitlines() if line.endswith("% |")]
     assert abs(sum(shares) - 200) < 3  # two stages
     for part in PARTS.values():

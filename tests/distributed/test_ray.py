@@ -42,6 +42,7 @@ def config_of_two(dataset: Path) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_three_workers_take_the_steps_of_one_process_and_score_each_user_once(cluster: Cluster, small: Path, tmp_path: Path) -> None:
     code, said = finished(train(cluster, tmp_path, "three", values(small / "set", zero=1), "--set", "launch.workers=3"))
     assert code == 0, said
@@ -94,6 +95,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(cluster
     assert code == 0, said
     why = r"workers are started anew \(rank [01]: its process is gone \(.*: attempt 2, 2 worker\(s\), from the newest checkpoint"
     assert re.search(why, said), said
+    assert "2 worker(s), each with 1 CPU, on CPUs (gloo)" in said
+    assert "stage 3/3 age · epoch" in said  # the main worker's log
     assert events(tmp_path / "run", "run")[0]["world_size"] == 2
     assert what_lasts(tmp_path / "run") == what_lasts(small / "two")
     # and these are one process's steps

@@ -50,15 +50,17 @@ def server(run, tmp_path_factory):
             [sys.executable, "-m", "dist_teracon.cli", "serve", *names, *options, "--max-body", "20000"],
             cwd=folder, stdout=file, stderr=file, env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )  # fmt: skip
-    until = time.monotonic() + _START_S
-    while b"serving at http://127.0.0.1:" not in log.read_bytes():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.2)
-    yield SimpleNamespace(port=port, process=process, log=log, users=folder / "users")
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    try:
+        until = time.monotonic() + _START_S
+        while b"serving at http://127.0.0.1:" not in log.read_bytes():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+        yield SimpleNamespace(port=port, process=process, log=log, users=folder / "users")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 def ask(server, method, path, body=None, *, token=TOKEN, headers=None):

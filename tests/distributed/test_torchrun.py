@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 from small_runs import events, results, run_worlds, settings, what_lasts, write_small
 
@@ -24,28 +26,30 @@ def torchrun(folder: Path, config: dict[str, Any], *options: str) -> subprocess.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dist_teracon.launch.torchrun"]
     return subprocess.Popen(
-        [*command, "--", str(written), "--run", str(folder / "run"), "--no-report", *options],
+        [*command, "--", str(written), "--run", str(folder / "run"), *options],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
 def test_two_processes_train_as_two_of_any_launcher(tmp_path: Path) -> None:
-    config = settings(write_small(tmp_path / "set"), method="sinmo", tasks=("age", "gender"), **SHORT)
+    config = settings(write_small(tmp_path / "set"), tasks=("next", "likes"), zero=2, max_steps=4)
     process = torchrun(tmp_path, config)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said
     assert "2 process(es) on cpu" in said
-    assert said.count("stage 2/2 gender · epoch 2") == 1  # one process speaks
+    assert said.count("stage 2/2 likes · epoch 1") == said.count("after likes") == 1  # one process speaks
     run_worlds([{"config": config, "run": str(tmp_path / "other"), "world": 2}], tmp_path)
     assert events(tmp_path / "run", "run")[0]["world_size"] == 2
     assert what_lasts(tmp_path / "run") == what_lasts(tmp_path / "other")
-    assert len(results(tmp_path / "run")["scores"]) == 2
+    assert results(tmp_path / "run")["tasks"] == ["next", "likes"]
+    assert (tmp_path / "run/report.html").exists()
+    assert json.loads((tmp_path / "run/timing.json").read_text())["machine"]["world_size"] == 2
 
 
 def test_a_failing_ranks_own_error_is_the_first(tmp_path: Path) -> None:
     config = settings(write_small(tmp_path / "set"), method="sinmo", tasks=("age",), **SHORT)
     (tmp_path / "set/users/shard-00003.parquet").write_bytes(b"")  # read by the second process only
-    process = torchrun(tmp_path, config)
+    process = torchrun(tmp_path, config, "--no-report")
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 1  # torchrun's own
     errors = [line for line in said.splitlines() if line.startswith("dist-teracon: error: ")]
@@ -55,10 +59,11 @@ def test_a_failing_ranks_own_error_is_the_first(tmp_path: Path) -> None:
     assert "Traceback (most recent call last)" not in said.partition("torch/distributed/elastic")[0]  # torchrun's own
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_spoken_of(tmp_path: Path) -> None:
     config = settings(write_small(tmp_path / "set"), method="sinmo", tasks=("age",), **SHORT)
     config["train"]["first"]["epochs"] = 5000
-    process = torchrun(tmp_path, config)
+    process = torchrun(tmp_path, config, "--no-report")
     until = time.monotonic() + 120
     while not (tmp_path / "run/stages/01-age/progress").exists():
         assert time.monotonic() < until

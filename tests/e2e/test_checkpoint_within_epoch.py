@@ -65,6 +65,12 @@ def test_a_run_killed_within_an_epoch_ends_bit_for_bit_as_undisturbed(
     train_here(config, tmp_path / "run")
     assert what_lasts(tmp_path / "run") == what_lasts(whole)
     assert [timeless(event) for event in events(tmp_path / "run")] == [timeless(event) for event in events(whole)]
+    # every step is logged, so that a step's event has what the one before was followed by
+    written = [event["timing"].get("checkpoints") for event in events(tmp_path / "run", "step") if event["stage"] == 3]
+    assert [place for place, checkpoint in enumerate(written) if checkpoint] == [
+        step for step in range(1, len(written)) if step % every == 0 or step == len(written) // 2
+    ]
+    assert all(checkpoint["seconds"] > 0 for checkpoint in written if checkpoint)
     assert not list((tmp_path / "run").glob("stages/*/progress"))
 
 

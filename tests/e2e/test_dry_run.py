@@ -10,6 +10,7 @@ from small_runs import ALONE, checked, events, settings, train_here, weights
 
 from dist_teracon.cli import main
 from dist_teracon.console import Console
+from dist_teracon.errors import ConfigError
 from dist_teracon.train.dry_run import DryRun, dry_run, dry_run_lines
 
 TASKS = ("next", "likes", "age")
@@ -39,6 +40,15 @@ def test_the_plan_is_what_the_run_does(small: str, tmp_path: Path) -> None:
     assert plan.stages[2].trained == sum(plan.parameters.values())
     assert all(stage.seconds > 0 and stage.memory["activations for the backward pass"] > 0 for stage in plan.stages)
     assert plan.stages[2].memory["Adam's two moments"] == 8 * plan.stages[2].trained
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_last_stage_of_the_command_is_that_of_the_plan(small: str) -> None:
+    config, console = checked(settings(small, tasks=TASKS, **STAGES)), Console(active=False)
+    plan = dry_run(config, ALONE, where="run.yaml", console=console, until_stage=1)
+    assert [stage.task.name for stage in plan.stages] == ["next"]
+    with pytest.raises(ConfigError, match=r"--until-stage 4: the run has 3 stages \(next, likes, age\)"):
+        dry_run(config, ALONE, where="run.yaml", console=console, until_stage=4)
 
 
 @pytest.mark.usefixtures("alone")

@@ -61,7 +61,8 @@ def test_pools_grow_with_rho_and_a_killed_run_ends_with_the_same_bits(small: str
     said: list[str] = []
     console = Console(active=False)
     monkeypatch.setattr(console, "log", said.append)
-    config, whole, killed = checked(_values(small)), tmp_path / "whole", tmp_path / "killed"
+    values = _values(small, minimum=2)  # less of a batch of 32 than four times .02
+    config, whole, killed = checked(values), tmp_path / "whole", tmp_path / "killed"
     train(config, ALONE, whole, where="test", console=console)
     (began,) = events(whole, "pseudo_labels")
     grown = sum(len(rows) for rows, _ in _stored(whole, "next"))
@@ -79,7 +80,7 @@ def test_pools_grow_with_rho_and_a_killed_run_ends_with_the_same_bits(small: str
         return step(*arguments, **options)
 
     monkeypatch.setattr(phase, "train_step", dies)
-    every = checked({**_values(small), "train": {**_values(small)["train"], "checkpoint_every": {"minutes": None, "steps": 2}}})
+    every = checked({**values, "train": {**values["train"], "checkpoint_every": {"minutes": None, "steps": 2}}})
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train(every, ALONE, killed, where="test", console=Console(active=False))

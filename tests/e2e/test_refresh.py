@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
-from small_runs import results, settings, small_tables, train_here, weights
+from small_runs import ALONE, checked, results, settings, small_tables, train_here, weights
 
+from dist_teracon.console import Console
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
@@ -16,11 +18,13 @@ from dist_teracon.report.html import write_report
 from dist_teracon.report.run_data import read_run
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.restore import restore_method
+from dist_teracon.train.run import train
 
 RULE = SplitRule(train=0.6, validation=0.2, test=0.2)
 
 
-def test_a_task_is_added_on_a_refreshed_version(alone: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_a_task_is_added_on_a_refreshed_version(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, now = small_tables(), small_tables(users=220, items=47)
     write_dataset(replace(before, labels=before.labels[:1]), str(tmp_path / "old"), RULE, shards=4)
     write_dataset(now, str(tmp_path / "today"), RULE, shards=4)
@@ -36,7 +40,12 @@ def test_a_task_is_added_on_a_refreshed_version(alone: None, tmp_path: Path) -> 
     run = train_here({**settings(str(tmp_path / "old"), **stages), "tasks": None}, tmp_path / "run")
     base = results(run)
     config = {**settings(str(tmp_path / "new"), **stages), "tasks": None}
-    train_here(config, run, added=AddedTask("gender"))
+    said: list[str] = []
+    console = Console(active=False)
+    monkeypatch.setattr(console, "log", said.append)
+    train(checked(config), ALONE, run, where="test", console=console, added=AddedTask("gender"))
+    told = [line for line in said if "labels that came later" in line]
+    assert len(told) == 1 and told[0].startswith(f"task 'next' has {fresh} labels that came later: they rank behind the others")
     grown = results(run)
     assert grown["scores"][:2] == base["scores"]
     assert grown["data_versions"] == [old.fingerprint, old.fingerprint, new.fingerprint]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from small_runs import TASKS, events, results, settings, train_here, what_lasts
 
 KEYS = [
@@ -74,19 +69,3 @@ def test_trials_are_cut_to_users_and_steps(alone: None, small: str, tmp_path: Pa
     assert (count[0], count[2]) == (5, 5)
     assert 5 <= count[1] <= 15  # up to three labels a user
     assert [len([e for e in events(run, "step") if e["stage"] == stage]) for stage in (1, 2, 3)] == [3, 3, 3]
-
-
-def test_torchrun_trains_and_reports(small: str, tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(settings(small, tasks=("next", "likes"), zero=2, max_steps=4)))
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
-    job = ["-m", "dist_teracon.launch.torchrun", "--", str(config), "--run", str(tmp_path / "run")]
-    done = subprocess.run(
-        [*torchrun, *job], capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("after likes") == 1  # one process speaks
-    assert results(tmp_path / "run")["tasks"] == ["next", "likes"]
-    assert (tmp_path / "run/report.html").exists()
-    assert events(tmp_path / "run", "run")[0]["world_size"] == 2
-    assert json.loads((tmp_path / "run/timing.json").read_text())["machine"]["world_size"] == 2

@@ -335,6 +335,7 @@ def test_tasks_alone_go_with_their_run(alone: None, small: str, uri: str, tmp_pa
     assert [timeless(event) for event in events(run / "single-task")] == [timeless(event) for event in events(local / "single-task")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_and_verify_read_the_store(alone: None, config: dict[str, Any], uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     killed(config, uri, 14)
     assert main(["verify", uri]) == 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +30,7 @@ from dist_teracon.runtime import Runtime
 from dist_teracon.train.run import train
 
 HELPERS = Path(__file__).parent
+LIMIT_S = 500
 ALONE = Runtime(0, 1, torch.device("cpu"))
 TASKS = ("next", "likes", "age", "gender")
 # every backbone, as small as it goes
@@ -139,15 +144,52 @@ def run_worlds(jobs: Sequence[dict[str, Any]], folder: Path) -> list[list[int]]:
     Returns:
         The exit codes of each job's ranks; a signal's number is negative.
     """
-    listed = folder / "jobs.json"
-    listed.write_text(json.dumps(list(jobs)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, HELPERS / "worlds.py", listed], env=environment, capture_output=True, text=True, check=False, timeout=500
+    log = folder / "worlds.log"
+    codes = _ask_worlds(
+        {"jobs": list(jobs), "environment": {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, "log": str(log)}
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    codes: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    said = log.read_text()
+    assert isinstance(codes, list), (codes, said[-3000:])
     for job, code in zip(jobs, codes, strict=True):
         assert any(code) or not job.get("moment"), f"never came to {job['moment']}"
-        assert not any(code) or job.get("fails") or job.get("moment"), (job, code, done.stderr[-4000:])
+        assert not any(code) or job.get("fails") or job.get("moment"), (job, code, said[-4000:])
     return codes
+
+
+def run_command(arguments: Sequence[str], folder: Path, *, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `dist-teracon` in a process of its own, whose imports are done (see `worlds.py`), in a folder."""
+    log = folder / "command.log"
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})}
+    code = _ask_worlds({"command": [*arguments], "folder": str(folder), "environment": variables, "log": str(log)})
+    return subprocess.CompletedProcess([*arguments], code, Path(f"{log}.out").read_text(), log.read_text())
+
+
+@functools.cache
+def _worlds() -> subprocess.Popen[str]:
+    """Return the server of worlds, which ends with this process: its standard input does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, str(HELPERS / "worlds.py")]
+    server = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    atexit.register(server.communicate)
+    return server
+
+
+def _ask_worlds(request: dict[str, Any]) -> Any:
+    """Return the server's answer; what takes too long, or breaks it off, ends the server and everything that it has started."""
+    server = _worlds()
+    assert server.stdin is not None and server.stdout is not None
+    answer = ""
+    try:
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        if select.select([server.stdout], [], [], LIMIT_S)[0]:
+            answer = server.stdout.readline()
+        assert answer, f"the server of worlds did not answer in {LIMIT_S} s: {Path(request['log']).read_text()[-3000:]}"
+    finally:
+        if not answer:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            _worlds.cache_clear()
+    return json.loads(answer)

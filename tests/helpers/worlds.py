@@ -1,9 +1,15 @@
-"""Worlds of processes that train: `worlds.py JOBS.json`. Torch and DeepSpeed are imported once, and every process is forked.
+"""A server of processes that train: what every run imports is imported once, and every process is forked.
+
+It takes requests from its standard input, a line of JSON each, and answers each with a line. In a request: `environment` (variables),
+`log` (a file for what is said), and `jobs`, worlds of processes to run one after another; the answer is each job's
+ranks' exit codes.
+Instead of `jobs` there may be `command` (arguments of `dist-teracon`) and `folder` (to run it in): a process as a user's is, but that its
+imports are done; what it prints goes to `log` and to `log`.out, and the answer is its exit code.
 
 A job: `config` (a run's configuration), `run` (its folder or URI), `world` (processes, default 1), `moment` (when a process kills itself by
 SIGKILL: see `_arm`), `rank` (which one, default the last), `added` (a task to add, and what new items start as), `until_stage`, `labels_of`
-(make this stage's pseudo-labels instead), `environment` (variables of each rank).
-Prints the exit codes of each job's ranks as JSON.
+(make this stage's pseudo-labels instead), `environment` (variables of each rank), `spared` (a module
+that no process may have imported in the end).
 """
 
 from __future__ import annotations
@@ -27,10 +33,11 @@ import torch
 import dist_teracon.continual.fineall
 import dist_teracon.continual.teracon
 import dist_teracon.train.phase as phase_module
+from dist_teracon.cli import main
 from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.console import Console
-from dist_teracon.engine.deepspeed_engine import _import_deepspeed
+from dist_teracon.engine.deepspeed_engine import _import_deepspeed, _import_muon
 from dist_teracon.errors import TeraconError
 from dist_teracon.runtime import process_group
 from dist_teracon.store.mirror import Mirror
@@ -40,6 +47,23 @@ from dist_teracon.train.label_job import make_pseudo_labels
 from dist_teracon.train.run import train
 
 HELPERS = Path(__file__).parent
+# what runs import on their way
+IMPORTED = (
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.stage_1_and_2",
+    "dist_teracon.data.prepare.pipeline",
+    "dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu",
+    "dist_teracon.models.nextitnet",
+    "dist_teracon.models.sasrec",
+    "dist_teracon.train.trackers.tensorboard",
+    "pandas",
+    "pyarrow.dataset",
+    "sklearn.decomposition",
+    "sklearn.dummy",
+    "sklearn.linear_model",
+    "tensorboardX",
+    "torch._dynamo",
+)
 
 
 def _die() -> None:
@@ -134,6 +158,7 @@ def _process(job: dict[str, Any], rank: int, world: int, port: int) -> int:
                 return 0
             added = AddedTask(*job["added"]) if "added" in job else None
             train(config, runtime, run, where="job", console=console, added=added, until_stage=job.get("until_stage"))
+            assert job.get("spared") not in sys.modules
     except TeraconError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return 2
@@ -173,12 +198,47 @@ def _world(job: dict[str, Any]) -> list[int]:
     return [codes[child] for child in children]
 
 
+def _answer(request: dict[str, Any], answers: int) -> int:
+    """Do what is asked in this process, a fork of the server; returns its exit status."""
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    said = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 2)
+    if "command" in request:
+        os.dup2(os.open(f"{request['log']}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.chdir(request["folder"])
+        return main(request["command"])
+    os.dup2(said, 1)
+    codes = [_world(job) for job in request["jobs"]]
+    sys.stderr.flush()
+    os.write(answers, json.dumps(codes).encode() + b"\n")
+    os._exit(0)
+
+
+def _serve() -> int:
+    """Take requests until there are no more; returns a fork's exit status, too."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            return _answer(request, answers)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code or "command" in request:
+            os.write(answers, json.dumps(code).encode() + b"\n")
+    return 0
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background are started to ignore it
     torch.set_num_threads(1)
     sys.path.append(str(HELPERS))
     importlib.import_module("folder_store").register()
     _import_deepspeed()
-    for library in ("sklearn.decomposition", "sklearn.linear_model", "torch._dynamo", "tensorboardX"):  # what every run imports on its way
+    _import_muon()
+    for library in IMPORTED:
         importlib.import_module(library)
     gc.freeze()  # each stage's end collects; what was imported is not looked through again
-    print(json.dumps([_world(job) for job in json.loads(Path(sys.argv[1]).read_text())]))
+    sys.exit(_serve())

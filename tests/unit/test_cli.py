@@ -97,6 +97,25 @@ def test_every_benchmark_has_help_and_stands_in_the_docs(name: str, capsys: pyte
     assert [page.name for page in DOCS.glob("*.md") if f"bench {name}" in page.read_text(encoding="utf-8")]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("balance", "--ranks", "8", "0"), "argument --ranks: expected a whole number of 1 or more, got '0'"),
+        (("scaling", "--rows", "-1"), "argument --rows: expected a whole number of 1 or more, got '-1'"),
+        (("scaling", "--memory", "nan"), "argument --memory: expected a number above 0, got 'nan'"),
+        (("serve", "runs/x", "--rates", "0"), "argument --rates: expected a number above 0, got '0'"),
+        (("replay", "--budget", "1.5"), "argument --budget: expected a share from 0 to 1, got '1.5'"),
+        (("replay", "--tasks", "1"), "argument --tasks: expected numbers of 2 or more"),
+        (("workers", "demo.yaml", "--seeds", "-1"), "argument --seeds: expected a whole number of 0 or more, got '-1'"),
+    ],
+)
+def test_a_benchmarks_numbers_have_bounds(arguments: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", *arguments])
+    assert ended.value.code == 2
+    assert f"dist-teracon bench {arguments[0]}: error: {problem}" in capsys.readouterr().err
+
+
 def test_a_path_too_few_says_what_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["prepare", "recbole", "raw"]) == 2
     assert "prepare recbole: expected two paths, got 1" in capsys.readouterr().err

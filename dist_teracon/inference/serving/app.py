@@ -108,6 +108,12 @@ class App:
         self._count(path, answer)
         return answer
 
+    def too_slow(self, path: str) -> Answer:
+        """Return the answer to a body that does not arrive."""
+        answer = _refused(RequestError("the request's body did not arrive in time", 408))
+        self._count(path, answer)
+        return answer
+
     async def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Answer a request; whatever goes wrong is an answer too."""
         if (refused := self.refusal(method, path, headers)) is not None:

@@ -31,25 +31,25 @@ class Job:
         return 1 if isinstance(self.request, EventsRequest) else len(self.request.histories)
 
     @property
-    def key(self) -> tuple[Any, ...] | None:
-        """Equal for jobs that are computed together; None for one that is computed alone."""
+    def key(self) -> tuple[Any, ...]:
+        """Equal for jobs that are computed together."""
         request, model = self.request, id(self.served)
         if isinstance(request, EncodeRequest):
             return model, "encode", request.task, request.shared
         if isinstance(request, PredictRequest):
             return model, "predict", request.task, request.top, request.exclude_seen, request.candidates, request.normalise
-        return None
+        return model, "events", request.task, request.shared, request.at
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[dict[str, Any] | Exception]:
     """Compute jobs, those of equal keys together; returns each one's answer, or the error that it alone would have."""
     groups: dict[Any, list[int]] = {}
     for place, job in enumerate(jobs):
-        groups.setdefault(job.key or place, []).append(place)
+        groups.setdefault(job.key, []).append(place)
     answers: dict[int, dict[str, Any] | Exception] = {}
     for places in groups.values():
         try:
-            found: Sequence[dict[str, Any] | Exception] = _together([jobs[place] for place in places])
+            found = _together([jobs[place] for place in places])
         except TeraconError as error:
             found = [error] if len(places) == 1 else [answer for place in places for answer in run_jobs([jobs[place]])]
         except Exception as error:
@@ -58,13 +58,13 @@ def run_jobs(jobs: Sequence[Job]) -> list[dict[str, Any] | Exception]:
     return [answers[place] for place in range(len(jobs))]
 
 
-def _together(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def _together(jobs: Sequence[Job]) -> Sequence[dict[str, Any] | Exception]:
     served, first = jobs[0].served, jobs[0].request
     if isinstance(first, EncodeRequest):
         return served.encode([job.request for job in jobs if isinstance(job.request, EncodeRequest)])
     if isinstance(first, PredictRequest):
         return served.predict([job.request for job in jobs if isinstance(job.request, PredictRequest)])
-    return [served.events(first)]
+    return served.events([job.request for job in jobs if isinstance(job.request, EventsRequest)])
 
 
 class Batcher:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.model import PretrainedModel, from_pretrained
 from dist_teracon.inference.serving.requests import EncodeRequest, Event, EventsRequest, PredictRequest, RequestError
 from dist_teracon.inference.serving.users import User, Users
+from dist_teracon.inference.state import UserState
 
 # A state that is further behind than this is computed anew, which costs one pass over the history.
 _CATCH_UP = 16
@@ -120,44 +122,78 @@ class Served:
             for low, high in bounds
         ]  # fmt: skip
 
-    def events(self, request: EventsRequest) -> dict[str, Any]:
-        """Add a user's events, and return its vector: that of `encode` for the longer history, to 1e-5.
+    def events(self, requests: Sequence[EventsRequest]) -> list[dict[str, Any] | Exception]:
+        """Add users' events, and return their vectors: those of `encode` for the longer histories, to 1e-5.
+
+        A request that brings no events of a user of whom nothing is kept has an error, 404, in the place of its answer.
+
+        Args:
+            requests: Of one `task`, `shared` and `at`, in their order; several may be of one user.
 
         Raises:
-            RequestError: 404: nothing of the user is kept, and the request brings no events.
-            ConfigError: an unknown task, a method without states, or a model that reads features of users. The user stays as it was.
+            ConfigError: an unknown task, a method without states, or a model that reads features of users. All users stay as they were.
+            DataError: an event lacks what the model reads. All users stay as they were.
         """
         if self.model.inputs.user:
             raise ConfigError("events: the model reads features of users, and remembered users have none; send histories to /encode")
-        kind, kept = self.model.kind_of_vector(request.task, request.shared), self.users.get(request.user)
+        first = requests[0]
+        changed: dict[str, User] = {}
+        answers: dict[int, dict[str, Any] | Exception] = {}
+        kind = self.model.kind_of_vector(first.task, first.shared)
+        for places in _one_of_each_user(requests):
+            longer = {}
+            for place in places:
+                try:
+                    longer[place] = self._longer(requests[place], changed)
+                except RequestError as error:
+                    answers[place] = error
+            states = self._states([user for user, _, _ in longer.values()], kind, first)
+            for (place, (user, added, began)), state in zip(longer.items(), states, strict=True):
+                user.states[kind] = (user.count, state)
+                changed[requests[place].user] = user
+                answers[place] = {
+                    **self._named(), "user": requests[place].user, "task": first.task, "vector": state.vector.tolist(),
+                    "events": user.count, "began": began, "unknown": self._unknown(added),
+                }  # fmt: skip
+        for name, user in changed.items():
+            self.users.put(name, user)
+        return [answers[place] for place in range(len(requests))]
+
+    def _longer(self, request: EventsRequest, changed: Mapping[str, User]) -> tuple[User, tuple[Event, ...], bool]:
+        """Return a user with a request's events, these events, and whether the user begins anew.
+
+        Raises:
+            RequestError: nothing of the user is kept, and the request brings no events.
+        """
+        kept = changed.get(request.user) or self.users.get(request.user)
         began = kept is None or request.history is not None
         before = User() if kept is None or began else kept
         added = (*(request.history or ()), *request.items)
         if not before.count and not added:
             raise RequestError(f"user {request.user!r}: nothing of it is kept; send its history", 404)
         history = (*before.history, *added)[-self.model.reader.length :]
-        after = User(history, before.count + len(added), dict(before.states))
-        after.states[kind] = (after.count, self._state(after, kind, request))
-        self.users.put(request.user, after)
-        return {
-            **self._named(), "user": request.user, "task": request.task, "vector": after.states[kind][1].vector.tolist(),
-            "events": after.count, "began": began, "unknown": self._unknown(added),
-        }  # fmt: skip
+        return User(history, before.count + len(added), dict(before.states)), added, began
 
-    def _state(self, user: User, kind: str, request: EventsRequest) -> Any:
-        covered, state = user.states.get(kind, (0, None))
-        behind = user.count - covered
+    def _states(self, users: Sequence[User], kind: str, request: EventsRequest) -> list[UserState]:
+        """Return users' states after all of their events, those that are kept an event at a time, of all users together."""
+        states: list[UserState] = []
+        ahead: list[tuple[Event, ...]] = []
         moment = self.model.moments(1, request.at)
-        if (
-            state is None
-            or state.fingerprint != self.model.fingerprint
-            or behind > min(_CATCH_UP, len(user.history))
-            or (not behind and state.moments != moment)  # of another moment, without a further event
-        ):
-            return self.model.state(user.history, request.task, shared=request.shared, at=request.at)
-        for item in user.history[len(user.history) - behind :]:
-            state = self.model.extend(state, item, at=request.at)
-        return state
+        for user in users:
+            covered, state = user.states.get(kind, (0, None))
+            behind = user.count - covered
+            gone = state is None or state.fingerprint != self.model.fingerprint or behind > min(_CATCH_UP, len(user.history))
+            # of another moment, without a further event
+            if state is None or gone or (not behind and state.moments != moment):
+                state, behind = self.model.state(user.history, request.task, shared=request.shared, at=request.at), 0
+            states.append(state)
+            ahead.append(user.history[len(user.history) - behind :] if behind else ())
+        for number in range(max(map(len, ahead), default=0)):
+            places = [place for place, events in enumerate(ahead) if number < len(events)]
+            longer = self.model.extend_each([states[place] for place in places], [ahead[place][number] for place in places], at=request.at)
+            for place, state in zip(places, longer, strict=True):
+                states[place] = state
+        return states
 
     def _unknown(self, events: Sequence[Event]) -> int:
         names = (event["item"] if isinstance(event, dict) else event for event in events)
@@ -167,6 +203,19 @@ class Served:
     def reloaded(self, stage: int | None, *, device: str) -> Served:
         """Return the same run as it is now, or another stage of it; remembered users go with it, their states are computed anew."""
         return Served.load(self.source if stage is None else replace(self.source, stage=stage), self.users, device=device)
+
+
+def _one_of_each_user(requests: Sequence[EventsRequest]) -> list[list[int]]:
+    """Return the places of requests, in turns in which no user comes twice."""
+    turns: list[list[int]] = []
+    seen: Counter[str] = Counter()
+    for place, request in enumerate(requests):
+        turn = seen[request.user]
+        seen[request.user] += 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(place)
+    return turns
 
 
 def _bounds(requests: Sequence[EncodeRequest | PredictRequest]) -> list[tuple[int, int]]:

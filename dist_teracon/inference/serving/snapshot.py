@@ -18,7 +18,7 @@ from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.serving.users import User, Users
 from dist_teracon.inference.state import UserState
 
-_VERSION = 1
+_VERSION = 2
 _INDEX = "snapshot.json"
 
 
@@ -31,19 +31,23 @@ def save(folder: Path, fingerprint: str, users: list[tuple[str, User]]) -> None:
         users: Names and users, the least recently used first.
     """
     rows: dict[str, list[UserState]] = {}
+    inputs: dict[str, list[Tensor]] = {}
     entries = []
     for name, user in users:
         states = {}
         for kind, (covered, state) in user.states.items():
             if covered == user.count and state.fingerprint == fingerprint:
-                of_kind = rows.setdefault(kind, [])
-                states[kind] = {"row": len(of_kind), "unknown": state.unknown}
+                of_kind, kept = rows.setdefault(kind, []), inputs.setdefault(kind, [])
+                # what is kept has rows of its own: of a history at the length limit nothing may be
+                states[kind] = {"row": len(of_kind), "kept": None if state.kept is None else len(kept), "unknown": state.unknown}
                 if state.moments is not None:
                     states[kind]["moment"] = int(state.moments[0])
                 of_kind.append(state)
+                kept += [] if state.kept is None else [state.kept]
         entries.append({"user": name, "count": user.count, "history": user.history, "states": states})
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor for kind, states_of_kind in rows.items() for name, tensor in _stacked(kind, states_of_kind).items()}
+    tensors = {f"{kind}/vector": torch.from_numpy(np.stack([state.vector for state in of_kind])) for kind, of_kind in rows.items()}
+    tensors |= {f"{kind}/kept": torch.stack(kept) for kind, kept in inputs.items() if kept}
     temporary = folder / ".states.safetensors"
     save_file(tensors, temporary)
     sha256 = io.sha256(str(temporary))
@@ -90,36 +94,24 @@ def load(folder: Path, model: PretrainedModel, users: Users, *, of_any_model: bo
         tensors = load_file(file, device=str(model.device))
         for entry in index["users"]:
             known = entry if same else {**entry, "states": {}}
-            users.put(entry["user"], _user(known, model, lambda kind, row: _state_parts(tensors, kind, row)))
+            users.put(entry["user"], _user(known, model, lambda kind, place: _state_parts(tensors, kind, place)))
     except (KeyError, TypeError, AttributeError, IndexError, OSError) as error:
         raise DataError(f"{where}: is damaged ({type(error).__name__}: {error}); {remedy}") from None
     return len(index["users"])
 
 
-def _stacked(kind: str, states: list[UserState]) -> dict[str, Tensor]:
-    """Return the states of a kind as tensors, a row a state."""
-    tensors = {f"{kind}/vector": torch.from_numpy(np.stack([state.vector for state in states]))}
-    for layer in range(len(states[0].layers or ())):
-        tensors[f"{kind}/layer{layer}"] = torch.stack([state.layers[layer] for state in states if state.layers is not None]).contiguous()
-    return tensors
+def _state_parts(tensors: dict[str, Tensor], kind: str, place: dict[str, Any]) -> tuple[Tensor | None, Any]:
+    vector = tensors[f"{kind}/vector"][place["row"]].float().cpu().numpy().copy()
+    # a copy: a view would keep all users' rows in memory as long as one of them is kept
+    return None if place["kept"] is None else tensors[f"{kind}/kept"][place["kept"]].clone(), vector
 
 
-def _state_parts(tensors: dict[str, Tensor], kind: str, row: int) -> tuple[tuple[Tensor, ...] | None, Any]:
-    vector = tensors[f"{kind}/vector"][row].float().cpu().numpy()
-    layers, layer = [], 0
-    while (stacked := tensors.get(f"{kind}/layer{layer}")) is not None:
-        # a copy: a view would keep all users' rows in memory as long as one of them is kept
-        layers.append(stacked[row].clone())
-        layer += 1
-    return tuple(layers) or None, vector.copy()
-
-
-def _user(entry: dict[str, Any], model: PretrainedModel, parts: Callable[[str, int], tuple[Any, Any]]) -> User:
+def _user(entry: dict[str, Any], model: PretrainedModel, parts: Callable[[str, dict[str, Any]], tuple[Any, Any]]) -> User:
     history, states = tuple(entry["history"]), {}
     for kind, place in entry["states"].items():
-        layers, vector = parts(kind, place["row"])
+        kept, vector = parts(kind, place)
         rows = model.histories([history]).rows
         moments = np.array([place["moment"]]) if "moment" in place else None
-        state = UserState(kind, model.fingerprint, rows.values, layers, vector, place["unknown"], rows.columns, moments=moments)
+        state = UserState(kind, model.fingerprint, rows.values, kept, vector, place["unknown"], rows.columns, moments=moments)
         states[kind] = (entry["count"], state)
     return User(history, entry["count"], states)

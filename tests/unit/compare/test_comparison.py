@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from dist_teracon import io
+from dist_teracon.compare import run
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.costs import read_costs
 from dist_teracon.compare.plan import read_plan
@@ -122,6 +123,18 @@ def test_a_variant_without_runs_hides_no_other_and_is_named(tmp_path):
         "3 of 6 cells:\n\n- c, seed 0: out of memory (log: x)\n- b, seed 1: not run to its end\n- c, seed 1: not run to its end\n" in page
     )
     assert "\n| b | +0.0000" in page
+
+
+def test_an_older_page_goes_where_a_new_one_cannot_be_made(tmp_path, monkeypatch):
+    plan, cells = made(tmp_path)[:2]
+    (tmp_path / "report.html").write_text("older scores", encoding="utf-8")
+
+    def fails(*_):
+        raise RunError("matplotlib is not installed")
+
+    monkeypatch.setattr(run, "write_page", fails)
+    assert write_tables(plan, cells, tmp_path, problems={}).exists()
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_without_the_baseline_there_are_no_differences(tmp_path):

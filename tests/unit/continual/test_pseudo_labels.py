@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 
@@ -116,10 +117,15 @@ def test_a_pool_has_about_its_share_and_depends_on_tasks_and_seed(make_dataset):
         ({"setting": "auto", "users": 50_000, "max_steps": 10}, 200 / 50_000),
         ({"setting": "auto", "users": 50, "max_steps": 1}, 1.0),
         ({"setting": "auto", "users": 1000, "max_steps": 1}, 0.1),
+        # a floor of 64 rows of 256 draws a quarter of the users in an epoch, whatever ρ is
+        ({"setting": "auto", "users": 10**6, "largest_rate": 0.0025, "batch": 256, "minimum": 64}, 0.25),
+        ({"setting": "auto", "users": 10**6, "largest_rate": 0.1, "batch": 256, "minimum": 64}, 0.4),
+        ({"setting": "auto", "users": 10**6, "largest_rate": 0.0025, "batch": 32, "minimum": 64}, 1.0),
+        ({"setting": "auto", "users": 50_000, "largest_rate": 0.0025, "batch": 256, "minimum": 64, "max_steps": 10}, 640 / 50_000),
     ],
 )
 def test_share_of_a_pool(arguments, share):
-    given = {"largest_rate": 0.05, "batch": 100, "max_steps": None, **arguments}
+    given = {"largest_rate": 0.05, "batch": 100, "minimum": 1, "max_steps": None, **arguments}
     assert pool_share(given.pop("setting"), **given) == pytest.approx(share)
 
 
@@ -155,6 +161,13 @@ def test_store_holds_the_teachers_answers_row_by_row(dataset, tmp_path):
         wanted = [data.values[data.offsets[row] : data.offsets[row + 1]].tolist() for row in rows]
         assert kept.tolist() == rows.tolist()
         assert targets.tolist() == [[sum(row), len(row), row[-1]] for row in wanted]
+
+
+def test_a_shards_checksum_is_that_of_its_file(dataset, tmp_path):
+    write(dataset, pool_of(dataset), tmp_path)
+    for path in (tmp_path / "next").glob("*.arrow"):
+        noted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        assert noted["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_second_run_writes_nothing_and_a_killed_one_goes_on(dataset, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from small_runs import run_command
 
 from dist_teracon.data.dataset import Dataset
 
@@ -43,10 +44,9 @@ def environment(endpoint: str) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def run(endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(endpoint: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, as its user would."""
-    command = [sys.executable, "-m", "dist_teracon.cli", *arguments]
-    return subprocess.run(command, env=environment(endpoint), capture_output=True, text=True, timeout=300, check=False)
+    return run_command(arguments, folder, environment=environment(endpoint))
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +110,13 @@ def flaky(server: str) -> Iterator[tuple[str, list[int]]]:
 
 
 def test_a_bucket_is_as_good_as_a_disk(server, store, raw, tmp_path, monkeypatch):
-    local = run(server, "prepare", "sequence-csv", str(raw), str(tmp_path / "out"))
-    made = run(server, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/out")
+    local = run(server, tmp_path, "prepare", "sequence-csv", str(raw), str(tmp_path / "out"))
+    made = run(server, tmp_path, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/out")
     assert (local.returncode, made.returncode) == (0, 0), made.stderr
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert sorted(path.removeprefix("bucket/out/") for path in store.find("bucket/out")) == files
     assert all(store.cat(f"bucket/out/{path}") == (tmp_path / "out" / path).read_bytes() for path in files)
-    again = run(server, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/out")
+    again = run(server, tmp_path, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/out")
     assert again.returncode == 0
     assert "is there already" in again.stderr
     for name, value in environment(server).items():
@@ -126,19 +126,19 @@ def test_a_bucket_is_as_good_as_a_disk(server, store, raw, tmp_path, monkeypatch
     assert np.array_equal(remote.shard(3).values, here.shard(3).values)
 
 
-def test_a_store_that_cuts_off_is_asked_again(flaky, store, raw):
+def test_a_store_that_cuts_off_is_asked_again(flaky, store, raw, tmp_path):
     endpoint, left = flaky
     left[0] = 3
-    made = run(endpoint, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/patient")
+    made = run(endpoint, tmp_path, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/patient")
     assert made.returncode == 0, made.stderr
     assert left[0] == 0
     assert store.exists("bucket/patient/dataset.json")
 
 
-def test_a_store_that_fails_for_good_is_told_in_one_line_and_nothing_is_seen(flaky, store, raw):
+def test_a_store_that_fails_for_good_is_told_in_one_line_and_nothing_is_seen(flaky, store, raw, tmp_path):
     endpoint, left = flaky
     left[0] = 10**9
-    made = run(endpoint, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/never")
+    made = run(endpoint, tmp_path, "prepare", "sequence-csv", "s3://bucket/raw", "s3://bucket/never")
     assert made.returncode == 2, made.stderr
     assert "Traceback" not in made.stderr
     assert made.stderr.splitlines()[-1].startswith("dist-teracon: error: s3://bucket/raw/task1_history.csv: ")

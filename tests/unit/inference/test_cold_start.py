@@ -142,6 +142,7 @@ def test_vectors_that_tell_the_taste_serve_cold_users():
     assert found["vectors"] == ["own"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_and_the_report_shows(shop, tmp_path, capsys):
     """The run has not learned `category`, whose labels are of what users bought."""
     import shutil

@@ -119,8 +119,15 @@ def test_evaluation_says_what_it_cannot_do(shop, model):
     assert "next: none of auroc is for its kind of task; left out" in told
 
 
-@pytest.mark.parametrize("backbone", ["nextitnet", "sasrec"])
-@pytest.mark.parametrize("pooling", ["concat", "mean", "last"])
+@pytest.mark.parametrize(
+    ("backbone", "pooling"),
+    [
+        ("nextitnet", "concat"),
+        ("sasrec", "mean"),
+        ("nextitnet", "last"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sasrec", "concat"), ("nextitnet", "mean"), ("sasrec", "last"))),
+    ],
+)
 def test_an_exported_program_equals_encode(shop, tmp_path, backbone, pooling):
     from shop import CONFIG, make_shop_run
 

@@ -99,6 +99,20 @@ def test_they_are_read_as_vectors_of_a_data_sets_items(encoder, shop, tmp_path):
         np.testing.assert_array_equal(vector, found[names[item]])
 
 
+def test_a_part_that_was_damaged_is_refused(encoder, shop, tmp_path):
+    write_item_vectors(read_texts(write_items(tmp_path / "items.csv", TEXTS)), TextEncoder(str(encoder)), str(tmp_path / "out"))
+    part = next((tmp_path / "out").glob("*.parquet"))
+    table = pq.read_table(part)
+    pq.write_table(table.slice(1), part)  # whole for Parquet, yet not what was written
+    with pytest.raises(DataError, match=rf"{part.name}: was damaged since it was written"):
+        read_item_vectors(str(tmp_path / "out"), Dataset(shop.dataset))
+
+
+def test_a_missing_table_of_texts_is_called_a_file(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file or folder"):
+        read_texts(str(tmp_path / "nowhere.csv"))
+
+
 def test_what_is_left_out_is_counted(encoder, tmp_path, capsys):
     path = tmp_path / "items.csv"
     path.write_text(

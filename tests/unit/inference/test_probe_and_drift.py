@@ -192,6 +192,7 @@ def test_a_method_with_a_model_for_each_task_has_no_mean(shop, tmp_path):
     assert probe_module.every_vector(model) == ["shared:concat", "next", "buys", "club"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_drift_between_the_stages_of_a_run_is_noted_and_in_its_report(shop, tmp_path, capsys):
     import shutil
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import dist_teracon
-from dist_teracon.errors import ConfigError
+from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.inference.serving.app import App, load_app
-from dist_teracon.inference.serving.requests import Limits
+from dist_teracon.inference.serving.batching import Job, run_jobs
+from dist_teracon.inference.serving.requests import EventsRequest, Limits, RequestError, parse
 from dist_teracon.inference.serving.served import Served, Source
 from dist_teracon.inference.serving.users import Users
 
@@ -152,6 +153,34 @@ def test_a_state_is_extended_and_not_computed_anew(app, monkeypatch):
     monkeypatch.setattr(type(app.models["shop"].model), "state", None)
     status, value = post(app, "/events", user="7", items=["p03"])
     assert (status, value["events"], value["user"]) == (200, 3, "7")
+
+
+def test_events_of_a_batch(served, model):
+    """Users together, one of them twice, one that is not kept, and a request of another task."""
+    app = App([served])
+    post(app, "/events", user="a", items=["p01", "p02"], task="buys")
+    bodies = [
+        {"user": "a", "items": ["p03"], "task": "buys"},
+        {"user": "b", "items": ["p04"], "task": "buys"},
+        {"user": "nobody", "task": "buys"},
+        {"user": "a", "items": ["p05", "p06"], "task": "buys"},
+        {"user": "b", "items": ["p07"], "task": "next"},
+    ]
+
+    jobs = [Job(served, parse("/events", json.dumps(body).encode(), Limits())) for body in bodies]
+    answers = run_jobs(jobs)
+    assert isinstance(answers[2], RequestError)
+    assert answers[2].status == 404
+    expected = [["p01", "p02", "p03"], ["p04"], None, ["p01", "p02", "p03", "p05", "p06"], ["p04", "p07"]]
+    for answer, history, body in zip(answers, expected, bodies, strict=True):
+        if history is not None:
+            assert (answer["user"], answer["events"], answer["began"]) == (body["user"], len(history), history == ["p04"])
+            assert np.allclose(answer["vector"], model.encode([history], body["task"])[0], atol=1e-5)
+    # an event that cannot be read fails its own request alone, and adds nothing
+    wrong = Job(served, EventsRequest(None, "b", ({"item": None},), task="next"))
+    good, bad = run_jobs([Job(served, EventsRequest(None, "a", ("p08",), task="next")), wrong])
+    assert isinstance(bad, DataError)
+    assert (good["events"], served.users.get("a").count, served.users.get("b").count) == (6, 6, 2)
 
 
 def test_the_least_recently_used_user_makes_place(served):
@@ -296,12 +325,14 @@ def test_a_switch_drops_no_request_and_no_user(shop, served, monkeypatch):
     assert np.allclose(value["vector"], new.encode([["p01", "p02", "p03", "p04"]])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ["nextitnet", "sasrec"])
+# of histories at the length limit of 8, the second keeps no inputs, as its reach is 19; the first one's is 4
+@pytest.mark.parametrize("backbone", ["nextitnet", "nextitnet of reach 19", "sasrec"])
 def test_a_snapshot_brings_users_back(shop, tmp_path, backbone, monkeypatch):
     from shop import CONFIG, make_shop_run
 
-    settings = {"nextitnet": {"dilations": [1], "kernel_size": 2}, "sasrec": {"layers": 2}}[backbone]
-    run = make_shop_run(shop.dataset, tmp_path / "run", model={**CONFIG["model"], "backbone": {"name": backbone, **settings}})
+    settings = {"nextitnet": {"dilations": [1], "kernel_size": 2}, "sasrec": {"layers": 2}}.get(backbone, {"dilations": [1, 2]})
+    named = {"name": backbone.partition(" ")[0], **settings}
+    run = make_shop_run(shop.dataset, tmp_path / "run", model={**CONFIG["model"], "backbone": named})
     source, folder = Source("shop", str(run)), tmp_path / "snapshots"
 
     def start():

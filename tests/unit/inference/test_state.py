@@ -43,9 +43,9 @@ def test_events_one_at_a_time(shop, tmp_path, shape, task):
 def test_what_a_state_keeps(shop, tmp_path):
     model = made(shop, tmp_path, backbone={"name": "nextitnet", "dilations": [1, 4, 1, 4, 1, 4, 1, 4]})
     state = model.state(EVENTS[:3], "next")
-    assert sum(layer.shape[1] for layer in state.layers) == 120  # the sum of (k - 1) d
+    assert state.kept.shape == (1, 120, 8)  # the sum of (k - 1) d
     assert state.nbytes == 120 * 8 * 4 + 3 * 4
-    assert made(shop, tmp_path / "other", backbone="sasrec").state(EVENTS[:3]).layers is None
+    assert made(shop, tmp_path / "other", backbone="sasrec").state(EVENTS[:3]).kept is None
 
 
 def test_unknown_events_and_other_models(shop, model, tmp_path):
@@ -82,3 +82,40 @@ def test_a_method_that_changes_weights_or_inserts_modules_is_refused(shop, tmp_p
     with pytest.raises(ConfigError, match=f"export-model: method '{name}'"):
         export_model(model, str(tmp_path / "out.pt2"), "buys")
     assert not (tmp_path / "out.pt2").exists()
+
+
+@pytest.mark.parametrize("task", ["next", "shared"])
+def test_events_of_several_users_together(shop, tmp_path, task):
+    """Histories of other lengths, one at the limit, one of another kind, and one that was read from no kept inputs."""
+    model = made(shop, tmp_path, backbone={"name": "nextitnet", "dilations": [1, 2]}, pooling="concat")
+    histories = [EVENTS[:1], EVENTS[3:8], EVENTS[:8], EVENTS[:12], EVENTS[2:5]]
+    states = [model.state(history, task) for history in histories]
+    assert [state.kept is None for state in states] == [False, False, True, True, False]
+    states[4] = model.state(histories[4], "buys")
+    added = ["p09", "p11", "who", "p13", "p02"]
+    longer = model.extend_each(states, added)
+    assert model.last_unknown == 1
+    for state, history, item, kind in zip(longer, histories, added, [task] * 4 + ["buys"], strict=True):
+        expected = model.encode([[*history, item]], kind)[0]
+        assert np.abs(state.vector - expected).max() < 1e-5
+        assert np.abs(model.extend(state, "p05").vector - model.encode([[*history, item, "p05"]], kind)[0]).max() < 1e-5
+    assert [state.unknown for state in longer] == [0, 0, 1, 0, 0]
+    # one state holds no other's memory
+    assert longer[0].kept.untyped_storage().nbytes() == longer[0].kept.nbytes
+
+
+def test_frozen_weights_give_the_same_bits(shop, model):
+    """What is kept of weights and plans changes no number, and weights put in their place for a pass are read."""
+    from dist_teracon.train.restore import restore_method
+
+    histories = [EVENTS[:length] for length in (8, 3, 8, 1)]
+    method, rows = restore_method(shop.run), model.histories(histories).rows
+    for rows_of_batch in (rows, rows.between(1, 2), rows.take(np.array([0, 2]))):
+        for _ in range(2):
+            fresh = method.encode(model._packed(rows_of_batch, method.mask_index("buys")), "buys")
+            assert np.array_equal(model.vectors(rows_of_batch, "buys").numpy(), fresh.detach().numpy())
+    network = model.method.model()
+    double = {name: 2 * value.detach() for name, value in network.backbone.named_parameters()}
+    batch = model._packed(rows, 0)
+    other = network.encode(batch, None, positions="last", weights=double)
+    assert not np.allclose(other.detach().numpy(), network.encode(batch, None, positions="last").detach().numpy())

@@ -52,6 +52,7 @@ def test_a_run_that_has_only_begun_has_heads_without_rows(tmp_path: Path) -> Non
     assert rows_of(stages) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_page_and_tables_and_quiet_prints_the_last_line_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert "No task has a score yet" in printed(run)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_task_evaluated_once_as_by_single_task_training(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", extras=False, method="sinmo")
     path = folder / "results.json"

@@ -15,7 +15,9 @@ from made_runs import BASELINES, make_run, parse, write_user_scores
 from dist_teracon.errors import TeraconError
 from dist_teracon.report.figures import make_figures
 from dist_teracon.report.html import render, write_report
+from dist_teracon.report.plot import Figure, drawing
 from dist_teracon.report.run_data import read_run
+from dist_teracon.report.training_figures import learning_curves, replayed_shares
 from dist_teracon.report.values import count_text, percent_text, score_text, seconds_text
 
 
@@ -24,6 +26,11 @@ def page(run_folder: Path) -> str:
     out = write_report([run_folder], run_folder / "report.html")
     assert out == run_folder / "report.html"
     return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def figures(run_folder: Path) -> dict[str, Figure]:
+    return make_figures(read_run(run_folder))
 
 
 def test_page_holds_every_number(page: str, run_folder: Path) -> None:
@@ -77,20 +84,20 @@ def test_page_loads_nothing(page: str) -> None:
     assert referred <= set(parser.ids)
 
 
-def test_all_figures_are_drawn_and_equal_runs_give_equal_pages(run_folder: Path, page: str) -> None:
-    figures = make_figures(read_run(run_folder))
+def test_all_figures_are_drawn_and_equal_runs_give_equal_pages(run_folder: Path, page: str, figures: dict[str, Figure]) -> None:
     names = ["retained", "transfer", "final", "learning", "loss", "gradient", "rho", "retention", "similarity", "histograms", "seconds"]
     assert list(figures) == names
     assert [len(figure.panels) for figure in figures.values()] == [1, 2, 6, 6, 6, 6, 5, 5, 1, 6, 1]
     assert render([read_run(run_folder)]) == page
 
 
-def test_colours_all_come_from_the_style_sheet(run_folder: Path) -> None:
-    svg = "".join(panel.svg for figure in make_figures(read_run(run_folder)).values() for panel in figure.panels)
+def test_colours_all_come_from_the_style_sheet(figures: dict[str, Figure]) -> None:
+    svg = "".join(panel.svg for figure in figures.values() for panel in figure.panels)
     assert set(re.findall(r"#[0-9a-f]{6}", svg)) == set()
     assert "var(--ink)" in svg
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / f"seed-{seed}", seed=seed) for seed in (0, 1)]
     out = write_report(folders, tmp_path / "both.html")
@@ -103,6 +110,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "do not compare" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_by_other_metrics_are_not_called_comparable(tmp_path: Path) -> None:
     first, second = (make_run(tmp_path / f"run-{k}", seed=k) for k in range(2))
     results = json.loads((second / "results.json").read_text())
@@ -110,6 +118,7 @@ def test_runs_by_other_metrics_are_not_called_comparable(tmp_path: Path) -> None
     assert "do not compare" in render([read_run(first), read_run(second)])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_other_data_are_not_called_comparable(tmp_path: Path) -> None:
     first, second = (make_run(tmp_path / f"run-{k}", seed=k) for k in range(2))
     dataset = json.loads((second / "dataset.json").read_text())
@@ -119,15 +128,10 @@ def test_runs_of_other_data_are_not_called_comparable(tmp_path: Path) -> None:
     assert 'class="best"' not in page
 
 
-def figure(run: Any, name: str) -> str:
-    """Return the drawings of a figure."""
-    return "".join(panel.svg for panel in make_figures(run)[name].panels)
-
-
-def test_the_share_that_is_replayed_stands_where_the_minimum_overrides_the_formula(run_folder: Path) -> None:
+def test_the_share_that_is_replayed_stands_where_the_minimum_overrides_the_formula(run_folder: Path, figures: dict[str, Figure]) -> None:
     run = read_run(run_folder)
     assert [run.batch_of(stage) for stage in (1, 2, 3)] == [32, 256, 256]
-    drawn = make_figures(run)["rho"]
+    drawn = figures["rho"]
     # 64 rows beside batches of 256, where the formula asks for a few
     assert all(">25\u00a0%<" in panel.svg for panel in drawn.panels)
     assert "each past task: 25\u00a0% of a batch, 64 to 64 rows beside 256\nby the formula 1." in drawn.panels[1].svg
@@ -143,7 +147,9 @@ def test_rows_that_follow_the_formula_are_a_line_a_task(tmp_path: Path) -> None:
         if event["event"] == "step":
             event["rows"] = {task: 256 * rho for task, rho in event["rho"].items()}
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    drawn = make_figures(read_run(folder))["rho"]
+    with drawing():
+        drawn = replayed_shares(read_run(folder))
+    assert drawn is not None
     assert [key.name for key in drawn.legend] == ["1 next", "2 star4"]
     assert "It follows ρ" in drawn.caption
 
@@ -166,11 +172,13 @@ def with_transfer(folder: Path, change: float) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("change", "colour", "other"), [(1.2, "better", "worse"), (0.8, "worse", "better"), (1.001, "soft", "worse")])
 def test_gains_losses_and_neither_have_colours_of_their_own(tmp_path: Path, change: float, colour: str, other: str) -> None:
     run = read_run(with_transfer(tmp_path / "run", change))
+    drawn = make_figures(run)
     for name in ("transfer", "retained"):
-        svg = figure(run, name)
+        svg = "".join(panel.svg for panel in drawn[name].panels)
         # the cells of R have no shade where a change is within its error
         assert (f"fill: var(--{colour})" in svg) or (colour == "soft" and name == "retained")
         assert f"fill: var(--{other})" not in svg
@@ -189,16 +197,18 @@ def test_what_is_drawn_has_tooltips_with_whole_names(tmp_path: Path) -> None:
     assert f"1 next and 2 {name}: " in tips
 
 
-def test_learning_curves_have_bands_where_errors_were_logged(tmp_path: Path, run_folder: Path) -> None:
-    drawn = make_figures(read_run(run_folder))["learning"]
+def test_learning_curves_have_bands_where_errors_were_logged(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    drawn = figures["learning"]
     assert all("fill-opacity: 0.16" in panel.svg for panel in drawn.panels)
     assert "one standard error over validation users" in drawn.caption
     folder = make_run(tmp_path / "run", stages=1)
     path = folder / "events.jsonl"
     path.write_text(path.read_text().replace("validation_error", "of_another_version"))
-    drawn = make_figures(read_run(folder))["learning"]
-    assert "fill-opacity: 0.16" not in drawn.panels[0].svg
-    assert "standard error" not in drawn.caption
+    with drawing():
+        without = learning_curves(read_run(folder))
+    assert without is not None
+    assert "fill-opacity: 0.16" not in without.panels[0].svg
+    assert "standard error" not in without.caption
 
 
 KOREAN = tuple(f"쇼핑 대분류 {k} 관심 사용자 예측" if k % 2 else f"a-task-with-a-long-name-{k}" for k in range(20))
@@ -247,8 +257,12 @@ def test_tables_say_that_they_scroll_and_keep_their_first_column(twenty: str, pa
 
 
 @pytest.mark.parametrize("library", ["matplotlib.style", "jinja2"])
-def test_a_missing_library_is_named(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+def test_a_missing_library_is_named(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, library: str
+) -> None:
     monkeypatch.setitem(sys.modules, library, None)
+    if library == "jinja2":
+        request.getfixturevalue("undrawn")
     with pytest.raises(TeraconError, match=r"pip install 'dist-teracon\[report\]'"):
         write_report([run_folder], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

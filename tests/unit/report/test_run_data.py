@@ -25,6 +25,7 @@ def test_results_of_the_learned_tasks_alone_take_the_planned_ones_from_the_log(t
     assert "2 of 6 tasks" in headline(run)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_log_lines_written_twice_or_broken(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", stages=2)
     epoch = {"event": "epoch", "stage": 1, "phase": "train", "epoch": 1, "loss": {"class/next": 7.5}, "validation": None, "metric": "mrr@5"}

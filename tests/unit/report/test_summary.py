@@ -50,6 +50,7 @@ def test_the_same_scores_are_a_loss_where_users_agree_more(tmp_path: Path) -> No
     assert "3 of 3 earlier tasks lost more than a standard error" in headline(run)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sentence_and_tiles_have_one_figure_the_mean(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", [0.3, 0.4, 0.5, 0.6], [0.3, 0.4 * 0.7, 0.5, 0.6])
     assert f"mean BWT −10.0{NB}%" in headline(run)

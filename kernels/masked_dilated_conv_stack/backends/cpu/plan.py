@@ -26,6 +26,8 @@ from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout, Positi
 
 # Rows whose product is saved; below it an algorithm's own matrices and calls take more.
 LEAST_SAVED = 512
+# Up to so many rows of several lengths a plan is kept for the next batch of such rows.
+_FEW_ROWS = 4
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Places: TypeAlias = slice | Tensor
@@ -177,6 +179,9 @@ def plan(layout: Layout, *, positions_at_once: int) -> tuple[Group, ...]:
 
 def _cut(layout: Layout, at_once: int) -> Iterator[Indices]:
     lengths = layout.lengths.numpy()
+    if len(lengths) == 1:  # as when a server has one request: nothing to cut
+        yield from [np.zeros(1, dtype=np.int64)] if lengths[0] else []
+        return
     tasks = np.zeros_like(lengths) if layout.task_of_row is None else layout.task_of_row.numpy()
     order = np.lexsort((-lengths, tasks))  # stable
     order = order[lengths[order] > 0]
@@ -201,24 +206,50 @@ def _cut(layout: Layout, at_once: int) -> Iterator[Indices]:
 
 def _group(layout: Layout, rows: Indices) -> Group:
     lengths = layout.lengths.numpy()[rows]
-    longest = int(lengths[0])
-    longer = len(rows) - np.searchsorted(lengths[::-1], np.arange(longest + 1), side="right")  # rows longer than a distance
-    distances = _distances(layout.positions, layout.stage_dilations, layout.kernel_size, longest)
-    planned: dict[tuple[int, int, int], Stage] = {}
-    stages = []
-    for dilation, before, after in zip(layout.stage_dilations, distances, distances[1:], strict=False):
-        key = (dilation, id(before), id(after))
-        if key not in planned:
-            planned[key] = _stage(longer, dilation, before, after, layout.kernel_size)
-        stages.append(planned[key])
-    residual = tuple(_residual_places(longer, before, after) for before, after in zip(distances[:-1:2], distances[2::2], strict=True))
+    # of one length, or few: likely to come again, and small
+    again = len(rows) <= _FEW_ROWS or lengths[0] == lengths[-1]
+    make = _shape if again else _shape.__wrapped__
+    shape = make(lengths.tobytes(), layout.positions, layout.stage_dilations, layout.kernel_size)
     last = layout.row_offsets.numpy()[rows + 1] - 1
-    count = longer[distances[0]]
-    inputs = torch.from_numpy(last[_ranges(np.zeros_like(count), count)] - np.repeat(distances[0], count))
+    inputs = torch.from_numpy(last[shape.row] - shape.back)
     results = inputs if layout.positions == "all" else torch.from_numpy(rows)
     several = layout.task_of_row
     task = (layout.single_task or 0) if several is None else int(several[int(rows[0])])
-    return Group(tuple(stages), residual, inputs, results, task)
+    return Group(shape.stages, shape.residual, inputs, results, task)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What of a group follows from its rows' lengths alone.
+
+    Attributes:
+        stages, residual: As of `Group`.
+        row, back: int64 [N_in], each input's row in the group, and its distance from that row's last position.
+    """
+
+    stages: tuple[Stage, ...]
+    residual: tuple[Places, ...]
+    row: Indices
+    back: Indices
+
+
+@functools.lru_cache(maxsize=256)
+def _shape(of_lengths: bytes, positions: Positions, dilations: tuple[int, ...], kernel_size: int) -> _Shape:
+    """Plan rows of these lengths (int64), which fall."""
+    lengths = np.frombuffer(of_lengths, dtype=np.int64)
+    longest = int(lengths[0])
+    longer = len(lengths) - np.searchsorted(lengths[::-1], np.arange(longest + 1), side="right")  # rows longer than a distance
+    distances = _distances(positions, dilations, kernel_size, longest)
+    planned: dict[tuple[int, int, int], Stage] = {}
+    stages = []
+    for dilation, before, after in zip(dilations, distances, distances[1:], strict=False):
+        key = (dilation, id(before), id(after))
+        if key not in planned:
+            planned[key] = _stage(longer, dilation, before, after, kernel_size)
+        stages.append(planned[key])
+    residual = tuple(_residual_places(longer, before, after) for before, after in zip(distances[:-1:2], distances[2::2], strict=True))
+    count = longer[distances[0]]
+    return _Shape(tuple(stages), residual, _ranges(np.zeros_like(count), count), np.repeat(distances[0], count))
 
 
 @functools.lru_cache(maxsize=1024)

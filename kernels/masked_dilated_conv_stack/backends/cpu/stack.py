@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dist_teracon.kernels.masked_dilated_conv_stack.backends import gathered
-from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.convolutions import FILTERED_FROM, select_algorithm
+from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.convolutions import FILTERED_FROM, Direct, select_algorithm
 from dist_teracon.kernels.masked_dilated_conv_stack.backends.cpu.plan import Group, gather_rows, plan
 from dist_teracon.kernels.masked_dilated_conv_stack.layout import Layout
-from dist_teracon.kernels.masked_dilated_conv_stack.reference import StackParameters
+from dist_teracon.kernels.masked_dilated_conv_stack.reference import FrozenParameters, StackParameters
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
     """
     if x_NC.device.type != "cpu":
         raise ValueError(f"the backend 'cpu': expected tensors on a CPU, got {x_NC.device}; unset DIST_TERACON_KERNELS or choose another")
+    kept = parameters.prepared if isinstance(parameters, FrozenParameters) else {}
     if reason := _better_gathered(x_NC, masks_TKC):
         _log_once(reason)
         return gathered.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
@@ -51,7 +52,7 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
         out: Tensor = _Stack.apply(x_NC, masks_TKC, *weights, layout, eps)
         return out
     with torch.no_grad():
-        return _Run(layout, x_NC, masks_TKC, weights, eps).forward(x_NC, saved=None)
+        return _Run(layout, x_NC, masks_TKC, weights, eps, kept).forward(x_NC, saved=None)
 
 
 def _better_gathered(x_NC: Tensor, masks_TKC: Tensor | None) -> str:
@@ -95,9 +96,14 @@ _PER_STAGE = 4
 
 
 class _Run:
-    """A pass over one batch: parameters as the products take them, and in the backward pass the gradients' sums."""
+    """A pass over one batch: parameters as the products take them, and in the backward pass the gradients' sums.
 
-    def __init__(self, layout: Layout, x_NC: Tensor, masks: Tensor | None, weights: Sequence[Tensor], eps: float) -> None:
+    What was made of frozen parameters is in `kept`, or is put there.
+    """
+
+    def __init__(
+        self, layout: Layout, x_NC: Tensor, masks: Tensor | None, weights: Sequence[Tensor], eps: float, kept: dict[Any, Any] | None = None
+    ) -> None:  # fmt: skip
         weight, self.bias, *norm = weights
         self.layout, self.eps, self.dtype = layout, eps, x_NC.dtype
         self.wide = torch.promote_types(self.dtype, torch.float32)
@@ -112,7 +118,10 @@ class _Run:
         at_once = GROUP_BYTES * torch.get_num_threads() // (self.channels * x_NC.element_size())
         self.groups = plan(layout, positions_at_once=max(1, at_once))
         algorithm = select_algorithm(self.dtype, self.channels, layout.kernel_size)
-        self.convs = [algorithm(weight[stage]) for stage in range(self.stages)]
+        kept = {} if kept is None else kept
+        if (key := ("cpu", algorithm, self.dtype)) not in kept:
+            kept[key] = [algorithm(weight[stage]) for stage in range(self.stages)]
+        self.convs: list[Direct] = kept[key]
 
     def forward(self, x_NC: Tensor, saved: list[Tensor] | None) -> Tensor:
         """Run all groups; what the backward pass needs is appended to `saved`."""

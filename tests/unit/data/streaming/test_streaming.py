@@ -67,10 +67,16 @@ def raw(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(raw, tmp_path_factory) -> dict[str, str]:
+def plain(raw, tmp_path_factory) -> Path:
+    """The data set that preparation makes of the raw files as it is set up."""
     out = tmp_path_factory.mktemp("made") / "out"
     prepare("ttl", str(raw), str(out))
-    return digest(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(plain) -> dict[str, str]:
+    return digest(plain)
 
 
 @pytest.mark.parametrize("block", [1, 700, 4096, 1 << 22])
@@ -96,10 +102,9 @@ def test_the_number_of_partitions_changes_nothing(raw, made, tmp_path, partition
 
 
 @pytest.mark.parametrize("shards", [1, 3, 4, 11, 300])
-def test_any_number_of_shards_holds_the_same_users(raw, tmp_path, shards, read):
+def test_any_number_of_shards_holds_the_same_users(raw, plain, tmp_path, shards, read):
     prepare("ttl", str(raw), str(tmp_path / "out"), shards=shards)
-    prepare("ttl", str(raw), str(tmp_path / "plain"))
-    found, want = read(tmp_path / "out"), read(tmp_path / "plain")
+    found, want = read(tmp_path / "out"), read(plain)
     assert (found.labels, found.sequences) == (want.labels, want.sequences)
 
 

@@ -1,0 +1,101 @@
+"""A stack of causal dilated convolutions that goes on from what it has read: weights prepared once, several rows at a time.
+
+What the earlier taps of all convolutions give does not depend on the new position, so it is one product ahead of the stack; what is left
+for each convolution is a product with one matrix, LayerNorm and ReLU.
+
+Legend: B rows, L positions of one, V views (masks), C channels, K convolutions, k taps, P positions kept: for each convolution its last
+(k − 1)·d inputs, the convolutions one behind another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters
+
+
+class ConvolutionStepper:
+    """Reads rows, and adds positions to them (`Stepper`); a change of the parameters after this was made goes unseen.
+
+    Args:
+        parameters: Of all K convolutions.
+        masks_VKC: None for one view without a mask; not negative.
+        dilations: Of all K convolutions.
+        eps: Of LayerNorm.
+    """
+
+    @torch.no_grad()
+    def __init__(self, parameters: StackParameters, masks_VKC: Tensor | None, *, dilations: Sequence[int], eps: float) -> None:
+        weight, bias, norm_weight, norm_bias = (p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters)
+        K, C, _, taps = weight.shape
+        self._dilations, self._eps, self._shape = tuple(dilations), eps, [C]
+        self._sizes = [(taps - 1) * dilation for dilation in dilations]
+        *starts, kept = accumulate(self._sizes, initial=0)
+        # [C_in, C_out] of the present position; [K, (k − 1)·C_in, C_out] of those before, the oldest first
+        self._present = weight[..., -1].transpose(1, 2).contiguous().unbind(0)
+        self._past = weight[..., :-1].permute(0, 3, 2, 1).reshape(K, (taps - 1) * C, C).contiguous()
+        self._bias = bias[:, None].contiguous()
+        # m ⊙ ReLU(γ ⊙ n + β) is ReLU(mγ ⊙ n + mβ)
+        scale, shift = (p[None] if masks_VKC is None else masks_VKC * p for p in (norm_weight, norm_bias))
+        self._views = scale.shape[0]
+        self._scales, self._shifts = ([part.contiguous() for part in p.unbind(1)] for p in (scale, shift))
+        reads = [start + tap * dilation for start, dilation in zip(starts, dilations, strict=True) for tap in range(taps - 1)]
+        # every convolution's oldest input makes place for the new one, which lies behind all of them
+        moves = [
+            place
+            for number, (start, size) in enumerate(zip(starts, self._sizes, strict=True))
+            for place in (*range(start + 1, start + size), kept + number)
+        ]
+        self._reads, self._moves = (torch.tensor(places, device=weight.device) for places in (reads, moves))
+
+    def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a row's last position's outputs [V, C], and what the next one needs [V, P, C]."""
+        x_VLC, inputs, L = x_LC.expand(self._views, -1, -1), [], x_LC.shape[0]
+        for conv in range(0, len(self._present), 2):
+            h = x_VLC
+            for k in (conv, conv + 1):
+                whole = F.pad(h, (0, 0, self._sizes[k], 0))
+                inputs.append(whole[:, -self._sizes[k] :])
+                u = torch.addmm(self._bias[k, 0], h.reshape(-1, *self._shape), self._present[k])
+                for tap, matrix in enumerate(self._past[k].view(-1, *self._shape, *self._shape)):
+                    first = tap * self._dilations[k]
+                    u.addmm_(whole[:, first : first + L].reshape(-1, *self._shape), matrix)
+                h = self._normalised(u.view(self._views, L, -1), k, views=0)
+            x_VLC = x_VLC + h
+        return x_VLC[:, -1], torch.cat(inputs, dim=1)
+
+    def step(self, x_BC: Tensor, kept_BVPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the new positions' outputs [B, V, C] and what the next ones need [B, V, P, C].
+
+        Args:
+            x_BC: The embedded position of each row.
+            kept_BVPC: What the rows have kept.
+        """
+        rows, V, K = x_BC.shape[0], self._views, len(self._present)
+        read = kept_BVPC.index_select(2, self._reads).view(rows * V, K, -1)
+        before = torch.baddbmm(self._bias, read.transpose(0, 1), self._past).unbind(0)
+        # rows and views lie as [B · V, C]
+        x, inputs = x_BC.repeat_interleave(V, dim=0) if V > 1 else x_BC, []
+        for conv in range(0, K, 2):
+            h = x
+            for k in (conv, conv + 1):
+                inputs.append(h)
+                u = torch.addmm(before[k], h, self._present[k])
+                h = self._normalised(u.view(rows, V, -1), k, views=1).view_as(u)
+            x = x + h
+        new = torch.stack(inputs, dim=1).view(rows, V, K, -1)
+        return x.view(rows, V, -1), torch.cat([kept_BVPC, new], dim=2).index_select(2, self._moves)
+
+    def _normalised(self, u: Tensor, k: int, *, views: int) -> Tensor:
+        """Return ReLU of LayerNorm with each view's mask in it; which dimension is that of the views, 0 or 1 of three."""
+        scale_VC, shift_VC = self._scales[k], self._shifts[k]
+        if self._views == 1:
+            return torch.native_layer_norm(u, self._shape, scale_VC[0], shift_VC[0], self._eps)[0].relu_()
+        n = torch.native_layer_norm(u, self._shape, None, None, self._eps)[0]
+        scale, shift = (p[:, None] if views == 0 else p for p in (scale_VC, shift_VC))
+        return torch.addcmul(shift, n, scale).relu_()
