@@ -22,6 +22,7 @@ from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
 from dist_teracon.errors import DataError
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.vocabulary import Vocabulary
+from dist_teracon.models.backbone import columns_read
 from dist_teracon.models.heads import Head
 
 
@@ -61,8 +62,8 @@ def read_event_columns(model: PretrainedModel, dataset: Dataset) -> None:
     dataset.read_inputs([feature.name for feature in model.inputs.user], closed=model.inputs.closed)
     if lacks := [name for name in model.event_columns if name not in dataset.info.history.names]:
         raise DataError(
-            f"{dataset.uri}: keeps no {lacks[0]} of events, which the model reads (model.event_features); prepare it with "
-            f"history.keep: [{lacks[0].removesuffix('s')}] in the recipe"
+            f"{dataset.uri}: keeps no {lacks[0]} of events, which the model reads ({columns_read(model.config.model)[lacks[0]]}); "
+            f"prepare it with history.keep: [{lacks[0].removesuffix('s')}] in the recipe"
         )
     dataset.read_columns(model.event_columns)
 
@@ -110,7 +111,7 @@ class MappedDataset(Dataset):
         self._type_map = type_map(model, inner)
         self._feature_maps = feature_maps(model, inner)
         self.inputs_read, self.closed = InputFeatures(model.inputs.user), model.inputs.closed
-        self._limit = model.info.length_limit
+        self._limit, self.moments = model.info.length_limit, None
         # the data set's own padding is taken off, and the model's put on
         self._own_padding = padding_of(inner)
         self._label_maps: dict[str, NDArray[np.int32]] = {}

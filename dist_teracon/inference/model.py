@@ -23,22 +23,23 @@ from dist_teracon.continual.method import Method
 from dist_teracon.continual.open_inputs import known_inputs
 from dist_teracon.data.batches import PackedBatch, PackedRows
 from dist_teracon.data.dataset import label_of_name, next_label_of_item
-from dist_teracon.data.event_columns import EventColumns
+from dist_teracon.data.event_columns import NO_TIME, EventColumns
 from dist_teracon.data.input_features import MISSING, InputFeatures, close
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
-from dist_teracon.errors import ConfigError, DataError, RunError, nearest
+from dist_teracon.errors import ConfigError, RunError, nearest
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.scorer import excludes_seen
-from dist_teracon.inference.event_columns import ColumnReader
+from dist_teracon.inference.device import usable_device
+from dist_teracon.inference.event_columns import ColumnReader, moments_of
 from dist_teracon.inference.histories import Histories, HistoryReader
 from dist_teracon.inference.ids import id_text
-from dist_teracon.inference.predictions import Predictions, best_labels, joined
+from dist_teracon.inference.predictions import Predictions, best_labels, candidate_labels, joined
 from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import StateEncoder, UserState, state_encoder
 from dist_teracon.inference.user_features import FeatureReader
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
-from dist_teracon.models.backbone import Backbone
-from dist_teracon.models.event_embedding import columns_of
+from dist_teracon.models.backbone import Backbone, columns_read
+from dist_teracon.models.event_embedding import RECENCY
 from dist_teracon.models.network import Network
 from dist_teracon.train.restore import restore_method
 from dist_teracon.train.run_folder import RunFolder
@@ -72,20 +73,6 @@ def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = 
     return PretrainedModel(uri, folder, method, device=where)
 
 
-def usable_device(name: str) -> torch.device:
-    """Return a device by its name.
-
-    Raises:
-        ConfigError: it cannot be used here.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}': cannot be used here ({str(error).splitlines()[0]}); expected cpu or cuda") from None
-    return device
-
-
 class PretrainedModel:
     """A run's model after a stage; see `from_pretrained`.
 
@@ -97,6 +84,7 @@ class PretrainedModel:
         tasks: The tasks that it has learned, by name, in their order.
         method: The method with its weights, for what is not here.
         last_unknown: Of the last call, the events whose item the model does not know.
+        moment: When predictions are where no call says otherwise, in seconds since 1970: the last moment of which the training data told.
     """
 
     def __init__(self, run: str, folder: RunFolder, method: Method, *, device: torch.device) -> None:
@@ -109,7 +97,8 @@ class PretrainedModel:
         for part in method.model().to(self.device).eval().modules():
             if isinstance(part, Network):
                 part.freeze()
-        self._weights = folder.stage(self.stage - 1, method.learned[-1]).state()["files"]["model.safetensors"]
+        state = folder.stage(self.stage - 1, method.learned[-1]).state()
+        self._weights, self.moment = state["files"]["model.safetensors"], int(state.get("moment", NO_TIME))
         self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)
         self._state_encoders: dict[str, StateEncoder] = {}
         self._label_of_item: dict[str, NDArray[np.int64]] = {}
@@ -154,7 +143,12 @@ class PretrainedModel:
     @property
     def event_columns(self) -> tuple[str, ...]:
         """What the model reads of events beside their items: `times`, `types`, or nothing."""
-        return columns_of(self.config.model.event_features)
+        return tuple(columns_read(self.config.model))
+
+    @property
+    def reads_moments(self) -> bool:
+        """Whether the model reads how long before its prediction a history's last event was (`recency`)."""
+        return RECENCY in self.config.model.event_features
 
     @cached_property
     def num_types(self) -> int:
@@ -217,13 +211,15 @@ class PretrainedModel:
             raise ConfigError(f"task '{name}': the model has not learned it{nearest(name, self.tasks)} (stage {self.stage} has: {known})")
         return self.tasks[name]
 
-    def histories(self, histories: Any, *, features: Any = None, dates: bool = True) -> Histories:
+    def histories(self, histories: Any, *, features: Any = None, dates: bool = True, at: Any = None) -> Histories:
         """Read histories in raw ids, of any form: see `HistoryReader.read`; and features of their users: see `FeatureReader.read`.
 
-        A folder of events may have a table of users, which is read where no features are given.
+        A folder of events may have a table of users, which is read where no features are given. `at` is as of `encode`.
         """
         read = self.reader.read(histories, dates=dates)
-        if read is histories and features is None:
+        if at is not None:
+            read = replace(read, rows=replace(read.rows, moments=self.moments(len(read), at)))
+        if isinstance(histories, Histories) and features is None:
             return read
         reader = self.feature_reader
         if features is None and reader.features and isinstance(histories, str | Path):
@@ -232,7 +228,8 @@ class PretrainedModel:
         return replace(read, rows=replace(read.rows, features=values), told=(*read.told, *told))
 
     def encode(
-        self, histories: Any, task: str = SHARED, *, shared: SharedVector | None = None, features: Any = None, batch: int = _BATCH
+        self, histories: Any, task: str = SHARED, *,
+        shared: SharedVector | None = None, features: Any = None, at: Any = None, batch: int = _BATCH,
     ) -> NDArray[np.float32]:  # fmt: skip
         """Return a vector for each user: float32 [B, W], `T · W` wide for `concat`.
 
@@ -242,13 +239,15 @@ class PretrainedModel:
             task: The task whose vectors they are, or `shared` for one vector for all.
             shared: What `shared` is: `mean` over the tasks' vectors, `open`: all masks open, `concat`: the tasks' vectors in a row.
             features: Features of the users, where the model reads any, as `[{"region": "north"}, {}]`; what is not given is missing.
+            at: When the prediction is, for a model that reads `recency`: seconds since 1970 or a datetime, for all users or a list of one
+                for each. None: the last moment of which the training data told (`moment`). One before a history's last event is as that.
             batch: Users at a time, on which last digits depend.
 
         Raises:
             DataError: a history is empty, or an id is neither a text nor a whole number.
             ConfigError: an unknown task; a shared vector that the method does not have.
         """
-        read = self.histories(histories, features=features)
+        read = self.histories(histories, features=features, at=at)
         self.last_unknown = read.unknown
         kind = self.kind_of_vector(task, shared)
         parts = [self.vectors(read.between(first, first + batch), kind) for first in range(0, len(read), batch)]
@@ -257,7 +256,7 @@ class PretrainedModel:
     def predict(
         self, histories: Any, task: str, *,
         top: int = 10, exclude_seen: bool | None = None, candidates: Sequence[Any] | None = None, normalise: bool = False,
-        features: Any = None, batch: int = _BATCH,
+        features: Any = None, at: Any = None, batch: int = _BATCH,
     ) -> Predictions:  # fmt: skip
         """Return the labels that score highest for each user, as raw ids.
 
@@ -268,14 +267,14 @@ class PretrainedModel:
             exclude_seen: Leave out the items of the user's own history; by default as in the run's own scores.
             candidates: Rank these labels alone: a list of ids for all users, or a list of ids for each user.
             normalise: Give probabilities over the labels that are ranked; else logits.
-            features: As of `encode`.
+            features, at: As of `encode`.
             batch: Users at a time, on which last digits depend.
 
         Raises:
             DataError: a history is empty, an id is neither a text nor a whole number, or no candidate is a label of the task.
             ConfigError: an unknown task, `top` below 1, or `exclude_seen` for a task whose labels are not items.
         """
-        info, read = self.task(task), self.histories(histories, features=features)
+        info, read = self.task(task), self.histories(histories, features=features, at=at)
         if top < 1:
             raise ConfigError(f"top: expected 1 or more, got {top}")
         if exclude_seen and not self.info.labels_are_items(task):
@@ -283,7 +282,7 @@ class PretrainedModel:
                 f"exclude_seen: the labels of task '{task}' are not known to be items of the history, so none can be left out"
             )
         self.last_unknown = read.unknown
-        chosen = None if candidates is None else self._candidates(task, candidates, len(read))
+        chosen = None if candidates is None else candidate_labels(self.labels(task), candidates, len(read), task=task)
         setting = self.config.evaluate.exclude_seen if exclude_seen is None else exclude_seen
         without = info.ranks_labels and excludes_seen(self.info, task, setting)
         head, found = self.method.head(task), []
@@ -298,43 +297,47 @@ class PretrainedModel:
         return Predictions(task, indices, scores, read.users, read.unknown, self.labels(task))
 
     def state(
-        self, history: Sequence[Any], task: str = SHARED, *, shared: SharedVector | None = None, features: Mapping[str, Any] | None = None
-    ) -> UserState:
+        self, history: Sequence[Any], task: str = SHARED, *,
+        shared: SharedVector | None = None, features: Mapping[str, Any] | None = None, at: Any = None,
+    ) -> UserState:  # fmt: skip
         """Read one user's history, for events to be added one at a time by `extend`; `state.vector` is that of `encode`.
 
         Args:
             history: Raw ids, oldest first.
             task, shared: As of `encode`.
             features: The user's features, where the model reads any.
+            at: As of `encode`.
 
         Raises:
             DataError: the history is empty, or an id is neither a text nor a whole number.
             ConfigError: an unknown task, or a vector of several models.
         """
         kind = self.kind_of_vector(task, shared)
-        read = self.histories([history], features=None if features is None else [features])
+        read = self.histories([history], features=None if features is None else [features], at=at)
         self.last_unknown = read.unknown
         rows = self._opened(read.rows, kind)
         (found,) = self._state_encoder(kind).start([rows])
-        return UserState(kind, self.fingerprint, rows.values, found.kept, found.vector, read.unknown, rows.columns, rows.features)
+        beside = (rows.columns, rows.features, rows.moments)
+        return UserState(kind, self.fingerprint, rows.values, found.kept, found.vector, read.unknown, *beside)
 
-    def extend(self, state: UserState, item: Any) -> UserState:
+    def extend(self, state: UserState, item: Any, *, at: Any = None) -> UserState:
         """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
 
         Args:
             state: What has been read.
             item: The event's item; `{"item": …, "time": …, "type": …}` where the model reads times or types of events.
+            at: As of `encode`; of this vector alone.
 
         Raises:
             DataError: the event lacks a time or type that the model reads.
             ConfigError: the state is another model's.
         """
-        return self.extend_each([state], [item])[0]
+        return self.extend_each([state], [item], at=at)[0]
 
-    def extend_each(self, states: Sequence[UserState], items: Sequence[Any]) -> list[UserState]:
+    def extend_each(self, states: Sequence[UserState], items: Sequence[Any], *, at: Any = None) -> list[UserState]:
         """Return several users' states with one more event each, as `extend` does for one; those of one kind are computed together."""
         found: list[UserState] = list(states)
-        events = [self._event(state, item) for state, item in zip(states, items, strict=True)]
+        events = [self._event(state, item, at) for state, item in zip(states, items, strict=True)]
         unknown = [int(event.values[0] == UNSEEN_ITEM) for event in events]
         for kind in dict.fromkeys(state.kind for state in states):
             places = [place for place, state in enumerate(states) if state.kind == kind]
@@ -342,18 +345,20 @@ class PretrainedModel:
             read = self._state_encoder(kind).extend(rows, kept, [events[place] for place in places])
             for place, (row, keeps, vector) in zip(places, read, strict=True):
                 count = states[place].unknown + unknown[place]
-                found[place] = UserState(kind, self.fingerprint, row.values, keeps, vector, count, row.columns, row.features)
+                beside = (row.columns, row.features, row.moments)
+                found[place] = UserState(kind, self.fingerprint, row.values, keeps, vector, count, *beside)
         self.last_unknown = sum(unknown)
         return found
 
-    def _event(self, state: UserState, item: Any) -> PackedRows:
+    def _event(self, state: UserState, item: Any, at: Any) -> PackedRows:
         """Return one more event of a state as a row."""
         if state.fingerprint != self.fingerprint:
             raise ConfigError(f"state: belongs to another model ({state.fingerprint[:12]}…, and this one is {self.fingerprint[:12]}…)")
         columns = self.reader.reads.of_mappings([item])
         index = self.items.index(id_text(item.get("item") if isinstance(item, Mapping) else item))
         known = FIRST_ITEM <= index < self.num_items
-        return PackedRows(np.array([index if known else UNSEEN_ITEM], dtype=np.int32), np.array([0, 1]), columns)
+        items = np.array([index if known else UNSEEN_ITEM], dtype=np.int32)
+        return PackedRows(items, np.array([0, 1]), columns, moments=self.moments(1, at))
 
     def _state_encoder(self, kind: str) -> StateEncoder:
         if kind not in self._state_encoders:
@@ -392,11 +397,23 @@ class PretrainedModel:
         return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").with_beside(rows).to(self.device)
 
     def _opened(self, rows: PackedRows, kind: str) -> PackedRows:
-        """Return rows with the features that vectors of a kind read; all missing where there are none."""
+        """Return rows with what vectors of a kind read beside events: features, all missing where there are none, and moments."""
+        if self.reads_moments and rows.moments is None:
+            rows = replace(rows, moments=self.moments(rows.rows, None))
         if not (names := [feature.name for feature in self.inputs.user]):
             return rows
         values = np.full((rows.rows, len(names)), MISSING, dtype=np.int32) if rows.features is None else rows.features
         return replace(rows, features=close(values, names, self.closed_to(kind)))
+
+    def moments(self, users: int, at: Any) -> NDArray[np.int64] | None:
+        """Return when users are predicted, int64 [users], `at` being as of `encode`; None where the model does not read it.
+
+        Raises:
+            ConfigError: a moment is given, and the model does not read it.
+        """
+        if at is not None and not self.reads_moments:
+            raise ConfigError("at: the model does not read when it predicts (model.event_features has no 'recency'); leave it out")
+        return moments_of(at, users, default=self.moment) if self.reads_moments else None
 
     def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
         """Return what `vectors` calls the vectors of a task, or shared ones.
@@ -437,19 +454,3 @@ class PretrainedModel:
         if (padding := self.reader.padding) is not None:
             values, offsets = np.insert(values, offsets[1:], padding), offsets + np.arange(len(offsets))
         return items_left_out(values, offsets, self.label_of_item(task))
-
-    def _candidates(self, task: str, candidates: Sequence[Any], users: int) -> list[NDArray[np.int64]]:
-        """Return the candidates' labels, an array for all users or one for each."""
-        if isinstance(candidates, str) or not isinstance(candidates, Sequence | np.ndarray):
-            raise DataError(f"candidates: expected a list of ids, or a list of them for each user, got {type(candidates).__name__}")
-        each = len(candidates) > 0 and not isinstance(candidates[0], str) and isinstance(candidates[0], Sequence | np.ndarray)
-        if each and len(candidates) != users:
-            raise DataError(f"candidates: expected a list for each of {users} users, got {len(candidates)}")
-        names, found = self.labels(task), []
-        for number, ids in enumerate(candidates if each else [candidates]):
-            labels = np.array([names.index(id_text(value)) for value in ids], dtype=np.int64)
-            if not (labels >= 0).any():
-                whose = f" of user {number}" if each else ""
-                raise DataError(f"candidates{whose}: none of {len(labels)} ids is a label of task '{task}'")
-            found.append(labels[labels >= 0])
-        return found

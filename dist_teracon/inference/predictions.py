@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_teracon.errors import DataError
 from dist_teracon.evaluate.candidates import LeftOut
+from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.vocabulary import Vocabulary
 from dist_teracon.models.heads import Head, rows_at_once
 
@@ -140,3 +142,30 @@ def _best(scores: Tensor, logits: Tensor, columns: Tensor, top: int) -> tuple[ND
     gone = logits.gather(1, places).isneginf().cpu().numpy()
     labels = columns[places.cpu()].numpy()
     return np.where(gone, -1, labels), np.where(gone, np.float32("nan"), kept)
+
+
+def candidate_labels(names: Vocabulary, candidates: Sequence[Any], users: int, *, task: str) -> list[NDArray[np.int64]]:
+    """Return the labels of candidates in raw ids, an array for all users or one for each.
+
+    Args:
+        names: The task's labels.
+        candidates: Ids, or a list of them for each user; those that are no labels are left out.
+        users: How many.
+        task: The task's name.
+
+    Raises:
+        DataError: no list, a list for another number of users, or one without any label.
+    """
+    if isinstance(candidates, str) or not isinstance(candidates, Sequence | np.ndarray):
+        raise DataError(f"candidates: expected a list of ids, or a list of them for each user, got {type(candidates).__name__}")
+    each = len(candidates) > 0 and not isinstance(candidates[0], str) and isinstance(candidates[0], Sequence | np.ndarray)
+    if each and len(candidates) != users:
+        raise DataError(f"candidates: expected a list for each of {users} users, got {len(candidates)}")
+    found = []
+    for number, ids in enumerate(candidates if each else [candidates]):
+        labels = np.array([names.index(id_text(value)) for value in ids], dtype=np.int64)
+        if not (labels >= 0).any():
+            whose = f" of user {number}" if each else ""
+            raise DataError(f"candidates{whose}: none of {len(labels)} ids is a label of task '{task}'")
+        found.append(labels[labels >= 0])
+    return found

@@ -44,6 +44,7 @@ class UserState:
         unknown: Events so far whose item the model does not know.
         columns: What is read of the events beside their items.
         features: int32 [1, F], what is read of the user's features; None where none are.
+        moments: int64 [1], when the prediction is; None where it is not read.
     """
 
     kind: str
@@ -54,11 +55,12 @@ class UserState:
     unknown: int = 0
     columns: EventColumns = NO_COLUMNS
     features: NDArray[np.int32] | None = None
+    moments: NDArray[np.int64] | None = None
 
     @property
     def row(self) -> PackedRows:
         """The history as a row."""
-        return PackedRows(self.items, np.array([0, len(self.items)]), self.columns, self.features)
+        return PackedRows(self.items, np.array([0, len(self.items)]), self.columns, self.features, self.moments)
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +90,9 @@ class StateEncoder:
         self._backbone, self._masks, self._combine, self._limit = backbone, masks_VKC, combine, limit
         self._views = 1 if masks_VKC is None else masks_VKC.shape[0]
         reach = backbone.reach
-        self._steps = reach is not None
+        # with `recency` an event's input is known for good only when the next one comes: such a row is read anew
+        is_open = backbone.event_embedding is not None and backbone.event_embedding.recency_weight is not None
+        self._steps = reach is not None and not is_open
         # the first event of a cut history has no gap to one before it, so no output may read it
         first = int(backbone.event_embedding is not None)
         self._exact_when_cut = reach is not None and reach + first <= limit
@@ -193,7 +197,7 @@ def _appended(row: PackedRows, event: PackedRows, limit: int) -> PackedRows:
     """Return a row with one more event, cut to the limit."""
     items = np.concatenate([row.values, event.values])[-limit:]
     columns = EventColumns.concatenate([row.columns, event.columns])[-limit:] if row.columns.names else NO_COLUMNS
-    return PackedRows(items, np.array([0, len(items)]), columns, row.features)
+    return PackedRows(items, np.array([0, len(items)]), columns, row.features, event.moments)
 
 
 def _tail(row: PackedRows) -> PackedRows:

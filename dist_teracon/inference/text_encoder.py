@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.errors import ConfigError
-from dist_teracon.inference.model import usable_device
+from dist_teracon.inference.device import usable_device
 
 Pool = Literal["mean", "encoder"]
 POOLS: tuple[Pool, ...] = ("mean", "encoder")

@@ -38,7 +38,7 @@ class Job:
             return model, "encode", request.task, request.shared
         if isinstance(request, PredictRequest):
             return model, "predict", request.task, request.top, request.exclude_seen, request.candidates, request.normalise
-        return model, "events", request.task, request.shared
+        return model, "events", request.task, request.shared, request.at
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[dict[str, Any] | Exception]:

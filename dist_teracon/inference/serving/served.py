@@ -90,7 +90,10 @@ class Served:
         features = None
         if any(request.features is not None for request in requests):
             features = [row for request in requests for row in request.features or [{}] * len(request.histories)]
-        return self.model.histories([history for request in requests for history in request.histories], features=features)
+        at = None
+        if any(request.at is not None for request in requests):
+            at = [request.at for request in requests for _ in request.histories]
+        return self.model.histories([history for request in requests for history in request.histories], features=features, at=at)
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, Any]]:
         """Answer requests of one `task` and `shared` together; vectors are those of `PretrainedModel.encode`."""
@@ -125,7 +128,7 @@ class Served:
         A request that brings no events of a user of whom nothing is kept has an error, 404, in the place of its answer.
 
         Args:
-            requests: Of one `task` and `shared`, in their order; several may be of one user.
+            requests: Of one `task`, `shared` and `at`, in their order; several may be of one user.
 
         Raises:
             ConfigError: an unknown task, a method without states, or a model that reads features of users. All users stay as they were.
@@ -175,16 +178,19 @@ class Served:
         """Return users' states after all of their events, those that are kept an event at a time, of all users together."""
         states: list[UserState] = []
         ahead: list[tuple[Event, ...]] = []
+        moment = self.model.moments(1, request.at)
         for user in users:
             covered, state = user.states.get(kind, (0, None))
             behind = user.count - covered
-            if state is None or state.fingerprint != self.model.fingerprint or behind > min(_CATCH_UP, len(user.history)):
-                state, behind = self.model.state(user.history, request.task, shared=request.shared), 0
+            gone = state is None or state.fingerprint != self.model.fingerprint or behind > min(_CATCH_UP, len(user.history))
+            # of another moment, without a further event
+            if state is None or gone or (not behind and state.moments != moment):
+                state, behind = self.model.state(user.history, request.task, shared=request.shared, at=request.at), 0
             states.append(state)
             ahead.append(user.history[len(user.history) - behind :] if behind else ())
         for number in range(max(map(len, ahead), default=0)):
             places = [place for place, events in enumerate(ahead) if number < len(events)]
-            longer = self.model.extend_each([states[place] for place in places], [ahead[place][number] for place in places])
+            longer = self.model.extend_each([states[place] for place in places], [ahead[place][number] for place in places], at=request.at)
             for place, state in zip(places, longer, strict=True):
                 states[place] = state
         return states

@@ -40,6 +40,8 @@ def save(folder: Path, fingerprint: str, users: list[tuple[str, User]]) -> None:
                 of_kind, kept = rows.setdefault(kind, []), inputs.setdefault(kind, [])
                 # what is kept has rows of its own: of a history at the length limit nothing may be
                 states[kind] = {"row": len(of_kind), "kept": None if state.kept is None else len(kept), "unknown": state.unknown}
+                if state.moments is not None:
+                    states[kind]["moment"] = int(state.moments[0])
                 of_kind.append(state)
                 kept += [] if state.kept is None else [state.kept]
         entries.append({"user": name, "count": user.count, "history": user.history, "states": states})
@@ -109,6 +111,7 @@ def _user(entry: dict[str, Any], model: PretrainedModel, parts: Callable[[str, d
     for kind, place in entry["states"].items():
         kept, vector = parts(kind, place)
         rows = model.histories([history]).rows
-        state = UserState(kind, model.fingerprint, rows.values, kept, vector, place["unknown"], rows.columns)
+        moments = np.array([place["moment"]]) if "moment" in place else None
+        state = UserState(kind, model.fingerprint, rows.values, kept, vector, place["unknown"], rows.columns, moments=moments)
         states[kind] = (entry["count"], state)
     return User(history, entry["count"], states)
