@@ -38,7 +38,7 @@ from dist_teracon.inference.state import Combine, StateEncoder, UserState
 from dist_teracon.inference.user_features import FeatureReader
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
 from dist_teracon.models.backbone import Backbone
-from dist_teracon.models.event_embedding import columns_of
+from dist_teracon.models.history_features import columns_read
 from dist_teracon.models.network import Network
 from dist_teracon.train.restore import restore_method
 from dist_teracon.train.run_folder import RunFolder
@@ -148,13 +148,13 @@ class PretrainedModel:
     @property
     def event_columns(self) -> tuple[str, ...]:
         """What the model reads of events beside their items: `times`, `types`, or nothing."""
-        return columns_of(self.config.model.event_features)
+        return columns_read(self.config.model)
 
     @cached_property
     def num_types(self) -> int:
         """Types of events that the model has an embedding of, the unknown one included."""
         tables = [value for name, value in self.method.state_dict().items() if name.endswith("event_embedding.type_weight")]
-        return int(tables[0].shape[0]) if tables else 0
+        return int(tables[0].shape[0]) if tables else self.method.context.num_types
 
     @cached_property
     def num_items(self) -> int:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_teracon.data.batches import PackedRows
+from dist_teracon.data.batches import PackedBatch, PackedRows, PackedSequences
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.models.backbone import Backbone
 
@@ -125,5 +125,14 @@ class StateEncoder:
             values = None if row.features is None else torch.from_numpy(np.ascontiguousarray(row.features)).to(x_LC.device)
             own = self._backbone.user_features(values)
             hidden_VC = torch.cat([hidden_VC, own.expand(hidden_VC.shape[0], -1)], dim=1)
+        if self._backbone.history_features is not None:
+            own = self._backbone.history_features(_sequences(row, x_LC.device), positions="last")
+            hidden_VC = torch.cat([hidden_VC, own.expand(hidden_VC.shape[0], -1)], dim=1)
         combined = hidden_VC.mean(dim=0) if self._combine == "mean" else hidden_VC.flatten()
         return combined.float().cpu().numpy()
+
+
+def _sequences(row: PackedRows, device: torch.device) -> PackedSequences:
+    task = torch.zeros(1, dtype=torch.int32)
+    values, offsets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (row.values, row.offsets))
+    return PackedBatch(values, offsets, task, "last").with_beside(row).to(device).sequences

@@ -26,10 +26,14 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import check_item_vectors, checksum_of, read_item_vectors
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import Task
+from dist_teracon.data.user_svd import need_sklearn
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
 from dist_teracon.models.backbone import resolve_backbone
-from dist_teracon.models.event_embedding import COLUMN_OF, columns_of
+from dist_teracon.models.event_embedding import COLUMN_OF
+from dist_teracon.models.history_features import COLUMN_OF as HISTORY_COLUMN_OF
+from dist_teracon.models.history_features import HistoryStart, columns_read
+from dist_teracon.models.history_start import history_start
 from dist_teracon.models.input_embedding import InputSizes
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors, given_vectors
 from dist_teracon.runtime import Runtime
@@ -137,7 +141,15 @@ def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig) -> Datase
                 f"(it keeps: {', '.join(('items', *dataset.info.history.names))}); prepare it with "
                 f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{feature}' out"
             )
-    dataset.read_columns(columns_of(config.model.event_features))
+    for own in config.model.history_features:
+        if (column := HISTORY_COLUMN_OF.get(own, "")) and column not in dataset.info.history.names:
+            raise ConfigError(
+                f"model.history_features: '{own}' reads {column} of events, and data set '{dataset.info.name}' keeps none; prepare it with "
+                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{own}' out"
+            )
+    if "svd" in config.model.history_features:
+        need_sklearn("model.history_features: 'svd'")
+    dataset.read_columns(columns_read(config.model))
     try:
         names = names_read(config.model, dataset.info)
     except DataError as error:
@@ -200,6 +212,7 @@ def method_context(run: Run) -> MethodContext:
         item_vectors=_item_vectors(run),
         num_types=run.dataset.info.history.types,
         inputs=input_sizes(run.dataset),
+        history=_history_start(run) if run.config.model.history_features else None,
     )
 
 
@@ -227,6 +240,25 @@ def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:
         return _from_given(run, task, found, given.file) if isinstance(given, GivenItemVectors) else found
 
     return vectors
+
+
+def _history_start(run: Run) -> Callable[[Task], HistoryStart | None]:
+    """Return where features of whole histories start; nothing for tasks already learned, whose are about to be loaded."""
+    done = {task.name for task in run.tasks[: run.finished_stages()]}
+
+    @functools.cache
+    def fitted() -> HistoryStart:
+        found, problem = None, ""
+        if run.runtime.is_main:  # processors of two kinds may differ in last digits
+            try:
+                found = history_start(run.dataset, run.tasks[0], run.config.model, seed=run.config.seed)
+            except TeraconError as error:
+                problem = str(error)
+        run.runtime.raise_on_all_ranks(problem)
+        (start,) = [part for part in run.runtime.gather(found) if part is not None]
+        return start
+
+    return lambda task: None if task.name in done else fitted()
 
 
 _GIVEN = "item_vectors.json"
