@@ -105,36 +105,68 @@ class HistoryFeatures(nn.Module):
         Raises:
             ValueError: a column that is read is not there.
         """
-        given = (self.raw(sequences, positions=positions) - self.shift) * self.scale
-        return given.nan_to_num(nan=0.0).clamp(-_FURTHEST, _FURTHEST)
+        return self._standard(self.raw(sequences, positions=positions))
+
+    def padded(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Return the numbers of padded rows [B, F], in plain operations for `torch.export`; for features of items alone.
+
+        Args:
+            items: int64 [B, L], rows that begin at the left.
+            lengths: int64 [B].
+        """
+        place = torch.arange(items.shape[1], device=items.device)
+        inside_BL = place < lengths[:, None]
+        again_BLL = (items[:, :, None] == items[:, None, :]) & (place[None, :] < place[:, None])
+        steps = self._steps(items, again_BLL.sum(dim=2), None)
+        return self._standard(self._numbers({name: (step * inside_BL[:, :, None]).sum(dim=1) for name, step in steps.items()}))
+
+    def _standard(self, raw: Tensor) -> Tensor:
+        return ((raw - self.shift) * self.scale).nan_to_num(nan=0.0).clamp(-_FURTHEST, _FURTHEST)
 
     @torch.no_grad()
     def raw(self, sequences: PackedSequences, *, positions: Positions) -> Tensor:
         """Return the numbers as they are before they are standardised, NaN for what is not known; else as `forward`."""
         lengths = sequences.row_offsets.diff()
         row_N = torch.arange(lengths.shape[0], device=lengths.device).repeat_interleave(lengths, output_size=sequences.values.shape[0])
-        earlier_N = _earlier(sequences.values.long(), row_N)
+        steps = self._steps(sequences.values, _earlier(sequences.values.long(), row_N), sequences.types)
+        sums: dict[str, Tensor] = {}
+        if steps:
+            total = _sums(torch.cat(list(steps.values()), dim=-1), sequences.row_offsets, row_N, positions=positions)
+            sums = dict(zip(steps, total.split([step.shape[-1] for step in steps.values()], dim=-1), strict=True))
+        if "recency" in self.features:
+            sums["recency"] = _days_behind(sequences, row_N, positions=positions)[:, None]
+        return self._numbers(sums)
+
+    def _steps(self, items: Tensor, earlier: Tensor, types: Tensor | None) -> dict[str, Tensor]:
+        """Return what each event adds to the sums that numbers are made from, by feature [*, ·].
+
+        Args:
+            items: Of any shape.
+            earlier: How many of the same item came before each in its row.
+            types: Of the events, for `types`.
+        """
         steps: dict[str, Tensor] = {}
         if "counts" in self.features:
-            steps["counts"] = torch.stack([torch.ones_like(earlier_N), earlier_N == 0], dim=1).float()
+            steps["counts"] = torch.stack([torch.ones_like(earlier), earlier == 0], dim=-1).float()
         if "types" in self.features:
-            if sequences.types is None:
+            if types is None:
                 raise ValueError("model.history_features: 'types' reads types of events, and the batch has none")
-            steps["types"] = (sequences.types[:, None] == torch.arange(1, TYPES + 1, device=lengths.device)).float()
+            steps["types"] = (types[..., None] == torch.arange(1, TYPES + 1, device=types.device)).float()
         if "svd" in self.features:
-            own_ND = F.embedding(sequences.values, self.factors_known)
+            own = F.embedding(items, self.factors_known)
             # the sum of squares of an item's count grows by 2n + 1 where n of it came before
-            steps["svd"] = torch.cat([own_ND[:, :1].square() * (2 * earlier_N + 1)[:, None], own_ND[:, 1:]], dim=1)
-        sums = _sums(torch.cat(list(steps.values()), dim=1), sequences.row_offsets, row_N, positions=positions) if steps else None
-        parts = {} if sums is None else dict(zip(steps, sums.split([step.shape[1] for step in steps.values()], dim=1), strict=True))
+            steps["svd"] = torch.cat([own[..., :1].square() * (2 * earlier + 1)[..., None], own[..., 1:]], dim=-1)
+        return steps
+
+    def _numbers(self, sums: dict[str, Tensor]) -> Tensor:
+        """Return the numbers [·, F] that sums over events make."""
+        parts = dict(sums)
         for name in ("counts", "types"):
             if name in parts:
                 parts[name] = parts[name].round().log1p()
         if "svd" in parts:
             length, along = parts["svd"][:, :1], parts["svd"][:, 1:]
             parts["svd"] = along * length.clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
-        if "recency" in self.features:
-            parts["recency"] = _days_behind(sequences, row_N, positions=positions)[:, None]
         return torch.cat([parts[feature] for feature in self.features], dim=1)
 
     @property

@@ -55,6 +55,13 @@ def test_each_position_has_what_came_up_to_it() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_padded_rows_have_the_numbers_of_packed_ones() -> None:
+    numbers, rows = plain("counts", "svd"), [row for row in ROWS if row]
+    padded = torch.tensor([row + [2] * (4 - len(row)) for row in rows])
+    expected = numbers(PackedBatch.from_sequences(rows).sequences, positions="last")
+    assert torch.allclose(numbers.padded(padded, torch.tensor([len(row) for row in rows])), expected, atol=1e-6)
+
+
 def test_the_svd_of_a_row_is_that_of_the_baseline() -> None:
     draw = np.random.default_rng(2)
     lengths = draw.integers(1, 12, 60)
