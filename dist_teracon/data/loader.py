@@ -319,14 +319,16 @@ def evaluation_batches(
     max_users: int | None,
     seed: int,
     gather: Gather | None = None,
+    period: int | None = None,
 ) -> EvaluationBatches:
     """Return this rank's rows of a split, `batch` users at a time, each with its labels; a next-item row without its last item.
 
-    With `max_users` the users are those with the least keyed hash, so the choice depends on neither batch nor world size.
+    Of a test of several periods `period` takes one, counted from 0. With `max_users` the users are those with the least keyed hash, so the
+    choice depends on neither batch nor world size.
     """
     own = own_shards(dataset.info.shards, rank, world_size)
     read = own if max_users is None or gather is not None else range(dataset.info.shards)
-    labels = {shard: dataset.labels(task.name, shard).of(split) for shard in read}
+    labels = {shard: dataset.labels(task.name, shard).of(split, period=period) for shard in read}
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
     without_last = int(task.predicts_next) + dataset.behind(task.name, split)

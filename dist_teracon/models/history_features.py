@@ -1,4 +1,4 @@
-"""What stands beside a representation of a history as a whole: how much it holds, how long ago it ended, and the truncated SVD of its items.
+"""What of a history as a whole stands beside a representation: how much it holds, how long ago it ended, the truncated SVD of its items.
 
 Numbers for the heads alone, without weights of their own: a head that reads them is what logistic regression on them would be. They are
 made from the rows that the network reads, at each position of what came up to it, so nothing has to be kept of a user, and a user who

@@ -103,6 +103,6 @@ def test_what_is_not_there_is_refused_before_anything_runs(sets: Path, alone: No
 def test_any_number_of_ranks_begins_with_the_same_numbers(run: Path, sets: Path, tmp_path: Path) -> None:
     config = config_of(sets / "timed", "svd", "counts", "types")
     run_worlds([{"world": 2, "config": config, "run": str(tmp_path / "two")}], tmp_path)
-    for name in ("factors", "shift", "scale"):
-        name = f"backbone.history_features.{name}"
+    for part in ("factors", "shift", "scale"):
+        name = f"backbone.history_features.{part}"
         assert np.array_equal(weights(tmp_path / "two", "01-next")[name], weights(run, "01-next")[name])

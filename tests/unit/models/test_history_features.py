@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_the_svd_of_a_row_is_that_of_the_baseline() -> None:
     factors = torch.from_numpy(np.concatenate([fitted.weights[:, None], fitted.directions.T * fitted.weights[:, None]], axis=1))
     numbers = HistoryFeatures(["svd"], num_items=20, directions=5)
     numbers.factors = factors
-    rows = [values[first:end] for first, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    rows = [values[first:end] for first, end in pairwise(offsets)]
     found = numbers.raw(PackedBatch.from_sequences(rows).sequences, positions="last").numpy()
     expected = SvdFeatures.fit(values, offsets, items=20, train_users=np.arange(40), dimension=5, seed=3).projected
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -138,7 +139,7 @@ def test_training_users_alone_decide_and_have_mean_0_and_spread_1(dataset: Datas
     rows = training_rows(dataset, task, seed=1)
     assert rows.rows == task.examples[0] < dataset.info.users
     numbers = HistoryFeatures(MODEL.history_features, num_items=dataset.info.items, directions=8, start=start)
-    each = [rows.values[first:end] for first, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)]
+    each = [rows.values[first:end] for first, end in pairwise(rows.offsets)]
     found = numbers(PackedBatch.from_sequences(each).sequences, positions="last")
     assert torch.allclose(found.mean(0), torch.zeros(10), atol=1e-4)
     assert torch.allclose(found.std(0, correction=0), torch.ones(10), atol=1e-3)
