@@ -10,7 +10,7 @@ from dist_teracon.config.base import ConfigModel, Real, Share, Whole
 
 HeadLoss = Literal["auto", "full", "sampled", "gbce"]
 Pooling = Literal["last", "mean", "concat"]
-EventFeature = Literal["gaps", "types"]
+EventFeature = Literal["gaps", "types", "recency"]
 HistoryFeature = Literal["counts", "types", "recency", "svd"]
 HISTORY_FEATURES: tuple[HistoryFeature, ...] = ("counts", "types", "recency", "svd")
 
@@ -53,6 +53,7 @@ class HeadsConfig(ConfigModel):
         sampled: How labels are drawn.
         gbce: How many labels are drawn, and how the loss is calibrated.
         label_smoothing: Share of a target's weight that the exact loss spreads evenly over all labels.
+        tied: Tasks whose heads have the items' embeddings as weights, and biases of their own: the first one, of next items, or none.
     """
 
     default: HeadLoss = "auto"
@@ -60,6 +61,7 @@ class HeadsConfig(ConfigModel):
     sampled: SampledSoftmax = SampledSoftmax()
     gbce: Gbce = Gbce()
     label_smoothing: Share = 0.0
+    tied: tuple[str, ...] = ()
 
     def loss_of(self, task: str, *, labels: int, output_dim: int) -> Literal["full", "sampled", "gbce"]:
         """Return by what loss a task's head is trained; a representation has `output_dim` numbers."""
@@ -90,7 +92,8 @@ class ModelConfig(ConfigModel):
         item_init: Initial item vectors: `svd` of which items the first task's training users take together, `uniform` (as published), or
             `{file: …}`: given ones, mapped to C numbers.
         event_features: What is read of events beside their items, where the data set keeps it (`history.keep`): `gaps`, the time since
-            the event before, in buckets of its logarithm; `types`.
+            the event before, in buckets of its logarithm; `types`; `recency`, the time to what follows: the next event, and behind a
+            history's last one the moment of prediction.
         input_features: Which side features are read, where the data set has them (`inputs`): their names, or `all`.
         history_features: What of a history as a whole stands beside the representation: `counts` of its events and distinct items, of
             its `types`, `recency`: the days since it ended, and the truncated `svd` of its items (docs/method.md, Histories as a whole).

@@ -109,6 +109,10 @@ class MethodContext:
             num_types=self.num_types, inputs=self.inputs, history=None if self.history is None else self.history(task),
         )  # fmt: skip
 
+    def ties(self, task: Task) -> bool:
+        """Return whether a task's head has the items' embeddings as its weights."""
+        return task.name in self.model.heads.tied
+
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator of initial values of its own for each purpose, so that they depend on seed and purpose alone."""
         return torch.Generator().manual_seed(stable_hash(f"{self.seed}:{purpose}") >> 1)

@@ -88,7 +88,7 @@ class Mtl(Method):
                 self._add_head(self.networks.joint, joint)
 
     def _add_head(self, network: Network, task: Task) -> None:
-        network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
+        network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"), tied=self.context.ties(task))
 
     def phases(self, task: Task) -> Sequence[Phase]:
         if len(self.learned) > 2:

@@ -38,7 +38,7 @@ class OneNetwork(Method):
         for past in self.learned:
             self.network.head(past).requires_grad_(False)
         self.learned.append(task.name)
-        self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
+        self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"), tied=self.context.ties(task))
 
     def own_parameters(self) -> set[str]:
         """Return the names of the present task's own parameters: its head, and its masks or modules where it has any."""

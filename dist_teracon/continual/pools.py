@@ -12,6 +12,7 @@ from dist_teracon.continual.method import StageContext
 from dist_teracon.continual.pseudo_labels import PastPool, Store, pool_of_users, pool_share
 from dist_teracon.continual.replay import ReplayStream
 from dist_teracon.data.batch_plan import own_shards
+from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head
 from dist_teracon.runtime import Runtime
@@ -49,7 +50,7 @@ class OpenPools:
         return {
             pool.task: ReplayStream(
                 self.context.dataset, pool.rows, stores.get(pool.task), key=f"replay:{self.task}:{pool.task}", seed=self.seed,
-                shards=self.shards, sizes=self.sizes[pool.task], task=pool.task,
+                shards=self.shards, sizes=self.sizes[pool.task], task=pool.task, moment=pool.moment,
             )
             for pool in self.pools
         }  # fmt: skip
@@ -84,8 +85,9 @@ def open_pools(
     shards = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
     users = dataset.info.task(task).users
     share = pool_share(setting, users=users, largest_rate=largest_rate, batch=batch, max_steps=context.max_steps)
+    moment = None if dataset.moments is None else dataset.moments.of(dataset.info.task(task), Split.TRAIN)
     pools = [
-        PastPool(past, place, pool_of_users(dataset, task, past, seed=seed, share=share, shards=shards))
+        PastPool(past, place, pool_of_users(dataset, task, past, seed=seed, share=share, shards=shards), moment)
         for place, past in enumerate(learned[:-1])
     ]
     gathered = runtime.gather({pool.task: [len(rows) for rows in pool.rows] for pool in pools})

@@ -74,11 +74,13 @@ class PastPool:
         task: The past task's name.
         mask_index: Its row of the teacher's mask table.
         rows: `pool_of_users`, of own shards at least.
+        moment: When their rows are predicted, as those of the new task, whose rows they are; None where it is not read.
     """
 
     task: str
     mask_index: int
     rows: Sequence[NDArray[np.int64]]
+    moment: int | None = None
 
 
 # Maps a packed batch of whole sequences, whose rows lie task by task (names and numbers of rows), to each task's targets [n, d].
@@ -205,7 +207,9 @@ def _answers(
         users = flat[first : first + batch]
         own = [part[users[tasks == place]] for place, part in enumerate(features) if part is not None]
         taken = take_rows(data.values, data.offsets, users, columns=data.columns)
-        taken = replace(taken, features=np.concatenate(own) if own else None)
+        # all are rows of the one new task
+        moments = None if pools[0].moment is None else np.full(len(users), pools[0].moment, dtype=np.int64)
+        taken = replace(taken, features=np.concatenate(own) if own else None, moments=moments)
         packed = plain_batch(taken, mask_of_task[tasks])
         answered = teach(packed, [(pools[place].task, count) for place, count in counts])
         for (place, _), targets in zip(counts, answered, strict=True):

@@ -6,6 +6,7 @@ Legend: n rows, d numbers of a target.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class ReplayStream:
         shards: The shards that this rank owns.
         sizes: Rows of every shard's pool, where `pool` holds those of own shards alone.
         task: The past task's name: rows have the features that are open to it.
+        moment: When the rows are predicted; None where it is not read.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class ReplayStream:
         shards: range,
         sizes: Sequence[int] | None = None,
         task: str,
+        moment: int | None = None,
     ) -> None:
-        self.task = task
+        self.task, self.moment = task, moment
         self.dataset, self.pool, self.targets = dataset, pool, targets
         self.seed, self.key, self.shards = seed, stable_hash(key), shards
         self.starts = np.concatenate([[0], np.cumsum([len(rows) for rows in pool] if sizes is None else sizes)])
@@ -86,13 +89,17 @@ class ReplayStream:
         drawn = self.order[self.position : self.position + count]
         self.position += count
         # where no row is drawn, a backbone reads columns without events, and features of nobody
-        parts = [PackedRows.none(self.dataset.columns_read, features=len(self.dataset.inputs_read.user))]
+        width = len(self.dataset.inputs_read.user)
+        parts = [PackedRows.none(self.dataset.columns_read, features=width, moments=self.moment is not None)]
         own: list[tuple[int, NDArray[np.int64]]] = []
         for shard in self.shards:
             local = drawn[(drawn >= self.starts[shard]) & (drawn < self.starts[shard + 1])] - self.starts[shard]
             data = self.dataset.shard(shard)
             features = self.dataset.user_features(shard, self.task)
-            parts.append(take_rows(data.values, data.offsets, self.pool[shard][local], columns=data.columns, features=features))
+            rows = take_rows(data.values, data.offsets, self.pool[shard][local], columns=data.columns, features=features)
+            if self.moment is not None:
+                rows = replace(rows, moments=np.full(rows.rows, self.moment, dtype=np.int64))
+            parts.append(rows)
             own.append((shard, local))
         targets = None if self.targets is None else torch.from_numpy(self.targets.take(own))
         return concatenate(parts), targets, count

@@ -26,7 +26,7 @@ class SinMo(Method):
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)
         network = self.start(task)
-        network.add_task(task.name, task.labels, generator=self.context.generator(f"head:{task.name}"))
+        network.add_task(task.name, task.labels, generator=self.context.generator(f"head:{task.name}"), tied=self.context.ties(task))
         self.networks[head_key(task.name)] = network
 
     def start(self, task: Task) -> Network:

@@ -40,6 +40,7 @@ from dist_teracon.continual.teracon_settings import TeraconSettings
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task
 from dist_teracon.engine.contract import Engine
+from dist_teracon.errors import ConfigError
 from dist_teracon.models.heads import Head, gram_of, squared_distance_sum, squared_error_sum
 from dist_teracon.models.masks import (
     TaskMasks,
@@ -60,6 +61,11 @@ class Teracon(Method):
     def __init__(self, context: MethodContext, settings: TeraconSettings) -> None:
         super().__init__(context, settings)
         self.options, self.retention = settings, settings.retention
+        if self.retention.heads == "frozen" and context.model.heads.tied and not context.for_use:
+            raise ConfigError(
+                f"method.retention.heads: frozen past heads stay as they are, and that of '{context.model.heads.tied[0]}' is tied to the "
+                "item embeddings, which are trained on; take trained, or leave the task out of model.heads.tied"
+            )
         backbone = context.backbone(context.tasks[0])
         low, high = settings.embedding_range
         self.network = Network(
@@ -94,7 +100,7 @@ class Teracon(Method):
         taught = bool(self.learned) and not self.context.for_use
         self.teacher = copy.deepcopy(self.network).requires_grad_(False) if taught else None
         self.learned.append(task.name)
-        self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"))
+        self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"), tied=self.context.ties(task))
         self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0
         self.variances, self.grams = {}, {}
 

@@ -29,18 +29,21 @@ class PackedRows:
         offsets: int64 [B + 1].
         columns: What there is of their events beside the items.
         features: int32 [B, F], features of their users; None where there are none.
+        moments: int64 [B], when they are predicted, in seconds since 1970; None where nothing reads it.
     """
 
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
     columns: EventColumns = NO_COLUMNS
     features: NDArray[np.int32] | None = None
+    moments: NDArray[np.int64] | None = None
 
     @classmethod
-    def none(cls, columns: Sequence[str] = (), *, features: int = 0) -> PackedRows:
-        """Return no rows, with columns of these names, and so many features of users."""
+    def none(cls, columns: Sequence[str] = (), *, features: int = 0, moments: bool = False) -> PackedRows:
+        """Return no rows, with columns of these names, and so many features of users; with moments where asked."""
         values = np.zeros((0, features), dtype=np.int32) if features else None
-        return cls(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64), EventColumns.empty(columns), values)
+        when = np.zeros(0, dtype=np.int64) if moments else None
+        return cls(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64), EventColumns.empty(columns), values, when)
 
     @property
     def rows(self) -> int:
@@ -52,11 +55,13 @@ class PackedRows:
         offsets = self.offsets[first : end + 1]
         events = slice(offsets[0], offsets[-1])
         features = None if self.features is None else self.features[first:end]
-        return PackedRows(self.values[events], offsets - offsets[0], self.columns[events], features)
+        moments = None if self.moments is None else self.moments[first:end]
+        return PackedRows(self.values[events], offsets - offsets[0], self.columns[events], features, moments)
 
     def take(self, rows: NDArray[np.integer[Any]]) -> PackedRows:
         """Return some rows."""
-        return take_rows(self.values, self.offsets, rows, columns=self.columns, features=self.features)
+        taken = take_rows(self.values, self.offsets, rows, columns=self.columns, features=self.features)
+        return taken if self.moments is None else replace(taken, moments=self.moments[rows])
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class PackedSequences:
         host_row_offsets, host_task_of_row: The same on the CPU.
         times, types: When events were and of which type they are, as in `PackedBatch`.
         user_features: Features of the rows' users, as in `PackedBatch`.
+        moments: When rows are predicted, as in `PackedBatch`.
     """
 
     values: Tensor
@@ -83,6 +89,7 @@ class PackedSequences:
     times: Tensor | None = None
     types: Tensor | None = None
     user_features: Tensor | None = None
+    moments: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -144,6 +151,7 @@ class PackedBatch:
         types: int32 [N], the events' types, `UNKNOWN_TYPE` for unknown; None where the model does not read them.
         user_features: int32 [B, F], features of the rows' users, `MISSING` for none, `CLOSED` where the row's task must not read one; None
             where the model reads none.
+        moments: int64 [B], seconds since 1970 at which each row is predicted, `NO_TIME` for unknown; None where the model does not read it.
     """
 
     values: Tensor
@@ -163,12 +171,13 @@ class PackedBatch:
     times: Tensor | None = None
     types: Tensor | None = None
     user_features: Tensor | None = None
+    moments: Tensor | None = None
 
     @classmethod
     def from_sequences(
         cls, sequences: Sequence[Sequence[int] | NDArray[Any]], *, mask_index: int | Sequence[int] = 0, positions: Positions = "last",
         times: Sequence[Sequence[int] | NDArray[Any]] | None = None, types: Sequence[Sequence[int] | NDArray[Any]] | None = None,
-        user_features: Sequence[Sequence[int]] | None = None,
+        user_features: Sequence[Sequence[int]] | None = None, moments: Sequence[int] | NDArray[Any] | None = None,
     ) -> PackedBatch:  # fmt: skip
         """Pack rows of item indices.
 
@@ -178,6 +187,7 @@ class PackedBatch:
             positions: Which outputs are needed.
             times, types: Rows of the same lengths: when each event was (s), and of which type it is.
             user_features: Rows of F values.
+            moments: When each row is predicted (s).
 
         Raises:
             ValueError: a row of times or types has another length than its items.
@@ -191,6 +201,7 @@ class PackedBatch:
             values=torch.from_numpy(values), row_offsets=offsets, task_of_row=tasks, positions=positions,
             times=_flat_column("times", times, lengths, np.int64), types=_flat_column("types", types, lengths, np.int32),
             user_features=None if user_features is None else torch.as_tensor(np.asarray(user_features, dtype=np.int32)),
+            moments=None if moments is None else torch.as_tensor(np.asarray(moments, dtype=np.int64)),
         )  # fmt: skip
 
     @property
@@ -213,13 +224,14 @@ class PackedBatch:
 
     def with_beside(self, rows: PackedRows) -> PackedBatch:
         """Return the batch with what packed rows, which are its own, have beside their items; of a batch on the host."""
-        return self.with_columns(rows.columns).with_features(rows.features)
+        made = self.with_columns(rows.columns).with_features(rows.features)
+        return made if rows.moments is None else replace(made, moments=torch.from_numpy(np.require(rows.moments, requirements=["C", "W"])))
 
     @property
     def packed_rows(self) -> PackedRows:
         """The rows as arrays; of a batch on the host."""
-        features = None if self.user_features is None else self.user_features.numpy()
-        return PackedRows(self.values.numpy(), self.row_offsets.numpy(), self.columns, features)
+        features, moments = (None if part is None else part.numpy() for part in (self.user_features, self.moments))
+        return PackedRows(self.values.numpy(), self.row_offsets.numpy(), self.columns, features, moments)
 
     @property
     def rows(self) -> int:
@@ -233,7 +245,8 @@ class PackedBatch:
             self.row_offsets if self.host_row_offsets is None else self.host_row_offsets,
             self.task_of_row if self.host_task_of_row is None else self.host_task_of_row,
         )
-        return PackedSequences(self.values, self.row_offsets, self.task_of_row, *on_host, self.times, self.types, self.user_features)
+        beside = (self.times, self.types, self.user_features, self.moments)
+        return PackedSequences(self.values, self.row_offsets, self.task_of_row, *on_host, *beside)
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
@@ -248,6 +261,7 @@ class PackedBatch:
             times=None if self.times is None else to_device(self.times, device),
             types=None if self.types is None else to_device(self.types, device),
             user_features=None if self.user_features is None else to_device(self.user_features, device),
+            moments=None if self.moments is None else to_device(self.moments, device),
             host_row_offsets=self.row_offsets,
             host_task_of_row=self.task_of_row,
             examples=tuple(replace(e, index=to_device(e.index, device), labels=to_device(e.labels, device)) for e in self.examples),
@@ -306,6 +320,7 @@ class PackedBatch:
             times=None if self.times is None else self.times[position_kept],
             types=None if self.types is None else self.types[position_kept],
             user_features=None if self.user_features is None else self.user_features[kept],
+            moments=None if self.moments is None else self.moments[kept],
             row_offsets=offsets,
             task_of_row=self.task_of_row[kept],
             dropout_key=None if self.dropout_key is None else self.dropout_key[kept],
@@ -359,6 +374,9 @@ def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
     # a part without rows, as of a rank without shards, may have nothing beside them
     with_rows = [part for part in parts if part.rows] or parts[:1]
     features = [part.features for part in with_rows if part.features is not None]
-    assert len(features) in (0, len(with_rows)), "rows with and without features"
+    moments = [part.moments for part in with_rows if part.moments is not None]
+    assert {len(features), len(moments)} <= {0, len(with_rows)}, "rows with and without features or moments"
     columns = EventColumns.concatenate([part.columns for part in with_rows])
-    return PackedRows(values, offsets, columns, np.concatenate(features) if features else None)
+    return PackedRows(
+        values, offsets, columns, np.concatenate(features) if features else None, np.concatenate(moments) if moments else None
+    )

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.cache import Columns, cache_folder, cached_columns
-from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
+from dist_teracon.data.event_columns import NO_COLUMNS, NO_TIME, EventColumns
 from dist_teracon.data.input_features import NO_FEATURES, InputFeatures, close
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.schema import (
     FIRST_ITEM,
     INPUT_COLUMN,
@@ -109,6 +110,7 @@ class Dataset:
         columns_read: What shards hold of events beside their items; `read_columns` sets it.
         inputs_read: Side features that rows have; none until `read_inputs` sets it.
         closed: By task, which of them its rows do not have, as `DatasetInfo.inputs` says unless `read_inputs` sets it.
+        moments: When rows are predicted; None, and rows have none, where nothing reads it.
 
     Raises:
         DataError: no data set there.
@@ -121,6 +123,7 @@ class Dataset:
         self.columns_read: tuple[str, ...] = self.info.history.names
         self.inputs_read: InputFeatures = NO_FEATURES
         self.closed: Mapping[str, Collection[str]] = self.info.inputs.closed
+        self.moments: Moments | None = None
         self._shards: dict[int, Shard] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
         self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
@@ -143,6 +146,11 @@ class Dataset:
         self.columns_read = tuple(names)
         assert set(self.columns_read) <= set(self.info.history.names), names
         self._shards.clear()
+
+    def last_event(self, shards: Iterable[int]) -> int:
+        """Return when the last event of some shards was, in seconds since 1970; `NO_TIME` where no time is known."""
+        times = [column for shard in shards if (column := self.shard(shard).columns.times) is not None]
+        return max((int(column.max()) for column in times if column.size), default=NO_TIME)
 
     def read_inputs(self, names: Sequence[str], *, closed: Mapping[str, Collection[str]] | None = None) -> None:
         """Give rows these side features from here on.

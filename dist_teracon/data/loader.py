@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards, share_rows
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
-from dist_teracon.data.dataset import Dataset, Labels
+from dist_teracon.data.dataset import Dataset, Labels, Shard
 from dist_teracon.data.event_columns import EventColumns
 from dist_teracon.data.prefetch import prefetch
 from dist_teracon.data.schema import FIRST_ITEM, Split, Task
@@ -143,7 +143,7 @@ class TrainingLoader:
         packed = self._sequences(picked, order)
         hashes = self._hashes(picked, order) if self.dropout_keys else None
         if self._next:
-            packed, targets = _inputs_and_targets(packed)
+            packed, targets = _inputs_and_targets(packed, moments=self.dataset.moments is not None)
             examples = [(np.arange(targets.shape[0]), targets)]
         else:
             examples = [self._examples(task, picked, order) for task in range(len(self.tasks))]
@@ -200,10 +200,22 @@ class TrainingLoader:
             columns = {"items": data.values, **{name: getattr(data.columns, name) for name in data.columns.names}}
             parts.append((columns, starts, data.offsets[users + 1] - self._behind - starts))
         gathered, offsets = _gather_ragged(parts, order)
-        features = self._features(picked, order)
+        features, moments = self._features(picked, order), self._moments(picked, order)
         if not parts:  # a rank without shards
-            return PackedRows(np.zeros(0, dtype=np.int32), offsets, EventColumns.empty(self.dataset.columns_read), features)
-        return PackedRows(gathered.pop("items"), offsets, EventColumns(**gathered), features)
+            return PackedRows(np.zeros(0, dtype=np.int32), offsets, EventColumns.empty(self.dataset.columns_read), features, moments)
+        return PackedRows(gathered.pop("items"), offsets, EventColumns(**gathered), features, moments)
+
+    def _moments(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """When rows are predicted, int64 [B], by the first task of which they have labels; None where it is not read."""
+        if self.dataset.moments is None:
+            return None
+        parts = []
+        for shard, rows in picked:
+            when = np.zeros(rows.shape[0], dtype=np.int64)
+            for task, counts in reversed(list(zip(self.tasks, self._rows[shard].counts, strict=True))):
+                when[counts[rows] > 0] = self.dataset.moments.of(task, Split.TRAIN)
+            parts.append(when)
+        return _joined(parts, np.int64)[order]
 
     def _features(self, picked: Sequence[tuple[int, NDArray[np.int32]]], order: NDArray[np.int64]) -> NDArray[np.int32] | None:
         """Features of rows' users int32 [B, F], without what is closed to one of the tasks; None where none is read."""
@@ -276,6 +288,7 @@ class EvaluationBatches:
         batch: Users at a time.
         labels: Of each of the rank's shards.
         without_last: Items at the end of a user's sequence that are not read: a next item's label, and what stands behind it.
+        split: Whose labels they are.
     """
 
     dataset: Dataset
@@ -284,6 +297,7 @@ class EvaluationBatches:
     batch: int
     labels: dict[int, Labels]
     without_last: int = 0
+    split: Split = Split.TEST
 
     def __len__(self) -> int:
         return sum(-(-part.users.shape[0] // self.batch) for part in self.labels.values())
@@ -291,10 +305,13 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[PackedBatch]:
         for shard, part in self.labels.items():
             data, features = self.dataset.shard(shard), self.dataset.user_features(shard, self.task.name)
+            moments = self._moments(data, part)
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
                 rows = take_rows(data.values, data.offsets, users, without_last=self.without_last, columns=data.columns, features=features)
+                if moments is not None:
+                    rows = replace(rows, moments=moments[first : first + self.batch])
                 index = torch.from_numpy(np.repeat(np.arange(users.shape[0]), part.counts[first : first + users.shape[0]]))
                 labels = torch.from_numpy(part.values[begin:end].astype(np.int64))
                 yield PackedBatch(
@@ -305,6 +322,17 @@ class EvaluationBatches:
                     examples=(Examples(self.task.name, index, labels, 0),),
                     user_hash=data.user_hash[users],
                 ).with_beside(rows)
+
+    def _moments(self, data: Shard, part: Labels) -> NDArray[np.int64] | None:
+        """When rows are predicted, int64 [B]: a next item when it came, other labels by the task and split; None where it is not read."""
+        if self.dataset.moments is None:
+            return None
+        if self.task.predicts_next:
+            assert data.columns.times is not None
+            return data.columns.times[data.offsets[part.users + 1] - self.without_last]
+        if part.period is not None and self.split == Split.TEST:
+            return np.array(self.dataset.info.test_periods, dtype=np.int64)[part.period[part.offsets[:-1]]]
+        return np.full(len(part.users), self.dataset.moments.of(self.task, self.split), dtype=np.int64)
 
 
 def evaluation_batches(
@@ -332,7 +360,7 @@ def evaluation_batches(
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
     without_last = int(task.predicts_next) + dataset.behind(task.name, split)
-    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own}, without_last)
+    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own}, without_last, split)
 
 
 def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, seed: int, gather: Gather | None) -> dict[int, Labels]:
@@ -351,7 +379,8 @@ def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, se
         counts = part.counts[chosen]
         positions = ragged_positions(part.offsets[chosen], counts)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        fewer[shard] = Labels(part.users[chosen], part.values[positions], offsets, part.split[positions])
+        period = None if part.period is None else part.period[positions]
+        fewer[shard] = Labels(part.users[chosen], part.values[positions], offsets, part.split[positions], period)
     return fewer
 
 
@@ -378,13 +407,19 @@ def _gather_ragged(
     return gathered, offsets
 
 
-def _inputs_and_targets(rows: PackedRows) -> tuple[PackedRows, NDArray[np.int32]]:
-    """Whole sequences as the inputs of a next-item task, each without its last item, and the class that follows at each position."""
+def _inputs_and_targets(rows: PackedRows, *, moments: bool) -> tuple[PackedRows, NDArray[np.int32]]:
+    """Whole sequences as the inputs of a next-item task, each without its last item, and the class that follows at each position.
+
+    With `moments` a row is predicted when its last item came; the other positions, too, when what follows them did.
+    """
     first = np.ones(rows.values.shape[0], dtype=bool)
     last = first.copy()
     first[rows.offsets[:-1]] = False
     last[rows.offsets[1:] - 1] = False
     inputs = PackedRows(rows.values[last], rows.offsets - np.arange(rows.offsets.shape[0]), rows.columns[last], rows.features)
+    if moments:
+        assert rows.columns.times is not None
+        inputs = replace(inputs, moments=rows.columns.times[~last])
     return inputs, rows.values[first] - np.int32(FIRST_ITEM)
 
 

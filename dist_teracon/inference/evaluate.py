@@ -98,6 +98,7 @@ def evaluate(
 
 def _mapped(dataset: Dataset, model: PretrainedModel, log: Log) -> MappedDataset:
     found = MappedDataset(dataset, model)
+    found.read_moments()
     if not are_versions(model.info, dataset.info):
         log(f"{dataset.uri}: is no version of the run's own data set; items and labels are matched by name")
     return found

@@ -91,14 +91,33 @@ class ColumnReader:
         return np.where((found < 0) | (found >= self.known), UNKNOWN_TYPE, found).astype(np.int32)
 
     def _missing(self, name: str, why: str) -> DataError:
-        return DataError(f"histories: the model reads {name} of events (model.event_features), and {why}")
+        return DataError(f"histories: the model reads {name} of events, and {why}")
+
+
+def moments_of(at: Any, users: int, *, default: int) -> NDArray[np.int64]:
+    """Return when each user is predicted, int64 [users], in seconds since 1970.
+
+    Args:
+        at: Seconds or a datetime for all, or a list of them for each; None for the default.
+        users: How many.
+        default: What None stands for.
+
+    Raises:
+        DataError: a value is neither, or there is not one for each user.
+    """
+    if at is not None and (isinstance(at, str) or not isinstance(at, Sequence | np.ndarray)):
+        at = [at] * users
+    if at is not None and len(at) != users:
+        raise DataError(f"at: expected a moment for all, or one for each of {users} users, got {len(at)}")
+    values = [default if value is None else _seconds(value, "at") for value in (at if at is not None else [None] * users)]
+    return np.array(values, dtype=np.int64)
 
 
 _EXAMPLES = {"time": "1600000000", "type": '"click"'}
 ITEMS_ALONE = ColumnReader()
 
 
-def _seconds(value: Any) -> int:
+def _seconds(value: Any, name: str = "time") -> int:
     """Return a moment's whole seconds since 1970, rounded down.
 
     Raises:
@@ -109,5 +128,5 @@ def _seconds(value: Any) -> int:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not abs(value) < _FURTHEST_S:
         also = "; in which unit is it?" if number else ""
-        raise DataError(f"time: expected seconds since 1970, or a datetime (in UTC where it has no zone), got {value!r}{also}")
+        raise DataError(f"{name}: expected seconds since 1970, or a datetime (in UTC where it has no zone), got {value!r}{also}")
     return int(np.floor(value))

@@ -16,12 +16,14 @@ from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset, Labels, Shard
 from dist_teracon.data.input_features import InputFeatures
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
 from dist_teracon.errors import DataError
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.vocabulary import Vocabulary
+from dist_teracon.models.backbone import columns_read
 from dist_teracon.models.heads import Head
 
 
@@ -61,8 +63,8 @@ def read_event_columns(model: PretrainedModel, dataset: Dataset) -> None:
     dataset.read_inputs([feature.name for feature in model.inputs.user], closed=model.inputs.closed)
     if lacks := [name for name in model.event_columns if name not in dataset.info.history.names]:
         raise DataError(
-            f"{dataset.uri}: keeps no {lacks[0]} of events, which the model reads (model.event_features); prepare it with "
-            f"history.keep: [{lacks[0].removesuffix('s')}] in the recipe"
+            f"{dataset.uri}: keeps no {lacks[0]} of events, which the model reads ({columns_read(model.config.model)[lacks[0]]}); "
+            f"prepare it with history.keep: [{lacks[0].removesuffix('s')}] in the recipe"
         )
     dataset.read_columns(model.event_columns)
 
@@ -110,7 +112,7 @@ class MappedDataset(Dataset):
         self._type_map = type_map(model, inner)
         self._feature_maps = feature_maps(model, inner)
         self.inputs_read, self.closed = InputFeatures(model.inputs.user), model.inputs.closed
-        self._limit = model.info.length_limit
+        self._limit, self.moments = model.info.length_limit, None
         # the data set's own padding is taken off, and the model's put on
         self._own_padding = padding_of(inner)
         self._label_maps: dict[str, NDArray[np.int32]] = {}
@@ -133,6 +135,11 @@ class MappedDataset(Dataset):
             columns = padded_columns(columns, offsets, length=self._limit)
             values, offsets = left_padded(values, offsets, length=self._limit, padding=padding)
         return replace(found, values=values, offsets=offsets, columns=columns, features=self._features(index))
+
+    def read_moments(self) -> None:
+        """Have rows predicted when this data set's labels are, where the model reads that; reads every shard's times."""
+        if self._model.reads_moments:
+            self.moments = Moments.of_dataset(self._inner.info, self._inner.last_event(range(self._inner.info.shards)))
 
     def _features(self, index: int) -> NDArray[np.int32] | None:
         """Return a shard's features of users that the model reads, in its numbering; all of them, as `user_features` closes some."""

@@ -23,13 +23,13 @@ from dist_teracon.continual.method import Method
 from dist_teracon.continual.open_inputs import known_inputs
 from dist_teracon.data.batches import PackedBatch, PackedRows
 from dist_teracon.data.dataset import label_of_name, next_label_of_item
-from dist_teracon.data.event_columns import EventColumns
+from dist_teracon.data.event_columns import NO_TIME, EventColumns
 from dist_teracon.data.input_features import MISSING, InputFeatures, close
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
 from dist_teracon.errors import ConfigError, DataError, RunError, nearest
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.scorer import excludes_seen
-from dist_teracon.inference.event_columns import ColumnReader
+from dist_teracon.inference.event_columns import ColumnReader, moments_of
 from dist_teracon.inference.histories import Histories, HistoryReader
 from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.predictions import Predictions, best_labels, joined
@@ -37,8 +37,7 @@ from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import Combine, StateEncoder, UserState
 from dist_teracon.inference.user_features import FeatureReader
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
-from dist_teracon.models.backbone import Backbone
-from dist_teracon.models.history_features import columns_read
+from dist_teracon.models.backbone import Backbone, columns_read, reads_moments
 from dist_teracon.models.network import Network
 from dist_teracon.train.restore import restore_method
 from dist_teracon.train.run_folder import RunFolder
@@ -97,6 +96,7 @@ class PretrainedModel:
         tasks: The tasks that it has learned, by name, in their order.
         method: The method with its weights, for what is not here.
         last_unknown: Of the last call, the events whose item the model does not know.
+        moment: When predictions are where no call says otherwise, in seconds since 1970: the last moment of which the training data told.
     """
 
     def __init__(self, run: str, folder: RunFolder, method: Method, *, device: torch.device) -> None:
@@ -107,7 +107,8 @@ class PretrainedModel:
         self.last_unknown = 0
         self.device = device
         method.model().to(self.device).eval()
-        self._weights = folder.stage(self.stage - 1, method.learned[-1]).state()["files"]["model.safetensors"]
+        state = folder.stage(self.stage - 1, method.learned[-1]).state()
+        self._weights, self.moment = state["files"]["model.safetensors"], int(state.get("moment", NO_TIME))
         self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)
         self._state_encoders: dict[str, StateEncoder] = {}
         self._label_of_item: dict[str, NDArray[np.int64]] = {}
@@ -148,7 +149,12 @@ class PretrainedModel:
     @property
     def event_columns(self) -> tuple[str, ...]:
         """What the model reads of events beside their items: `times`, `types`, or nothing."""
-        return columns_read(self.config.model)
+        return tuple(columns_read(self.config.model))
+
+    @property
+    def reads_moments(self) -> bool:
+        """Whether the model reads how long before its prediction a history's last event was (`recency`)."""
+        return reads_moments(self.config.model)
 
     @cached_property
     def num_types(self) -> int:
@@ -211,13 +217,15 @@ class PretrainedModel:
             raise ConfigError(f"task '{name}': the model has not learned it{nearest(name, self.tasks)} (stage {self.stage} has: {known})")
         return self.tasks[name]
 
-    def histories(self, histories: Any, *, features: Any = None, dates: bool = True) -> Histories:
+    def histories(self, histories: Any, *, features: Any = None, dates: bool = True, at: Any = None) -> Histories:
         """Read histories in raw ids, of any form: see `HistoryReader.read`; and features of their users: see `FeatureReader.read`.
 
-        A folder of events may have a table of users, which is read where no features are given.
+        A folder of events may have a table of users, which is read where no features are given. `at` is as of `encode`.
         """
         read = self.reader.read(histories, dates=dates)
-        if read is histories and features is None:
+        if at is not None:
+            read = replace(read, rows=replace(read.rows, moments=self.moments(len(read), at)))
+        if isinstance(histories, Histories) and features is None:
             return read
         reader = self.feature_reader
         if features is None and reader.features and isinstance(histories, str | Path):
@@ -226,7 +234,8 @@ class PretrainedModel:
         return replace(read, rows=replace(read.rows, features=values), told=(*read.told, *told))
 
     def encode(
-        self, histories: Any, task: str = SHARED, *, shared: SharedVector | None = None, features: Any = None, batch: int = _BATCH
+        self, histories: Any, task: str = SHARED, *,
+        shared: SharedVector | None = None, features: Any = None, at: Any = None, batch: int = _BATCH,
     ) -> NDArray[np.float32]:  # fmt: skip
         """Return a vector for each user: float32 [B, W], `T · W` wide for `concat`.
 
@@ -236,13 +245,15 @@ class PretrainedModel:
             task: The task whose vectors they are, or `shared` for one vector for all.
             shared: What `shared` is: `mean` over the tasks' vectors, `open`: all masks open, `concat`: the tasks' vectors in a row.
             features: Features of the users, where the model reads any, as `[{"region": "north"}, {}]`; what is not given is missing.
+            at: When the prediction is, for a model that reads `recency`: seconds since 1970 or a datetime, for all users or a list of one
+                for each. None: the last moment of which the training data told (`moment`). One before a history's last event is as that.
             batch: Users at a time, on which last digits depend.
 
         Raises:
             DataError: a history is empty, or an id is neither a text nor a whole number.
             ConfigError: an unknown task; a shared vector that the method does not have.
         """
-        read = self.histories(histories, features=features)
+        read = self.histories(histories, features=features, at=at)
         self.last_unknown = read.unknown
         kind = self.kind_of_vector(task, shared)
         parts = [self.vectors(read.between(first, first + batch), kind) for first in range(0, len(read), batch)]
@@ -251,7 +262,7 @@ class PretrainedModel:
     def predict(
         self, histories: Any, task: str, *,
         top: int = 10, exclude_seen: bool | None = None, candidates: Sequence[Any] | None = None, normalise: bool = False,
-        features: Any = None, batch: int = _BATCH,
+        features: Any = None, at: Any = None, batch: int = _BATCH,
     ) -> Predictions:  # fmt: skip
         """Return the labels that score highest for each user, as raw ids.
 
@@ -262,14 +273,14 @@ class PretrainedModel:
             exclude_seen: Leave out the items of the user's own history; by default as in the run's own scores.
             candidates: Rank these labels alone: a list of ids for all users, or a list of ids for each user.
             normalise: Give probabilities over the labels that are ranked; else logits.
-            features: As of `encode`.
+            features, at: As of `encode`.
             batch: Users at a time, on which last digits depend.
 
         Raises:
             DataError: a history is empty, an id is neither a text nor a whole number, or no candidate is a label of the task.
             ConfigError: an unknown task, `top` below 1, or `exclude_seen` for a task whose labels are not items.
         """
-        info, read = self.task(task), self.histories(histories, features=features)
+        info, read = self.task(task), self.histories(histories, features=features, at=at)
         if top < 1:
             raise ConfigError(f"top: expected 1 or more, got {top}")
         if exclude_seen and not self.info.labels_are_items(task):
@@ -292,32 +303,35 @@ class PretrainedModel:
         return Predictions(task, indices, scores, read.users, read.unknown, self.labels(task))
 
     def state(
-        self, history: Sequence[Any], task: str = SHARED, *, shared: SharedVector | None = None, features: Mapping[str, Any] | None = None
-    ) -> UserState:
+        self, history: Sequence[Any], task: str = SHARED, *,
+        shared: SharedVector | None = None, features: Mapping[str, Any] | None = None, at: Any = None,
+    ) -> UserState:  # fmt: skip
         """Read one user's history, for events to be added one at a time by `extend`; `state.vector` is that of `encode`.
 
         Args:
             history: Raw ids, oldest first.
             task, shared: As of `encode`.
             features: The user's features, where the model reads any.
+            at: As of `encode`.
 
         Raises:
             DataError: the history is empty, or an id is neither a text nor a whole number.
             ConfigError: an unknown task, or a vector of several models.
         """
         kind = self.kind_of_vector(task, shared)
-        read = self.histories([history], features=None if features is None else [features])
+        read = self.histories([history], features=None if features is None else [features], at=at)
         self.last_unknown = read.unknown
         rows = self._opened(read.rows, kind)
         layers, vector = self._state_encoder(kind).start(rows)
-        return UserState(kind, self.fingerprint, rows.values, layers, vector, read.unknown, rows.columns, rows.features)
+        return UserState(kind, self.fingerprint, rows.values, layers, vector, read.unknown, rows.columns, rows.features, rows.moments)
 
-    def extend(self, state: UserState, item: Any) -> UserState:
+    def extend(self, state: UserState, item: Any, *, at: Any = None) -> UserState:
         """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
 
         Args:
             state: What has been read.
             item: The event's item; `{"item": …, "time": …, "type": …}` where the model reads times or types of events.
+            at: As of `encode`; of this vector alone.
 
         Raises:
             DataError: the event lacks a time or type that the model reads.
@@ -330,10 +344,13 @@ class PretrainedModel:
         known = FIRST_ITEM <= index < self.num_items
         self.last_unknown = int(not known)
         event = PackedRows(np.array([index if known else UNSEEN_ITEM], dtype=np.int32), np.array([0, 1]), columns)
-        before = PackedRows(state.items, np.array([0, len(state.items)]), state.columns, state.features)
+        event = replace(event, moments=self.moments(1, at))
+        before = PackedRows(state.items, np.array([0, len(state.items)]), state.columns, state.features, state.moments)
         rows, layers, vector = self._state_encoder(state.kind).extend(before, state.layers, event)
         unknown = state.unknown + self.last_unknown
-        return replace(state, items=rows.values, columns=rows.columns, layers=layers, vector=vector, unknown=unknown)
+        return replace(
+            state, items=rows.values, columns=rows.columns, layers=layers, vector=vector, unknown=unknown, moments=rows.moments
+        )  # fmt: skip
 
     def _state_encoder(self, kind: str) -> StateEncoder:
         if kind not in self._state_encoders:
@@ -387,11 +404,26 @@ class PretrainedModel:
         return PackedBatch(torch.from_numpy(rows.values), offsets, tasks, "last").with_beside(rows).to(self.device)
 
     def _opened(self, rows: PackedRows, kind: str) -> PackedRows:
-        """Return rows with the features that vectors of a kind read; all missing where there are none."""
+        """Return rows with what vectors of a kind read beside events: features, all missing where there are none, and moments."""
+        if self.reads_moments and rows.moments is None:
+            rows = replace(rows, moments=self.moments(rows.rows, None))
         if not (names := [feature.name for feature in self.inputs.user]):
             return rows
         values = np.full((rows.rows, len(names)), MISSING, dtype=np.int32) if rows.features is None else rows.features
         return replace(rows, features=close(values, names, self.closed_to(kind)))
+
+    def moments(self, users: int, at: Any) -> NDArray[np.int64] | None:
+        """Return when users are predicted, int64 [users], `at` being as of `encode`; None where the model does not read it.
+
+        Raises:
+            ConfigError: a moment is given, and the model does not read it.
+            DataError: it is neither seconds nor a datetime.
+        """
+        if at is not None and not self.reads_moments:
+            raise ConfigError(
+                "at: the model does not read when it predicts (no 'recency' in model.event_features or model.history_features); leave it out"
+            )
+        return moments_of(at, users, default=self.moment) if self.reads_moments else None
 
     def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
         """Return what `vectors` calls the vectors of a task, or shared ones.

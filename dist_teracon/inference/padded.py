@@ -23,7 +23,7 @@ from dist_teracon.data.batches import PackedRows
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.out_folder import write_file
-from dist_teracon.models.backbone import Backbone
+from dist_teracon.models.backbone import Backbone, columns_read
 from dist_teracon.models.network import Network
 
 # Largest difference from `encode` with which a program is written.
@@ -81,9 +81,10 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
         if not isinstance(own, Network):
             raise ConfigError(f"export-model: method '{method.name}' has no network to export")
         network = own
-    if network.backbone.event_embedding is not None:
-        features = ", ".join(model.config.model.event_features)
-        raise ConfigError(f"export-model: the model reads {features} of events (model.event_features), and an exported program items alone")
+    if model.event_columns:
+        features = ", ".join(model.config.model.event_features or model.event_columns)
+        field = next(iter(columns_read(model.config.model).values()))
+        raise ConfigError(f"export-model: the model reads {features} of events ({field}), and an exported program items alone")
     if network.backbone.user_features is not None:
         features = ", ".join(feature.name for feature in model.inputs.user)
         raise ConfigError(f"export-model: the model reads {features} of users (model.input_features), and an exported program items alone")

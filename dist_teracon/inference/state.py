@@ -4,6 +4,9 @@ A causal convolution of k taps and dilation d reads the present position and (k 
 each convolution one more position costs one column of each product, whatever came before. A backbone without `stream` reads the history
 anew, and so does one whose reach is longer than the length limit, once a history is cut: what was cut off would still be in its inputs.
 
+With `recency` an event's input is known for good when the next one comes: until then it is the moment of prediction that follows it. So
+what is kept is then of the events before the last one, and one more event costs two columns.
+
 Legend: V views (masks) of one row, L positions, C channels, W numbers of a representation, K masked layers.
 """
 
@@ -37,6 +40,7 @@ class UserState:
         unknown: Events so far whose item the model does not know.
         columns: What is read of the events beside their items.
         features: int32 [1, F], what is read of the user's features; None where none are.
+        moments: int64 [1], when the prediction is; None where it is not read.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class UserState:
     unknown: int = 0
     columns: EventColumns = NO_COLUMNS
     features: NDArray[np.int32] | None = None
+    moments: NDArray[np.int64] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -71,6 +76,7 @@ class StateEncoder:
         # the first event of a cut history has no gap to one before it, so no output may read it
         first = int(backbone.event_embedding is not None)
         self._exact_when_cut = reach is not None and reach + first <= limit
+        self._last_is_open = backbone.event_embedding is not None and backbone.event_embedding.recency_weight is not None
 
     @torch.no_grad()
     def start(self, row: PackedRows) -> tuple[tuple[Tensor, ...] | None, NDArray[np.float32]]:
@@ -79,11 +85,15 @@ class StateEncoder:
         views = 1 if self._masks is None else self._masks.shape[0]
         x_VLC = x_LC.expand(views, -1, -1)
         if self.streams:
-            hidden, layers = self._backbone.stream(x_VLC, self._masks, None)
+            before = self._backbone.stream(x_VLC[:, :-1], self._masks, None)[1] if self._last_is_open and len(row.values) > 1 else None
+            hidden, layers = self._backbone.stream(x_VLC if before is None else x_VLC[:, -1:], self._masks, before)
+            if self._last_is_open:  # before a row's first event there is nothing
+                layers = tuple(map(torch.zeros_like, layers)) if before is None else before
             return layers, self._vector(hidden, x_LC, row)
         lengths = torch.full((1,), len(row.values), device=x_LC.device)
         each = [None] if self._masks is None else list(self._masks)
-        hidden = torch.cat([self._backbone.transform_padded(x_LC[None], lengths, mask) for mask in each])
+        times = {} if row.columns.times is None else {"times_BL": torch.from_numpy(row.columns.times)[None].to(x_LC.device)}
+        hidden = torch.cat([self._backbone.transform_padded(x_LC[None], lengths, mask, **times) for mask in each])
         return None, self._vector(hidden, x_LC, row)
 
     @torch.no_grad()
@@ -95,12 +105,16 @@ class StateEncoder:
         items = np.append(row.values, event.values).astype(np.int32)
         cut = len(items) > self._limit
         length = min(len(items), self._limit)
-        longer = PackedRows(items[-length:], np.array([0, length]), columns[-length:], row.features)
+        longer = PackedRows(items[-length:], np.array([0, length]), columns[-length:], row.features, event.moments)
         if layers is None or (cut and not self._exact_when_cut):
             return longer, *self.start(longer)
         x_LC = self._embed(longer)
-        x_VLC = x_LC[-1:].expand(layers[0].shape[0], -1, -1)
-        hidden, kept = self._backbone.stream(x_VLC, self._masks, layers)
+        x_VLC = x_LC[-2:].expand(layers[0].shape[0], -1, -1)
+        if self._last_is_open:
+            _, kept = self._backbone.stream(x_VLC[:, :1], self._masks, layers)
+            hidden, _ = self._backbone.stream(x_VLC[:, 1:], self._masks, kept)
+        else:
+            hidden, kept = self._backbone.stream(x_VLC[:, -1:], self._masks, layers)
         return longer, kept, self._vector(hidden, x_LC, longer)
 
     def _embed(self, row: PackedRows) -> Tensor:
@@ -115,7 +129,8 @@ class StateEncoder:
         if self._backbone.event_embedding is None:
             return x_LC
         times, types = (None if column is None else put(column) for column in (row.columns.times, row.columns.types))
-        return x_LC + self._backbone.event_embedding(times, types, put(row.offsets))
+        moments = None if row.moments is None else put(row.moments)
+        return x_LC + self._backbone.event_embedding(times, types, put(row.offsets), moments)
 
     def _vector(self, hidden_VC: Tensor, x_LC: Tensor, row: PackedRows) -> NDArray[np.float32]:
         if self._backbone.pooling != "last":

@@ -21,7 +21,8 @@ from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened
 from dist_teracon.models.dropout import row_dropout
-from dist_teracon.models.event_embedding import EventEmbedding
+from dist_teracon.models.event_embedding import COLUMN_OF, RECENCY, EventEmbedding
+from dist_teracon.models.history_features import COLUMN_OF as HISTORY_COLUMN_OF
 from dist_teracon.models.history_features import HistoryFeatures, HistoryStart, settings_of
 from dist_teracon.models.input_embedding import NO_INPUTS, InputSizes, ItemFeatures, UserFeatures
 from dist_teracon.models.item_table import ItemTable
@@ -118,6 +119,11 @@ class Backbone(nn.Module, ABC):
         """Return what is wrong with settings at a width C, a line that begins with the field; nothing where they fit."""
         return ""
 
+    @classmethod
+    def event_columns(cls, settings: ConfigModel) -> Mapping[str, str]:
+        """Return the columns of events (`times`, `types`) that the layers read themselves, each with the setting that asks for it."""
+        return {}
+
     @abstractmethod
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         """Return what the layers make of the embedded positions: [N, C] for `all`, [B, C] for `last`, zeros for an empty row.
@@ -131,7 +137,9 @@ class Backbone(nn.Module, ABC):
             positions: Which outputs are needed; what only others need is not to be computed.
         """
 
-    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+    def transform_padded(
+        self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None, *, times_BL: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """Return what `transform` makes of each row's last position, from padded rows and one mask: [B, C].
 
         In plain operations of dynamic batch and length, for `torch.export` (`inference/padded.py`); a backbone need not have it.
@@ -140,6 +148,7 @@ class Backbone(nn.Module, ABC):
             x_BLC: Rows that begin at the left, zero behind their end.
             lengths: int64 [B], at least 1 each.
             mask_KC: The mask of the task; None for no masks.
+            times_BL: int64, when the events were; for layers that read it (`event_columns`).
 
         Raises:
             ConfigError: the backbone does not have it.
@@ -222,7 +231,7 @@ class Backbone(nn.Module, ABC):
         """
         x_NC = self.item_embedding(sequences.values)
         if self.event_embedding is not None:
-            x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets)
+            x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets, sequences.moments)
         if self.item_features is not None:
             x_NC = x_NC + self.item_features(sequences.values)
         noise = None if dropout_key is None or not self.dropout else _RowNoise.of(sequences, dropout_key, self.dropout)
@@ -308,6 +317,19 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
     if problem := kind.check(settings, channels=model.channels):
         raise ConfigError(f"{where}: model.backbone.{problem}")
     return kind, settings
+
+
+def columns_read(model: ModelConfig, *, where: str = "model") -> dict[str, str]:
+    """Return the columns of events that a model reads beside items, each with the field of the configuration that asks for it."""
+    kind, settings = resolve_backbone(model, where=where)
+    asked = {COLUMN_OF[feature]: "model.event_features" for feature in model.event_features}
+    history = {HISTORY_COLUMN_OF[feature]: "model.history_features" for feature in model.history_features if feature in HISTORY_COLUMN_OF}
+    return {**{column: f"model.backbone.{name}" for column, name in kind.event_columns(settings).items()}, **history, **asked}
+
+
+def reads_moments(model: ModelConfig) -> bool:
+    """Return whether a model reads when rows are predicted (`PackedBatch.moments`)."""
+    return RECENCY in model.event_features or "recency" in model.history_features
 
 
 def make_backbone(

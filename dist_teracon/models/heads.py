@@ -16,7 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
+from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.hashing import plain_name
+from dist_teracon.models.item_table import ItemTable
 
 # Logits held at a time, as numbers; 2^25 of them in fp32 are 128 MiB.
 LOGITS_AT_ONCE = 1 << 25
@@ -53,6 +55,53 @@ class Head(nn.Module):
     def forward(self, hidden_EC: Tensor) -> Tensor:
         """Return the logits [E, Y]."""
         return F.linear(hidden_EC, self.weight, self.bias)
+
+
+class TiedHead(Head):
+    """The first task's head with the items' own embeddings as its weights, and biases of its own (docs/method.md, Training).
+
+    Label y is item `y + FIRST_ITEM`. The table is no part of this module: it is trained, frozen, stored and grown as the backbone's.
+
+    Args:
+        table: The items' embeddings.
+        labels: |Y|.
+    """
+
+    def __init__(self, table: ItemTable, labels: int) -> None:
+        nn.Module.__init__(self)
+        self.bias = nn.Parameter(torch.full((labels,), 0.1))
+        self._table = (table,)  # in a tuple, so that it is no child
+
+    @property
+    def table(self) -> ItemTable:
+        """The items' embeddings."""
+        return self._table[0]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The labels' weights [Y, C]; zero for labels of items that came after the table, as in an older stage of a run."""
+        rows = self.table.weight[FIRST_ITEM : FIRST_ITEM + self.labels]
+        later = self.labels - rows.shape[0]
+        return F.pad(rows, (0, 0, 0, later)) if later else rows
+
+    @property
+    def labels(self) -> int:
+        """Number of labels |Y|."""
+        return self.bias.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of labels |Y|, as a `SparseTable`."""
+        return self.labels
+
+    @property
+    def sparse(self) -> bool:  # type: ignore[override]
+        """As the table: both give their gradients to it."""
+        return self.table.sparse
+
+    def rows(self, labels_E: Tensor) -> Tensor:
+        """Return the weights of some labels [E, C]."""
+        return self.table(labels_E + FIRST_ITEM)
 
 
 _EMPTY = nn.ModuleDict()

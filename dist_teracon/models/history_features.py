@@ -21,7 +21,6 @@ from dist_teracon.config.model import HistoryFeature, ModelConfig
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.kernels.running_mean import running_mean
-from dist_teracon.models.event_embedding import columns_of
 
 # By feature, the column of events that it reads (`DatasetInfo.history.names`).
 COLUMN_OF: dict[HistoryFeature, str] = {"types": "types", "recency": "times"}
@@ -219,12 +218,6 @@ def _log_days(before: Tensor, after: Tensor) -> Tensor:
     unknown = (before == NO_TIME) | (after == NO_TIME)
     days = torch.where(unknown, 0, after - before).clamp_min(0).double() / _DAY_S
     return torch.where(unknown, torch.nan, days.log1p()).float()
-
-
-def columns_read(model: ModelConfig) -> tuple[str, ...]:
-    """Return which columns of events a model reads."""
-    own = (COLUMN_OF[feature] for feature in model.history_features if feature in COLUMN_OF)
-    return tuple(sorted({*columns_of(model.event_features), *own}))
 
 
 def settings_of(model: ModelConfig) -> dict[str, Any]:

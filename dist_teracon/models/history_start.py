@@ -5,6 +5,8 @@ Legend: N items of all sequences, U users.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -81,4 +83,7 @@ def training_rows(dataset: Dataset, task: Task, *, seed: int) -> PackedRows:
         place = (mix64(data.user_hash[users], key=stable_hash(f"history-features:{seed}")) >> np.uint64(11)).astype(np.float64) / 2.0**53
         chosen = users[place < share] if share < 1 else users
         kept.append(take_rows(data.values, data.offsets, chosen, without_last=behind, columns=data.columns))
-    return concatenate(kept)
+    rows = concatenate(kept)
+    if dataset.moments is None:
+        return rows
+    return replace(rows, moments=np.full(rows.rows, dataset.moments.of(task, Split.TRAIN), dtype=np.int64))

@@ -15,7 +15,7 @@ from torch.profiler import record_function
 
 from dist_teracon.data.batches import PackedBatch, Positions
 from dist_teracon.models.backbone import Backbone, Patch
-from dist_teracon.models.heads import Head, head_key
+from dist_teracon.models.heads import Head, TiedHead, head_key
 from dist_teracon.models.masks import TaskMasks
 
 
@@ -52,12 +52,22 @@ class Network(nn.Module):
         """Names of the tasks that have a head, in the order in which they were added."""
         return list(self._task_of.values())
 
-    def add_task(self, name: str, labels: int, *, generator: torch.Generator) -> None:
-        """Add a head, and a mask where there are masks."""
+    def add_task(self, name: str, labels: int, *, generator: torch.Generator, tied: bool = False) -> None:
+        """Add a head, and a mask where there are masks.
+
+        Args:
+            name: The task's.
+            labels: |Y|.
+            generator: Source of the initial values.
+            tied: The head's weights are the items' embeddings (`TiedHead`).
+        """
         if self.masks is not None:
             self.masks.add_task(generator)
         self._task_of[head_key(name)] = name
-        self.heads[head_key(name)] = Head(self.backbone.output_dim, labels, generator=generator)
+        head = (
+            TiedHead(self.backbone.item_embedding, labels) if tied else Head(self.backbone.output_dim, labels, generator=generator)
+        )  # fmt: skip
+        self.heads[head_key(name)] = head
 
     def head(self, name: str) -> Head:
         """Return a task's head."""

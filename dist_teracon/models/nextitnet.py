@@ -101,7 +101,9 @@ class NextItNet(Backbone):
         computed = sum(taps.forward.shape[0] for taps in self._layout(sequences, positions).taps)
         return 2.0 * self.conv_weight[0].numel() * computed
 
-    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+    def transform_padded(
+        self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None, *, times_BL: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         # a position reads nothing behind itself, so what stands behind a row's end reaches none of its positions
         for block, dilation in enumerate(self.dilations):
             h = x_BLC

@@ -1,6 +1,7 @@
 """SASRec: causal self-attention over packed behaviour sequences (Kang and McAuley, 2018; docs/method.md, Backbones).
 
-Rows are padded for the attention itself, and nowhere else: all linear layers run on the packed positions.
+Rows are padded for the attention itself, and nowhere else: all linear layers run on the packed positions. Without a bias of times the
+attention holds no matrix of L × L numbers; with one it needs them, a row and head, as its mask (`models/time_bias.py`).
 
 Legend: N packed positions, B rows (users), L the longest row, C channels, H heads, D channels of a head, K masked layers, T tasks.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
+from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
 from dist_teracon.models.pooling import last_positions
+from dist_teracon.models.time_bias import TimeBias, causal_places, padded_places, rows_at_once
 
 _EPS = 1e-8
 
@@ -35,6 +38,7 @@ class SasRecSettings(ConfigModel):
         positions: `learned`: embeddings of places, counted from a row's first item, are added to the items'; `none`: order is seen
             through the causal mask alone.
         max_positions: Places that have an embedding of their own; those behind share the last one.
+        time_bias: `learned`: what a place attends to depends on how long ago it was, too; reads times of events. `none`: it does not.
     """
 
     layers: Annotated[Whole, Field(ge=1, le=128)] = 2
@@ -42,6 +46,7 @@ class SasRecSettings(ConfigModel):
     expansion: Annotated[Whole, Field(ge=1, le=8)] = 1
     positions: Literal["learned", "none"] = "learned"
     max_positions: Annotated[Whole, Field(ge=1, le=65_536)] = 256
+    time_bias: Literal["learned", "none"] = "none"
 
 
 @register_backbone
@@ -56,6 +61,11 @@ class SasRec(Backbone):
         assert isinstance(settings, SasRecSettings)
         fits = channels % settings.heads == 0
         return "" if fits else f"heads: expected a divisor of model.channels ({channels}), got {settings.heads}"
+
+    @classmethod
+    def event_columns(cls, settings: ConfigModel) -> dict[str, str]:
+        assert isinstance(settings, SasRecSettings)
+        return {"times": "time_bias"} if settings.time_bias == "learned" else {}
 
     def __init__(self, settings: SasRecSettings, *, channels: int, generator: torch.Generator, **shared: Any) -> None:
         super().__init__(settings, channels=channels, generator=generator, **shared)
@@ -76,6 +86,7 @@ class SasRec(Backbone):
         self.position_embedding: nn.Parameter | None = None
         if settings.positions == "learned":
             self.position_embedding = nn.Parameter(torch.empty(settings.max_positions, C).normal_(0, 0.02, generator=generator))
+        self.time_bias = TimeBias(layers, settings.heads) if settings.time_bias == "learned" else None
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         return self._run(x_NC, _Rows.of(sequences, masks_TKC), positions, None)
@@ -88,18 +99,23 @@ class SasRec(Backbone):
         if self.position_embedding is not None:
             x_NC = x_NC + F.embedding(rows.place_N.clamp_max(self.position_embedding.shape[0] - 1), self.position_embedding)
         layers = self.num_masked_layers // 2
+        if self.time_bias is not None:
+            rows = rows.with_times()
         for layer in range(layers):
             x_NC = self._layer(x_NC, rows, layer, last=positions == "last" and layer == layers - 1, patch=patch)
         hidden = F.layer_norm(x_NC, (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
         return hidden if positions == "all" else rows.with_empty_rows(hidden)
 
-    def transform_padded(self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None) -> Tensor:
+    def transform_padded(
+        self, x_BLC: Tensor, lengths: Tensor, mask_KC: Tensor | None, *, times_BL: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         if self.position_embedding is not None:
             place = torch.arange(x_BLC.shape[1], device=x_BLC.device).clamp_max(self.position_embedding.shape[0] - 1)
             x_BLC = x_BLC + F.embedding(place, self.position_embedding)
         for layer in range(self.num_masked_layers // 2):
-            parts = F.linear(self._norm(x_BLC, 2 * layer), self.in_weight[layer], self.in_bias[layer]).split(self.channels, dim=2)
-            mixed = F.linear(self._attend(*parts, is_causal=True), self.out_weight[layer], self.out_bias[layer])
+            normed = self._norm(x_BLC, 2 * layer)
+            query, key, value = F.linear(normed, self.in_weight[layer], self.in_bias[layer]).split(self.channels, dim=2)
+            mixed = F.linear(self._attend_to_past(query, key, value, times_BL, layer), self.out_weight[layer], self.out_bias[layer])
             x_BLC = x_BLC + (mixed if mask_KC is None else mixed * mask_KC[2 * layer])
             inner = F.relu(F.linear(self._norm(x_BLC, 2 * layer + 1), self.inner_weight[layer], self.inner_bias[layer]))
             outer = F.linear(inner, self.outer_weight[layer], self.outer_bias[layer])
@@ -115,12 +131,15 @@ class SasRec(Backbone):
             query = F.linear(here_NC, weight[:C], bias[:C])[:, None]  # [B', 1, C]
             key, value = (rows.padded(part) for part in F.linear(normed_NC, weight[C:], bias[C:]).split(C, dim=1))
             # behind its end a row has padding, which must not be read
-            mixed_NC = self._attend(query, key, value, attn_mask=rows.inside[:, None, None]).flatten(0, 1)
+            read = rows.inside[:, None, None]
+            if self.time_bias is not None:
+                read = padded_places(self.time_bias(rows.last_times[:, None], rows.times, layer), rows.inside).to(query.dtype)
+            mixed_NC = self._attend(query, key, value, attn_mask=read).flatten(0, 1)
         else:
             here_NC = normed_NC
             query, key, value = (rows.padded(part) for part in F.linear(normed_NC, weight, bias).split(C, dim=1))
             # rows begin at the left, so the past, which is all that a position reads, holds no padding
-            mixed_NC = rows.packed(self._attend(query, key, value, is_causal=True))
+            mixed_NC = rows.packed(self._attend_to_past(query, key, value, rows.times_BL, layer))
         mask = rows.mask_of_last if last else rows.mask_of_all
         attended_NC = F.linear(mixed_NC, self.out_weight[layer], self.out_bias[layer])
         x_NC = x_NC + mask(attended_NC if patch is None else patch(k, here_NC, attended_NC), k)
@@ -128,6 +147,18 @@ class SasRec(Backbone):
         inner = F.relu(F.linear(here_NC, self.inner_weight[layer], self.inner_bias[layer]))
         fed_NC = F.linear(inner, self.outer_weight[layer], self.outer_bias[layer])
         return x_NC + mask(fed_NC if patch is None else patch(k + 1, here_NC, fed_NC), k + 1)
+
+    def _attend_to_past(self, query: Tensor, key: Tensor, value: Tensor, times_BL: Tensor | None, layer: int) -> Tensor:
+        """Attention of [B, L, C] by heads, a place reading itself and what is before it: [B, L, C]."""
+        if self.time_bias is None:
+            return self._attend(query, key, value, is_causal=True)
+        assert times_BL is not None
+        parts = [part.split(rows_at_once(self.heads, query.shape[1])) for part in (query, key, value, times_BL)]
+        mixed = [
+            self._attend(q, k, v, attn_mask=causal_places(self.time_bias(times, times, layer)).to(q.dtype))
+            for q, k, v, times in zip(*parts, strict=True)
+        ]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Attention of [B, ·, C] by heads [B, H, ·, D]: [B, ·, C]."""
@@ -169,6 +200,8 @@ class _Rows:
         num_rows: B.
         masks_TKC: The masks; None for none.
         task_B: int64 [B'], each row's task; None where all are of the one `task`.
+        times_N: int64 [N], when the events were; None where nothing reads it.
+        times_BL: int64 [B', L], the same by row, `NO_TIME` behind a row's end; None before `with_times`.
     """
 
     shape: tuple[int, int]
@@ -181,6 +214,8 @@ class _Rows:
     masks_TKC: Tensor | None
     task_B: Tensor | None
     task: int
+    times_N: Tensor | None = None
+    times_BL: Tensor | None = None
 
     @classmethod
     def of(cls, sequences: PackedSequences, masks_TKC: Tensor | None) -> _Rows:
@@ -208,7 +243,32 @@ class _Rows:
             masks_TKC=masks_TKC,
             task_B=put(tasks) if several else None,
             task=int(tasks[0]) if len(tasks) else 0,
+            times_N=sequences.times,
         )
+
+    def with_times(self) -> _Rows:
+        """Return the rows with their events' times.
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        if self.times_N is None:
+            raise ValueError("model.backbone.time_bias: reads times of events, and the batch has none")
+        rows, longest = self.shape
+        times = self.times_N.new_full((rows * longest,), NO_TIME).index_copy(0, self.flat_N, self.times_N)
+        return replace(self, times_BL=times.view(rows, longest))
+
+    @property
+    def times(self) -> Tensor:
+        """The events' times, [B', L]."""
+        assert self.times_BL is not None
+        return self.times_BL
+
+    @property
+    def last_times(self) -> Tensor:
+        """When each row's last event was, [B']."""
+        assert self.times_N is not None
+        return self.times_N.index_select(0, self.last_N)
 
     def padded(self, x_NC: Tensor) -> Tensor:
         """Return [B', L, C], zero behind each row's end."""

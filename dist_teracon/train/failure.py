@@ -17,7 +17,7 @@ from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import DataError, RunError
 
 FOLDER = "failures"
-_ARRAYS = ("values", "row_offsets", "task_of_row", "dropout_key", "times", "types", "user_features")
+_ARRAYS = ("values", "row_offsets", "task_of_row", "dropout_key", "times", "types", "user_features", "moments")
 _NUMBERS = ("positions", "epoch", "step", "steps", "num_micro_batches")
 
 

@@ -20,12 +20,12 @@ from dist_teracon.data.loader import Epoch, TrainingLoader
 from dist_teracon.data.schema import Split
 from dist_teracon.engine.contract import Engine
 from dist_teracon.engine.deepspeed_engine import DeepSpeedEngine
-from dist_teracon.errors import TeraconError, TrainingError
+from dist_teracon.errors import ConfigError, TeraconError, TrainingError
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.gbce import BinaryNegatives
-from dist_teracon.models.heads import Head
+from dist_teracon.models.heads import Head, TiedHead
 from dist_teracon.models.item_table import SparseTable
 from dist_teracon.models.sampled_softmax import Negatives, SampledLoss
 from dist_teracon.train.early_stopping import EarlyStopping
@@ -257,6 +257,8 @@ class PhaseTrainer:
         heads = self.config.model.heads
         found: dict[str, SampledLoss] = {}
         for task in self.phase.tasks:
+            if isinstance(self.method.head(task.name), TiedHead) != (task.name in heads.tied):
+                raise ConfigError(f"model.heads.tied: method '{self.method.name}' makes no tied heads; leave '{task.name}' out")
             loss = heads.loss_of(task.name, labels=task.labels, output_dim=self.method.head(task.name).weight.shape[1])
             if loss == "full":
                 continue
@@ -275,13 +277,16 @@ class PhaseTrainer:
     def _choose_sparse_updates(self) -> bool:
         """Have large tables give sparse gradients: item tables, and heads with a sampled loss, of which a batch reads few rows."""
         sampled = [self.method.head(task) for task in self.method.negatives]
-        found = False
         for part in self.method.module().modules():
-            if isinstance(part, SparseTable):
+            if isinstance(part, SparseTable) and not isinstance(part, TiedHead):
                 reads_few = not isinstance(part, Head) or any(part is head for head in sampled)
                 part.sparse = reads_few and self.config.train.uses_sparse_updates(part.num_rows)
-                found |= part.sparse
-        return found
+        for part in self.method.module().modules():
+            # an exact loss reads every row of the table that its head is tied to
+            if isinstance(part, TiedHead) and part.sparse and not any(part is head for head in sampled):
+                part.table.sparse = False
+                self.shared.console.log(f"{self.label} · a tied head reads all item embeddings: each step updates every row")
+        return any(isinstance(part, SparseTable) and part.sparse for part in self.method.module().modules())
 
     # -- logs
 

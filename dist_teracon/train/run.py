@@ -257,6 +257,7 @@ def _stage_state(
         "epochs": summary.epochs,
         "items": run.dataset.info.items,
         **({"types": types} if (types := run.dataset.info.history.types) else {}),
+        **({} if run.dataset.moments is None else {"moment": run.dataset.moments.last}),
         **({"input_values": values} if (values := _input_values(run)) else {}),
         "dataset": run.dataset.info.fingerprint,
         **({"growth": run.growth[number]} if number in run.growth else {}),

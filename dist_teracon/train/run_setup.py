@@ -22,17 +22,18 @@ from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext
 from dist_teracon.continual.open_inputs import closed_features, names_read
 from dist_teracon.continual.registry import method_class, resolve_method
+from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import check_item_vectors, checksum_of, read_item_vectors
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import Task
 from dist_teracon.data.user_svd import need_sklearn
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
-from dist_teracon.models.backbone import resolve_backbone
+from dist_teracon.models.backbone import columns_read, reads_moments, resolve_backbone
 from dist_teracon.models.event_embedding import COLUMN_OF
-from dist_teracon.models.history_features import COLUMN_OF as HISTORY_COLUMN_OF
-from dist_teracon.models.history_features import HistoryStart, columns_read
+from dist_teracon.models.history_features import HistoryStart
 from dist_teracon.models.history_start import history_start
 from dist_teracon.models.input_embedding import InputSizes
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors, given_vectors
@@ -122,17 +123,17 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
     """
     if not runtime.is_main:
         runtime.raise_on_all_ranks("")
-        return _reading_what_the_model_reads(open_dataset(config.dataset), config)
+        return _reading_what_the_model_reads(open_dataset(config.dataset), config, runtime)
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except (TeraconError, OSError) as error:
         runtime.raise_on_all_ranks(str(error))
         raise
     runtime.raise_on_all_ranks("")
-    return _reading_what_the_model_reads(dataset, config)
+    return _reading_what_the_model_reads(dataset, config, runtime)
 
 
-def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig) -> Dataset:
+def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: Runtime) -> Dataset:
     """Return the data set, which reads of events and side features what the model asks for, and nothing else."""
     for feature in config.model.event_features:
         if (column := COLUMN_OF[feature]) not in dataset.info.history.names:
@@ -141,15 +142,19 @@ def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig) -> Datase
                 f"(it keeps: {', '.join(('items', *dataset.info.history.names))}); prepare it with "
                 f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{feature}' out"
             )
-    for own in config.model.history_features:
-        if (column := HISTORY_COLUMN_OF.get(own, "")) and column not in dataset.info.history.names:
-            raise ConfigError(
-                f"model.history_features: '{own}' reads {column} of events, and data set '{dataset.info.name}' keeps none; prepare it with "
-                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{own}' out"
-            )
     if "svd" in config.model.history_features:
         need_sklearn("model.history_features: 'svd'")
-    dataset.read_columns(columns_read(config.model))
+    columns = columns_read(config.model)
+    for column, asked in columns.items():
+        if column not in dataset.info.history.names:
+            raise ConfigError(
+                f"{asked}: reads {column} of events, and data set '{dataset.info.name}' keeps none; prepare it with "
+                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave {asked.rpartition('.')[2]} out"
+            )
+    dataset.read_columns(tuple(columns))
+    if reads_moments(config.model):
+        own = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
+        dataset.moments = Moments.of_dataset(dataset.info, max(runtime.gather(dataset.last_event(own))))
     try:
         names = names_read(config.model, dataset.info)
     except DataError as error:
@@ -165,10 +170,12 @@ def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Ta
     Raises:
         ConfigError: a field names a task that the data set does not have, or a step has more micro-batches than examples.
     """
-    fields = (("train.by_task", config.train.by_task), ("model.heads.by_task", config.model.heads.by_task))
+    heads = config.model.heads
+    fields = (("train.by_task", config.train.by_task), ("model.heads.by_task", heads.by_task), ("model.heads.tied", heads.tied))
     for name, values in fields:
         for override in values:
             _task(dataset, override, f"{where}: {name}")
+    _check_tied_heads(config, dataset, where=where)
     tasks = dataset.info.tasks if config.tasks is None else tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
     for position, task in enumerate(tasks):
         batch = config.train.stage(position, task.name).batch
@@ -178,6 +185,25 @@ def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Ta
                 f"'{task.name}'), got {config.train.accumulation}"
             )
     return tasks
+
+
+def _check_tied_heads(config: RunConfig, dataset: Dataset, *, where: str) -> None:
+    """Check that heads which are tied to the items' embeddings can be: their labels are the items, and their inputs as wide."""
+    for name in config.model.heads.tied:
+        task = dataset.info.task(name)
+        if not task.predicts_next:
+            raise ConfigError(
+                f"{where}: model.heads.tied: expected a task that predicts the next item, whose labels are the items by their numbers; "
+                f"'{task.name}' is of kind {task.kind}"
+            )
+        wider = "model.pooling: concat" if config.model.pooling == "concat" else ""
+        if users := [feature.name for feature in dataset.inputs_read.user]:
+            wider = f"features of users ({', '.join(users)}, model.input_features)"
+        if wider:
+            raise ConfigError(
+                f"{where}: model.heads.tied: the head of '{task.name}' takes the items' {config.model.channels} numbers (model.channels), "
+                f"and a representation with {wider} has more; take pooling last or mean, without features of users"
+            )
 
 
 def _task(dataset: Dataset, name: str, field: str) -> Task:

@@ -15,6 +15,7 @@ import dist_teracon
 from dist_teracon.config.model import ModelConfig
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import EventColumns
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import SplitRule
@@ -56,32 +57,34 @@ def config_of(dataset: Path, *features: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(sets: Path, alone: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_here(config_of(sets / "timed", "svd", "counts", "types"), tmp_path_factory.mktemp("run") / "run")
+    return train_here(config_of(sets / "timed", "svd", "counts", "types", "recency"), tmp_path_factory.mktemp("run") / "run")
 
 
 def test_they_are_kept_in_the_run_and_serve_users_never_trained_on(run: Path, sets: Path) -> None:
     dataset = Dataset(str(sets / "timed"))
     model = dist_teracon.from_pretrained(run)
-    assert model.event_columns == ("types",)
-    assert weights(run, "02-age")["heads.age.weight"].shape == (3, 16 + 2 + 8 + 6)
-    dataset.read_columns(("types",))
+    assert set(model.event_columns) == {"times", "types"}
+    assert weights(run, "02-age")["heads.age.weight"].shape == (3, 16 + 2 + 8 + 1 + 6)
+    dataset.moments = Moments.of_dataset(dataset.info, dataset.last_event(range(4)))
     start = history_start(dataset, dataset.info.tasks[0], model.config.model, seed=model.config.seed)
     assert start.factors is not None and start.factors.any()
     for stage in ("01-next", "02-age"):
         assert np.array_equal(weights(run, stage)[FACTORS], start.factors)
     scores = json.loads((run / "results.json").read_text())["scores"][1]
     assert [next(iter(score.values.values())) for score in evaluate(model)] == pytest.approx(scores, abs=1e-9)
-    strange = model.encode([HISTORY], "age")
+    now = HISTORY[-1]["time"] + 86_400
+    strange = model.encode([HISTORY], "age", at=now)
+    assert not np.array_equal(strange, model.encode([HISTORY], "age", at=now + 86_400 * 30))
     assert np.isfinite(strange).all() and strange[0, 16:].any()
-    state = model.state(HISTORY[:4], "age")
+    state = model.state(HISTORY[:4], "age", at=now)
     for event in HISTORY[4:]:
-        state = model.extend(state, event)
+        state = model.extend(state, event, at=now)
     np.testing.assert_allclose(state.vector, strange[0], atol=1e-6)
 
 
 def test_a_later_version_keeps_them_and_its_new_items_weigh_nothing(run: Path, sets: Path) -> None:
     before = weights(run, "02-age")[FACTORS]
-    train_here(config_of(sets / "later", "counts", "types", "svd"), run, added=AddedTask("gender"))
+    train_here(config_of(sets / "later", "counts", "types", "recency", "svd"), run, added=AddedTask("gender"))
     after = weights(run, "03-gender")[FACTORS]
     assert len(after) > len(before)
     assert np.array_equal(after[: len(before)], before)
@@ -92,7 +95,7 @@ def test_what_is_not_there_is_refused_before_anything_runs(sets: Path, alone: No
     tables = timed_tables()
     plain = replace(tables, sequences=replace(tables.sequences, columns=tables.sequences.columns.only(())), types=())
     write_dataset(plain, str(tmp_path / "plain"), RULE, shards=4)
-    said = r"model.history_features: 'types' reads types of events, and data set .small. keeps none; .*history.keep: \[type\]"
+    said = r"model.history_features: reads types of events, and data set .small. keeps none; .*history.keep: \[type\]"
     with pytest.raises(ConfigError, match=said):
         train_here(config_of(tmp_path / "plain", "types"), tmp_path / "run")
     assert ModelConfig(history_features=("svd", "counts")).history_features == ("counts", "svd")
@@ -101,7 +104,7 @@ def test_what_is_not_there_is_refused_before_anything_runs(sets: Path, alone: No
 
 @pytest.mark.slow
 def test_any_number_of_ranks_begins_with_the_same_numbers(run: Path, sets: Path, tmp_path: Path) -> None:
-    config = config_of(sets / "timed", "svd", "counts", "types")
+    config = config_of(sets / "timed", "svd", "counts", "types", "recency")
     run_worlds([{"world": 2, "config": config, "run": str(tmp_path / "two")}], tmp_path)
     for part in ("factors", "shift", "scale"):
         name = f"backbone.history_features.{part}"

@@ -53,6 +53,7 @@ class EncodeRequest:
     task: str = SHARED
     shared: SharedVector | None = None
     features: list[dict[str, Any]] | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class PredictRequest:
     candidates: tuple[str, ...] | None = None
     normalise: bool = False
     features: list[dict[str, Any]] | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class EventsRequest:
     history: tuple[Event, ...] | None = None
     task: str = SHARED
     shared: SharedVector | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,12 @@ class _Fields:
             raise RequestError(f"shared: expected mean, open or concat, got {shortened(value)}")
         return cast("SharedVector | None", value)
 
+    def moment(self) -> float | None:
+        value = self._values.get("at")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise RequestError(f"at: expected seconds since 1970, got {_kind(value)}")
+        return value
+
     def ids(self, name: str) -> tuple[str, ...] | None:
         value = self._values.get(name)
         return None if value is None else tuple(self._id(f"{name}[{place}]", item) for place, item in enumerate(_list(name, value)))
@@ -242,14 +251,16 @@ def _list(where: str, value: Any) -> list[Any]:
 
 
 def _encode(fields: _Fields) -> EncodeRequest:
-    return EncodeRequest(fields.text("model"), fields.histories(), fields.text("task") or SHARED, fields.shared(), fields.features())
+    return EncodeRequest(
+        fields.text("model"), fields.histories(), fields.text("task") or SHARED, fields.shared(), fields.features(), fields.moment()
+    )
 
 
 def _predict(fields: _Fields) -> PredictRequest:
     return PredictRequest(
         fields.text("model"), fields.histories(), fields.needed("task"), top=fields.count("top", fields.limits.top) or 10,
         exclude_seen=fields.flag("exclude_seen"), candidates=fields.ids("candidates"), normalise=fields.flag("normalise") or False,
-        features=fields.features(),
+        features=fields.features(), at=fields.moment(),
     )  # fmt: skip
 
 
@@ -261,6 +272,7 @@ def _events(fields: _Fields) -> EventsRequest:
         fields.events("history"),
         fields.text("task") or SHARED,
         fields.shared(),
+        fields.moment(),
     )
 
 
@@ -270,8 +282,8 @@ def _reload(fields: _Fields) -> ReloadRequest:
 
 # The fields of each path, and what reads them.
 PARSERS: dict[str, tuple[tuple[str, ...], Callable[[_Fields], Request]]] = {
-    "/encode": (("model", "histories", "task", "shared", "features"), _encode),
-    "/predict": (("model", "histories", "task", "top", "exclude_seen", "candidates", "normalise", "features"), _predict),
-    "/events": (("model", "user", "items", "history", "task", "shared"), _events),
+    "/encode": (("model", "histories", "task", "shared", "features", "at"), _encode),
+    "/predict": (("model", "histories", "task", "top", "exclude_seen", "candidates", "normalise", "features", "at"), _predict),
+    "/events": (("model", "user", "items", "history", "task", "shared", "at"), _events),
     "/reload": (("model", "stage"), _reload),
 }

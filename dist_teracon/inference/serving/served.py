@@ -88,7 +88,10 @@ class Served:
         features = None
         if any(request.features is not None for request in requests):
             features = [row for request in requests for row in request.features or [{}] * len(request.histories)]
-        return self.model.histories([history for request in requests for history in request.histories], features=features)
+        at = None
+        if any(request.at is not None for request in requests):
+            at = [request.at for request in requests for _ in request.histories]
+        return self.model.histories([history for request in requests for history in request.histories], features=features, at=at)
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, Any]]:
         """Answer requests of one `task` and `shared` together; vectors are those of `PretrainedModel.encode`."""
@@ -144,10 +147,12 @@ class Served:
     def _state(self, user: User, kind: str, request: EventsRequest) -> Any:
         covered, state = user.states.get(kind, (0, None))
         behind = user.count - covered
-        if state is None or state.fingerprint != self.model.fingerprint or behind > min(_CATCH_UP, len(user.history)):
-            return self.model.state(user.history, request.task, shared=request.shared)
+        gone = state is None or state.fingerprint != self.model.fingerprint or behind > min(_CATCH_UP, len(user.history))
+        # a vector of another moment, without a further event, is computed anew
+        if gone or (not behind and state.moments != self.model.moments(1, request.at)):
+            return self.model.state(user.history, request.task, shared=request.shared, at=request.at)
         for item in user.history[len(user.history) - behind :]:
-            state = self.model.extend(state, item)
+            state = self.model.extend(state, item, at=request.at)
         return state
 
     def _unknown(self, events: Sequence[Event]) -> int:

@@ -38,6 +38,8 @@ def save(folder: Path, fingerprint: str, users: list[tuple[str, User]]) -> None:
             if covered == user.count and state.fingerprint == fingerprint:
                 of_kind = rows.setdefault(kind, [])
                 states[kind] = {"row": len(of_kind), "unknown": state.unknown}
+                if state.moments is not None:
+                    states[kind]["moment"] = int(state.moments[0])
                 of_kind.append(state)
         entries.append({"user": name, "count": user.count, "history": user.history, "states": states})
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +119,7 @@ def _user(entry: dict[str, Any], model: PretrainedModel, parts: Callable[[str, i
     for kind, place in entry["states"].items():
         layers, vector = parts(kind, place["row"])
         rows = model.histories([history]).rows
-        state = UserState(kind, model.fingerprint, rows.values, layers, vector, place["unknown"], rows.columns)
+        moments = np.array([place["moment"]]) if "moment" in place else None
+        state = UserState(kind, model.fingerprint, rows.values, layers, vector, place["unknown"], rows.columns, moments=moments)
         states[kind] = (entry["count"], state)
     return User(history, entry["count"], states)

@@ -56,6 +56,22 @@ def test_each_position_has_what_came_up_to_it() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_days_since_the_last_event_are_those_to_the_moment() -> None:
+    day, unknown = 86_400, -(2**63)
+    rows = batch(
+        sequences=[[2, 3], [4], [], [5], [3]], types=None, times=[[0, 3 * day], [day], [], [unknown], [9 * day]],
+        moments=[10 * day, day // 2, 5, 7, unknown],
+    ).sequences  # fmt: skip
+    numbers = plain("recency")
+    last = numbers.raw(rows, positions="last").expm1().flatten()
+    assert last[:2].tolist() == pytest.approx([7.0, 0.0])  # a moment before the last event is as that event's
+    assert last[2:].isnan().all()
+    every = numbers.raw(rows, positions="all").expm1().flatten()
+    assert every[:3].tolist() == pytest.approx([3.0, 7.0, 0.0])
+    assert every[3:].isnan().all()
+    assert numbers(rows, positions="last")[2:].tolist() == [[0.0]] * 3
+
+
 def test_padded_rows_have_the_numbers_of_packed_ones() -> None:
     numbers, rows = plain("counts", "svd"), [row for row in ROWS if row]
     padded = torch.tensor([row + [2] * (4 - len(row)) for row in rows])

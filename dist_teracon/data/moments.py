@@ -1,0 +1,56 @@
+"""When rows are predicted, for models that read how long ago a history's last event was (docs/method.md, Backbones).
+
+A row of the first task is predicted when its label happened. Labels of other tasks have no times in a data set: their rows are predicted
+when the histories end, which is one moment for all rows of a task and split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dist_teracon.data.event_columns import NO_TIME
+from dist_teracon.data.schema import DatasetInfo, Split, Task
+
+
+@dataclass(frozen=True)
+class Moments:
+    """When rows of a data set are predicted whose labels have no times, in seconds since 1970.
+
+    Attributes:
+        last: The last moment of which histories tell; of histories in use, too, where no other is given. `NO_TIME` for unknown.
+        labels_from, validation_from: Under a split by time, where earlier histories end.
+    """
+
+    last: int = NO_TIME
+    labels_from: int | None = None
+    validation_from: int | None = None
+
+    @classmethod
+    def of_dataset(cls, info: DatasetInfo, last_event: int) -> Moments:
+        """Return a data set's moments: of its split by time, else the end of its recipe's histories, else its last event.
+
+        Args:
+            info: The data set's description.
+            last_event: When the last event of all histories was.
+        """
+        recipe = info.source.get("recipe")
+        rules: dict[str, Any] = recipe if isinstance(recipe, dict) else {}
+        split: dict[str, Any] = rules.get("split") or {}
+        if info.split.by == "time":
+            labels_from = split.get("labels_from")
+            return cls(int(split["test_from"]), None if labels_from is None else int(labels_from), int(split["validation_from"]))
+        until = ((rules.get("history") or {}).get("events") or {}).get("until")
+        return cls(last_event if until is None else int(until))
+
+    def of(self, task: Task, split: Split) -> int:
+        """Return when a task's rows of a split are predicted, its labels having no times.
+
+        Under a split by time labels of items follow the history that ends with `labels_from`, `validation_from` or `test_from`; attributes
+        of users are told from the history before `validation_from`, in the test before `test_from`.
+        """
+        if self.validation_from is None or split == Split.TEST:
+            return self.last
+        if split == Split.TRAIN and task.kind == "item" and self.labels_from is not None:
+            return self.labels_from
+        return self.validation_from
