@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_teracon.console import Log, Progress, no_log
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.open import open_dataset
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError
@@ -76,6 +77,8 @@ def evaluate(
     read_event_columns(model, opened)
     same &= opened.inputs_read.user == model.inputs.user
     data = opened if same else _mapped(opened, model, log)
+    if same and model.reads_moments:
+        opened.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
     scores = []
     for task in _tasks(model, data, tasks, log):

@@ -421,7 +421,7 @@ class PretrainedModel:
         """
         if at is not None and not self.reads_moments:
             raise ConfigError(
-                "at: the model does not read when it predicts (no 'recency' in model.event_features or model.history_features); leave it out"
+                "at: the model does not read when it predicts (`recency` among features of events or histories); leave it out"
             )
         return moments_of(at, users, default=self.moment) if self.reads_moments else None
 

@@ -253,7 +253,7 @@ def _by_time(
 
 
 def _test_periods(job: _Job, ordered: NDArray[np.int64], position: NDArray[np.int32]) -> list[dict[str, Any]]:
-    """Count the histories' events of each test period, and those of items that training never saw; logs a line a period."""
+    """Count the histories' events of each test period, and those of items outside of the catalogue of training; logs a line a period."""
     events, found = job.source.events, []
     begins = job.recipe.split.tests
     after = [events.from_moment(begin)[ordered] for begin in begins]
@@ -264,7 +264,7 @@ def _test_periods(job: _Job, ordered: NDArray[np.int64], position: NDArray[np.in
         found.append({"from": begin, "events": len(inside), "of_new_items": new})
         job.log(
             f"test period {number + 1}, from {day} on: {len(inside):,} events of histories, {new / max(1, len(inside)):.1%} of items that "
-            "training never saw"
+            "the catalogue of training does not have"
         )
     return found
 
