@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +47,7 @@ def add_commands(add: AddCommand) -> None:
     _add_exclude_seen(predict)
     predict.add_argument("--normalise", action="store_true", help="probabilities instead of logits")
     _add_no_dates(predict)
+    _add_at(predict)
     evaluate = add("evaluate", _evaluate)
     _add_run(evaluate)
     evaluate.add_argument("--data", metavar="DATASET", help="another version of the data set, or another data set with the same ids")
@@ -100,6 +102,13 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=512, metavar="N", help="users encoded at a time (512)")
     parser.add_argument("--cluster", action="store_true", help="write the parts on a Ray cluster (RAY_ADDRESS or a Ray job)")
     _add_no_dates(parser)
+    _add_at(parser)
+
+
+def _add_at(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--at", metavar="TIME", help="when the prediction is, where the model reads it: seconds since 1970, or a date"
+    )  # fmt: skip
 
 
 def _add_probe(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +166,25 @@ def _add_item_vectors(parser: argparse.ArgumentParser) -> None:
 def _load(options: argparse.Namespace) -> PretrainedModel:
     from dist_teracon.inference.model import from_pretrained
 
-    return from_pretrained(options.run, options.stage, device=options.device)
+    model = from_pretrained(options.run, options.stage, device=options.device)
+    if (at := getattr(options, "at", None)) is not None:
+        found = model.moments(1, _moment(at))
+        assert found is not None  # a model that does not read it has refused it
+        model.moment = int(found[0])
+    return model
+
+
+def _moment(text: str) -> float | datetime:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"--at: expected seconds since 1970 or a date, as 2026-01-31 or 2026-01-31T18:00:00+09:00, got '{text}'"
+        ) from None
 
 
 def _source(model: PretrainedModel, uri: str | None, options: argparse.Namespace) -> UserSource:

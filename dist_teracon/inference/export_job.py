@@ -95,6 +95,7 @@ def settings_of(model: PretrainedModel, source: UserSource, options: ExportOptio
         "items": options.items,
         "labels": list(options.labels),
         "align_to": options.align_to,
+        **({"at": model.moment} if model.reads_moments else {}),
     }
 
 

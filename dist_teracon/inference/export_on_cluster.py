@@ -36,7 +36,7 @@ def write_parts(job: Job, *, progress: Progress) -> None:
     work = _PartWriter(
         _place(job.model.run), job.model.stage, str(job.model.device), job.model.fingerprint,
         None if events else _place(str(job.source.name["uri"])), job.source.name, _place(job.folder.uri), job.options, job.kinds,
-        job.alignment,
+        job.alignment, job.model.moment,
     )  # fmt: skip
     with connected():
         RayWorkers("").map(work, pieces, done=lambda done: progress.update("exporting", done, len(pieces)))
@@ -61,12 +61,14 @@ class _PartWriter:
     options: ExportOptions
     kinds: dict[str, str]
     alignment: Alignment | None
+    moment: int
 
     def __call__(self, piece: tuple[int, Histories | None]) -> None:
         """Write a part."""
         number, given = piece
         try:
             model = _model(self.run, self.stage, self.device)
+            model.moment = self.moment
             source = self._source(model, given)
             self._check(model, source)
             Job(model, source, OutFolder(self.out, MANIFEST), self.options, self.kinds, self.alignment).part(number)

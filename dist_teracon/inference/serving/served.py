@@ -147,9 +147,13 @@ class Served:
     def _state(self, user: User, kind: str, request: EventsRequest) -> Any:
         covered, state = user.states.get(kind, (0, None))
         behind = user.count - covered
-        gone = state is None or state.fingerprint != self.model.fingerprint or behind > min(_CATCH_UP, len(user.history))
-        # a vector of another moment, without a further event, is computed anew
-        if gone or (not behind and state.moments != self.model.moments(1, request.at)):
+        moment = self.model.moments(1, request.at)
+        if (
+            state is None
+            or state.fingerprint != self.model.fingerprint
+            or behind > min(_CATCH_UP, len(user.history))
+            or (not behind and state.moments != moment)  # of another moment, without a further event
+        ):
             return self.model.state(user.history, request.task, shared=request.shared, at=request.at)
         for item in user.history[len(user.history) - behind :]:
             state = self.model.extend(state, item, at=request.at)

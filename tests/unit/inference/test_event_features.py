@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -77,13 +78,21 @@ def test_times_and_types_matter_and_unknown_types_are_read_as_unknown(model):
     "shape",
     [
         {},
-        {"backbone": {"name": "nextitnet", "dilations": [1], "kernel_size": 3}, "pooling": "mean"},  # reach 7 of the limit of 8
-        {"backbone": {"name": "sasrec", "layers": 2}},
+        # reach 7 of the limit of 8
+        {
+            "backbone": {"name": "nextitnet", "dilations": [1], "kernel_size": 3},
+            "pooling": "mean",
+            "event_features": ["gaps", "types", "recency"],
+        },
+        {"backbone": {"name": "sasrec", "layers": 2, "time_bias": "learned"}, "event_features": ["types"]},
     ],
     ids=["reach 19", "reach 7", "sasrec"],
 )
 def test_a_state_goes_on_with_events(typed, tmp_path, shape):
     model = made(typed, tmp_path, **shape)
+    if model.reads_moments:
+        _moments_matter(model, dist_teracon.open_dataset(typed))
+        _requests_bring_moments(model)
     for task in ("club", "shared"):
         state = model.state(EVENTS[:3], task)
         for end in range(4, len(EVENTS) + 1):
@@ -91,6 +100,56 @@ def test_a_state_goes_on_with_events(typed, tmp_path, shape):
             assert np.abs(state.vector - model.encode([EVENTS[:end]], task)[0]).max() < 1e-5, end
     with pytest.raises(DataError, match="the model reads times of events"):
         model.extend(state, "p01")
+
+
+def _moments_matter(model, dataset):
+    """A model that reads recency: its default is where the training data ended, and states go on at any moment."""
+    assert model.moment == dataset.last_event(range(dataset.info.shards)) > 1_600_000_000
+    history, last = EVENTS[:5], EVENTS[4]["time"]
+    default = model.encode([history], "club")
+    assert np.array_equal(model.encode([history], "club", at=model.moment), default)
+    assert np.array_equal(
+        model.encode([history], "club", at=datetime.fromtimestamp(last, UTC)), model.encode([history], "club", at=last - 999)
+    )
+    hour, year = (model.encode([history], "club", at=last + seconds) for seconds in (3_600, 31_536_000))
+    assert not np.array_equal(hour, year)
+    both = model.encode([history, history], "club", at=[last + 3_600, None])
+    np.testing.assert_allclose(both, np.concatenate([hour, default]), atol=1e-6)
+    state = model.state(history[:1], "club", at=last)
+    for number, event in enumerate(history[1:]):
+        state = model.extend(state, event, at=last + 3_600 + number - 3)
+    np.testing.assert_allclose(state.vector, hour[0], atol=1e-5)
+    with pytest.raises(DataError, match="at: expected a moment for all, or one for each of 1 users, got 2"):
+        model.encode([history], at=[1, 2])
+    with pytest.raises(DataError, match="at: expected seconds since 1970, or a datetime"):
+        model.predict([history], "next", at="now")
+
+
+def _requests_bring_moments(model):
+    from dist_teracon.inference.serving.app import App
+    from dist_teracon.inference.serving.served import Served, Source
+    from dist_teracon.inference.serving.users import Users
+
+    app = App([Served.load(Source("timed", str(model.run)), Users(10))])
+
+    def vector(path, **fields):
+        answer = json.loads(asyncio.run(app.handle("POST", path, {}, json.dumps(fields).encode())).body)
+        return answer["vectors"][0] if "vectors" in answer else answer.get("vector", answer)
+
+    moment = EVENTS[6]["time"] + 5_000
+    np.testing.assert_allclose(vector("/encode", histories=[EVENTS[:7]], at=moment), model.encode([EVENTS[:7]], at=moment)[0], atol=1e-6)
+    vector("/events", user="u", items=EVENTS[:6], at=5)
+    for at in (moment, 2 * moment, None):
+        found = vector("/events", user="u", items=EVENTS[6:7] if at == moment else [], **({} if at is None else {"at": at}))
+        np.testing.assert_allclose(found, model.encode([EVENTS[:7]], at=at)[0], atol=1e-5)
+    assert "at: expected seconds since 1970" in vector("/predict", histories=[EVENTS], task="next", at="now")["error"]
+
+
+def test_a_model_that_does_not_read_the_moment_takes_none(model):
+    with pytest.raises(ConfigError, match="at: the model does not read when it predicts"):
+        model.encode([EVENTS], at=5)
+    with pytest.raises(ConfigError, match="at: the model does not read"):
+        model.extend(model.state(EVENTS, "club"), EVENTS[0], at=5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import make_backbone
-from dist_teracon.models.event_embedding import GAP_BUCKETS, NO_GAP, gap_buckets
+from dist_teracon.models.event_embedding import GAP_BUCKETS, NO_GAP, gap_buckets, recency_buckets
 
 BACKBONES = [{"name": "nextitnet", "dilations": [1, 2]}, {"name": "sasrec", "layers": 1, "max_positions": 8}]
 ITEMS = [[5, 9, 3], [], [4], [7, 7, 2, 6]]
@@ -61,6 +61,30 @@ def test_rows_begin_without_a_gap_and_unknown_times_have_none():
     assert gap_buckets(torch.zeros(0, dtype=torch.int64), torch.tensor([0, 0])).shape == (0,)
 
 
+def test_what_follows_an_event_is_the_next_one_or_the_moment_of_its_row():
+    times = torch.tensor([100, NO_TIME, 200, 207, 90, 500, 400])
+    # an empty row, a row of three, one of two, an empty one, one of one event, one of one event before whose moment nothing is known
+    offsets = torch.tensor([0, 0, 3, 5, 5, 6, 7])
+    moments = torch.tensor([999, 203, 1_000, 999, 300, NO_TIME])
+    # what is behind an event and not after it is as of the same moment
+    assert recency_buckets(times, offsets, moments).tolist() == [0, 0, 3, 1, 11, 1, 0]
+    assert recency_buckets(times[:0], offsets[:2], moments[:1]).shape == (0,)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=["nextitnet", "sasrec"])
+def test_a_position_is_predicted_as_a_history_that_ends_there_when_the_next_event_comes(backbone):
+    """So what is trained at all positions is what is asked of a history in use."""
+    own = drawn(made(backbone, "recency", "gaps"))
+    items, times = [7, 7, 2, 6, 3], [10, 20, 15, 300, 4_000]
+    together = PackedBatch.from_sequences([items[:-1]], times=[times[:-1]], moments=times[-1:]).sequences
+    cut = [PackedBatch.from_sequences([items[:end]], times=[times[:end]], moments=[times[end]]).sequences for end in range(1, 5)]
+    expected = torch.cat([encoded(own, row) for row in cut])
+    torch.testing.assert_close(encoded(own, together, "all"), expected, rtol=0, atol=1e-12)
+    later = PackedBatch.from_sequences([items[:-1]], times=[times[:-1]], moments=[40_000]).sequences
+    assert torch.equal(encoded(own, later, "all")[:-1], encoded(own, together, "all")[:-1])
+    assert not torch.equal(encoded(own, later), encoded(own, together))
+
+
 @pytest.mark.parametrize("pooling", ["last", "concat"])
 @pytest.mark.parametrize("backbone", BACKBONES, ids=["nextitnet", "sasrec"])
 def test_embeddings_are_added_to_the_items_and_start_at_zero(backbone, pooling):
@@ -103,6 +127,20 @@ def test_every_embedding_that_is_read_learns():
     touched = own.event_embedding.gap_weight.grad.abs().sum(1).nonzero().flatten().tolist()
     assert touched == [0, 1, 3, 5, GAP_BUCKETS - 1]
     assert own.event_embedding.type_weight.grad.abs().sum(1).gt(0).all()
+
+
+def test_recency_learns_and_needs_times_and_moments():
+    own = made(BACKBONES[0], "recency")
+    moments = [104, 7, 50, 2**40]
+    batch = PackedBatch.from_sequences(ITEMS, times=TIMES, moments=moments)
+    own.encode(batch.sequences, None, positions="all").square().sum().backward()
+    weight = own.event_embedding.recency_weight
+    assert weight.grad.abs().sum(1).nonzero().flatten().tolist() == [1, 3, 5, GAP_BUCKETS - 1]
+    parts = batch.split(2)
+    assert [part.moments.tolist() for part in parts] == [[104, 50], [7, 2**40]]
+    for lacks in ({"times": TIMES}, {"moments": moments}):
+        with pytest.raises(ValueError, match="'recency' reads times of events and of predictions"):
+            encoded(own, PackedBatch.from_sequences(ITEMS, **lacks).sequences)
 
 
 def test_features_are_known_ones_each_once():
