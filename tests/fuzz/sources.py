@@ -290,8 +290,6 @@ def difference(want: oracle.Expected, out: Path, info: DatasetInfo, reported: Re
         if beside != want.columns:
             user = next(user for user in sorted(beside) if beside[user] != want.columns.get(user))
             return f"times and types of user {user!r}: oracle {want.columns.get(user)}, reader {beside[user]}"
-    if problem := _other_labels(want, out, info, items, users) or _other_shelves(want, out, info, items):
-        return problem
     for feature in info.inputs.user:
         values = {row["index"]: row["value"] for row in pq.read_table(out / input_file(feature.name)).to_pylist()}
         known = {row["user_id"]: values[row[f"input.{feature.name}"]] for row in users if row[f"input.{feature.name}"]}
@@ -305,7 +303,7 @@ def difference(want: oracle.Expected, out: Path, info: DatasetInfo, reported: Re
         if labels != want.genders:
             user = next(user for user in sorted(labels.keys() | want.genders) if labels.get(user) != want.genders.get(user))
             return f"label of user {user!r}: oracle {want.genders.get(user)!r}, reader {labels.get(user)!r}"
-    return None
+    return _other_labels(want, out, info, items, users) or _other_shelves(want, out, info, items)
 
 
 def _other_labels(want: oracle.Expected, out: Path, info: DatasetInfo, items: dict[int, Any], users: list[dict[str, Any]]) -> str | None:

@@ -6,6 +6,7 @@ import csv
 import gzip
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def test_the_recipe_of_navers_shape_by_time(events_folder, tmp_path):
     end = {"": "2022-04-01", "@training": "2022-03-01", "@validation": "2022-04-01", "@test": "2022-05-01", "@test-2": "2022-06-01"}
     checked, minor = 0, dataset.vocabulary("minor-category")["label"].to_pylist()
     found = dataset.labels("minor-category", 0)
-    bought = {row: [minor[value] for value in found.values[a:b]] for row, a, b in zip(found.users, found.offsets, found.offsets[1:])}
+    ends = zip(found.users.tolist(), pairwise(found.offsets), strict=True)
+    bought = {row: [minor[value] for value in found.values[slice(*places)]] for row, places in ends}
     for row, name in enumerate(rows):
         user, _, kind = name.partition("@")
         if kind.endswith("next"):
@@ -114,9 +116,8 @@ def test_the_recipe_of_navers_shape_by_time(events_folder, tmp_path):
         here = slice(shard.offsets[row], shard.offsets[row + 1])
         assert [names[item] for item in shard.values[here]] == [item for _, item in before]
         assert shard.columns.times[here].tolist() == [int(time) for time, _ in before]
-        assert [dataset.types()[kind] for kind in shard.columns.types[here]] == [
-            item.split()[0].replace("product", "shop") for _, item in before
-        ]
+        types = [dataset.types()[number] for number in shard.columns.types[here]]
+        assert types == [item.split()[0].replace("product", "shop") for _, item in before]
         if kind == "test-2":
             june = {category[item] for time, item in shopped.get(user, []) if time >= moment("2022-06-01")}
             assert set(bought.get(row, [])) <= june
