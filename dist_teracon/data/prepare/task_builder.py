@@ -220,7 +220,7 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     job.note("items", of_items)
     if users.splits is not None:
         notes["split_by_time"]["tests"] = _test_periods(job, candidates, position)
-    columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log)
+    columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.columns.timestamp_years)
     return users, SequenceTable(users.names, users.hashes, position[codes], offsets, columns), items, types
 
 

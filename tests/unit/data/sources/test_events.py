@@ -99,7 +99,7 @@ def test_the_recipe_of_navers_shape_by_time(events_folder, tmp_path):
     assert info.inputs.closed == {"gender": ("gender",), "age": ("age",)}
     assert info.test_periods == (moment("2022-05-01"), moment("2022-06-01"))
     dataset = Dataset(str(out))
-    shard, names = dataset.shard(0), dataset.vocabulary("items")["item"].to_pylist()
+    shard, names, kinds = dataset.shard(0), dataset.vocabulary("items")["item"].to_pylist(), dataset.types()
     rows = pq.read_table(out / "users/shard-00000.parquet", columns=["user_id"])["user_id"].to_pylist()
     every, shopped = by_user(events, "query", "shop"), by_user(events, "shop")
     category = dict(zip(items["item"], items["minor_category"], strict=True))
@@ -116,7 +116,7 @@ def test_the_recipe_of_navers_shape_by_time(events_folder, tmp_path):
         here = slice(shard.offsets[row], shard.offsets[row + 1])
         assert [names[item] for item in shard.values[here]] == [item for _, item in before]
         assert shard.columns.times[here].tolist() == [int(time) for time, _ in before]
-        types = [dataset.types()[number] for number in shard.columns.types[here]]
+        types = [kinds[number] for number in shard.columns.types[here]]
         assert types == [item.split()[0].replace("product", "shop") for _, item in before]
         if kind == "test-2":
             june = {category[item] for time, item in shopped.get(user, []) if time >= moment("2022-06-01")}
