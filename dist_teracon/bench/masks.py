@@ -19,6 +19,7 @@ from torch import Tensor
 from dist_teracon.bench.measure import markdown_table
 from dist_teracon.errors import RunError
 from dist_teracon.train.restore import restore_method
+from dist_teracon.train.run_folder import RunFolder
 
 # Pairs of six-tasks-v1 that read the same part of a user's vector (docs/method.md, Synthetic data).
 RELATED = ("item-a:item-b", "profile-8:profile-6")
@@ -34,7 +35,8 @@ class MaskFacts:
         closed, open: Share of each task's mask below .1, and above .9.
         similarity: Cosine between two tasks' masks, averaged over layers, float64 [T, T].
         rates: ρ of each later task against each earlier one at the end of its stage, by the later task.
-        final, backward: R(M, i) and BWT_i in percent, None where there is none.
+        final, backward: R(M, i) and BWT_i in percent on the test split, None where there is none.
+        validation: R(M, i) on the validation split, by which settings are chosen.
     """
 
     tasks: tuple[str, ...]
@@ -45,6 +47,7 @@ class MaskFacts:
     rates: dict[str, dict[str, float]]
     final: list[float | None]
     backward: list[float | None]
+    validation: list[float | None]
 
 
 def mask_facts(run: Path) -> MaskFacts:
@@ -69,7 +72,14 @@ def mask_facts(run: Path) -> MaskFacts:
         rates=_last_rates(run / "events.jsonl"),
         final=results["scores"][-1],
         backward=results["bwt"] or [None] * len(method.learned),
+        validation=_last_validation_scores(run, method.learned),
     )
+
+
+def _last_validation_scores(run: Path, learned: Sequence[str]) -> list[float | None]:
+    last = RunFolder(run).stage(len(learned) - 1, learned[-1]).state()
+    scores: list[float | None] = last["validation_scores"]
+    return scores
 
 
 def _last_rates(events: Path) -> dict[str, dict[str, float]]:
@@ -111,8 +121,8 @@ def one_run(facts: MaskFacts) -> str:
     return f"{first}\n\n{markdown_table(['cosine', *facts.tasks], cosines)}"
 
 
-def summary(runs: Sequence[tuple[str, MaskFacts]], related: Sequence[tuple[str, str]]) -> str:
-    """Return a row a run: openness, ρ, likeness of related and of other tasks, scores."""
+def summary(runs: Sequence[tuple[str, MaskFacts]], related: Sequence[tuple[str, str]], *, validation: bool = False) -> str:
+    """Return a row a run: openness, ρ, likeness of related and of other tasks, final scores of one split, and BWT on the test split."""
     rows = []
     for name, facts in runs:
         rates = [rate for of_task in facts.rates.values() for rate in of_task.values()]
@@ -124,7 +134,7 @@ def summary(runs: Sequence[tuple[str, MaskFacts]], related: Sequence[tuple[str, 
                 f"{min(rates):.4f} … {max(rates):.4f}" if rates else "–",
                 _score(near),
                 _score(far),
-                *(_score(value) for value in facts.final),
+                *(_score(value) for value in (facts.validation if validation else facts.final)),
                 " ".join("–" if value is None else f"{value:+.1f}" for value in facts.backward[:-1]),
             ]
         )
@@ -141,10 +151,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="dist-teracon bench masks", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs with the same tasks")
     parser.add_argument("--related", nargs="*", default=RELATED, metavar="TASK:TASK", help="pairs that should be alike (%(default)s)")
+    parser.add_argument("--validation", action="store_true", help="with several runs: final scores of the validation split, to choose by")
     options = parser.parse_args(arguments)
     related = [(one, other) for one, _, other in (pair.partition(":") for pair in options.related)]
     facts = [(str(run), mask_facts(run)) for run in options.runs]
     if len(facts) == 1:
         print(one_run(facts[0][1]))
     else:
-        print(summary(facts, related))
+        print(summary(facts, related, validation=options.validation))

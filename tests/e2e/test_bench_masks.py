@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,14 @@ def test_one_run_has_a_row_a_task_and_several_have_a_row_each(run: Path, capsys:
     one = capsys.readouterr().out
     assert all(one.count(f"| {task} |") >= 1 for task in TASKS)
     assert main(["bench", "masks", str(run), str(run)]) == 0
-    assert capsys.readouterr().out.count(str(run)) == 2
+    test = capsys.readouterr().out
+    assert test.count(str(run)) == 2
+    assert main(["bench", "masks", str(run), str(run), "--validation"]) == 0
+    chosen_by = capsys.readouterr().out
+    final = json.loads((run / "stages" / f"{len(TASKS):02d}-{TASKS[-1]}" / "state.json").read_text(encoding="utf-8"))
+    for printed, key in ((test, "scores"), (chosen_by, "validation_scores")):
+        assert " | ".join(f"{score:.4f}" for score in final[key]) in printed
+    assert final["scores"] != final["validation_scores"]
 
 
 def test_a_method_without_masks_is_refused(alone: None, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
