@@ -199,10 +199,12 @@ def _check_tied_heads(config: RunConfig, dataset: Dataset, *, where: str) -> Non
         wider = "model.pooling: concat" if config.model.pooling == "concat" else ""
         if users := [feature.name for feature in dataset.inputs_read.user]:
             wider = f"features of users ({', '.join(users)}, model.input_features)"
+        if config.model.history_features:
+            wider = f"features of histories ({', '.join(config.model.history_features)}, model.history_features)"
         if wider:
             raise ConfigError(
                 f"{where}: model.heads.tied: the head of '{task.name}' takes the items' {config.model.channels} numbers (model.channels), "
-                f"and a representation with {wider} has more; take pooling last or mean, without features of users"
+                f"and a representation with {wider} has more; take pooling last or mean, without features of users or histories"
             )
 
 
