@@ -324,7 +324,8 @@ def columns_read(model: ModelConfig, *, where: str = "model") -> dict[str, str]:
     kind, settings = resolve_backbone(model, where=where)
     asked = {COLUMN_OF[feature]: "model.event_features" for feature in model.event_features}
     history = {HISTORY_COLUMN_OF[feature]: "model.history_features" for feature in model.history_features if feature in HISTORY_COLUMN_OF}
-    return {**{column: f"model.backbone.{name}" for column, name in kind.event_columns(settings).items()}, **history, **asked}
+    layers = {column: f"model.backbone.{name}" for column, name in kind.event_columns(settings).items()}
+    return dict(sorted({**layers, **history, **asked}.items()))
 
 
 def reads_moments(model: ModelConfig) -> bool:

@@ -57,7 +57,7 @@ def test_users_never_trained_on_have_them_and_each_of_them_counts(model):
     (vector,) = model.encode([HISTORY], "club")
     numbers = vector[-(2 + 8 + 1 + 5) :]
     assert np.isfinite(numbers).all()
-    for changed in (HISTORY[1:], [{**HISTORY[0], "type": "buy"}, *HISTORY[1:]], [*HISTORY[:-1], {**HISTORY[-1], "item": "p01"}]):
+    for changed in (HISTORY[1:], [{**HISTORY[0], "type": "buy"}, *HISTORY[1:]], [*HISTORY[:-1], {**HISTORY[-1], "item": "p02"}]):
         assert not np.array_equal(model.encode([changed], "club")[0, -16:], numbers)
     later = model.encode([HISTORY], "club", at=1_800_000_000)[0, -16:]
     assert np.flatnonzero(later != numbers).tolist() == [10]  # the days since the last event
