@@ -96,7 +96,7 @@ class ModelConfig(ConfigModel):
             history's last one the moment of prediction.
         input_features: Which side features are read, where the data set has them (`inputs`): their names, or `all`.
         history_features: What of a history as a whole stands beside the representation: `counts` of its events and distinct items, of
-            its `types`, `recency`: the days since it ended, and the truncated `svd` of its items (docs/method.md, Histories as a whole).
+            its `types`, `recency`: the days since it ended, and the truncated `svd` of its items (docs/method.md, Backbones).
         history_svd: How many directions `svd` has.
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
         heads: By what loss the tasks' heads are trained.

@@ -2,7 +2,7 @@
 
 Numbers for the heads alone, without weights of their own: a head that reads them is what logistic regression on them would be. They are
 made from the rows that the network reads, at each position of what came up to it, so nothing has to be kept of a user, and a user who
-was never trained on has them too (docs/method.md, Histories as a whole).
+was never trained on has them too (docs/method.md, Backbones).
 
 Legend: N packed positions, B rows (users), F numbers, D directions of the SVD, V items, T types that are counted.
 """

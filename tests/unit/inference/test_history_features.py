@@ -71,6 +71,7 @@ def test_a_history_without_times_is_refused(model):
         model.encode([["p01", "p02"]], "club")
 
 
+@pytest.mark.slow
 def test_numbers_of_items_alone_are_exported_with_the_program(typed, model, tmp_path):
     from dist_teracon.inference.padded import TOLERANCE, export_model
 
