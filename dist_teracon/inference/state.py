@@ -92,7 +92,9 @@ class StateEncoder:
             return layers, self._vector(hidden, x_LC, row)
         lengths = torch.full((1,), len(row.values), device=x_LC.device)
         each = [None] if self._masks is None else list(self._masks)
-        times = {} if row.columns.times is None else {"times_BL": torch.from_numpy(row.columns.times)[None].to(x_LC.device)}
+        times: dict[str, Tensor] = {}
+        if "times" in self._backbone.event_columns(self._backbone.settings):
+            times["times_BL"] = torch.from_numpy(np.require(row.columns.times, requirements=["C", "W"]))[None].to(x_LC.device)
         hidden = torch.cat([self._backbone.transform_padded(x_LC[None], lengths, mask, **times) for mask in each])
         return None, self._vector(hidden, x_LC, row)
 

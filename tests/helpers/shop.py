@@ -109,6 +109,8 @@ def make_shop_run(dataset: str, run: Path, *, seed: int = 0, **changes: Any) -> 
         state = {"format_version": FORMAT_VERSION, "stage": position + 1, "task": task.name, "learned": list(method.learned)}
         read = opened.inputs_read
         state |= {"items": opened.info.items, "types": types, "input_values": {part.name: part.values for part in (*read.user, *read.item)}}
+        if "recency" in config.model.event_features:
+            state["moment"] = opened.last_event(range(opened.info.shards))
         folder.stage(position, task.name).finish(method.state_dict(), state)
     return run
 
