@@ -120,7 +120,7 @@ def _picked_users(dataset: Dataset, shard: int, seed: int) -> Int:
 
 
 def _examples(
-    dataset: Dataset, task: str, picked: Sequence[Int], period: int | None
+    dataset: Dataset, task: str, picked: Sequence[Int], period: int | None = None
 ) -> tuple[Int, Int, NDArray[np.int8]]:  # fmt: skip
     """Return the picked users' examples, of the test those of one period where it is given.
 
