@@ -11,6 +11,8 @@ from dist_teracon.config.base import ConfigModel, Real, Share, Whole
 HeadLoss = Literal["auto", "full", "sampled", "gbce"]
 Pooling = Literal["last", "mean", "concat"]
 EventFeature = Literal["gaps", "types", "recency"]
+HistoryFeature = Literal["counts", "types", "recency", "svd"]
+HISTORY_FEATURES: tuple[HistoryFeature, ...] = ("counts", "types", "recency", "svd")
 
 # `auto` takes the exact loss while a head's weights, gradient and Adam's two moments, four bytes each, stay below this.
 _FULL_HEAD_BYTES = 4 << 30
@@ -93,6 +95,9 @@ class ModelConfig(ConfigModel):
             the event before, in buckets of its logarithm; `types`; `recency`, the time to what follows: the next event, and behind a
             history's last one the moment of prediction.
         input_features: Which side features are read, where the data set has them (`inputs`): their names, or `all`.
+        history_features: What of a history as a whole stands beside the representation: `counts` of its events and distinct items, of
+            its `types`, `recency`: the days since it ended, and the truncated `svd` of its items (docs/method.md, Backbones).
+        history_svd: How many directions `svd` has.
         dropout: Share of the entries of items and representations that are dropped in training; none of replayed rows.
         heads: By what loss the tasks' heads are trained.
     """
@@ -103,6 +108,8 @@ class ModelConfig(ConfigModel):
     item_init: Literal["uniform", "svd"] | GivenItemVectors = "svd"
     event_features: tuple[EventFeature, ...] = ()
     input_features: tuple[str, ...] | Literal["all"] = ()
+    history_features: tuple[HistoryFeature, ...] = ()
+    history_svd: Annotated[Whole, Field(ge=1, le=1024)] = 64
     dropout: Share = 0.3
     heads: HeadsConfig = HeadsConfig()
 
@@ -124,7 +131,13 @@ class ModelConfig(ConfigModel):
             raise ValueError("expected a list of features' names, as [region, category], or all")
         return value
 
-    @field_validator("event_features", "input_features")
+    @field_validator("history_features")
+    @classmethod
+    def _in_one_order(cls, value: tuple[HistoryFeature, ...]) -> tuple[HistoryFeature, ...]:
+        """Order them, so that weights do not depend on the order in which they are named."""
+        return tuple(sorted(value, key=HISTORY_FEATURES.index))
+
+    @field_validator("event_features", "input_features", "history_features")
     @classmethod
     def _each_once(cls, value: Any) -> Any:
         if value != "all" and len(set(value)) < len(value):

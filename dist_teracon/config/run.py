@@ -21,12 +21,15 @@ class EvaluateConfig(ConfigModel):
         batch: Users encoded at a time.
         exclude_seen: Rank without the items of the user's history, in tasks whose labels are items; None as the data set's recipe has it
             (`repeats: false`).
+        period: Of a data set whose test has several periods (`split.test_periods`), the one on which a task is scored: its `own`, that of
+            the stage that learned it, after every stage; or the `present` one, that of the stage just learned.
     """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("mrr@5", "accuracy")
     max_users: Positive | None = None
     batch: Annotated[Whole, Field(ge=1, le=1 << 20)] = 512
     exclude_seen: bool | None = None
+    period: Literal["own", "present"] = "own"
 
 
 class LaunchConfig(ConfigModel):

@@ -23,6 +23,7 @@ from dist_teracon.engine.contract import Engine
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.backbone import Backbone, make_backbone
 from dist_teracon.models.heads import Head, cross_entropy_sum, head_key
+from dist_teracon.models.history_features import HistoryStart
 from dist_teracon.models.input_embedding import NO_INPUTS, InputSizes
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.network import Network, Role
@@ -86,6 +87,7 @@ class MethodContext:
         for_use: The method is restored to be used and not to be trained, so what training alone needs may be left out.
         num_types: Types of events, the unknown one included; 0 where the data set keeps none.
         inputs: Side features that the model reads.
+        history: What features of whole histories start from, for a first task; None where weights are about to be loaded.
     """
 
     model: ModelConfig
@@ -97,13 +99,14 @@ class MethodContext:
     for_use: bool = False
     num_types: int = 0
     inputs: InputSizes = NO_INPUTS
+    history: Callable[[Task], HistoryStart | None] | None = None
 
     def backbone(self, task: Task) -> Backbone:
         """Build the configured backbone for a first task; what is drawn is the same each time."""
         vectors = None if self.item_vectors is None else self.item_vectors(task)
         return make_backbone(
             self.model, num_items=self.num_items, generator=self.generator("backbone"), item_vectors=vectors,
-            num_types=self.num_types, inputs=self.inputs,
+            num_types=self.num_types, inputs=self.inputs, history=None if self.history is None else self.history(task),
         )  # fmt: skip
 
     def ties(self, task: Task) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io as bytes_io
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,24 @@ class Labels:
         values: int32 [E].
         offsets: int64 [R + 1].
         split: int8 [E], a `Split` each.
+        period: int8 [E], the test period of each, from 0 on; None where the test has one.
     """
 
     users: NDArray[np.int64]
     values: NDArray[np.int32]
     offsets: NDArray[np.int64]
     split: NDArray[np.int8]
+    period: NDArray[np.int8] | None = None
 
-    def of(self, split: Split) -> Labels:
-        """Return the labels of one split, and only the rows that have any."""
+    def of(self, split: Split, *, period: int | None = None) -> Labels:
+        """Return the labels of one split, of the test those of one period where it is given, and only the rows that have any."""
         kept = self.split == split
+        if period is not None and self.period is not None and split == Split.TEST:
+            kept &= self.period == period
         counts = np.diff(ragged.offsets_of(kept)[self.offsets])
         rows = counts > 0
-        return Labels(self.users[rows], self.values[kept], ragged.offsets_of(counts[rows]), self.split[kept])
+        period_kept = None if self.period is None else self.period[kept]
+        return Labels(self.users[rows], self.values[kept], ragged.offsets_of(counts[rows]), self.split[kept], period_kept)
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -201,6 +206,9 @@ class Dataset:
         if key not in self._labels:
             path = task_file(task, index)
             found = Labels(**self._columns(path, _LABELS, lambda: _labels_columns(self.table(path, ["row", "labels", "split"]))))
+            if self.info.test_periods:
+                period = np.maximum(found.split - np.int8(Split.TEST), 0).astype(np.int8)
+                found = replace(found, split=np.minimum(found.split, np.int8(Split.TEST)), period=period)
             self._check_range(task, index, found.values)
             self._labels[key] = found
         return self._labels[key]

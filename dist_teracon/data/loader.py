@@ -305,7 +305,7 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[PackedBatch]:
         for shard, part in self.labels.items():
             data, features = self.dataset.shard(shard), self.dataset.user_features(shard, self.task.name)
-            moments = self._moments(data, part.users)
+            moments = self._moments(data, part)
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
@@ -323,14 +323,16 @@ class EvaluationBatches:
                     user_hash=data.user_hash[users],
                 ).with_beside(rows)
 
-    def _moments(self, data: Shard, users: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    def _moments(self, data: Shard, part: Labels) -> NDArray[np.int64] | None:
         """When rows are predicted, int64 [B]: a next item when it came, other labels by the task and split; None where it is not read."""
         if self.dataset.moments is None:
             return None
-        if not self.task.predicts_next:
-            return np.full(len(users), self.dataset.moments.of(self.task, self.split), dtype=np.int64)
-        assert data.columns.times is not None
-        return data.columns.times[data.offsets[users + 1] - self.without_last]
+        if self.task.predicts_next:
+            assert data.columns.times is not None
+            return data.columns.times[data.offsets[part.users + 1] - self.without_last]
+        if part.period is not None and self.split == Split.TEST:
+            return np.array(self.dataset.info.test_periods, dtype=np.int64)[part.period[part.offsets[:-1]]]
+        return np.full(len(part.users), self.dataset.moments.of(self.task, self.split), dtype=np.int64)
 
 
 def evaluation_batches(
@@ -345,14 +347,16 @@ def evaluation_batches(
     max_users: int | None,
     seed: int,
     gather: Gather | None = None,
+    period: int | None = None,
 ) -> EvaluationBatches:
     """Return this rank's rows of a split, `batch` users at a time, each with its labels; a next-item row without its last item.
 
-    With `max_users` the users are those with the least keyed hash, so the choice depends on neither batch nor world size.
+    Of a test of several periods `period` takes one, counted from 0. With `max_users` the users are those with the least keyed hash, so the
+    choice depends on neither batch nor world size.
     """
     own = own_shards(dataset.info.shards, rank, world_size)
     read = own if max_users is None or gather is not None else range(dataset.info.shards)
-    labels = {shard: dataset.labels(task.name, shard).of(split) for shard in read}
+    labels = {shard: dataset.labels(task.name, shard).of(split, period=period) for shard in read}
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
     without_last = int(task.predicts_next) + dataset.behind(task.name, split)
@@ -375,7 +379,8 @@ def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, se
         counts = part.counts[chosen]
         positions = ragged_positions(part.offsets[chosen], counts)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        fewer[shard] = Labels(part.users[chosen], part.values[positions], offsets, part.split[positions])
+        period = None if part.period is None else part.period[positions]
+        fewer[shard] = Labels(part.users[chosen], part.values[positions], offsets, part.split[positions], period)
     return fewer
 
 

@@ -11,7 +11,8 @@ On disk (a folder or URI):
                                       and where there are features of users: input.<feature> (int32, 0 = missing)
     inputs/items.parquet              index (int32) · input.<feature> (int32) …         where there are features of items
     vocab/_input.<feature>.parquet    value (string) · index (int32) · count (int64)    index 0 = missing
-    tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label)
+    tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label;
+                                      from 3 on the test's second and further periods)
 
 The name of a task's folder and vocabulary is `folder_of` its name: the same for plain names, a short one for those of other scripts.
 
@@ -159,6 +160,7 @@ class DatasetInfo:
         parent: SHA-256 of the version that this one extends.
         history: What histories hold beside items.
         inputs: Side features of users and items.
+        test_periods: Seconds at which the periods of the test begin, where there are several.
     """
 
     name: str
@@ -176,6 +178,7 @@ class DatasetInfo:
     format_version: int = FORMAT_VERSION
     history: HistoryColumns = HistoryColumns()
     inputs: InputFeatures = NO_FEATURES
+    test_periods: tuple[float, ...] = ()
 
     def task(self, name: str) -> Task:
         """Return the task of that name.
@@ -243,6 +246,8 @@ class DatasetInfo:
             del value["history"]
         if self.inputs == NO_FEATURES:
             del value["inputs"]
+        if not self.test_periods:
+            del value["test_periods"]
         return value
 
 
@@ -319,4 +324,5 @@ def info_from_json(value: dict[str, Any]) -> DatasetInfo:
     history = HistoryColumns(**value.get("history", {}))
     inputs = InputFeatures.from_json(value.get("inputs", {}))
     split = SplitRule(**value["split"])
-    return DatasetInfo(**{**value, "tasks": tasks, "files": files, "split": split, "history": history, "inputs": inputs})
+    parts = {"tasks": tasks, "files": files, "split": split, "history": history, "inputs": inputs}
+    return DatasetInfo(**{**value, **parts, "test_periods": tuple(value.get("test_periods", ()))})

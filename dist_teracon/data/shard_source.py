@@ -46,7 +46,7 @@ class ShardRows:
         next_users: bool [U], who takes part in the first task; None for all.
         labels: One a later task, in their order.
         columns: What there is of the events beside their items; the same columns in every shard.
-        splits: int8 [U], the rows' splits, where the source decides on them; None where users or examples are cut.
+        splits: int8 [U], the rows' splits as they are stored, where the source decides on them; None where users or examples are cut.
         features: int32 [U, F], features of the users, where the source has any.
     """
 
@@ -70,7 +70,7 @@ class ShardSource(Protocol):
         tasks: The later tasks in order.
 
     A source whose events have types also has `types`, their names in the order of their numbers, from 1 on; one with side features has
-    `inputs` (`InputTables`).
+    `inputs` (`InputTables`), and one with several test periods `test_periods`.
     """
 
     name: str

@@ -17,8 +17,7 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     split = info.split
     lines = [
         f"{cropped(info.name, 28)}: {info.users:,} users, {info.items - 2:,} items, {info.events:,} events",
-        f"  sequences of at most {info.length_limit}, {info.shards} shards; "
-        f"split by {split.by} {split.train:g}/{split.validation:g}/{split.test:g}, seed {split.seed}",
+        f"  sequences of at most {info.length_limit}, {info.shards} shards; split by {split.by}{_shares(info)}, seed {split.seed}",
     ]
     if info.history.names:
         kept = [*(["times"] if info.history.times else []), *([f"{info.history.types - 1:,} types"] if info.history.types else [])]
@@ -34,6 +33,15 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     if appended := info.notes.get("appended"):
         return [*lines, *_appended_lines(appended[-1])]
     return [*lines, *matched_lines(info.notes.get("matched", {}))]
+
+
+def _shares(info: DatasetInfo) -> str:
+    """Return the shares by which users or rows are cut; under a split by time none where nothing is cut by them."""
+    split = info.split
+    if split.by == "time" and all(task.ranks_labels for task in info.tasks):
+        return ""
+    whose = " (attributes of users)" if split.by == "time" else ""
+    return f"{whose} {split.train:g}/{split.validation:g}/{split.test:g}"
 
 
 def _features(inputs: InputFeatures) -> str:

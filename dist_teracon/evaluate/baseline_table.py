@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ SVD_USERS = 100_000
 
 
 def baseline_table(
-    dataset: Dataset, tasks: Sequence[Task], *, metrics: Sequence[str], seed: int, log: Log, exclude_seen: bool | None = None
-) -> dict[str, Any]:
+    dataset: Dataset, tasks: Sequence[Task], *, metrics: Sequence[str], seed: int, log: Log, exclude_seen: bool | None = None,
+    periods: Sequence[int | None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Score popularity on item tasks, majority and SVD with logistic regression on profile tasks, on the whole test split.
 
     Of more than `SVD_USERS` users the SVD takes a sample, training and test users alike, and its entries say of how many (`users`).
@@ -39,6 +40,7 @@ def baseline_table(
         metrics: Names; the first that a task has is that of its baselines.
         seed: Of the SVD and its sample of users.
         log: Takes messages.
+        periods: The test period of each task, where the test has several.
         exclude_seen: `evaluate.exclude_seen` of the configuration: popularity then leaves out what models' rankings leave out.
 
     Returns:
@@ -46,8 +48,9 @@ def baseline_table(
     """
     popularity: list[float | None] = []
     majority: list[float | None] = []
+    chosen = dict(zip((task.name for task in tasks), periods or [None] * len(tasks), strict=True))
     for task in tasks:
-        parts = [dataset.labels(task.name, shard).of(Split.TEST) for shard in range(dataset.info.shards)]
+        parts = [dataset.labels(task.name, shard).of(Split.TEST, period=chosen[task.name]) for shard in range(dataset.info.shards)]
         targets, users = np.concatenate([part.values for part in parts]), np.concatenate([part.counts for part in parts])
         metric, counts = metrics_of(task, metrics)[0], dataset.train_counts(task.name)
         left_out = _left_out(dataset, task, parts) if excludes_seen(dataset.info, task.name, exclude_seen) else None
@@ -55,7 +58,7 @@ def baseline_table(
         score = popularity_score(metric, counts, targets, rows, left_out) if targets.size else None
         popularity.append(score if task.ranks_labels else None)
         majority.append(None if task.ranks_labels else score)
-    return {"popularity": popularity, "majority": majority, "svd_logistic_regression": _svd(dataset, tasks, metrics, seed, log)}
+    return {"popularity": popularity, "majority": majority, "svd_logistic_regression": _svd(dataset, tasks, metrics, seed, log, chosen)}
 
 
 def _left_out(dataset: Dataset, task: Task, parts: Sequence[Labels]) -> LeftOut:
@@ -71,7 +74,9 @@ def _left_out(dataset: Dataset, task: Task, parts: Sequence[Labels]) -> LeftOut:
     return LeftOut(*ragged.concatenate([(part.labels, part.offsets) for part in found]))
 
 
-def _svd(dataset: Dataset, tasks: Sequence[Task], metrics: Sequence[str], seed: int, log: Log) -> list[dict[str, Any] | None]:
+def _svd(
+    dataset: Dataset, tasks: Sequence[Task], metrics: Sequence[str], seed: int, log: Log, periods: Mapping[str, int | None]
+) -> list[dict[str, Any] | None]:  # fmt: skip
     profiles = [task for task in tasks if not task.ranks_labels]
     if not profiles:
         return [None] * len(tasks)
@@ -79,7 +84,7 @@ def _svd(dataset: Dataset, tasks: Sequence[Task], metrics: Sequence[str], seed: 
     taken = [take_rows(dataset.shard(shard).values, dataset.shard(shard).offsets, users) for shard, users in enumerate(picked)]
     values = np.concatenate([part.values for part in taken])
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.offsets) for part in taken]))]).astype(np.int64)
-    examples = {task.name: _examples(dataset, task.name, picked) for task in profiles}
+    examples = {task.name: _examples(dataset, task.name, picked, periods[task.name]) for task in profiles}
     sampled = {"users": len(offsets) - 1} if len(offsets) - 1 < dataset.info.users else {}
     if sampled:
         log(f"SVD with logistic regression: on {sampled['users']:,} of {dataset.info.users:,} users")
@@ -114,14 +119,21 @@ def _picked_users(dataset: Dataset, shard: int, seed: int) -> Int:
     return np.flatnonzero(mix64(hashes, key=stable_hash(f"baselines:{seed}")) < np.uint64(share * 2.0**64))
 
 
-def _examples(dataset: Dataset, task: str, picked: Sequence[Int]) -> tuple[Int, Int, NDArray[np.int8]]:
-    """Return the picked users' examples: each one's user, counted over the picked users of all shards, its label and its split."""
+def _examples(
+    dataset: Dataset, task: str, picked: Sequence[Int], period: int | None = None
+) -> tuple[Int, Int, NDArray[np.int8]]:  # fmt: skip
+    """Return the picked users' examples, of the test those of one period where it is given.
+
+    Each one's user is counted over the picked users of all shards; with it its label and its split.
+    """
     rows, labels, split, first = [], [], [], 0
     for shard, users in enumerate(picked):
         part = dataset.labels(task, shard)
         user_of_label = np.repeat(part.users, part.counts)
         place = np.minimum(np.searchsorted(users, user_of_label), max(0, len(users) - 1))
         kept = users[place] == user_of_label if len(users) else np.zeros(len(user_of_label), dtype=bool)
+        if period is not None and part.period is not None:
+            kept &= (part.split != Split.TEST) | (part.period == period)
         rows.append(place[kept] + first)
         labels.append(part.values[kept])
         split.append(part.split[kept])

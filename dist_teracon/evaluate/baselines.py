@@ -8,26 +8,19 @@ Shapes: `E` examples (user, label), `U` users, `Y` classes, `N` items of all seq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.data import ragged
 from dist_teracon.data.schema import Split
-from dist_teracon.errors import TeraconError
+from dist_teracon.data.user_svd import UserSvd, need_sklearn, one_thread
 from dist_teracon.evaluate.candidates import LeftOut
 from dist_teracon.evaluate.metrics import BEYOND_EVERY_CUTOFF, Metric, Outcomes
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
 DIMENSIONS = (16, 32, 64, 128)
-
-# Rows of the sparse matrix that are projected at a time, so that the dense result in float64 stays small.
-_CHUNK = 65_536
 
 
 def popularity_score(
@@ -122,20 +115,11 @@ class SvdFeatures:
             TeraconError: scikit-learn is not installed.
             ValueError: there is no training user.
         """
-        _need_sklearn()
-        from sklearn.decomposition import TruncatedSVD
-
+        need_sklearn("the SVD baseline")
         if not len(train_users):
             raise ValueError("an SVD needs at least one training user")
-        matrix_UV = _tf_idf(values, offsets, items=items, train_users=train_users)
-        size = min(dimension, len(train_users), items)
-        with _one_thread():
-            svd = TruncatedSVD(n_components=size, algorithm="randomized", n_iter=7, random_state=seed % (1 << 32))
-            svd.fit(matrix_UV[train_users])
-            values_UD = np.empty((matrix_UV.shape[0], size), dtype=np.float32)
-            for start in range(0, len(values_UD), _CHUNK):
-                values_UD[start : start + _CHUNK] = svd.transform(matrix_UV[start : start + _CHUNK])
-        return cls(values_UD)
+        trained = UserSvd.fit(*ragged.take(values, offsets, train_users), items=items, dimension=dimension, seed=seed)
+        return cls(trained.project(values, offsets))
 
 
 @dataclass(frozen=True)
@@ -181,7 +165,7 @@ def svd_logistic_regression(
         TeraconError: scikit-learn is not installed.
         ValueError: no training or no test example, or no dimension to try.
     """
-    _need_sklearn()
+    need_sklearn("the SVD baseline")
     train, validation, test = ((rows[split == part], labels[split == part]) for part in Split)
     _need_targets(test[1])
     if not len(train[1]):
@@ -208,7 +192,7 @@ def _fit_classifier(values_UD: NDArray[np.float32], rows: NDArray[np.int64], lab
     # scikit-learn refuses to fit a single class, for which the answer is plain.
     single = labels.min() == labels.max()
     classifier = DummyClassifier(strategy="most_frequent") if single else LogisticRegression(C=1.0, max_iter=1000)
-    with _one_thread():
+    with one_thread():
         return make_pipeline(StandardScaler(), classifier).fit(values_UD[rows].astype(np.float64), labels)
 
 
@@ -216,47 +200,13 @@ def _score(
     metric: Metric, model: Any, values_UD: NDArray[np.float32], rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int
 ) -> float | None:
     logits_EY = np.full((len(rows), classes), -np.inf)
-    with _one_thread():
+    with one_thread():
         logits_EY[:, model.classes_] = model.predict_log_proba(values_UD[rows].astype(np.float64))
     target_E1 = np.take_along_axis(logits_EY, labels[:, None].astype(np.int64), axis=1)
     greater = np.where(np.isin(labels, model.classes_), (logits_EY > target_E1).sum(axis=1), BEYOND_EVERY_CUTOFF)
     return metric.score(Outcomes(labels.astype(np.int64), greater, (logits_EY == target_E1).sum(axis=1) - 1, logits_EY))
 
 
-def _tf_idf(values: NDArray[np.int32], offsets: NDArray[np.int64], *, items: int, train_users: NDArray[np.int64]) -> csr_matrix:
-    """Return the matrix [U, V] of counts times ln((1 + U_train) / (1 + users with the item)) + 1, rows of length 1.
-
-    An item that no training user has weighs nothing, as no direction fitted on training users could use it.
-    """
-    from scipy.sparse import csr_matrix
-    from sklearn.preprocessing import normalize
-
-    ones_N = np.ones(len(values), dtype=np.float32)
-    # Copied, as summing duplicates works in place and would otherwise rewrite the caller's sequences.
-    counts_UV = csr_matrix((ones_N, values, offsets), shape=(len(offsets) - 1, items), copy=True)
-    counts_UV.sum_duplicates()
-    users_V = np.bincount(counts_UV[train_users].indices, minlength=items)
-    weight_V = np.where(users_V > 0, np.log((1 + len(train_users)) / (1 + users_V)) + 1, 0.0).astype(np.float32)
-    counts_UV.data *= weight_V[counts_UV.indices]
-    return normalize(counts_UV, norm="l2", copy=False)
-
-
 def _need_targets(targets: NDArray[Any]) -> None:
     if not len(targets):
         raise ValueError("there is no example to score")
-
-
-def _need_sklearn() -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise TeraconError(
-            "the SVD baseline needs scikit-learn, which is not installed; run: pip install 'dist-teracon[baselines]'"
-        ) from None
-
-
-def _one_thread() -> AbstractContextManager[Any]:
-    """Hold BLAS to one thread: sums in another order change the last digits, and with them a close choice of dimension."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    return cast("AbstractContextManager[Any]", threadpool_limits(limits=1))

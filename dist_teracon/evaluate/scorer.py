@@ -79,12 +79,13 @@ class Score:
 def score_task(
     encoder: Encoder, dataset: Dataset, task: str, split: Split, *,
     metrics: Sequence[Metric], runtime: Runtime, batch: int, max_users: int | None, seed: int, exclude_seen: bool | None = None,
-    progress: Progress | None = None,
+    period: int | None = None, progress: Progress | None = None,
 ) -> Score:  # fmt: skip
     """Score a task on a split by its metrics, the first of which selects; every rank scores its shards and all get the whole.
 
     Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32. `exclude_seen` is
     `evaluate.exclude_seen` of the configuration: a target that is in the sequence itself is a miss then, as it would not be offered.
+    Of a test of several periods `period` scores one, counted from 0.
     """
     info = dataset.info.task(task)
     label_of_item = dataset.label_of_item(task) if excludes_seen(dataset.info, task, exclude_seen) else None
@@ -92,7 +93,7 @@ def score_task(
     tally = _Tally(metrics, None if info.ranks_labels else info.labels)
     batches = evaluation_batches(
         dataset, info, split, mask_index=encoder.mask_index(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
-        max_users=max_users, seed=seed, gather=runtime.gather,
+        max_users=max_users, seed=seed, gather=runtime.gather, period=period,
     )  # fmt: skip
     for packed in (progress or NoProgress()).track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
         (examples,) = packed.examples

@@ -38,8 +38,7 @@ from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import StateEncoder, UserState, state_encoder
 from dist_teracon.inference.user_features import FeatureReader
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
-from dist_teracon.models.backbone import Backbone, columns_read
-from dist_teracon.models.event_embedding import RECENCY
+from dist_teracon.models.backbone import Backbone, columns_read, reads_moments
 from dist_teracon.models.network import Network
 from dist_teracon.train.restore import restore_method
 from dist_teracon.train.run_folder import RunFolder
@@ -148,13 +147,13 @@ class PretrainedModel:
     @property
     def reads_moments(self) -> bool:
         """Whether the model reads how long before its prediction a history's last event was (`recency`)."""
-        return RECENCY in self.config.model.event_features
+        return reads_moments(self.config.model)
 
     @cached_property
     def num_types(self) -> int:
         """Types of events that the model has an embedding of, the unknown one included."""
         tables = [value for name, value in self.method.state_dict().items() if name.endswith("event_embedding.type_weight")]
-        return int(tables[0].shape[0]) if tables else 0
+        return int(tables[0].shape[0]) if tables else self.method.context.num_types
 
     @cached_property
     def num_items(self) -> int:
@@ -412,7 +411,9 @@ class PretrainedModel:
             ConfigError: a moment is given, and the model does not read it.
         """
         if at is not None and not self.reads_moments:
-            raise ConfigError("at: the model does not read when it predicts (model.event_features has no 'recency'); leave it out")
+            raise ConfigError(
+                "at: the model does not read when it predicts (`recency` among features of events or histories); leave it out"
+            )
         return moments_of(at, users, default=self.moment) if self.reads_moments else None
 
     def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:

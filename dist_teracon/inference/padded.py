@@ -55,6 +55,8 @@ class PaddedModel(nn.Module):
         x_BLC = x_BLC * inside
         hidden = self.backbone.transform_padded(x_BLC, lengths, self.mask)
         vectors = _pooled(hidden, x_BLC, lengths, self.pooling)
+        if self.backbone.history_features is not None:
+            vectors = torch.cat([vectors, self.backbone.history_features.padded(items, lengths)], dim=1)
         return vectors, nn.functional.linear(vectors, self.weight, self.bias)
 
 

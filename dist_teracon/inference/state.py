@@ -123,8 +123,9 @@ class StateEncoder:
         return [found[place] for place in range(len(longer))]
 
     def _go_on(self, rows: Sequence[PackedRows], kept: Sequence[Tensor]) -> list[Reading]:
-        # an event reads the one before it, for the time between them; a mean reads all
-        read = rows if self._backbone.pooling != "last" else [_tail(row) for row in rows]
+        # an event reads the one before it, for the time between them; a mean and features of the history read all
+        whole = self._backbone.pooling != "last" or self._backbone.history_features is not None
+        read = rows if whole else [_tail(row) for row in rows]
         batch = self._batch(concatenate(read) if len(read) > 1 else read[0])
         x_NC = self._backbone.embed(batch.sequences)
         last = x_NC[-1:] if len(rows) == 1 else x_NC.index_select(0, batch.row_offsets[1:] - 1)
@@ -163,6 +164,9 @@ class StateEncoder:
         if backbone.user_features is not None:
             own = backbone.user_features.beside(batch.user_features, batch.row_offsets, outputs=hidden_BVC.shape[0], positions="last")
             beside.append(own[:, None].expand_as(hidden_BVC))
+        if backbone.history_features is not None:
+            own = backbone.history_features(batch.sequences, positions="last")
+            beside.append(own[:, None].expand(-1, hidden_BVC.shape[1], -1))
         return self._combined(torch.cat(beside, dim=2) if len(beside) > 1 else beside[0])
 
     def _combined(self, vectors_BVW: Tensor) -> NDArray[np.float32]:

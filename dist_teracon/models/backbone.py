@@ -21,7 +21,9 @@ from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened
 from dist_teracon.models.dropout import row_dropout
-from dist_teracon.models.event_embedding import COLUMN_OF, EventEmbedding
+from dist_teracon.models.event_embedding import COLUMN_OF, RECENCY, EventEmbedding
+from dist_teracon.models.history_features import COLUMN_OF as HISTORY_COLUMN_OF
+from dist_teracon.models.history_features import HistoryFeatures, HistoryStart, settings_of
 from dist_teracon.models.input_embedding import NO_INPUTS, InputSizes, ItemFeatures, UserFeatures
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.pooling import mean_so_far
@@ -80,6 +82,7 @@ class Backbone(nn.Module, ABC):
         event_features: What is read of events beside their items.
         num_types: Types of events, the unknown one included.
         inputs: Side features of users and items that are read.
+        history: What is read of histories as a whole.
 
     Attributes:
         name: In the configuration (`model.backbone.name`).
@@ -103,6 +106,7 @@ class Backbone(nn.Module, ABC):
         event_features: Sequence[EventFeature] = (),
         num_types: int = 0,
         inputs: InputSizes = NO_INPUTS,
+        history: HistoryFeatures | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.channels, self.pooling, self.dropout = settings, channels, pooling, dropout
@@ -112,12 +116,13 @@ class Backbone(nn.Module, ABC):
         if inputs.item:
             self.item_features = ItemFeatures(inputs.item, channels, num_items=num_items, values=inputs.item_values)
         self.user_features = UserFeatures(inputs.user, channels) if inputs.user else None
+        self.history_features = history
 
     @property
     def output_dim(self) -> int:
         """Numbers W of a representation."""
         parts = 1 + (self.pooling == "concat") + (self.user_features is not None)
-        return parts * self.channels
+        return parts * self.channels + (0 if self.history_features is None else self.history_features.width)
 
     @classmethod
     def check(cls, settings: ConfigModel, *, channels: int) -> str:
@@ -255,6 +260,8 @@ class Backbone(nn.Module, ABC):
         if self.user_features is not None:
             own = self.user_features.beside(sequences.user_features, sequences.row_offsets, outputs=hidden.shape[0], positions=positions)
             hidden = torch.cat([hidden, own.to(hidden.dtype)], dim=1)
+        if self.history_features is not None:
+            hidden = torch.cat([hidden, self.history_features(sequences, positions=positions).to(hidden.dtype)], dim=1)
         return hidden if noise is None else noise.on_representations(hidden, positions)
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
@@ -326,7 +333,14 @@ def columns_read(model: ModelConfig, *, where: str = "model") -> dict[str, str]:
     """Return the columns of events that a model reads beside items, each with the field of the configuration that asks for it."""
     kind, settings = resolve_backbone(model, where=where)
     asked = {COLUMN_OF[feature]: "model.event_features" for feature in model.event_features}
-    return {**{column: f"model.backbone.{name}" for column, name in kind.event_columns(settings).items()}, **asked}
+    history = {HISTORY_COLUMN_OF[feature]: "model.history_features" for feature in model.history_features if feature in HISTORY_COLUMN_OF}
+    layers = {column: f"model.backbone.{name}" for column, name in kind.event_columns(settings).items()}
+    return dict(sorted({**layers, **history, **asked}.items()))
+
+
+def reads_moments(model: ModelConfig) -> bool:
+    """Return whether a model reads when rows are predicted (`PackedBatch.moments`)."""
+    return RECENCY in model.event_features or "recency" in model.history_features
 
 
 def make_backbone(
@@ -337,13 +351,19 @@ def make_backbone(
     item_vectors: Tensor | None = None,
     num_types: int = 0,
     inputs: InputSizes = NO_INPUTS,
+    history: HistoryStart | None = None,
 ) -> Backbone:
-    """Build the configured backbone with fresh weights, the items' from `item_vectors` [V, C] where there are any."""
+    """Build the configured backbone with fresh weights, the items' from `item_vectors` [V, C] where there are any.
+
+    `history` is what histories' features start from; without it theirs are about to be loaded.
+    """
     kind, settings = resolve_backbone(model, where="model")
     # without features a backbone is built as ever: its own constructor need not know of them
     events: dict[str, Any] = {"event_features": model.event_features, "num_types": num_types} if model.event_features else {}
     if inputs != NO_INPUTS:
         events["inputs"] = inputs
+    if model.history_features:
+        events["history"] = HistoryFeatures(**settings_of(model), num_items=num_items, start=history)
     backbone = kind(
         settings, num_items=num_items, channels=model.channels, generator=generator, pooling=model.pooling, dropout=model.dropout, **events
     )

@@ -14,6 +14,7 @@ from dist_teracon.continual.registry import SINGLE_TASK
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
+from dist_teracon.evaluate.periods import check_period, period_of
 from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, takes_addition, with_added_task, with_earlier_additions
@@ -85,6 +86,7 @@ def _train(
     dataset = open_on_all_ranks(config, runtime, console)
     tasks = chosen_tasks(config, dataset, where=where)
     check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
+    check_period(config.evaluate, dataset.info, where=where)
     check_method(kind, config, tasks, where=where, adds=added is not None)
     check_until_stage(until_stage, tasks)
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop, before_step=before_step)
@@ -283,6 +285,9 @@ def _log_run(run: Run, events: EventLog, method: Method) -> None:
         others = [task.name for task in run.tasks if task.ranks_labels and task.name not in without]
         also = f"; all labels are ranked in {', '.join(others)}" if others else ""
         run.console.log(f"what a user has taken is left out of the rankings of {', '.join(without)} (evaluate.exclude_seen){also}")
+    if info.test_periods:
+        which = "the test period of its own stage" if run.config.evaluate.period == "own" else "the test period of the present stage"
+        run.console.log(f"the test has {len(info.test_periods)} periods; each task is scored on {which} (evaluate.period)")
     if run.config.evaluate.max_users is not None:
         run.console.log(f"scores are taken on at most {run.config.evaluate.max_users} users a task and split (evaluate.max_users)")
 
@@ -306,5 +311,6 @@ def _write_baselines(run: Run) -> None:
         table = baseline_table(
             run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log,
             exclude_seen=config.evaluate.exclude_seen,
+            periods=[period_of(config.evaluate, run.dataset.info, task=place, stage=place) for place in range(len(run.tasks))],
         )  # fmt: skip
         run.folder.write_json(path.name, table)

@@ -28,10 +28,13 @@ from dist_teracon.data.item_vectors_file import check_item_vectors, checksum_of,
 from dist_teracon.data.moments import Moments
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import Task
+from dist_teracon.data.user_svd import need_sklearn
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
-from dist_teracon.models.backbone import columns_read, resolve_backbone
-from dist_teracon.models.event_embedding import COLUMN_OF, RECENCY
+from dist_teracon.models.backbone import columns_read, reads_moments, resolve_backbone
+from dist_teracon.models.event_embedding import COLUMN_OF
+from dist_teracon.models.history_features import HistoryStart
+from dist_teracon.models.history_start import history_start
 from dist_teracon.models.input_embedding import InputSizes
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors, given_vectors
 from dist_teracon.runtime import Runtime
@@ -139,6 +142,8 @@ def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: 
                 f"(it keeps: {', '.join(('items', *dataset.info.history.names))}); prepare it with "
                 f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{feature}' out"
             )
+    if "svd" in config.model.history_features:
+        need_sklearn("model.history_features: 'svd'")
     columns = columns_read(config.model)
     for column, asked in columns.items():
         if column not in dataset.info.history.names:
@@ -147,7 +152,7 @@ def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: 
                 f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave {asked.rpartition('.')[2]} out"
             )
     dataset.read_columns(tuple(columns))
-    if RECENCY in config.model.event_features:
+    if reads_moments(config.model):
         own = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
         dataset.moments = Moments.of_dataset(dataset.info, max(runtime.gather(dataset.last_event(own))))
     try:
@@ -204,10 +209,12 @@ def _check_tied_heads(config: RunConfig, dataset: Dataset, *, where: str) -> Non
         wider = "model.pooling: concat" if config.model.pooling == "concat" else ""
         if users := [feature.name for feature in dataset.inputs_read.user]:
             wider = f"features of users ({', '.join(users)}, model.input_features)"
+        if config.model.history_features:
+            wider = f"features of histories ({', '.join(config.model.history_features)}, model.history_features)"
         if wider:
             raise ConfigError(
                 f"{where}: model.heads.tied: the head of '{task.name}' takes the items' {config.model.channels} numbers (model.channels), "
-                f"and a representation with {wider} has more; take pooling last or mean, without features of users"
+                f"and a representation with {wider} has more; take pooling last or mean, without features of users or histories"
             )
 
 
@@ -243,6 +250,7 @@ def method_context(run: Run) -> MethodContext:
         item_vectors=_item_vectors(run),
         num_types=run.dataset.info.history.types,
         inputs=input_sizes(run.dataset),
+        history=_history_start(run) if run.config.model.history_features else None,
     )
 
 
@@ -270,6 +278,25 @@ def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:
         return _from_given(run, task, found, given.file) if isinstance(given, GivenItemVectors) else found
 
     return vectors
+
+
+def _history_start(run: Run) -> Callable[[Task], HistoryStart | None]:
+    """Return where features of whole histories start; nothing for tasks already learned, whose are about to be loaded."""
+    done = {task.name for task in run.tasks[: run.finished_stages()]}
+
+    @functools.cache
+    def fitted() -> HistoryStart:
+        found, problem = None, ""
+        if run.runtime.is_main:  # processors of two kinds may differ in last digits
+            try:
+                found = history_start(run.dataset, run.tasks[0], run.config.model, seed=run.config.seed)
+            except TeraconError as error:
+                problem = str(error)
+        run.runtime.raise_on_all_ranks(problem)
+        (start,) = [part for part in run.runtime.gather(found) if part is not None]
+        return start
+
+    return lambda task: None if task.name in done else fitted()
 
 
 _GIVEN = "item_vectors.json"

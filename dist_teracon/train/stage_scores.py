@@ -10,6 +10,7 @@ import torch
 from dist_teracon.continual.method import Method
 from dist_teracon.data.schema import Split, Task
 from dist_teracon.evaluate.metrics import metrics_of
+from dist_teracon.evaluate.periods import period_of
 from dist_teracon.evaluate.scorer import Score, score_task
 from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
@@ -30,19 +31,22 @@ def score_stage(run: Run, method: Method, number: int, folder: StageFolder, even
     began = time.monotonic()
     # all tasks' weights: the engine moves what trains, and those of a resumed run's earlier tasks may still be on the CPU
     method.model().to(run.runtime.device)
-    test = [_score(run, method, task, Split.TEST) for task in run.tasks[: number + 1]]
-    validation = [_score(run, method, task, Split.VALIDATION) for task in run.tasks[: number + 1]]
+    learned = run.tasks[: number + 1]
+    periods = [period_of(run.config.evaluate, run.dataset.info, task=place, stage=number) for place in range(len(learned))]
+    test = [_score(run, method, task, Split.TEST, period) for task, period in zip(learned, periods, strict=True)]
+    validation = [_score(run, method, task, Split.VALIDATION) for task in learned]
     _write_user_scores(run, folder, {"test": test, "validation": validation})
     scores = StageScores(test, validation, time.monotonic() - began)
     _log_scores(run, method, scores, events, label)
     return scores
 
 
-def _score(run: Run, method: Method, task: Task, split: Split) -> Score:
+def _score(run: Run, method: Method, task: Task, split: Split, period: int | None = None) -> Score:
     evaluate = run.config.evaluate
     return score_task(
         method, run.dataset, task.name, split, metrics=metrics_of(task, evaluate.metrics), runtime=run.runtime, batch=evaluate.batch,
-        max_users=evaluate.max_users, seed=run.config.seed, exclude_seen=evaluate.exclude_seen, progress=run.console,
+        max_users=evaluate.max_users, seed=run.config.seed, exclude_seen=evaluate.exclude_seen, period=period,
+        progress=run.console,
     )  # fmt: skip
 
 

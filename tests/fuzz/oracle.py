@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 DATE = re.compile(
@@ -38,13 +39,14 @@ class Table:
 class Expected:
     """What a data set must hold: each user's items in time, each user's gender, rejected lines by file.
 
-    `columns`, where events have types: each user's times in seconds, and types.
+    `columns`, where events have types: each user's times in seconds, and types. `shelves`: the attribute of each item that has one.
     """
 
-    sequences: dict[str, list[str]]
+    sequences: dict[str, list[str | None]]
     genders: dict[str, str]
     rejected: dict[str, set[int]]
     columns: dict[str, tuple[list[int], list[str | None]]] | None = None
+    shelves: dict[str, str] = field(default_factory=dict)
 
 
 def text_of(content: bytes, name: str) -> bytes:
@@ -210,7 +212,7 @@ def keep(table: Table, check: dict[str, str]) -> None:
     table.rows = kept
 
 
-def sequences_of(table: Table, user: str, item: str, time: str | None) -> dict[str, list[str]]:
+def sequences_of(table: Table, user: str, item: str, time: str | None) -> dict[str, list[str | None]]:
     """Return each user's items in time, then in the order of the file."""
     rows = [(str(row[user]), str(row[item]), nanoseconds(str(row[time])) if time else 0) for row in table.rows]
     users, items = unzeroed([row[0] for row in rows]), unzeroed([row[1] for row in rows])
@@ -252,7 +254,8 @@ def expected(format: str, files: dict[str, bytes]) -> Expected:
     """
     rejected: dict[str, set[int]] = {}
     genders: dict[str, str] = {}
-    sequences: dict[str, list[str]] = {}
+    sequences: dict[str, list[str | None]] = {}
+    shelves: dict[str, str] = {}
     columns_by_user = None
     for name, content in files.items():
         if format == "tenrec":
@@ -270,12 +273,49 @@ def expected(format: str, files: dict[str, bytes]) -> Expected:
         elif name in ("u.user", "x.user", "users.csv"):
             table, user, gender = _people(content, name)
             genders = genders_of(table, user, gender)
+        elif name == "items.csv":
+            table, columns = read_table(content, name, delimiter=",", quote=True)
+            if {"item", "shelf"} - set(columns):
+                raise GiveUpError
+            shelves = genders_of(table, "item", "shelf")
         else:
             table, sequences = _events(content, name, dated=format == "recbole")
             if table.rows and "type" in table.rows[0]:
                 columns_by_user = columns_of(table, "user", "timestamp", "type")
         rejected[name] = table.rejected
-    return Expected(sequences, {user: gender for user, gender in genders.items() if user in sequences}, rejected, columns_by_user)
+    return Expected(sequences, {user: gender for user, gender in genders.items() if user in sequences}, rejected, columns_by_user, shelves)
+
+
+def rows_by_time(want: Expected, dates: dict[str, Any]) -> Expected:
+    """Return what a split by time makes of users: rows by name, what no training row has being unknown."""
+    first, second, (third,) = dates["validation_from"], dates["test_from"], dates["test_periods"]
+    kinds: list[tuple[str, int, int | None]] = [
+        ("", first, None), ("@validation", first, None), ("@test", second, None), ("@test-2", third, None),
+        ("@validation-next", first, second), ("@test-next", second, third), ("@test-2-next", third, LARGEST),
+    ]  # fmt: skip
+    rows: dict[str, list[tuple[str, int, str | None]]] = {}
+    trained: list[tuple[str, int, str | None]] = []
+    for user, items in want.sequences.items():
+        assert want.columns is not None
+        events = list(zip(items, *want.columns[user], strict=True))
+        for name, end, until in kinds:
+            row = [event for event in events if event[1] < end]
+            later = [event for event in events if until is not None and end <= event[1] < until]
+            if row and (until is None or later):
+                rows[user + name] = row + later[:1]
+                trained += row if not name else []
+    known, types = {event[0] for event in trained}, {event[2] for event in trained}
+    sequences = {name: [item if item in known else None for item, _, _ in row] for name, row in rows.items()}
+    columns = {name: ([time for _, time, _ in row], [kind if kind in types else None for _, _, kind in row]) for name, row in rows.items()}
+    return Expected(sequences, {}, want.rejected, columns)
+
+
+def last_labels(sequences: dict[str, list[str | None]]) -> dict[str, list[tuple[str | None, int]]]:
+    """Return each user's next-item labels under a split by `last`, with their splits: the last three items that have one before them."""
+    every = {
+        user: [(items[-1 - behind], 2 - behind) for behind in (2, 1, 0) if len(items) >= behind + 2] for user, items in sequences.items()
+    }
+    return {user: labels for user, labels in every.items() if labels}
 
 
 def _tenrec_genders(table: Table) -> dict[str, str]:
@@ -298,7 +338,7 @@ def _people(content: bytes, name: str) -> tuple[Table, str, str]:
     return table, user, gender
 
 
-def _events(content: bytes, name: str, *, dated: bool) -> tuple[Table, dict[str, list[str]]]:
+def _events(content: bytes, name: str, *, dated: bool) -> tuple[Table, dict[str, list[str | None]]]:
     if name == "u.data":
         table, columns = read_table(content, name, delimiter="\t", header=["user", "item", "rating", "timestamp"])
         roles = ("user", "item", "timestamp")

@@ -33,13 +33,15 @@ import pyarrow.parquet as pq
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.raw import bad_rows, delimited
 from dist_teracon.data.recipe import Recipe, parse_recipe
-from dist_teracon.data.schema import DatasetInfo, input_file
+from dist_teracon.data.schema import FIRST_ITEM, ITEM_INPUTS_FILE, DatasetInfo, input_file
 from dist_teracon.errors import TeraconError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import oracle
 
 SLOW_S = 30
+# Of events that are a minute long.
+DATES = {"validation_from": 10**9 + 20, "test_from": 10**9 + 40, "test_periods": [10**9 + 50]}
 _WAITS_S = 1200
 _MEMORY = Path("/dev/shm")  # folders on a disk take as long to make and remove as all else
 _PIECES = (
@@ -125,6 +127,8 @@ def targets(seed: int) -> list[Target]:
     # the attribute is the task's label and an input of others
     fed = parse_recipe({"history": every, "inputs": {"user": ["gender"]}, "tasks": {"gender": {"kind": "profile"}}, **parts})
     plain = parse_recipe({"history": every, **parts})
+    last = parse_recipe({"history": every, "inputs": {"item": ["shelf"]}, "split": {"by": "last"}})
+    timed = parse_recipe({"history": {**every, "keep": ["time", "type"]}, "split": {"by": "time", **DATES}})
     atomic = {
         "x.inter": ("user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + _events(draw, "\t")).encode(),
         "x.user": ("user_id:token\tage:token\tgender:token\n" + "".join("\t".join(map(str, row)) + "\n" for row in people)).encode(),
@@ -150,8 +154,16 @@ def targets(seed: int) -> list[Target]:
         Target("events", csv, fed, no_check),
         Target("events", {"events.csv": csv["events.csv"]}, plain, no_check),
         Target("events", {"events.csv": _quoted(draw), "users.csv": csv["users.csv"]}, profile, no_check),
+        # items' attributes as inputs and by leaving out the last items; and by time, of which every row is judged
+        Target("events", {"events.csv": csv["events.csv"], "items.csv": _shelves(draw)}, last, no_check),
+        Target("events", {"events.csv": _typed(draw)}, timed, no_check),
         Target("events", {"events.csv": _typed(draw)}, parse_recipe({"history": {**every, "keep": ["time", "type"]}, **parts}), no_check),
     ]
+
+
+def _shelves(draw: np.random.Generator) -> bytes:
+    """Return items with an attribute; some have none, and some no row."""
+    return ("item,shelf\n" + "".join(f"{item},{('a', 'b', '', '1.0')[int(draw.integers(4))]}\n" for item in range(1, 16))).encode()
 
 
 def _typed(draw: np.random.Generator, count: int = 120) -> bytes:
@@ -255,7 +267,8 @@ def judged(target: Target, files: Files, out: Path, info: DatasetInfo, reported:
     if target.format in ("sequence-csv", "ttl"):
         return "kept", target.lost(info, files, reported)
     try:
-        return "kept", difference(oracle.expected(target.format, files), out, info, reported)
+        want = oracle.expected(target.format, files)
+        return "kept", difference(oracle.rows_by_time(want, DATES) if info.split.by == "time" else want, out, info, reported)
     except oracle.GiveUpError:
         return "kept, not judged", None
 
@@ -290,7 +303,32 @@ def difference(want: oracle.Expected, out: Path, info: DatasetInfo, reported: Re
         if labels != want.genders:
             user = next(user for user in sorted(labels.keys() | want.genders) if labels.get(user) != want.genders.get(user))
             return f"label of user {user!r}: oracle {want.genders.get(user)!r}, reader {labels.get(user)!r}"
-    return None
+    return _other_labels(want, out, info, items, users) or _other_shelves(want, out, info, items)
+
+
+def _other_labels(want: oracle.Expected, out: Path, info: DatasetInfo, items: dict[int, Any], users: list[dict[str, Any]]) -> str | None:
+    """Return how the first task's labels under a split by `last` differ."""
+    if info.split.by != "last":
+        return None
+    found = {}
+    for row in pq.read_table(out / "tasks" / "next" / "shard-00000.parquet").to_pylist():
+        names = [items[label + FIRST_ITEM] for label in row["labels"]]
+        found[users[row["row"]]["user_id"]] = list(zip(names, row["split"], strict=True))
+    expected = oracle.last_labels(want.sequences)
+    user = next((user for user in sorted(found.keys() | expected) if found.get(user) != expected.get(user)), None)
+    return None if user is None else f"last items of user {user!r}: oracle {expected.get(user)}, reader {found.get(user)}"
+
+
+def _other_shelves(want: oracle.Expected, out: Path, info: DatasetInfo, items: dict[int, Any]) -> str | None:
+    """Return how the items' attribute differs that is an input."""
+    if not info.inputs.item:
+        return None
+    values = {row["index"]: row["value"] for row in pq.read_table(out / input_file("shelf")).to_pylist()}
+    numbers = pq.read_table(out / ITEM_INPUTS_FILE).to_pylist()
+    found = {items[row["index"]]: values[row["input.shelf"]] for row in numbers if row["input.shelf"]}
+    expected = {item: value for item, value in want.shelves.items() if item in items.values()}
+    item = next((item for item in sorted(found.keys() | expected) if found.get(item) != expected.get(item)), None)
+    return None if item is None else f"shelf of item {item!r}: oracle {expected.get(item)!r}, reader {found.get(item)!r}"
 
 
 def fuzz(inputs: int, *, seed: int, formats: set[str] | None = None, keep: Path | None = None) -> tuple[Counter[str], list[str]]:

@@ -16,8 +16,10 @@ from dist_teracon.console import Console
 from dist_teracon.continual.method import MethodContext
 from dist_teracon.continual.open_inputs import names_read
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
+from dist_teracon.models.history_start import history_start
 from dist_teracon.runtime import process_group
 from dist_teracon.train.run import train
 from dist_teracon.train.run_folder import RunFolder
@@ -85,7 +87,14 @@ def make_shop_run(dataset: str, run: Path, *, seed: int = 0, **changes: Any) -> 
     training = tuple(config.train.stage(position, task.name) for position, task in enumerate(tasks))
     types = opened.info.history.types
     opened.read_inputs(names_read(config.model, opened.info))
-    context = MethodContext(config.model, config.seed, opened.info.items, tasks, training, num_types=types, inputs=input_sizes(opened))
+    start = None
+    if config.model.history_features:
+        opened.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
+        start = history_start(opened, tasks[0], config.model, seed=config.seed)
+    context = MethodContext(
+        config.model, config.seed, opened.info.items, tasks, training, num_types=types, inputs=input_sizes(opened),
+        history=None if start is None else lambda _task: start,
+    )  # fmt: skip
     method = kind(context, settings)
     folder.create_or_verify(config, opened.info, [task.name for task in tasks])
     folder.keep_vocabularies(opened, tasks)

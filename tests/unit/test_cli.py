@@ -200,4 +200,6 @@ def test_shipped_runs_and_comparisons_are_found_by_name_and_files_come_first(tmp
 
 def test_a_recipe_that_is_not_shipped_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["prepare", "events", "raw", "out", "--recipe", "nver"]) == 2
-    assert "nver: no such file; did you mean 'naver.yaml'? (shipped in configs/recipes: complete-journey.yaml" in capsys.readouterr().err
+    assert (
+        "nver: no such file; did you mean 'naver.yaml'? (shipped in configs/recipes: complete-journey-time.yaml" in capsys.readouterr().err
+    )

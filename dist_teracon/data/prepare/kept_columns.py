@@ -22,7 +22,7 @@ Int = NDArray[np.int64]
 
 
 def kept_columns(
-    rule: HistoryRule, events: Events, ordered: Int, *, counted: NDArray[np.bool_], log: Log
+    rule: HistoryRule, events: Events, ordered: Int, *, counted: NDArray[np.bool_], log: Log, years: tuple[int, int] | None = None
 ) -> tuple[EventColumns, list[str]]:  # fmt: skip
     """Return the columns that a recipe keeps of the chosen events, and the types' names in the order of their numbers, from 1 on.
 
@@ -34,6 +34,7 @@ def kept_columns(
         ordered: int64 [N], the events of all histories in their order.
         counted: bool [N], those that types are counted in; a type of others alone is unknown.
         log: Takes a line where types tell nothing.
+        years: The first and the last year in which events are plausible; 1990 and next year where None.
 
     Raises:
         ConfigError: the source has no column that the recipe names.
@@ -47,7 +48,7 @@ def kept_columns(
     names: list[str] = []
     if rule.keeps("time") and events.order is not None:
         times = seconds_of(events)[ordered]
-        _check_plausible(times)
+        _check_plausible(times, years or (_FIRST_YEAR, datetime.now(UTC).year + 1))
     if rule.keeps("type") and events.type is not None:
         types, names = _numbered(events.type.codes[ordered], events.type.names, counted)
         if len(names) == 1 and types.all():
@@ -76,14 +77,15 @@ def _numbered(codes: NDArray[np.int32], names: Sequence[str], counted: NDArray[n
     return number[codes], [names[code] for code in used]
 
 
-def _check_plausible(times: Int) -> None:
+def _check_plausible(times: Int, years: tuple[int, int]) -> None:
     """Raise DataError where most times cannot be those of events, as numbers in another unit are not."""
-    first = int(datetime(_FIRST_YEAR, 1, 1, tzinfo=UTC).timestamp())
-    end = int(datetime(datetime.now(UTC).year + 2, 1, 1, tzinfo=UTC).timestamp())
+    first, end = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (years[0], years[1] + 1))
+    last = "next year" if years[1] == datetime.now(UTC).year + 1 else years[1]
     early, late = int((times < first).sum()), int((times >= end).sum())
     if 2 * (early + late) > len(times):
         raise DataError(
-            f"history.keep: of {len(times):,} times of events {early:,} lie before {_FIRST_YEAR} and {late:,} after the end of next year; "
-            "are they in another unit (columns.timestamp_unit in the recipe: s, ms, us, ns, date)? "
+            f"history.keep: of {len(times):,} times of events {early:,} lie before {years[0]} and {late:,} after the end of {last}; "
+            "are they in another unit (columns.timestamp_unit in the recipe: s, ms, us, ns, date), "
+            "or are the years right (columns.timestamp_years, as [1970, 2030])? "
             "Without 'time' in history.keep only their order counts"
         )

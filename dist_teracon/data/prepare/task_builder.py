@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,7 @@ def build_tables(
         next_users=users.next_rows,
         splits=users.splits,
         inputs=inputs,
+        test_periods=recipe.split.tests if recipe.split.test_periods else (),
     )
 
 
@@ -198,6 +200,7 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
 
     kept, row_of_code, ordered = _in_histories(kept, events, chosen)
     funnel.drop(f"of users with {few}", len(chosen) - len(ordered))
+    candidates = ordered
     if job.recipe.split.by == "time":
         users, ordered, offsets = _by_time(job, kept, ordered, counts[kept], funnel, notes)
     else:
@@ -215,7 +218,9 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     of_items.drop("after validation_from alone: unseen", of_items.total - len(np.unique(codes[counted])))
     of_items.drop(f"fewer than {rule.min_count} times: unseen", of_items.kept - len(items))
     job.note("items", of_items)
-    columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log)
+    if users.splits is not None:
+        notes["split_by_time"]["tests"] = _test_periods(job, candidates, position)
+    columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.columns.timestamp_years)
     return users, SequenceTable(users.names, users.hashes, position[codes], offsets, columns), items, types
 
 
@@ -234,8 +239,8 @@ def _by_time(
     """Return the rows of a split by time, the events of their histories, and where each row's begin."""
     recipe, events = job.recipe, job.source.events
     moments = timestamps("split.by", events)
-    for name in ("labels_from", "validation_from", "test_from"):
-        date = getattr(recipe.split, name)
+    dates = [(name, getattr(recipe.split, name)) for name in ("labels_from", "validation_from", "test_from")]
+    for name, date in [*dates, *(("test_periods", date) for date in recipe.split.test_periods)]:
         if date is not None and not float(moments.min()) < date <= float(moments.max()):
             raise ConfigError(f"split.{name}: lies outside of the events{period(events)}")
     rule = effective(recipe.split_rule())
@@ -245,6 +250,23 @@ def _by_time(
     funnel.drop("in no row's history", len(ordered) - len(np.unique(chosen)))
     notes["split_by_time"] = {"users": len(kept), "rows": len(users.names)}
     return users, chosen, offsets
+
+
+def _test_periods(job: _Job, ordered: NDArray[np.int64], position: NDArray[np.int32]) -> list[dict[str, Any]]:
+    """Count the histories' events of each test period, and those of items outside of the catalogue of training; logs a line a period."""
+    events, found = job.source.events, []
+    begins = job.recipe.split.tests
+    after = [events.from_moment(begin)[ordered] for begin in begins]
+    for number, begin in enumerate(begins):
+        inside = ordered[after[number] & ~after[number + 1]] if number + 1 < len(begins) else ordered[after[number]]
+        new = int((position[events.item.codes[inside]] < 0).sum())
+        day = datetime.fromtimestamp(begin, UTC).isoformat().removesuffix("+00:00").removesuffix("T00:00:00")
+        found.append({"from": begin, "events": len(inside), "of_new_items": new})
+        job.log(
+            f"test period {number + 1}, from {day} on: {len(inside):,} events of histories, {new / max(1, len(inside)):.1%} of items that "
+            "the catalogue of training does not have"
+        )
+    return found
 
 
 def _catalogue(codes: NDArray[np.integer[Any]], names: Sequence[str], *, min_count: int = 1) -> tuple[NDArray[np.int32], list[str]]:
@@ -355,7 +377,10 @@ def _profile_task(name: str, task: ProfileTask, job: _Job, users: UserRows) -> t
     texts = column.take(found[rows]).to_pylist()
 
     labels = np.full(len(rows), -1, dtype=np.int32)
-    classes = bin_names(task.bins) if task.bins else list(task.classes) if task.classes else _sorted_values(texts)
+    # under a split by time no class that only users have who are not trained on
+    trained = users.trains(users.person_row[users.person_row >= 0][rows]).tolist()
+    known = _sorted_values([text for text, trains in zip(texts, trained, strict=True) if trains])
+    classes = bin_names(task.bins) if task.bins else list(task.classes) if task.classes else known
     index = {label: position for position, label in enumerate(classes)}
     wrong = "not a number" if task.bins else "none of the recipe's classes"
     for row, text in enumerate(texts):
@@ -363,13 +388,19 @@ def _profile_task(name: str, task: ProfileTask, job: _Job, users: UserRows) -> t
             funnel.drop(f"no {attribute}", 1)
             continue
         label = _bin(text, task.bins) if task.bins else index.get(text)
-        if label is None:
+        if label is None and not (task.bins or task.classes):
+            funnel.drop("classes that no user has who is trained on", 1)
+        elif label is None:
             bad.add(f"{attribute} is {wrong}", table.where(int(found[rows[row]])), text=text)
             funnel.drop(wrong, 1)
         else:
             labels[row] = label
     bad.check(table.file, len(table.rows))
-    rows, labels = users.person_row[users.person_row >= 0][rows[labels >= 0]], labels[labels >= 0]
+    people, labels = np.flatnonzero(users.person_row >= 0)[rows[labels >= 0]], labels[labels >= 0]
+    rows = users.person_row[people]
+    if users.later_rows is not None and users.later_rows.shape[1]:  # a user's attribute is told anew in every test period
+        every = np.column_stack([rows, users.later_rows[people]])
+        rows, labels = every[every >= 0], np.repeat(labels, (every >= 0).sum(axis=1))
     return LabelTable(name, "profile", classes, rows, labels, np.arange(len(rows) + 1, dtype=np.int64)), funnel
 
 

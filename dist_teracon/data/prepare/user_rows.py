@@ -8,6 +8,7 @@ Legend: U rows, P people, E events, C codes of users.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from dist_teracon.data.prepare.splits import split_users
 from dist_teracon.data.recipe_split import SplitPart
 from dist_teracon.data.schema import Split, SplitRule
 from dist_teracon.data.sources.base import Events
+from dist_teracon.errors import DataError
 from dist_teracon.hashing import stable_hash
 
 Int = NDArray[np.int64]
@@ -38,6 +40,7 @@ class UserRows:
         windows: Seconds at which the windows of labels begin; None where there is one, of all time.
         splits: int8 [U], the rows' splits; None where users or examples are cut.
         next_rows: int64, rows that take part in the first task; None for all.
+        later_rows: int64 [P, periods], further rows that a user's attributes belong to, as of later test periods; −1 for none.
     """
 
     names: Sequence[str]
@@ -49,6 +52,7 @@ class UserRows:
     windows: tuple[float, ...] | None = None
     splits: NDArray[np.int8] | None = None
     next_rows: Int | None = None
+    later_rows: Int | None = None
 
     @classmethod
     def one_each(cls, names: Sequence[str], row_of_code: Int) -> UserRows:
@@ -75,10 +79,13 @@ class UserRows:
 
 @dataclass(frozen=True)
 class _Kind:
-    """Rows of one kind: the history ends before `end` (with one more event, before `until`, where it is the first task's label)."""
+    """Rows of one kind, `split` as data sets store it.
+
+    The history ends before `end`; with one more event, before `until`, where that is the first task's label.
+    """
 
     name: str
-    split: Split
+    split: int
     end: float
     until: float | None
     takes_next: bool
@@ -104,12 +111,14 @@ def rows_by_time(
     """
     assert part.validation_from is not None and part.test_from is not None
     t1, t2 = part.validation_from, part.test_from
+    tests = [f"@test-{number}" if number > 1 else "@test" for number in range(1, len(part.tests) + 1)]
+    until = [*part.tests[1:], np.inf]
     kinds = [
         _Kind("", Split.TRAIN, t1, None, True),
         _Kind("@validation-next", Split.VALIDATION, t1, t2, True),
-        _Kind("@test-next", Split.TEST, t2, np.inf, True),
+        *(_Kind(f"{name}-next", Split.TEST + at, part.tests[at], until[at], True) for at, name in enumerate(tests)),
         _Kind("@validation", Split.VALIDATION, t1, None, False),
-        _Kind("@test", Split.TEST, t2, None, False),
+        *(_Kind(name, Split.TEST + at, part.tests[at], None, False) for at, name in enumerate(tests)),
     ]
     if part.labels_from is not None:
         kinds.insert(0, _Kind("@training", Split.TRAIN, part.labels_from, None, False))
@@ -136,21 +145,39 @@ def rows_by_time(
     row_of[person_U, kind_U] = np.arange(len(person_U))
     hashes = np.array([stable_hash(name) for name in people], dtype=np.uint64)
     names = [f"{people[user]}{kinds[kind].name}" for user, kind in zip(person_U.tolist(), kind_U.tolist(), strict=True)]
+    _check_names(names, people)
     place = {kind.name: number for number, kind in enumerate(kinds)}
-    windows = [name for name in ("@training", "@validation", "@test") if name in place]
+    windows = [name for name in ("@training", "@validation", *tests) if name in place]
     of_code = np.full((len(events.user.names), len(windows)), -1, dtype=np.int64)
     of_code[kept] = row_of[:, [place[name] for name in windows]]
     # attributes have no times: users with a training row are cut for them, and read what came before their part's period
     by_split, person_row = row_of[:, [place[name] for name in ("", "@validation", "@test")]], np.full(len(kept), -1, dtype=np.int64)
     known = np.flatnonzero(by_split[:, 0] >= 0)
     person_row[known] = by_split[known, split_users(hashes[known], replace(rule, by="users"))]
+    tested = known[person_row[known] == row_of[known, place["@test"]]]
+    later_rows = np.full((len(kept), len(tests) - 1), -1, dtype=np.int64)
+    later_rows[tested] = row_of[tested][:, [place[name] for name in tests[1:]]]
     rows = UserRows(
         names, hashes[person_U], people, person_row, person_U, of_code,
-        windows=(*([part.labels_from] if part.labels_from is not None else []), t1, t2),
+        windows=(*([part.labels_from] if part.labels_from is not None else []), t1, *part.tests),
         splits=np.array([kind.split for kind in kinds], dtype=np.int8)[kind_U],
         next_rows=np.flatnonzero(np.array([kind.takes_next for kind in kinds])[kind_U]),
+        later_rows=later_rows,
     )  # fmt: skip
     return rows, ordered[ragged.positions(first_U, lengths)], ragged.offsets_of(lengths)
+
+
+def _check_names(names: Sequence[str], people: Sequence[str]) -> None:
+    """Raise DataError where a user's id is the name of another user's row."""
+    if len(set(names)) == len(names):
+        return
+    users = set(people)
+    twice = next(name for name, count in Counter(names).items() if count > 1)
+    other = max((user for user in users if user != twice and twice.startswith(f"{user}@")), key=len)
+    raise DataError(
+        f"split.by: under 'time' a user is several rows, and the row '{twice}' of user '{other}' has the name of another user of the data; "
+        "rename that user, or split by users"
+    )
 
 
 def _from(events: Events, ordered: Int, begins: Int, moment: float) -> Int:

@@ -215,7 +215,7 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
                 split = np.repeat(rows.splits[labels.rows], np.diff(labels.offsets))
             else:
                 split = last_items[1] if last_items is not None and not place else split_of(tasks[place].name, labels)
-            part.tallies[place] += np.bincount(split, minlength=3)
+            part.tallies[place] += np.bincount(np.minimum(split, Split.TEST), minlength=3)
             part.users_of_task[place] += len(labels.rows)
             if place:
                 values = labels.values if rows.splits is None else labels.values[split == Split.TRAIN]
@@ -262,6 +262,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         format_version=FORMAT_VERSION if plain and rule.by in ("users", "rows") else FORMAT_WITH_MORE,
         history=written.history,
         inputs=inputs.features,
+        test_periods=getattr(source, "test_periods", ()),
     )
     io.write_json(folder / "dataset.json", info.to_json())
     return info

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data.raw.categorical import Categorical, CategoricalBuilder
 from dist_teracon.data.raw.context import ReadContext
-from dist_teracon.data.raw.times import Plausibility, TimeUnit, read_times
+from dist_teracon.data.raw.times import YEARS, Plausibility, TimeUnit, read_times
 from dist_teracon.data.raw.values import clean_names, clean_texts, read_numbers, whole_names, whole_texts
 
 _REPORTED = 100  # rows of a kind that are reported one by one
@@ -31,6 +31,7 @@ class ColumnSpec:
         required: Rows where it is empty are malformed; of a token, whether it is an id.
         unit: Of a time that is a number; `date` for digits as 20200131.
         zone: Of a time that is a date without a zone; None for UTC.
+        years: Of a time, the first and the last year in which it is plausible.
         dates_matter: Of a time, whether something is chosen by date, and not by order alone.
     """
 
@@ -39,6 +40,7 @@ class ColumnSpec:
     unit: TimeUnit = "s"
     zone: ZoneInfo | None = None
     dates_matter: bool = False
+    years: tuple[int, int] = YEARS
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Collected:
         self._uri, self._specs, self._context, self._constants, self._place = uri, specs, context, constants, place
         self._parts: dict[str, list[Any]] = {name: [] for name in specs}
         self._names = {name: CategoricalBuilder() for name, spec in specs.items() if spec.dtype == "name"}
-        self._times = {name: Plausibility(spec.unit) for name, spec in specs.items() if spec.dtype == "time"}
+        self._times = {name: Plausibility(spec.unit, spec.years) for name, spec in specs.items() if spec.dtype == "time"}
         self._trimmed = dict.fromkeys(specs, 0)
         self._lines: list[NDArray[np.int64]] = []
 

@@ -6,6 +6,7 @@ between date and time; `Z`, `UTC`, `+09`, `+0900` or `+09:00` behind it); those 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -36,10 +37,8 @@ _DATE = (
 )
 _DIGITS = r"^(?:[0-9]{8}|[0-9]{12}|[0-9]{14})(?:\.0*)?$"
 
-# Events of a platform lie between these years; the numbers of another unit do not.
-_FIRST_YEAR, _LAST_YEAR = 1990, 2100
-_FIRST_S = int(datetime(_FIRST_YEAR, 1, 1, tzinfo=UTC).timestamp())
-_LAST_S = int(datetime(_LAST_YEAR + 1, 1, 1, tzinfo=UTC).timestamp())
+# Events of a platform lie between these years, unless a recipe has others; the numbers of another unit do not.
+YEARS = (1990, 2100)
 _SHARE = 0.01  # of times that may lie outside
 
 Int = NDArray[np.int64]
@@ -69,6 +68,7 @@ class Plausibility:
 
     Attributes:
         unit: The unit that numbers are read in.
+        years: The first and the last year of events; 1990 and 2100 below stand for them.
         numbers: How many times are numbers.
         fitting: Of the numbers, how many lie between 1990 and 2100 by unit; `date` for 20200131 and the like.
         dates: How many times are dates, or of a type that has its own unit.
@@ -77,6 +77,7 @@ class Plausibility:
     """
 
     unit: TimeUnit
+    years: tuple[int, int] = YEARS
     numbers: int = 0
     fitting: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*_PLACES, "date"), 0))
     dates: int = 0
@@ -99,22 +100,27 @@ class Plausibility:
             if unit != self.unit:
                 self.fitting[unit] += int(self._fit(others, unit).sum())
 
-    @staticmethod
-    def _fit(values: NDArray[Any], unit: str) -> Mask:
+    @functools.cached_property
+    def _seconds(self) -> tuple[int, int]:
+        """When the first year begins and the last one has ended."""
+        first, last = self.years
+        return int(datetime(first, 1, 1, tzinfo=UTC).timestamp()), int(datetime(last + 1, 1, 1, tzinfo=UTC).timestamp())
+
+    def _fit(self, values: NDArray[Any], unit: str) -> Mask:
         if unit != "date":
-            scale = 10 ** (9 - _PLACES[unit])
-            fit: Mask = (values >= _FIRST_S * scale) & (values < _LAST_S * scale)
+            scale, (first, end) = 10 ** (9 - _PLACES[unit]), self._seconds
+            fit: Mask = (values >= first * scale) & (values < end * scale)
             return fit
         day = values // np.where(values >= 10**13, 10**6, np.where(values >= 10**11, 10**4, 1))
         month, of_month = day // 100 % 100, day % 100
-        years = (day >= _FIRST_YEAR * 10_000) & (day < (_LAST_YEAR + 1) * 10_000)
+        years = (day >= self.years[0] * 10_000) & (day < (self.years[1] + 1) * 10_000)
         dated: Mask = years & (month >= 1) & (month <= 12) & (of_month >= 1) & (of_month <= 31)
         return dated
 
     def add_dates(self, nanoseconds: Int, beyond: Mask | None = None) -> None:
         """Count times whose unit is certain."""
-        seconds = nanoseconds // 10**9
-        fit = (seconds >= _FIRST_S) & (seconds < _LAST_S)
+        seconds, (first, end) = nanoseconds // 10**9, self._seconds
+        fit = (seconds >= first) & (seconds < end)
         if beyond is not None:
             fit &= ~beyond
         self.dates += len(fit)
@@ -144,7 +150,7 @@ class Plausibility:
         outside, total = self.numbers - self.fitting[self.unit], self.numbers + self.dates
         if not self.strange:
             return None
-        told = f"{uri}: column '{column}': {outside + self.outside} of {total} times lie outside of {_FIRST_YEAR} to {_LAST_YEAR}"
+        told = f"{uri}: column '{column}': {outside + self.outside} of {total} times lie outside of {self.years[0]} to {self.years[1]}"
         if outside and self.example is not None:
             told += f", as {self.example:.15g}, which read in {self.unit} is in the year {_year(self.example, self.unit)}"
         if not self.implausible:
@@ -159,7 +165,7 @@ class Plausibility:
         if dates_matter:
             raise DataError(
                 f"{told}, and the recipe chooses events by date or keeps their times; columns.timestamp_unit (s, ms, us, ns, date) sets "
-                "the unit of numbers, columns.timestamp the column"
+                "the unit of numbers, columns.timestamp the column, and columns.timestamp_years what is plausible, as [1970, 2030]"
             )
         return f"{told}; only their order is used"
 

@@ -17,6 +17,7 @@ from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.listing import natural_key
 from dist_teracon.data.raw.table import ColumnSpec, RawTable
+from dist_teracon.data.raw.times import YEARS
 from dist_teracon.data.raw.values import whole_name
 from dist_teracon.data.recipe import Columns, ItemTask, ProfileTask, Recipe
 from dist_teracon.data.shard_source import ShardSource
@@ -282,6 +283,7 @@ def event_column_specs(found: Mapping[str, str], recipe: Recipe | None) -> dict[
             unit=columns.timestamp_unit,
             zone=ZoneInfo(columns.timezone) if columns.timezone else None,
             dates_matter=dated or rules.split.by == "time" or rules.history.keeps("time"),
+            years=columns.timestamp_years or YEARS,
         ),
         "type": ColumnSpec("name"),
         "value": ColumnSpec("number"),

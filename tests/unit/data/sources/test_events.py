@@ -6,6 +6,7 @@ import csv
 import gzip
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.errors import ConfigError, DataError
@@ -83,6 +85,46 @@ def test_the_recipe_of_navers_shape(events_folder, tmp_path, read):
         assert drawn <= bought
         assert len(drawn) == min(5, len(bought))
         assert back.labels["age"][user][0][0] == ["10-19", "20-29", "30-39", "40-49", "50-59", "60+"][(12 + int(user[1:]) % 50) // 10 - 1]
+
+
+def test_the_recipe_of_navers_shape_by_time(events_folder, tmp_path):
+    events, users, items = naver()
+    said: list[str] = []
+    folder, out = events_folder(events, users=users, items=items), tmp_path / "out"
+    info = prepare("events", str(folder), str(out), recipe=str(RECIPES / "naver-time.yaml"), shards=1, log=said.append)
+    assert info.history.names == ("times", "types")
+    assert [(feature.name, feature.values) for feature in (*info.inputs.user, *info.inputs.item)] == [
+        ("gender", 3), ("age", 7), ("minor_category", 11), ("major_category", 4)
+    ]  # fmt: skip
+    assert info.inputs.closed == {"gender": ("gender",), "age": ("age",)}
+    assert info.test_periods == (moment("2022-05-01"), moment("2022-06-01"))
+    dataset = Dataset(str(out))
+    shard, names, kinds = dataset.shard(0), dataset.vocabulary("items")["item"].to_pylist(), dataset.types()
+    rows = pq.read_table(out / "users/shard-00000.parquet", columns=["user_id"])["user_id"].to_pylist()
+    every, shopped = by_user(events, "query", "shop"), by_user(events, "shop")
+    category = dict(zip(items["item"], items["minor_category"], strict=True))
+    end = {"": "2022-04-01", "@training": "2022-03-01", "@validation": "2022-04-01", "@test": "2022-05-01", "@test-2": "2022-06-01"}
+    checked, minor = 0, dataset.vocabulary("minor-category")["label"].to_pylist()
+    found = dataset.labels("minor-category", 0)
+    ends = zip(found.users.tolist(), pairwise(found.offsets), strict=True)
+    bought = {row: [minor[value] for value in found.values[slice(*places)]] for row, places in ends}
+    for row, name in enumerate(rows):
+        user, _, kind = name.partition("@")
+        if kind.endswith("next"):
+            continue
+        before = [pair for pair in every[user] if moment("2022-01-01") <= pair[0] < moment(end[f"@{kind}" if kind else ""])][-60:]
+        here = slice(shard.offsets[row], shard.offsets[row + 1])
+        assert [names[item] for item in shard.values[here]] == [item for _, item in before]
+        assert shard.columns.times[here].tolist() == [int(time) for time, _ in before]
+        types = [kinds[number] for number in shard.columns.types[here]]
+        assert types == [item.split()[0].replace("product", "shop") for _, item in before]
+        if kind == "test-2":
+            june = {category[item] for time, item in shopped.get(user, []) if time >= moment("2022-06-01")}
+            assert set(bought.get(row, [])) <= june
+            assert len(bought.get(row, [])) == min(5, len(june))
+            checked += len(june)
+    assert checked > 100
+    assert sum("test period" in line for line in said) == 2
 
 
 def ttl_csv(folder: Path, *, dates: bool) -> dict[str, list[Any]]:

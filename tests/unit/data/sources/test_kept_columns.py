@@ -182,3 +182,15 @@ def test_versions_keep_the_same_columns(tmp_path):
     added = made_of(tmp_path, TYPED, {**RULES, "tasks": {"h": {"kind": "profile", "attribute": "g"}}}, "added", shards=2)
     with pytest.raises(DataError, match=r"its histories hold items and those of .* items and times; prepare it with the same history.keep"):
         append(str(old), str(added), str(tmp_path / "new"))
+
+
+def test_a_log_of_other_years_says_so(made):
+    early = changed(timestamp=[datetime.fromtimestamp(10**8 + value - START, UTC).isoformat() for value in TABLE["timestamp"]])
+    files, rules = {"events.csv": csv(early), **PEOPLE_CSV}, {"history": {"keep": "time"}, **RULES}
+    refused(made, files, r"columns.timestamp_years what is plausible, as \[1970, 2030\]", rules)
+    back = made(files, {**rules, "columns": {"timestamp_years": [1970, 1980]}})
+    assert back.info["events"] == len(TABLE["user"])
+    refused(made, files, "lie outside of 1974 to 1980", {**rules, "columns": {"timestamp_years": [1974, 1980]}})
+    with pytest.raises(ConfigError, match=r"columns.timestamp_years: expected the first and the last year of events, as \[1970, 2030\]"):
+        parse_recipe({"columns": {"timestamp_years": [2030, 1970]}})
+    assert "timestamp_years" not in parse_recipe({}).to_json()["columns"]

@@ -16,6 +16,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
+from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.models.item_init import cooccurrence_vectors
 
@@ -166,3 +167,76 @@ def test_dates_outside_of_the_events_and_empty_parts_are_refused(tmp_path):
 
 def test_recipes_without_dates_are_stored_as_ever():
     assert set(parse_recipe({}).to_json()["split"]) == {"by", "seed", "train", "validation", "test", "folds", "fold"}
+
+
+def test_a_class_of_held_out_users_alone_is_no_class(tmp_path):
+    whole = made(tmp_path / "whole", events())
+    (held,) = (row for row in rows_of(whole)[1]["club"].items() if row[0] == "u07@test")
+    assert held[1][0][1] == 2
+    raw = tmp_path / "whole" / "raw" / "users.csv"
+    raw.write_text(raw.read_text().replace("u07,b", "u07,z"))
+    prepare("events", str(raw.parent), str(tmp_path / "other"), recipe=parse_recipe(RECIPE), shards=2)
+    other = Dataset(str(tmp_path / "other"))
+    assert other.vocabulary("club").equals(whole.vocabulary("club"))
+    assert other.info.notes["matched"]["tasks"]["club"]["left_out"] == {"classes that no user has who is trained on": 1}
+
+
+def test_a_user_whose_id_is_that_of_a_row_is_named(tmp_path):
+    table = events()
+    named = {**table, "user": ["u01@test" if user == "u02" else user for user in table["user"]]}
+    with pytest.raises(DataError, match="the row 'u01@test' of user 'u01' has the name of another user of the data"):
+        made(tmp_path, named)
+
+
+PERIODS = (START + 80 * DAY, START + 87 * DAY, START + 93 * DAY)
+IN_PERIODS = {**RECIPE, "split": {**RECIPE["split"], "test_periods": list(PERIODS[1:])}}
+
+
+def test_each_test_period_is_told_from_what_came_before_it(dataset, tmp_path):
+    said = []
+    parted = made(tmp_path, events(), IN_PERIODS, log=said.append)
+    assert parted.info.test_periods == PERIODS
+    assert dataset.info.test_periods == ()
+    table, (histories, labels) = events(), rows_of(parted)
+    for user in sorted(set(table["user"])):
+        for number, (begin, until) in enumerate(zip(PERIODS, (*PERIODS[1:], 10**12), strict=True)):
+            name = f"{user}@test-{number + 1}" if number else f"{user}@test"
+            assert histories[name] == of_user(table, user, "view", high=begin)[-5:]
+            bought = {item for item, _ in of_user(table, user, "buy", low=begin, high=until)}
+            assert Counter(labels["buys"].get(name, [])) == Counter((item, 2 + number) for item in bought)
+            first = of_user(table, user, "view", low=begin, high=until)[:1]
+            assert labels["next"].get(f"{name}-next", []) == [(item, 2 + number) for item, _ in first]
+            tested = f"{user}@test" in labels["club"]
+            assert labels["club"].get(name) == ([("ab"[int(user[1:]) % 2], 2 + number)] if tested else None)
+    # what is not tested is as it is with one period
+    for task in dataset.info.tasks:
+        assert parted.info.task(task.name).examples[:2] == task.examples[:2]
+    for shard in range(2):
+        found, whole = parted.labels("buys", shard), parted.labels("buys", shard).of(Split.TEST)
+        assert set(found.split.tolist()) == {0, 1, 2}
+        parts = [found.of(Split.TEST, period=period) for period in range(3)]
+        assert sum(len(part.values) for part in parts) == len(whole.values)
+        assert [set(part.period.tolist()) for part in parts] == [{0}, {1}, {2}]
+    views = [time for time, kind in zip(table["timestamp"], table["type"], strict=True) if kind == "view" and time >= PERIODS[0]]
+    counted = parted.info.notes["split_by_time"]["tests"]
+    assert [part["from"] for part in counted] == list(PERIODS)
+    assert sum(part["events"] for part in counted) == len(views)
+    assert any(line.startswith("test period 2, from 2020-12-09T12:26:40 on: ") for line in said)
+
+
+def test_new_items_of_a_test_period_are_counted(tmp_path):
+    (period,) = made(tmp_path, events(future=5)).info.notes["split_by_time"]["tests"]
+    views = [
+        item
+        for time, item, kind in zip(*(events(future=5)[name] for name in ("timestamp", "item", "type")), strict=True)
+        if kind == "view" and time >= PERIODS[0]
+    ]
+    assert (period["events"], period["of_new_items"]) == (len(views), sum(item in ("i12", "i13") for item in views))
+    assert 0 < period["of_new_items"] < len(views)
+
+
+def test_periods_lie_behind_the_test_date():
+    with pytest.raises(ConfigError, match="must lie one after the other"):
+        parse_recipe({**RECIPE, "split": {**RECIPE["split"], "test_periods": [PERIODS[2], PERIODS[1]]}})
+    with pytest.raises(ConfigError, match="test_periods is for 'by: time'"):
+        parse_recipe({"split": {"test_periods": "2026-01-01"}})

@@ -1,0 +1,83 @@
+"""`evaluate.period`: on which period of a test that has several a run is scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import ALONE, results, settings, train_here
+
+from dist_teracon.config.run import EvaluateConfig
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.prepare.pipeline import prepare
+from dist_teracon.data.recipe import parse_recipe
+from dist_teracon.data.schema import Split
+from dist_teracon.errors import ConfigError
+from dist_teracon.evaluate.metrics import parse_metric
+from dist_teracon.evaluate.periods import period_of
+from dist_teracon.evaluate.scorer import score_task
+from dist_teracon.train.restore import restore_method
+
+DAY, START = 86_400, 1_600_000_000
+RECIPE = {
+    "history": {"events": {"type": "view"}, "length": 8},
+    "tasks": {"buys": {"kind": "item", "events": {"type": "buy"}}},
+    "split": {"by": "time", "labels_from": START + 40 * DAY, "validation_from": START + 60 * DAY, "test_from": START + 80 * DAY},
+}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`one` with one test period, `two` with two."""
+    folder, draw = tmp_path_factory.mktemp("periods"), np.random.default_rng(0)
+    rows = [
+        f"u{user:02d},i{(user % 4 * 3 + draw.integers(6) + 2 * (day >= 90)) % 12:02d},{START + day * DAY},{('view', 'buy')[day % 3 == 0]}"
+        for user in range(60)
+        for day in sorted(draw.choice(100, size=24, replace=False).tolist())
+    ]
+    (folder / "raw").mkdir()
+    (folder / "raw" / "events.csv").write_text("user,item,timestamp,type\n" + "\n".join(rows) + "\n")
+    for name, periods in (("one", []), ("two", [START + 90 * DAY])):
+        recipe = {**RECIPE, "split": {**RECIPE["split"], "test_periods": periods}}
+        prepare("events", str(folder / "raw"), str(folder / name), recipe=parse_recipe(recipe), shards=2)
+    return folder
+
+
+def config_of(dataset: Path, period: str) -> dict[str, Any]:
+    once = {"first": {"epochs": 1, "batch": 32}, "second": {"epochs": 1, "batch": 32}}
+    return {**settings(str(dataset), **once), "tasks": None, "evaluate": {"period": period, "metrics": ["mrr@5"]}}
+
+
+def test_the_present_period_is_scored_after_every_stage(sets: Path, alone: None, tmp_path: Path) -> None:
+    run, dataset = train_here(config_of(sets / "two", "present"), tmp_path / "run"), Dataset(str(sets / "two"))
+    scores = results(run)["scores"]
+
+    @torch.no_grad()
+    def score(stage: int, task: str, period: int | None) -> float | None:
+        metrics = [parse_metric("mrr@5")]
+        method = restore_method(run, stage)
+        return score_task(
+            method, dataset, task, Split.TEST, metrics=metrics, runtime=ALONE, batch=512, max_users=None, seed=0, period=period
+        ).value  # fmt: skip
+
+    assert scores == [[score(1, "next", 0)], [score(2, "next", 1), score(2, "buys", 1)]]
+    assert score(2, "next", 0) != score(2, "next", 1) != score(2, "next", None)
+
+
+def test_a_stage_has_the_period_of_its_number_and_later_ones_the_last(sets: Path) -> None:
+    two = Dataset(str(sets / "two")).info
+    by_setting = {
+        setting: [[period_of(EvaluateConfig(period=setting), two, task=i, stage=stage) for i in range(stage + 1)] for stage in range(3)]
+        for setting in ("own", "present")
+    }  # fmt: skip
+    assert by_setting == {"own": [[0], [0, 1], [0, 1, 1]], "present": [[0], [1, 1], [1, 1, 1]]}
+    assert period_of(EvaluateConfig(), Dataset(str(sets / "one")).info, task=0, stage=1) is None
+
+
+def test_a_data_set_without_periods_is_refused(sets: Path, alone: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate.period: 'present' .* has one test period; prepare it with split: .*test_periods"):
+        train_here(config_of(sets / "one", "present"), tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists()
