@@ -17,7 +17,7 @@ NOT_KEPT = {"user_hash", "host_row_offsets", "host_task_of_row"}
 def test_every_field_of_a_batch_is_kept(tmp_path: Path) -> None:
     batch = replace(
         PackedBatch.from_sequences(
-            [[5, 9], [4]], mask_index=[1, 0], times=[[1, 2], [3]], types=[[0, 1], [1]], user_features=[[1, -1], [0, 2]]
+            [[5, 9], [4]], mask_index=[1, 0], times=[[1, 2], [3]], types=[[0, 1], [1]], user_features=[[1, -1], [0, 2]], moments=[8, 9]
         ),
         examples=(Examples("kind", torch.tensor([0]), torch.tensor([1]), 3),),
         retention=(Retention("next", torch.tensor([1]), torch.zeros(1, 4, dtype=torch.float16), 2),),
