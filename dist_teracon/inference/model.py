@@ -27,13 +27,12 @@ from dist_teracon.data.event_columns import NO_TIME, EventColumns
 from dist_teracon.data.input_features import MISSING, InputFeatures, close
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task, info_from_json
 from dist_teracon.errors import ConfigError, RunError, nearest
-from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.inference.device import usable_device
 from dist_teracon.inference.event_columns import ColumnReader, moments_of
 from dist_teracon.inference.histories import Histories, HistoryReader
 from dist_teracon.inference.ids import id_text
-from dist_teracon.inference.predictions import Predictions, best_labels, candidate_labels, joined
+from dist_teracon.inference.predictions import Predictions, best_labels, candidate_labels, joined, not_recommended
 from dist_teracon.inference.run_files import local_run
 from dist_teracon.inference.state import StateEncoder, UserState, state_encoder
 from dist_teracon.inference.user_features import FeatureReader
@@ -287,7 +286,9 @@ class PretrainedModel:
         head, found = self.method.head(task), []
         for first in range(0, len(read), batch):
             end = min(first + batch, len(read))
-            left_out = self._left_out(task, read, first, end, seen=without) if without or self.reader.padding is not None else None
+            padding, left_out = self.reader.padding, None
+            if without or padding is not None:
+                left_out = not_recommended(read, first, end, self.label_of_item(task), seen=without, padding=padding)
             own = chosen[first:end] if chosen is not None and len(chosen) > 1 else chosen
             with torch.no_grad():
                 hidden = self.vectors(read.between(first, end), task)
@@ -445,13 +446,3 @@ class PretrainedModel:
                 else label_of_name(self.items.names, list(map(str, labels.names)))
             )
         return self._label_of_item[task]
-
-    def _left_out(self, task: str, read: Histories, first: int, end: int, *, seen: bool) -> LeftOut:
-        """Return the labels that are not recommended: the items of users' own histories where `seen`, and padding."""
-        offsets = read.seen.offsets[first : end + 1]
-        values, offsets = read.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0]
-        if not seen:
-            values, offsets = values[:0], np.zeros_like(offsets)
-        if (padding := self.reader.padding) is not None:
-            values, offsets = np.insert(values, offsets[1:], padding), offsets + np.arange(len(offsets))
-        return items_left_out(values, offsets, self.label_of_item(task))

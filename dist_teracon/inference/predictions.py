@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon.errors import DataError
-from dist_teracon.evaluate.candidates import LeftOut
+from dist_teracon.evaluate.candidates import LeftOut, items_left_out
+from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.vocabulary import Vocabulary
 from dist_teracon.models.heads import Head, rows_at_once
@@ -169,3 +170,22 @@ def candidate_labels(names: Vocabulary, candidates: Sequence[Any], users: int, *
             raise DataError(f"candidates{whose}: none of {len(labels)} ids is a label of task '{task}'")
         found.append(labels[labels >= 0])
     return found
+
+
+def not_recommended(read: Histories, first: int, end: int, label_of_item: NDArray[np.int64], *, seen: bool, padding: int | None) -> LeftOut:
+    """Return the labels that some users are not recommended.
+
+    Args:
+        read: Histories of users.
+        first, end: Which of them.
+        label_of_item: Which label each item is, −1 for none.
+        seen: Leave out the items of their own histories.
+        padding: The item that fills short rows, where there is one; never recommended.
+    """
+    offsets = read.seen.offsets[first : end + 1]
+    values, offsets = read.seen.values[offsets[0] : offsets[-1]], offsets - offsets[0]
+    if not seen:
+        values, offsets = values[:0], np.zeros_like(offsets)
+    if padding is not None:
+        values, offsets = np.insert(values, offsets[1:], padding), offsets + np.arange(len(offsets))
+    return items_left_out(values, offsets, label_of_item)
