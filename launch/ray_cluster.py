@@ -45,8 +45,10 @@ def connected(launch: LaunchConfig, log: Log) -> Iterator[None]:
             yield
         return
     cpus = max(os.cpu_count() or 1, _whole(launch.workers * launch.cpus_per_worker))
+    # Ray's workers are nice to others, 15 by default; a run that has a cluster of its own trains as it would without Ray
+    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_system_config": {"worker_niceness": 0}}
     try:
-        _init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1")
+        _init(address="local", num_cpus=cpus, **own)
     except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--launcher ray: Ray does not start on this machine ({' '.join(str(error).split())})") from None
     try:
