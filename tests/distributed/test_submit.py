@@ -104,7 +104,8 @@ def test_a_job_on_s3_whose_driver_is_killed_goes_on_from_the_store_alone(
         again = submit(cluster, whole, "s3://runs/run", *options, **variables, DIST_TERACON_SCRATCH=str(tmp_path / "two"))
         code, text = finished(again)
         assert code == 0, text
-        assert "1 of 3 stages are there, going on with likes" in text
+        # the second stage may have ended between its line and the kill
+        assert re.search(r"[12] of 3 stages are there, going on with (likes|age)", text), text
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         view = RunFolder.open_for_reading("s3://runs/run", tmp_path / "views").path
