@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,12 +22,10 @@ import numpy as np
 
 from dist_teracon import io
 from dist_teracon.arguments import as_count
-from dist_teracon.bench.measure import circumstances, markdown_table
+from dist_teracon.bench.measure import circumstances, markdown_table, run_to_its_end
 from dist_teracon.config.train import CheckpointEvery
 from dist_teracon.config_io import load_config
 from dist_teracon.errors import RunError
-
-_LAST_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -111,9 +107,7 @@ def _train(options: argparse.Namespace, place: str, *, saves: bool) -> Outcome:
         command += ["--until-stage", str(options.stages), "--scratch", scratch]
         for setting in [*options.settings, *(f"train.{name}={value}" for name, value in fields.items())]:
             command += ["--set", setting]
-        ended = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
-        if ended.returncode:
-            raise RunError("bench checkpoint: the run failed: " + "\n".join(ended.stderr.splitlines()[-_LAST_LINES:]))
+        run_to_its_end(command, "bench checkpoint: the run")
         folder = Path(run) if io.is_local(run) else next(path.parent for path in Path(scratch).rglob("events.jsonl"))
         return outcome_of(folder)
 

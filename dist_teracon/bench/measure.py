@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dist_teracon.errors import RunError
+
 _POLL_S = 0.01
+_LAST_LINES = 15  # of a command that failed
 
 
 @dataclass(frozen=True)
@@ -118,3 +122,19 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def run_to_its_end(command: Sequence[str], what: str, *, environment: Mapping[str, str] | None = None) -> None:
+    """Run a command in a process of its own.
+
+    Args:
+        command: The command.
+        what: What it is, for an error.
+        environment: Its variables; this process's where it is left out.
+
+    Raises:
+        RunError: it failed; has the end of its messages.
+    """
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise RunError(f"{what} failed: " + "\n".join(ended.stderr.splitlines()[-_LAST_LINES:]))

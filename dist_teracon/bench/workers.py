@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from dist_teracon.arguments import as_whole
-from dist_teracon.bench.measure import circumstances, markdown_table
-from dist_teracon.errors import ConfigError, RunError
-
-_LAST_LINES = 15
+from dist_teracon.bench.measure import circumstances, markdown_table, run_to_its_end
+from dist_teracon.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -123,11 +120,8 @@ def _train(way: Way, config: str, run: Path, settings: Sequence[str]) -> tuple[O
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     began = time.monotonic()
-    ended = subprocess.run(way.command(config, run, settings), env=environment, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - began
-    if ended.returncode:
-        raise RunError(f"bench workers: {way.name} failed: " + "\n".join(ended.stderr.splitlines()[-_LAST_LINES:]))
-    return outcome_of(run, seconds)
+    run_to_its_end(way.command(config, run, settings), f"bench workers: {way.name}", environment=environment)
+    return outcome_of(run, time.monotonic() - began)
 
 
 def outcome_of(run: Path, seconds: float) -> tuple[Outcome, list[str]]:

@@ -6,6 +6,7 @@ under ZeRO 1 and 2 is stepped as a fragment of a flat fp32 partition, one partit
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -47,9 +48,10 @@ def _import_muon() -> None:
     from deepspeed.runtime import compiler
 
     compile_kernels = compiler.compile
-    compiler.compile = lambda: lambda kernel: kernel
+    compiler.compile = lambda *_, **__: lambda kernel: kernel
     try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        with contextlib.suppress(ImportError):  # a version that has it elsewhere imports it itself, only slower
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
         compiler.compile = compile_kernels
 

@@ -51,10 +51,8 @@ def gap_buckets(times_N: Tensor, row_offsets: Tensor) -> Tensor:
     return log_buckets(times_N - before_N, unknown_N)
 
 
-def recency_buckets(times_N: Tensor, row_offsets: Tensor, moments_B: Tensor) -> Tensor:
-    """Return the bucket of the time from each event to the one behind it in its row, from a row's last to the row's moment: int64 [N].
-
-    What is behind an event and not after it, as a moment before the row's last event, is taken as of the same moment.
+def times_behind(times_N: Tensor, row_offsets: Tensor, moments_B: Tensor) -> Tensor:
+    """Return when what follows each event was: the next event of its row, behind a row's last one the row's moment; int64 [N].
 
     Args:
         times_N: int64, seconds, `NO_TIME` for unknown.
@@ -65,7 +63,15 @@ def recency_buckets(times_N: Tensor, row_offsets: Tensor, moments_B: Tensor) -> 
     behind_N = torch.cat([times_N[1:], times_N.new_full((min(1, total),), NO_TIME)])
     # one more place, for empty rows at the begin; nothing here waits for a GPU
     last_N = torch.zeros(total + 1, dtype=torch.bool, device=times_N.device).index_fill_(0, row_offsets[1:], True)[1:]
-    behind_N = torch.where(last_N, moments_B.repeat_interleave(row_offsets.diff(), output_size=total), behind_N)
+    return torch.where(last_N, moments_B.repeat_interleave(row_offsets.diff(), output_size=total), behind_N)
+
+
+def recency_buckets(times_N: Tensor, row_offsets: Tensor, moments_B: Tensor) -> Tensor:
+    """Return the bucket of the time from each event to what follows it (`times_behind`): int64 [N].
+
+    What is behind an event and not after it, as a moment before the row's last event, is taken as of the same moment.
+    """
+    behind_N = times_behind(times_N, row_offsets, moments_B)
     return log_buckets(behind_N - times_N, (times_N == NO_TIME) | (behind_N == NO_TIME))
 
 

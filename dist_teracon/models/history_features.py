@@ -21,6 +21,7 @@ from dist_teracon.config.model import HistoryFeature, ModelConfig
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.kernels.running_mean import running_mean
+from dist_teracon.models.event_embedding import times_behind
 
 # By feature, the column of events that it reads (`DatasetInfo.history.names`).
 COLUMN_OF: dict[HistoryFeature, str] = {"types": "types", "recency": "times"}
@@ -133,7 +134,7 @@ class HistoryFeatures(nn.Module):
             total = _sums(torch.cat(list(steps.values()), dim=-1), sequences.row_offsets, row_N, positions=positions)
             sums = dict(zip(steps, total.split([step.shape[-1] for step in steps.values()], dim=-1), strict=True))
         if "recency" in self.features:
-            sums["recency"] = _days_behind(sequences, row_N, positions=positions)[:, None]
+            sums["recency"] = _days_behind(sequences, positions=positions)[:, None]
         return self._numbers(sums)
 
     def _steps(self, items: Tensor, earlier: Tensor, types: Tensor | None) -> dict[str, Tensor]:
@@ -195,23 +196,20 @@ def _sums(x_NF: Tensor, row_offsets: Tensor, row_N: Tensor, *, positions: Positi
     return running_mean(x_NF, row_offsets) * (every - row_offsets[row_N] + 1)[:, None]
 
 
-def _days_behind(sequences: PackedSequences, row_N: Tensor, *, positions: Positions) -> Tensor:
-    """Return `ln(1 + days)` from the last event to the moment of prediction [B]; for `all` from each event to the next [N].
+def _days_behind(sequences: PackedSequences, *, positions: Positions) -> Tensor:
+    """Return `ln(1 + days)` from the last event to the moment of prediction [B]; for `all` from each event to what follows it [N].
 
-    Behind a row's last event comes the moment. NaN for what is not known.
+    NaN for what is not known.
     """
     times_N, moments_B = sequences.times, sequences.moments
     if times_N is None or moments_B is None:
         raise ValueError("model.history_features: 'recency' reads times of events and of prediction, and the batch has none")
-    ends_B = sequences.row_offsets[1:]
-    if positions == "last":
-        padded = torch.cat([times_N.new_full((1,), NO_TIME), times_N])
-        last_B = torch.where(sequences.row_offsets.diff() > 0, padded[ends_B], NO_TIME)
-        return _log_days(last_B, moments_B)
-    total = times_N.shape[0]
-    behind_N = torch.cat([times_N[1:], times_N.new_full((min(1, total),), NO_TIME)])
-    is_last_N = torch.arange(1, total + 1, device=times_N.device) == ends_B[row_N]
-    return _log_days(times_N, torch.where(is_last_N, moments_B[row_N], behind_N))
+    if positions == "all":
+        return _log_days(times_N, times_behind(times_N, sequences.row_offsets, moments_B))
+    # with one more place in front, which empty rows at the begin read
+    padded = torch.cat([times_N.new_full((1,), NO_TIME), times_N])
+    last_B = torch.where(sequences.row_offsets.diff() > 0, padded[sequences.row_offsets[1:]], NO_TIME)
+    return _log_days(last_B, moments_B)
 
 
 def _log_days(before: Tensor, after: Tensor) -> Tensor:
