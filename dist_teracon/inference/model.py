@@ -34,7 +34,7 @@ from dist_teracon.inference.histories import Histories, HistoryReader
 from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.predictions import Predictions, best_labels, candidate_labels, joined, not_recommended
 from dist_teracon.inference.run_files import local_run
-from dist_teracon.inference.state import StateEncoder, UserState, state_encoder
+from dist_teracon.inference.state import Reading, StateEncoder, UserState, state_encoder
 from dist_teracon.inference.user_features import FeatureReader
 from dist_teracon.inference.vocabulary import Vocabularies, Vocabulary
 from dist_teracon.models.backbone import Backbone, columns_read, reads_moments
@@ -315,10 +315,8 @@ class PretrainedModel:
         kind = self.kind_of_vector(task, shared)
         read = self.histories([history], features=None if features is None else [features], at=at)
         self.last_unknown = read.unknown
-        rows = self._opened(read.rows, kind)
-        (found,) = self._state_encoder(kind).start([rows])
-        beside = (rows.columns, rows.features, rows.moments)
-        return UserState(kind, self.fingerprint, rows.values, found.kept, found.vector, read.unknown, *beside)
+        (found,) = self._state_encoder(kind).start([self._opened(read.rows, kind)])
+        return self._state_of(kind, found, read.unknown)
 
     def extend(self, state: UserState, item: Any, *, at: Any = None) -> UserState:
         """Return the state with one more event; its vector is that of the longer history, to 1e-5. The argument stays as it is.
@@ -341,14 +339,17 @@ class PretrainedModel:
         unknown = [int(event.values[0] == UNSEEN_ITEM) for event in events]
         for kind in dict.fromkeys(state.kind for state in states):
             places = [place for place, state in enumerate(states) if state.kind == kind]
-            rows, kept = [states[place].row for place in places], [states[place].kept for place in places]
-            read = self._state_encoder(kind).extend(rows, kept, [events[place] for place in places])
-            for place, (row, keeps, vector) in zip(places, read, strict=True):
-                count = states[place].unknown + unknown[place]
-                beside = (row.columns, row.features, row.moments)
-                found[place] = UserState(kind, self.fingerprint, row.values, keeps, vector, count, *beside)
+            read = self._state_encoder(kind).extend([states[place] for place in places], [events[place] for place in places])
+            for place, reading in zip(places, read, strict=True):
+                found[place] = self._state_of(kind, reading, states[place].unknown + unknown[place])
         self.last_unknown = sum(unknown)
         return found
+
+    def _state_of(self, kind: str, read: Reading, unknown: int) -> UserState:
+        row = read.row
+        return UserState(
+            kind, self.fingerprint, row.values, read.kept, read.vector, unknown, row.columns, row.features, row.moments, read.total
+        )
 
     def _event(self, state: UserState, item: Any, at: Any) -> PackedRows:
         """Return one more event of a state as a row."""

@@ -3,6 +3,8 @@
 A causal convolution of k taps and dilation d reads the present position and (k − 1)·d before it. So with the last (k − 1)·d inputs of
 each convolution one more position costs one row of each product, whatever came before. A backbone without `stepper` reads the history
 anew, and so does one whose reach is longer than the length limit, once a history is cut: what was cut off would still be in its inputs.
+A mean over the history goes on from the sum of what was read. It is kept in float64, whose digits beyond float32's hold what thousands of
+events that come and go round off, so that it need never be computed anew.
 
 Legend: B users, V views (masks) of one row, N packed positions, C channels, W numbers of a representation, K masked layers, P positions
 kept.
@@ -26,7 +28,7 @@ from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone, Stepper
 from dist_teracon.models.network import Network
-from dist_teracon.models.pooling import mean_so_far
+from dist_teracon.models.pooling import mean_of_sums
 
 Combine = Literal["one", "mean", "concat"]
 
@@ -45,6 +47,7 @@ class UserState:
         columns: What is read of the events beside their items.
         features: int32 [1, F], what is read of the user's features; None where none are.
         moments: int64 [1], when the prediction is; None where it is not read.
+        total: float64 [C], the sum of the events' embeddings; None where no mean is read, or until the next event makes it.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class UserState:
     columns: EventColumns = NO_COLUMNS
     features: NDArray[np.int32] | None = None
     moments: NDArray[np.int64] | None = None
+    total: Tensor | None = None
 
     @property
     def row(self) -> PackedRows:
@@ -65,7 +69,7 @@ class UserState:
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept."""
-        return self.items.nbytes + (0 if self.kept is None else self.kept.nbytes)
+        return self.items.nbytes + sum(0 if part is None else part.nbytes for part in (self.kept, self.total))
 
 
 class Reading(NamedTuple):
@@ -73,6 +77,7 @@ class Reading(NamedTuple):
 
     row: PackedRows
     kept: Tensor | None
+    total: Tensor | None
     vector: NDArray[np.float32]
 
 
@@ -93,9 +98,12 @@ class StateEncoder:
         # with `recency` an event's input is known for good only when the next one comes: such a row is read anew
         is_open = backbone.event_embedding is not None and backbone.event_embedding.recency_weight is not None
         self._steps = reach is not None and not is_open
+        # an event's input reads the event before it too, for the time between them
+        self._read = 1 if backbone.event_embedding is None else 2
         # the first event of a cut history has no gap to one before it, so no output may read it
-        first = int(backbone.event_embedding is not None)
-        self._exact_when_cut = reach is not None and reach + first <= limit
+        self._exact_when_cut = reach is not None and reach + self._read - 1 <= limit
+        self._pooled = backbone.pooling != "last"
+        self._device = backbone.item_embedding.weight.device
 
     @cached_property
     def _stepper(self) -> Stepper:
@@ -110,36 +118,72 @@ class StateEncoder:
         return [next(begun) if keep else next(whole) for keep in keeps]
 
     @torch.inference_mode()
-    def extend(self, rows: Sequence[PackedRows], kept: Sequence[Tensor | None], events: Sequence[PackedRows]) -> list[Reading]:
-        """Read one more event of each row, a row of its own; what is kept stays as it is."""
-        longer = [_appended(row, event, self._limit) for row, event in zip(rows, events, strict=True)]
-        cut = [len(row.values) == self._limit and not self._exact_when_cut for row in rows]
-        going_on = [place for place, inputs in enumerate(kept) if inputs is not None and not cut[place]]
-        anew = [place for place in range(len(longer)) if place not in set(going_on)] if len(going_on) < len(longer) else []
-        found = dict(zip(anew, self.start([longer[place] for place in anew]), strict=True)) if anew else {}
+    def extend(self, states: Sequence[UserState], events: Sequence[PackedRows]) -> list[Reading]:
+        """Read one more event of each state, a row of its own; what the states keep stays as it is."""
+        longer = [_appended(state, event, self._limit) for state, event in zip(states, events, strict=True)]
+        free = self._limit + self._exact_when_cut
+        going_on = [place for place, state in enumerate(states) if state.kept is not None and len(state.items) < free]
+        if len(going_on) == len(states):
+            return self._go_on(states, longer)
+        anew = sorted(set(range(len(states))).difference(going_on))
+        found = dict(zip(anew, self.start([longer[place] for place in anew]), strict=True))
         if going_on:
-            inputs = [kept_VPC for place in going_on if (kept_VPC := kept[place]) is not None]
-            found |= zip(going_on, self._go_on([longer[place] for place in going_on], inputs), strict=True)
-        return [found[place] for place in range(len(longer))]
+            steps = self._go_on([states[place] for place in going_on], [longer[place] for place in going_on])
+            found |= zip(going_on, steps, strict=True)
+        return [found[place] for place in range(len(states))]
 
-    def _go_on(self, rows: Sequence[PackedRows], kept: Sequence[Tensor]) -> list[Reading]:
-        # an event reads the one before it, for the time between them; a mean and features of the history read all
-        whole = self._backbone.pooling != "last" or self._backbone.history_features is not None
-        read = rows if whole else [_tail(row) for row in rows]
-        batch = self._batch(concatenate(read) if len(read) > 1 else read[0])
-        x_NC = self._backbone.embed(batch.sequences)
-        last = x_NC[-1:] if len(rows) == 1 else x_NC.index_select(0, batch.row_offsets[1:] - 1)
-        hidden, longer = self._stepper.step(last, torch.stack(list(kept)) if len(kept) > 1 else kept[0][None])
-        vectors = self._vectors(hidden, x_NC, batch)
-        # of several users each one's own memory, so that none holds the others'
-        own = longer.unbind(0) if len(rows) == 1 else [part.clone() for part in longer]
-        return [Reading(*parts) for parts in zip(rows, own, vectors, strict=True)]
+    def _go_on(self, states: Sequence[UserState], rows: Sequence[PackedRows]) -> list[Reading]:
+        last, gone = self._read_now(states, rows)
+        kept = [state.kept for state in states if state.kept is not None]
+        hidden, longer = self._stepper.step(last, torch.stack(kept) if len(kept) > 1 else kept[0][None])
+        totals = None
+        if self._pooled:
+            totals = last + (torch.stack([self._total(state) for state in states]) if len(states) > 1 else self._total(states[0]))
+            for place, change in gone.items():
+                totals[place] += change
+        return self._readings(rows, hidden, longer, totals)
 
     def _begin(self, row: PackedRows) -> Reading:
-        batch = self._batch(row)
-        x_LC = self._backbone.embed(batch.sequences)
+        x_LC, _ = self._embedded([row])
         hidden_VC, kept = self._stepper.begin(x_LC)
-        return Reading(row, kept, self._vectors(hidden_VC[None], x_LC, batch)[0])
+        totals = x_LC.double().sum(0, keepdim=True) if self._pooled else None
+        return self._readings([row], hidden_VC[None], kept[None], totals)[0]
+
+    def _readings(self, rows: Sequence[PackedRows], hidden: Tensor, kept: Tensor, totals: Tensor | None) -> list[Reading]:
+        vectors = self._vectors(hidden, totals, rows)
+        if len(rows) == 1:
+            return [Reading(rows[0], kept[0], None if totals is None else totals[0], vectors[0])]
+        # of several users each one's own memory, so that none holds the others'
+        own = [None] * len(rows) if totals is None else [total.clone() for total in totals]
+        return [Reading(*parts) for parts in zip(rows, [part.clone() for part in kept], own, vectors, strict=True)]
+
+    def _read_now(self, states: Sequence[UserState], rows: Sequence[PackedRows]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the embedded last events of longer rows [B, C], and what the limit's cut changes in the sums, float64 [C], by place."""
+        cut = [place for place, state in enumerate(states) if len(state.items) == self._limit] if self._pooled else []
+        if self._read == 1:
+            left = self._items([states[place].items[0] for place in cut]).double() if cut else ()
+            return self._items([row.values[-1] for row in rows]), {place: -own for place, own in zip(cut, left, strict=True)}
+        parts = [_part(row, slice(-2, None)) for row in rows]
+        for place in cut:
+            # the first event leaves, and the next one reads otherwise without an event before it
+            parts += [_part(states[place].row, slice(0, 2)), _part(rows[place], slice(0, 1))]
+        x_NC, ends = self._embedded(parts)
+        x_NC, last = x_NC.double(), x_NC[[end - 1 for end in ends[: len(rows)]]]
+        # of the two first events, and the second one as the first
+        first = {place: ends[len(rows) + 2 * number] for number, place in enumerate(cut)}
+        return last, {place: x_NC[end] - x_NC[end - 1] - x_NC[end - 2] for place, end in first.items()}
+
+    def _items(self, items: Sequence[np.int32]) -> Tensor:
+        return self._backbone.embed_items(torch.from_numpy(np.array(items, np.int32)).to(self._device))
+
+    def _embedded(self, rows: Sequence[PackedRows]) -> tuple[Tensor, list[int]]:
+        """Return the embedded positions of rows [N, C], and where each row's end."""
+        packed = concatenate(rows)
+        return self._backbone.embed(self._batch(packed).sequences), packed.offsets[1:].tolist()
+
+    def _total(self, state: UserState) -> Tensor:
+        """Return the sum of a state's embedded events, as it is kept, or of a state that was read from a disk."""
+        return self._embedded([state.row])[0].double().sum(0) if state.total is None else state.total
 
     def _whole(self, rows: Sequence[PackedRows]) -> list[Reading]:
         if not rows:
@@ -147,26 +191,29 @@ class StateEncoder:
         views = concatenate(rows).take(np.repeat(np.arange(len(rows)), self._views))
         hidden = self._backbone.encode(self._batch(views).sequences, self._masks, positions="last")
         vectors = self._combined(hidden.view(len(rows), self._views, -1))
-        return [Reading(row, None, vector) for row, vector in zip(rows, vectors, strict=True)]
+        return [Reading(row, None, None, vector) for row, vector in zip(rows, vectors, strict=True)]
 
     def _batch(self, rows: PackedRows) -> PackedBatch:
         # one row a user is of no view, several are one of each
         views = torch.arange(rows.rows, dtype=torch.int32) % self._views
         batch = PackedBatch(torch.from_numpy(rows.values), torch.from_numpy(rows.offsets), views, "last")
-        return batch.with_beside(rows).to(self._backbone.item_embedding.weight.device)
+        return batch.with_beside(rows).to(self._device)
 
-    def _vectors(self, hidden_BVC: Tensor, x_NC: Tensor, batch: PackedBatch) -> NDArray[np.float32]:
-        """Return the vectors [B, W] of rows whose embedded positions are given, all of them where `pooling` reads them."""
+    def _vectors(self, hidden_BVC: Tensor, totals_BC: Tensor | None, rows: Sequence[PackedRows]) -> NDArray[np.float32]:
+        """Return the vectors [B, W] of rows; `totals_BC` are the sums of their embedded positions, where `pooling` reads them."""
         beside, backbone = [hidden_BVC], self._backbone
-        if backbone.pooling != "last":
-            mean_BVC = mean_so_far(x_NC, batch.row_offsets, positions="last")[:, None].expand_as(hidden_BVC)
+        if totals_BC is not None:
+            mean = mean_of_sums(totals_BC, [len(row.values) for row in rows], dtype=hidden_BVC.dtype)
+            mean_BVC = mean[:, None].expand_as(hidden_BVC)
             beside = [hidden_BVC + mean_BVC] if backbone.pooling == "mean" else [hidden_BVC, mean_BVC]
-        if backbone.user_features is not None:
-            own = backbone.user_features.beside(batch.user_features, batch.row_offsets, outputs=hidden_BVC.shape[0], positions="last")
-            beside.append(own[:, None].expand_as(hidden_BVC))
-        if backbone.history_features is not None:
-            own = backbone.history_features(batch.sequences, positions="last")
-            beside.append(own[:, None].expand(-1, hidden_BVC.shape[1], -1))
+        if backbone.user_features is not None or backbone.history_features is not None:
+            batch = self._batch(concatenate(rows))
+            if backbone.user_features is not None:
+                own = backbone.user_features.beside(batch.user_features, batch.row_offsets, outputs=len(rows), positions="last")
+                beside.append(own[:, None].expand_as(hidden_BVC))
+            if backbone.history_features is not None:
+                own = backbone.history_features(batch.sequences, positions="last")
+                beside.append(own[:, None].expand(-1, hidden_BVC.shape[1], -1))
         return self._combined(torch.cat(beside, dim=2) if len(beside) > 1 else beside[0])
 
     def _combined(self, vectors_BVW: Tensor) -> NDArray[np.float32]:
@@ -197,14 +244,14 @@ def state_encoder(method: Method, kind: str, *, limit: int, device: torch.device
     return StateEncoder(network.backbone, masks, combine=combine, limit=limit)
 
 
-def _appended(row: PackedRows, event: PackedRows, limit: int) -> PackedRows:
-    """Return a row with one more event, cut to the limit."""
-    items = np.concatenate([row.values, event.values])[-limit:]
-    columns = EventColumns.concatenate([row.columns, event.columns])[-limit:] if row.columns.names else NO_COLUMNS
-    return PackedRows(items, np.array([0, len(items)]), columns, row.features, event.moments)
+def _appended(state: UserState, event: PackedRows, limit: int) -> PackedRows:
+    """Return a state's row with one more event, cut to the limit."""
+    items = np.concatenate([state.items, event.values])[-limit:]
+    columns = EventColumns.concatenate([state.columns, event.columns])[-limit:] if state.columns.names else NO_COLUMNS
+    return PackedRows(items, np.array([0, len(items)]), columns, state.features, event.moments)
 
 
-def _tail(row: PackedRows) -> PackedRows:
-    """Return the last two events."""
-    items = row.values[-2:]
-    return PackedRows(items, np.array([0, len(items)]), row.columns[-2:], row.features)
+def _part(row: PackedRows, events: slice) -> PackedRows:
+    """Return some of a row's events alone."""
+    items = row.values[events]
+    return PackedRows(items, np.array([0, len(items)]), row.columns[events] if row.columns.names else NO_COLUMNS)

@@ -218,9 +218,13 @@ class Backbone(nn.Module, ABC):
         x_NC: Tensor = self.item_embedding(sequences.values)
         if self.event_embedding is not None:
             x_NC = x_NC + self.event_embedding(sequences.times, sequences.types, sequences.row_offsets, sequences.moments)
-        if self.item_features is not None:
-            x_NC = x_NC + self.item_features(sequences.values)
-        return x_NC
+        return x_NC if self.item_features is None else x_NC + self.item_features(sequences.values)
+
+    def embed_items(self, items_N: Tensor) -> Tensor:
+        """Return what `embed` does, [N, C], for a backbone without an `event_embedding`, which reads items int32 [N] alone."""
+        assert self.event_embedding is None, "an event is more than its item"
+        x_NC: Tensor = self.item_embedding(items_N)
+        return x_NC if self.item_features is None else x_NC + self.item_features(items_N)
 
     def encode(
         self,

@@ -43,15 +43,15 @@ class ConvolutionStepper:
         # m ⊙ ReLU(γ ⊙ n + β) is ReLU(mγ ⊙ n + mβ)
         scale, shift = (p[None] if masks_VKC is None else masks_VKC * p for p in (norm_weight, norm_bias))
         self._views = scale.shape[0]
-        self._scales, self._shifts = ([part.contiguous() for part in p.unbind(1)] for p in (scale, shift))
-        reads = [start + tap * dilation for start, dilation in zip(starts, dilations, strict=True) for tap in range(taps - 1)]
-        # every convolution's oldest input makes place for the new one, which lies behind all of them
-        moves = [
-            place
-            for number, (start, size) in enumerate(zip(starts, self._sizes, strict=True))
-            for place in (*range(start + 1, start + size), kept + number)
-        ]
-        self._reads, self._moves = (torch.tensor(places, device=weight.device) for places in (reads, moves))
+        by_conv = (p[0] if self._views == 1 else p.transpose(0, 1) for p in (scale, shift))
+        self._scales, self._shifts = (p.contiguous().unbind(0) for p in by_conv)
+        convolutions = list(zip(starts, self._sizes, dilations, strict=True))
+        reads = [start + tap * dilation for start, _, dilation in convolutions for tap in range(taps - 1)]
+        # every convolution's oldest input makes place for the new one
+        shift = [place for start, size, _ in convolutions for place in (*range(start + 1, start + size), start)]
+        newest = [start + size - 1 for start, size, _ in convolutions]
+        self._kept = kept
+        self._reads, self._shift, self._newest = (torch.tensor(places, device=weight.device) for places in (reads, shift, newest))
 
     def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
         """Return a row's last position's outputs [V, C], and what the next one needs [V, P, C]."""
@@ -65,7 +65,7 @@ class ConvolutionStepper:
                 for tap, matrix in enumerate(self._past[k].view(-1, *self._shape, *self._shape)):
                     first = tap * self._dilations[k]
                     u.addmm_(whole[:, first : first + L].reshape(-1, *self._shape), matrix)
-                h = self._normalised(u.view(self._views, L, -1), k, views=0)
+                h = self._normalised(u.view(self._views, L, -1), k)
             x_VLC = x_VLC + h
         return x_VLC[:, -1], torch.cat(inputs, dim=1)
 
@@ -77,25 +77,44 @@ class ConvolutionStepper:
             kept_BVPC: What the rows have kept.
         """
         rows, V, K = x_BC.shape[0], self._views, len(self._present)
-        read = kept_BVPC.index_select(2, self._reads).view(rows * V, K, -1)
-        before = torch.baddbmm(self._bias, read.transpose(0, 1), self._past).unbind(0)
-        # rows and views lie as [B · V, C]
+        # rows and views lie as [B · V, C], what is kept of them as [B · V · P, C]
+        kept = kept_BVPC.reshape(rows * V * self._kept, -1)
+        reads, shift, newest = self._places(rows * V)
+        read = kept.index_select(0, reads).view(K, rows * V, -1)
+        before = torch.baddbmm(self._bias, read, self._past).unbind(0)
         x, inputs = x_BC.repeat_interleave(V, dim=0) if V > 1 else x_BC, []
         for conv in range(0, K, 2):
-            h = x
-            for k in (conv, conv + 1):
-                inputs.append(h)
-                u = torch.addmm(before[k], h, self._present[k])
-                h = self._normalised(u.view(rows, V, -1), k, views=1).view_as(u)
-            x = x + h
-        new = torch.stack(inputs, dim=1).view(rows, V, K, -1)
-        return x.view(rows, V, -1), torch.cat([kept_BVPC, new], dim=2).index_select(2, self._moves)
+            h = self._convolved(x, before[conv], conv)
+            inputs += (x, h)
+            x = x + self._convolved(h, before[conv + 1], conv + 1)
+        longer = kept.index_select(0, shift).index_copy_(0, newest, torch.cat(inputs))
+        return x.view(rows, V, -1), longer.view(rows, V, self._kept, -1)
 
-    def _normalised(self, u: Tensor, k: int, *, views: int) -> Tensor:
-        """Return ReLU of LayerNorm with each view's mask in it; which dimension is that of the views, 0 or 1 of three."""
-        scale_VC, shift_VC = self._scales[k], self._shifts[k]
+    def _places(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is read of so many rows' kept inputs [K · rows · (k − 1)], how they move, and where new ones go [K · rows]."""
+        if rows == 1:
+            return self._reads, self._shift, self._newest
+        first = self._kept * torch.arange(rows, device=self._reads.device)
+        K = len(self._present)
+        reads = self._reads.view(K, 1, -1) + first[:, None]
+        return reads.flatten(), (first[:, None] + self._shift).flatten(), (self._newest[:, None] + first).flatten()
+
+    def _convolved(self, h: Tensor, before: Tensor, k: int) -> Tensor:
+        """Return what convolution k makes of new positions [B · V, C], `before` being what it makes of those before them."""
+        u = torch.addmm(before, h, self._present[k])
         if self._views == 1:
-            return torch.native_layer_norm(u, self._shape, scale_VC[0], shift_VC[0], self._eps)[0].relu_()
+            return self._of_one_view(u, k)
+        scale_VC, shift_VC = self._scales[k], self._shifts[k]
         n = torch.native_layer_norm(u, self._shape, None, None, self._eps)[0]
-        scale, shift = (p[:, None] if views == 0 else p for p in (scale_VC, shift_VC))
-        return torch.addcmul(shift, n, scale).relu_()
+        return torch.addcmul(shift_VC, n.view(-1, *scale_VC.shape), scale_VC).view_as(u).relu_()
+
+    def _of_one_view(self, u: Tensor, k: int) -> Tensor:
+        # one view's scales and shifts are [C]
+        return torch.native_layer_norm(u, self._shape, self._scales[k], self._shifts[k], self._eps)[0].relu_()
+
+    def _normalised(self, u_VLC: Tensor, k: int) -> Tensor:
+        """Return ReLU of LayerNorm with each view's mask in it."""
+        if self._views == 1:
+            return self._of_one_view(u_VLC, k)
+        n = torch.native_layer_norm(u_VLC, self._shape, None, None, self._eps)[0]
+        return torch.addcmul(self._shifts[k][:, None], n, self._scales[k][:, None]).relu_()

@@ -5,6 +5,8 @@ Legend: N packed positions, B rows (users), C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -39,3 +41,17 @@ def mean_so_far(x_NC: Tensor, row_offsets: Tensor, *, positions: Positions, eps:
     else:
         mean = running_mean(x_NC, row_offsets)
     return nn.functional.layer_norm(mean, mean.shape[1:], eps=eps)
+
+
+def mean_of_sums(sums_BC: Tensor, lengths_B: Sequence[int], *, dtype: torch.dtype, eps: float = 1e-8) -> Tensor:
+    """Return `mean_so_far` over whole rows, [B, C], from the sums of their inputs.
+
+    Args:
+        sums_BC: Each row's sum.
+        lengths_B: Of the rows, 1 at least.
+        dtype: The inputs' number type.
+        eps: Added to the variance.
+    """
+    lengths = lengths_B[0] if len(lengths_B) == 1 else torch.tensor(lengths_B, device=sums_BC.device)[:, None]
+    mean = (sums_BC / lengths).to(dtype)
+    return torch.native_layer_norm(mean, mean.shape[1:], None, None, eps)[0]

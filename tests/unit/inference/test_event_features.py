@@ -84,9 +84,11 @@ def test_times_and_types_matter_and_unknown_types_are_read_as_unknown(model):
             "pooling": "mean",
             "event_features": ["gaps", "types", "recency"],
         },
+        # reach 4: a state goes on past the limit, and its mean loses an event whose successor then has no gap
+        {"backbone": {"name": "nextitnet", "dilations": [1], "kernel_size": 2}, "pooling": "concat"},
         {"backbone": {"name": "sasrec", "layers": 2, "time_bias": "learned"}, "event_features": ["types"]},
     ],
-    ids=["reach 19", "reach 7", "sasrec"],
+    ids=["reach 19", "reach 7", "reach 4", "sasrec"],
 )
 def test_a_state_goes_on_with_events(typed, tmp_path, shape):
     model = made(typed, tmp_path, **shape)

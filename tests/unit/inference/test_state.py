@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import dist_teracon
 from dist_teracon.errors import ConfigError, DataError
@@ -40,11 +43,31 @@ def test_events_one_at_a_time(shop, tmp_path, shape, task):
         assert np.abs(state.vector - model.encode([EVENTS[:end]], name, shared=way or None)[0]).max() < 1e-5, end
 
 
+@pytest.mark.parametrize("pooling", ["mean", "concat"])
+def test_a_long_life(shop, tmp_path, pooling):
+    """Thousands of events, each of which goes on from the sums and inputs before it, past the limit of 8 from the ninth on."""
+    model = made(shop, tmp_path, backbone={"name": "nextitnet", "dilations": [1]}, pooling=pooling)
+    table = model.method.model().backbone.item_embedding.weight.data
+    # of sizes far apart, so that sums round: what a float32 sum keeps of the small ones is gone when a large one leaves
+    table.mul_(10.0 ** torch.arange(len(table))[:, None].remainder(6))
+    life = [f"p{place:02d}" for place in np.random.default_rng(0).integers(0, 24, 3_000)]
+    state = model.state(life[:3], "next")
+    for end in range(3, len(life)):
+        state = model.extend(state, life[end])
+        if end % 97 == 0 or end > len(life) - 3:
+            expected = model.encode([life[: end + 1]], "next")[0]
+            assert np.abs(state.vector - expected).max() < 1e-5, end
+            assert np.abs(model.state(life[: end + 1], "next").vector - expected).max() < 1e-5, end
+    assert state.kept is not None
+    again = replace(state, total=None)  # as a state that was read from a disk
+    assert np.abs(model.extend(again, "p01").vector - model.extend(state, "p01").vector).max() < 1e-6
+
+
 def test_what_a_state_keeps(shop, tmp_path):
     model = made(shop, tmp_path, backbone={"name": "nextitnet", "dilations": [1, 4, 1, 4, 1, 4, 1, 4]})
     state = model.state(EVENTS[:3], "next")
     assert state.kept.shape == (1, 120, 8)  # the sum of (k - 1) d
-    assert state.nbytes == 120 * 8 * 4 + 3 * 4
+    assert state.nbytes == 120 * 8 * 4 + 3 * 4 + (8 * 8 if model.config.model.pooling != "last" else 0)
     assert made(shop, tmp_path / "other", backbone="sasrec").state(EVENTS[:3]).kept is None
 
 
