@@ -161,8 +161,8 @@ class StateEncoder:
         """Return the embedded last events of longer rows [B, C], and what the limit's cut changes in the sums, float64 [C], by place."""
         cut = [place for place, state in enumerate(states) if len(state.items) == self._limit] if self._pooled else []
         if self._read == 1:
-            left = self._items([states[place].items[0] for place in cut]).double() if cut else ()
-            return self._items([row.values[-1] for row in rows]), {place: -own for place, own in zip(cut, left, strict=True)}
+            left = self._items([states[place].items[:1] for place in cut]).double() if cut else ()
+            return self._items([row.values[-1:] for row in rows]), {place: -own for place, own in zip(cut, left, strict=True)}
         parts = [_part(row, slice(-2, None)) for row in rows]
         for place in cut:
             # the first event leaves, and the next one reads otherwise without an event before it
@@ -173,8 +173,9 @@ class StateEncoder:
         first = {place: ends[len(rows) + 2 * number] for number, place in enumerate(cut)}
         return last, {place: x_NC[end] - x_NC[end - 1] - x_NC[end - 2] for place, end in first.items()}
 
-    def _items(self, items: Sequence[np.int32]) -> Tensor:
-        return self._backbone.embed_items(torch.from_numpy(np.array(items, np.int32)).to(self._device))
+    def _items(self, items: Sequence[NDArray[np.int32]]) -> Tensor:
+        packed = np.concatenate(items) if len(items) > 1 else items[0]
+        return self._backbone.embed_items(torch.from_numpy(packed).to(self._device))
 
     def _embedded(self, rows: Sequence[PackedRows]) -> tuple[Tensor, list[int]]:
         """Return the embedded positions of rows [N, C], and where each row's end."""

@@ -45,13 +45,14 @@ class ConvolutionStepper:
         self._views = scale.shape[0]
         by_conv = (p[0] if self._views == 1 else p.transpose(0, 1) for p in (scale, shift))
         self._scales, self._shifts = (p.contiguous().unbind(0) for p in by_conv)
-        convolutions = list(zip(starts, self._sizes, dilations, strict=True))
-        reads = [start + tap * dilation for start, _, dilation in convolutions for tap in range(taps - 1)]
-        # every convolution's oldest input makes place for the new one
-        shift = [place for start, size, _ in convolutions for place in (*range(start + 1, start + size), start)]
-        newest = [start + size - 1 for start, size, _ in convolutions]
-        self._kept = kept
-        self._reads, self._shift, self._newest = (torch.tensor(places, device=weight.device) for places in (reads, shift, newest))
+        self._kept, device = kept, weight.device
+        reads = [start + tap * dilation for start, dilation in zip(starts, dilations, strict=True) for tap in range(taps - 1)]
+        # every convolution's oldest input makes place for its newest, which lie behind all of them
+        moves = [list(range(start + 1, start + size)) for start, size in zip(starts, self._sizes, strict=True)]
+        fresh = [place for number, places in enumerate(moves) for place in (*[-1] * len(places), number)]
+        stays = [place for places in moves for place in (*places, -1)]
+        self._reads, self._stays, self._fresh = (torch.tensor(places, device=device) for places in (reads, stays, fresh))
+        self._one = self._places_of(1)
 
     def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
         """Return a row's last position's outputs [V, C], and what the next one needs [V, P, C]."""
@@ -79,25 +80,25 @@ class ConvolutionStepper:
         rows, V, K = x_BC.shape[0], self._views, len(self._present)
         # rows and views lie as [B · V, C], what is kept of them as [B · V · P, C]
         kept = kept_BVPC.reshape(rows * V * self._kept, -1)
-        reads, shift, newest = self._places(rows * V)
+        reads, moves = self._one if rows * V == 1 else self._places_of(rows * V)
         read = kept.index_select(0, reads).view(K, rows * V, -1)
         before = torch.baddbmm(self._bias, read, self._past).unbind(0)
-        x, inputs = x_BC.repeat_interleave(V, dim=0) if V > 1 else x_BC, []
+        x, inputs = x_BC.repeat_interleave(V, dim=0) if V > 1 else x_BC, [kept]
         for conv in range(0, K, 2):
             h = self._convolved(x, before[conv], conv)
             inputs += (x, h)
             x = x + self._convolved(h, before[conv + 1], conv + 1)
-        longer = kept.index_select(0, shift).index_copy_(0, newest, torch.cat(inputs))
+        longer = torch.cat(inputs).index_select(0, moves)
         return x.view(rows, V, -1), longer.view(rows, V, self._kept, -1)
 
-    def _places(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is read of so many rows' kept inputs [K · rows · (k − 1)], how they move, and where new ones go [K · rows]."""
-        if rows == 1:
-            return self._reads, self._shift, self._newest
-        first = self._kept * torch.arange(rows, device=self._reads.device)
-        K = len(self._present)
-        reads = self._reads.view(K, 1, -1) + first[:, None]
-        return reads.flatten(), (first[:, None] + self._shift).flatten(), (self._newest[:, None] + first).flatten()
+    def _places_of(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return where so many rows' earlier taps lie, [K · rows · (k − 1)], and which of kept and new inputs are kept, [rows · P]."""
+        row = torch.arange(rows, device=self._reads.device)[:, None]
+        first = self._kept * row
+        reads = self._reads.view(len(self._present), 1, -1) + first
+        # new inputs lie behind the rows' kept ones, convolution by convolution
+        moves = torch.where(self._fresh < 0, first + self._stays, rows * (self._kept + self._fresh) + row)
+        return reads.flatten(), moves.flatten()
 
     def _convolved(self, h: Tensor, before: Tensor, k: int) -> Tensor:
         """Return what convolution k makes of new positions [B · V, C], `before` being what it makes of those before them."""
