@@ -11,6 +11,7 @@ import pytest
 
 import dist_teracon
 from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.inference.serving import batching
 from dist_teracon.inference.serving.app import App, load_app
 from dist_teracon.inference.serving.batching import Job, run_jobs
 from dist_teracon.inference.serving.requests import EventsRequest, Limits, RequestError, parse
@@ -106,6 +107,42 @@ def test_requests_that_wait_are_computed_together_and_each_has_its_own_answer(ap
     assert values[6]["labels"] == model.predict([["p01"]], "buys").labels
     assert metrics(app)["dist_teracon_batch_rows_count"] == "2.0"
     assert metrics(app)["dist_teracon_batch_rows_sum"] == "7.0"
+
+
+def test_short_batches_are_computed_in_the_loops_thread(served, monkeypatch):
+    """Once it is known that they are short; a longer one, one of another size or task, and one beside a snapshot have the other thread."""
+    app, threads, encode = App([served]), [], Served.encode
+
+    def noting(self, requests):
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return encode(self, requests)
+
+    monkeypatch.setattr(Served, "encode", noting)
+    monkeypatch.setattr(batching, "_SHORT_S", 60.0)
+
+    async def ask(**fields):
+        answer = await app.handle("POST", "/encode", {}, json.dumps(fields).encode())
+        return json.loads(answer.body).get("vectors", answer.status)
+
+    async def run():
+        first, again = [await ask(histories=[["p01", "p05"]]) for _ in range(2)]
+        assert first == again
+        await ask(histories=[["p01"] * 5])
+        await ask(histories=[["p01", "p05"]], task="buys")
+        assert [await ask(histories=[["p01", "p05"]], task="clubs") for _ in range(2)] == [400, 400]
+        held = threading.Event()
+        saving = asyncio.create_task(app._batcher.between_batches(held.wait))
+        await asyncio.sleep(0.01)
+        beside = asyncio.create_task(ask(histories=[["p01", "p05"]]))
+        await asyncio.sleep(0.01)
+        held.set()
+        await saving
+        assert await beside == first
+        monkeypatch.setattr(batching, "_SHORT_S", 0.0)
+        assert await ask(histories=[["p01", "p05"]]) == first
+
+    asyncio.run(run())
+    assert threads == ["model", "MainThread", *["model"] * 6]
 
 
 def test_too_many_that_wait_are_refused(served, monkeypatch):
