@@ -1,13 +1,15 @@
 """`dist-teracon probe`: how well frozen vectors tell labels that the model never saw, beside features that cost nothing.
 
-One fixed protocol for all features, as in the RecSys Challenge of 2025: a small network on standardised features, a few epochs, the epoch
-with the best validation score kept, one score on test users. Intervals are bootstraps over test users, the same draws for all features.
+One fixed protocol for all features, close to that of the RecSys Challenge of 2025: a linear layer and a small network on standardised
+features, a few epochs, of both the epoch with the best validation score kept, one score on test users. Intervals are bootstraps over test
+users, the same draws for all features.
 
 Legend: U users, D features, Y classes, V items.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +33,7 @@ from dist_teracon.inference.sources import UserSource
 Features = NDArray[np.float32]
 
 # The protocol.
-HIDDEN, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 256, 10, 256, 1e-3, 1e-2
+HIDDEN, DROPOUT, EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 256, 0.3, 10, 256, 1e-3, 1e-2
 COUNTED_ITEMS = 256
 DRAWS = 300
 _LEAST_USERS = 20
@@ -60,13 +62,13 @@ class ProbeScore:
 
 
 class Probe:
-    """A small network on frozen features, fitted on training users.
+    """A linear layer or a small network on frozen features, fitted on training users; validation users choose, the layer of equals.
 
     Args:
         features_UD: Of all users.
         labels: Their labels.
         metric: Chooses the epoch, by its score on validation users.
-        seed: Of initial values and batches.
+        seed: Of initial values, batches and dropout.
     """
 
     def __init__(self, features_UD: Features, labels: UserLabels, metric: Metric, *, seed: int = 0) -> None:
@@ -74,24 +76,28 @@ class Probe:
         self._mean, self._scale = features_UD[train].mean(axis=0), features_UD[train].std(axis=0)
         self._scale[self._scale < 1e-6] = 1.0
         inputs, targets = self._inputs(features_UD[train]), torch.from_numpy(labels.labels[train])
-        held, classes = labels.split == 1, len(labels.classes)
-        generator = torch.Generator().manual_seed(seed)
-        self._network = _network(inputs.shape[1], classes, generator)
-        optimiser = torch.optim.AdamW(self._network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        best, kept = -np.inf, {name: value.clone() for name, value in self._network.state_dict().items()}
-        for _ in range(EPOCHS):
-            for chosen in torch.randperm(len(targets), generator=generator).split(BATCH):
-                optimiser.zero_grad()
-                nn.functional.cross_entropy(self._network(inputs[chosen]), targets[chosen]).backward()
-                optimiser.step()
-            score = metric.score(self.outcomes(features_UD[held], labels.labels[held]))
-            if score is not None and score > best:
-                best, kept = score, {name: value.clone() for name, value in self._network.state_dict().items()}
-        self._network.load_state_dict(kept)
+        held, best = labels.split == 1, -np.inf
+        for hidden in (0, HIDDEN):
+            generator = torch.Generator().manual_seed(seed)
+            self._network = _network(inputs.shape[1], len(labels.classes), generator, hidden=hidden)
+            if hidden == 0:
+                kept = self._network
+            optimiser = torch.optim.AdamW(self._network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            for _ in range(EPOCHS):
+                self._network.train()
+                for chosen in torch.randperm(len(targets), generator=generator).split(BATCH):
+                    optimiser.zero_grad()
+                    nn.functional.cross_entropy(self._network(inputs[chosen]), targets[chosen]).backward()
+                    optimiser.step()
+                score = metric.score(self.outcomes(features_UD[held], labels.labels[held]))
+                if score is not None and score > best:
+                    best, kept = score, copy.deepcopy(self._network)
+        self._network = kept.eval()
 
     @torch.no_grad()
     def outcomes(self, features_UD: Features, labels: NDArray[np.int64]) -> Outcomes:
         """Return what metrics read, of some users."""
+        self._network.eval()
         logits = torch.cat([self._network(part) for part in self._inputs(features_UD).split(8192)])
         return outcomes(logits, torch.from_numpy(labels), keep_logits=True)
 
@@ -99,13 +105,12 @@ class Probe:
         return torch.from_numpy((features_UD - self._mean) / self._scale)
 
 
-def _network(inputs: int, classes: int, generator: torch.Generator) -> nn.Sequential:
-    """Return two hidden layers with LayerNorm; initial values follow from the generator alone."""
-    network = nn.Sequential(
-        nn.Linear(inputs, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(),
-        nn.Linear(HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(),
-        nn.Linear(HIDDEN, classes),
-    )  # fmt: skip
+def _network(inputs: int, classes: int, generator: torch.Generator, *, hidden: int) -> nn.Sequential:
+    """Return a linear layer, alone or behind two hidden ones with LayerNorm and dropout; draws follow from the generator alone."""
+    layers: list[nn.Module] = []
+    for width in (inputs, hidden) if hidden else ():
+        layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), _Dropout(generator)]
+    network = nn.Sequential(*layers, nn.Linear(hidden or inputs, classes))
     with torch.no_grad():
         for layer in network:
             if isinstance(layer, nn.Linear):
@@ -113,6 +118,22 @@ def _network(inputs: int, classes: int, generator: torch.Generator) -> nn.Sequen
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 layer.bias.zero_()
     return network
+
+
+class _Dropout(nn.Module):
+    """Dropout whose draws come from a generator of its own."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand(x.shape, generator=self._generator) >= DROPOUT) / (1 - DROPOUT)
+
+    def __deepcopy__(self, memo: object) -> _Dropout:
+        return self  # generators cannot be copied, and nothing here changes
 
 
 def default_metric(classes: int, name: str | None = None) -> Metric:
