@@ -38,8 +38,8 @@ _PASSED_ON = (
     "DIST_TERACON_KERNELS", "DIST_TERACON_CPU_PRODUCTS", "DIST_TERACON_SCRATCH", "DIST_TERACON_LEASE_S", "DIST_TERACON_STORE_PATIENCE_S",
     "TRITON_INTERPRET", "MALLOC_ARENA_MAX",
 )  # fmt: skip
-# Ray calls the training loop in a thread, and glibc gives each thread a heap of its own, of 64 MB at a time, which `raise_malloc_thresholds`
-# does not reach: every step's large arrays then come from the system anew, a tenth of a step's time. With one heap they are kept.
+# Ray calls the training loop in a thread, and glibc gives each thread a heap of its own, of 64 MB at a time, to which
+# `raise_malloc_thresholds` does not reach: every step's large arrays then come from the system anew, a tenth of a step's time.
 _MEMORY = {"MALLOC_ARENA_MAX": "1"}
 
 

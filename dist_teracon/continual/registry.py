@@ -22,6 +22,7 @@ METHODS = {
     "conure": "conure",
     "lowrank": "lowrank",
     "popularity": "popularity",
+    "itemknn": "itemknn",
 }
 # whose scores are those of every task learned alone, the denominator of forward transfer
 SINGLE_TASK = "sinmo"
