@@ -132,7 +132,7 @@ def _check_period(period: str | None, split: Split) -> None:
 def _periods(model: PretrainedModel, data: Dataset, split: Split, period: str | None, log: Log) -> dict[str, int | None]:
     """Return the period of the test on which each of the model's tasks is scored, as after the model's stage of its run; None for all."""
     setting, several = model.config.evaluate, split == Split.TEST and bool(data.info.test_periods)
-    if not several and period != "present" or period == "all":
+    if (not several and period != "present") or period == "all":
         if several:
             log(f"the test has {len(data.info.test_periods)} periods; all are scored together (--period all)")
         return dict.fromkeys(model.tasks)

@@ -134,11 +134,11 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
 
 def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: Runtime) -> Dataset:
     """Return the data set, which reads of events and side features what the model asks for, and nothing else."""
-    for column, field, entry in columns_asked(config.model):
+    for column, asking, entry in columns_asked(config.model):
         if column not in dataset.info.history.names:
-            asker = f"'{entry}'" if entry else field.rpartition(".")[2]
+            asker = f"'{entry}'" if entry else asking.rpartition(".")[2]
             raise ConfigError(
-                f"{field}: {f'{asker} ' if entry else ''}reads {column} of events, and data set '{dataset.info.name}' keeps none "
+                f"{asking}: {f'{asker} ' if entry else ''}reads {column} of events, and data set '{dataset.info.name}' keeps none "
                 f"(it keeps: {', '.join(('items', *dataset.info.history.names))}); prepare it with "
                 f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave {asker} out"
             )

@@ -95,7 +95,7 @@ def test_evaluate_takes_the_runs_period_or_another(sets: Path, alone: None, tmp_
     assert {task: value["test_period"] for task, value in found.items()} == {"next": 1, "buys": 2}
     with pytest.raises(ConfigError, match="--period: the test alone has periods"):
         evaluate(model, split="validation", period="own")
-    with pytest.raises(ConfigError, match="--period: .*'present' scores .* has one test period"):
+    with pytest.raises(ConfigError, match=r"--period: .*'present' scores .* has one test period"):
         evaluate(model, str(sets / "one"), period="present")
     assert evaluate(model, str(sets / "one"))[0].period is None
 

@@ -1,4 +1,4 @@
-"""`event_features: [recency]` on a split by time: when a run's rows are predicted, and that the future changes nothing that is trained on."""
+"""`event_features: [recency]` on a split by time: when rows are predicted, and that the future changes no training."""
 
 from __future__ import annotations
 

@@ -141,7 +141,9 @@ def stub_of_wandb(told: list[Any], *, offline: bool = False) -> ModuleType:
             steps[name] = step
             told.append((step, values["loss/total"]) if "loss/total" in values else ("other", step))
 
-        return SimpleNamespace(step=steps.get(name, -1) + 1, offline=offline, log=log, finish=lambda exit_code: told.append(("finish", exit_code)))
+        return SimpleNamespace(
+            step=steps.get(name, -1) + 1, offline=offline, log=log, finish=lambda exit_code: told.append(("finish", exit_code))
+        )
 
     module.init = init  # type: ignore[attr-defined]
     module.__spec__ = importlib.util.spec_from_loader("wandb", None)

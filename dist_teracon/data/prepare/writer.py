@@ -35,7 +35,7 @@ from dist_teracon.data.schema import (
     users_file,
     vocabulary_file,
 )
-from dist_teracon.data.shard_source import ShardLabels, ShardRows, ShardSource, TaskColumns
+from dist_teracon.data.shard_source import ShardLabels, ShardSource, TaskColumns
 from dist_teracon.errors import DataError
 
 _SMALL_SHARDS = 8

@@ -141,7 +141,9 @@ def test_truth_values_of_a_version_in_another_format_keep_their_numbers(tmp_path
     append(str(old), str(new), str(tmp_path / "both"), refresh=True)
     assert names_of(tmp_path / "both", "member") == [(None, 0), ("True", 20), ("False", 20)]
     users = users_of(tmp_path / "both")
-    assert [users[user]["input.member"] for user in [*USERS, *later]] == [1 if value else 2 for value in [*member, *(not v for v in member)]]
+    assert [users[user]["input.member"] for user in [*USERS, *later]] == [
+        1 if value else 2 for value in [*member, *(not v for v in member)]
+    ]
 
 
 def test_without_inputs_a_data_set_is_as_ever(tmp_path: Path) -> None:
