@@ -13,10 +13,12 @@ __all__ = ["AddCommand", "Choices", "add_quiet", "as_count", "as_path", "as_plac
 
 
 def as_path(text: str) -> Path:
-    """Return an option's path, `~` being the home folder."""
-    from dist_teracon.io import local_path
+    """Return an option's path on this machine, `~` being the home folder."""
+    from dist_teracon import io
 
-    return local_path(text)
+    if not io.is_local(text):
+        raise argparse.ArgumentTypeError(f"expected a path on this machine, not on a store, got '{text}'")
+    return io.local_path(text)
 
 
 def as_place(text: str) -> Path | str:

@@ -27,7 +27,8 @@ def check_folder(cells: Sequence[Cell], out: Path) -> None:
     if not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; name a folder for the comparison")
     there = {path.name for path in (out / "cells").glob("*")}
-    if not there and any(out.iterdir()) and not (out / "configs").is_dir():
+    others = {path.name for path in out.iterdir()} - {".lock"}  # that of a comparison which was killed before its first cell
+    if not there and others and not (out / "configs").is_dir():
         raise ConfigError(f"--out {out}: holds other files and no comparison; name a new folder")
     if there and there.isdisjoint(cell.variant for cell in cells):
         raise ConfigError(f"--out {out}: holds another comparison (variants {', '.join(sorted(there))}); name another folder")

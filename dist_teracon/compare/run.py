@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dist_teracon import io
@@ -14,7 +15,8 @@ from dist_teracon.compare.page import Result, write_page
 from dist_teracon.compare.plan import Cell, Plan, read_plan
 from dist_teracon.compare.tables import costs_table, markdown, tables_of
 from dist_teracon.console import Console, complain
-from dist_teracon.errors import ConfigError, TeraconError
+from dist_teracon.errors import ConfigError, RunError, TeraconError
+from dist_teracon.store.holder import hold_folder
 
 
 def compare(
@@ -36,6 +38,7 @@ def compare(
     Raises:
         ConfigError: the comparison or a cell's configuration is wrong, a method cannot learn its tasks, or the folder is another's.
         DataError: a data set is not there; nothing was run.
+        RunError: another process is running the comparison.
         CellsError: cells failed; the tables of what is there are written all the same.
     """
     if parallel is not None and parallel < 1:
@@ -43,9 +46,26 @@ def compare(
     plan, cells = read_plan(uri, metrics)
     check_folder(cells, out)
     check_cells(plan, cells, out, where=uri, console=console)
+    with _held(out):
+        return _run_and_write(plan, cells, out, runner=runner or on_this_machine(parallel or os.cpu_count() or 1), console=console)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Hold a comparison's folder, which is made if it is not there: two that write it would mix their configurations, logs and tables."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def busy(holder: str) -> RunError:
+        return RunError(f"--out {out}: another process is running this comparison{holder}; wait for it or name another folder")
+
+    with hold_folder(out, busy):
+        yield
+
+
+def _run_and_write(plan: Plan, cells: Sequence[Cell], out: Path, *, runner: Runner, console: Console) -> Path:
     failed: CellsError | None = None
     try:
-        run_cells(cells, out, runner=runner or on_this_machine(parallel or os.cpu_count() or 1), console=console)
+        run_cells(cells, out, runner=runner, console=console)
     except CellsError as error:
         failed = error
     page = write_tables(plan, cells, out, problems={} if failed is None else failed.problems)

@@ -54,6 +54,9 @@ def add_commands(add: AddCommand) -> None:
     evaluate.add_argument("--task", action="append", metavar="TASK", help="which task; once more for several (all)")
     evaluate.add_argument("--metrics", metavar="NAMES", help="as hr@10,ndcg@10 (the run's)")
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part (test)")
+    evaluate.add_argument(
+        "--period", choices=("own", "present", "all"), help="of a test of several periods, as evaluate.period, or all together (the run's)"
+    )
     evaluate.add_argument("--max-users", type=int, metavar="N", help="at most so many users a task")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
     _add_exclude_seen(evaluate)
@@ -238,7 +241,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     metrics = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
     scores = evaluate(
         model, options.data, tasks=options.task, metrics=metrics, split=options.split, exclude_seen=options.exclude_seen,
-        max_users=options.max_users, log=console.log, progress=console,
+        max_users=options.max_users, period=options.period, log=console.log, progress=console,
     )  # fmt: skip
     print("\n".join(score_lines(scores)))
     if options.json is not None:

@@ -13,6 +13,7 @@ from dist_teracon.data.open import open_dataset
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import metrics_of, parse_metric
+from dist_teracon.evaluate.periods import check_period, period_of
 from dist_teracon.evaluate.scorer import excludes_seen, score_task
 from dist_teracon.inference.mapped_dataset import MappedDataset, MappedEncoder, are_versions, read_event_columns
 from dist_teracon.inference.model import PretrainedModel
@@ -29,6 +30,8 @@ class TaskScore:
         examples: How many were scored.
         unseen: Targets that training never saw, or that the model does not know; each is a miss.
         excludes_seen: Whether the items of a user's own history were left out.
+        users: How many the examples are of.
+        period: The period of the test that was scored, from 0 on; None for all of them, and where there is one.
     """
 
     task: str
@@ -36,12 +39,14 @@ class TaskScore:
     examples: int
     unseen: int
     excludes_seen: bool
+    users: int
+    period: int | None = None
 
 
 def evaluate(
     model: PretrainedModel, dataset: str | None = None, *,
     tasks: Sequence[str] | None = None, metrics: Sequence[str] | None = None, split: str = "test", exclude_seen: bool | None = None,
-    max_users: int | None = None, log: Log = no_log, progress: Progress | None = None,
+    max_users: int | None = None, period: str | None = None, log: Log = no_log, progress: Progress | None = None,
 ) -> list[TaskScore]:  # fmt: skip
     """Score a model's tasks on a split of a data set.
 
@@ -54,14 +59,17 @@ def evaluate(
         split: `train`, `validation` or `test`.
         exclude_seen: As `evaluate.exclude_seen`; the run's setting where None.
         max_users: At most so many users a task.
+        period: Of a test of several periods, each task on its `own` or the `present` one, as `evaluate.period`, or on `all` together; as
+            the run's setting where None.
         log: Takes what was left out.
         progress: Shows how far it is.
 
     Raises:
-        ConfigError: an unknown task, metric or split, or no task with any of the metrics.
+        ConfigError: an unknown task, metric, split or period, or no task with any of the metrics.
         DataError: no data set there, or one whose classes the model does not know.
     """
     chosen = _split(split)
+    _check_period(period, chosen)
     if max_users is not None and max_users < 1:
         raise ConfigError(f"--max-users: expected 1 or more, got {max_users}")
     names = tuple(metrics or model.config.evaluate.metrics)
@@ -80,7 +88,7 @@ def evaluate(
     if model.reads_moments:
         data.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
-    scores = []
+    periods, scores = _periods(model, data, chosen, period, log), []
     for task in _tasks(model, data, tasks, log):
         own = metrics_of(data.info.task(task), names)
         if not own:
@@ -88,10 +96,11 @@ def evaluate(
             continue
         score = score_task(
             encoder, data, task, chosen, metrics=own, runtime=runtime, batch=model.config.evaluate.batch, max_users=max_users,
-            seed=model.config.seed, exclude_seen=setting, progress=progress,
+            seed=model.config.seed, exclude_seen=setting, period=periods[task], progress=progress,
         )  # fmt: skip
         without = excludes_seen(data.info, task, setting)
-        scores.append(TaskScore(task, score.values, score.examples, score.unseen, without))
+        users = int((score.by_user.examples > 0).sum())
+        scores.append(TaskScore(task, score.values, score.examples, score.unseen, without, users, periods[task]))
         if setting and not without and data.info.task(task).ranks_labels:
             log(f"{task}: its labels are not known to be items of the history, so all are ranked")
     if not scores:
@@ -113,6 +122,29 @@ def _split(name: str) -> Split:
         raise ConfigError(f"--split: expected train, validation or test, got '{name}'") from None
 
 
+def _check_period(period: str | None, split: Split) -> None:
+    if period not in (None, "own", "present", "all"):
+        raise ConfigError(f"--period: expected own, present or all, got '{period}'")
+    if period is not None and split != Split.TEST:
+        raise ConfigError(f"--period: the test alone has periods; leave it out for {split.name.lower()}")
+
+
+def _periods(model: PretrainedModel, data: Dataset, split: Split, period: str | None, log: Log) -> dict[str, int | None]:
+    """Return the period of the test on which each of the model's tasks is scored, as after the model's stage of its run; None for all."""
+    setting, several = model.config.evaluate, split == Split.TEST and bool(data.info.test_periods)
+    if (not several and period != "present") or period == "all":
+        if several:
+            log(f"the test has {len(data.info.test_periods)} periods; all are scored together (--period all)")
+        return dict.fromkeys(model.tasks)
+    if period is not None:
+        setting = setting.model_copy(update={"period": period})
+        check_period(setting, data.info, where="--period")
+    which = "that of its own stage" if setting.period == "own" else f"that of stage {model.stage}"
+    whose = "--period" if period is not None else "the run's evaluate.period"
+    log(f"the test has {len(data.info.test_periods)} periods; each task is scored on {which} ({whose}: {setting.period})")
+    return {task: period_of(setting, data.info, task=place, stage=model.stage - 1) for place, task in enumerate(model.tasks)}
+
+
 def _tasks(model: PretrainedModel, data: Dataset, tasks: Sequence[str] | None, log: Log) -> list[str]:
     there = [task.name for task in data.info.tasks]
     if tasks is not None:
@@ -125,14 +157,20 @@ def _tasks(model: PretrainedModel, data: Dataset, tasks: Sequence[str] | None, l
 def score_lines(scores: Sequence[TaskScore]) -> list[str]:
     """Return a table of scores for people."""
     names = list(dict.fromkeys(name for score in scores for name in score.values))
-    rows = [["task", *names, "examples", "never seen", "own items"]]
+    several = any(score.period is not None for score in scores)
+    rows = [["task", *names, "users", "examples", "never seen", "own items", *(["test period"] if several else [])]]
     for score in scores:
         cells = [_cell(score.values, name) for name in names]
-        rows.append([score.task, *cells, str(score.examples), str(score.unseen), "left out" if score.excludes_seen else "ranked"])
+        counts = [str(score.users), str(score.examples), str(score.unseen), "left out" if score.excludes_seen else "ranked"]
+        rows.append([score.task, *cells, *counts, *([_number(score.period)] if several else [])])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) for row in rows
     ]
+
+
+def _number(period: int | None) -> str:
+    return "all" if period is None else str(period + 1)
 
 
 def _cell(values: dict[str, float | None], name: str) -> str:
@@ -153,9 +191,11 @@ def scores_json(model: PretrainedModel, dataset: str | None, split: str, scores:
         "tasks": {
             score.task: {
                 "scores": score.values,
+                "users": score.users,
                 "examples": score.examples,
                 "unseen_targets": score.unseen,
                 "excludes_seen": score.excludes_seen,
+                **({} if score.period is None else {"test_period": score.period + 1}),
             }
             for score in scores
         },

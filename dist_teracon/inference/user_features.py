@@ -108,7 +108,7 @@ class FeatureReader:
 
     def _categories(self, feature: InputFeature, cells: Sequence[Any]) -> tuple[NDArray[np.int32], int]:
         codes = self.recipe.missing_in(feature.name)
-        texts = [None if cell is None or (isinstance(cell, float) and np.isnan(cell)) else id_text(cell).strip() for cell in cells]
+        texts = [None if cell is None or (isinstance(cell, float) and np.isnan(cell)) else _text(cell) for cell in cells]
         found = [self._category(feature, None if text in codes else text) for text in texts]
         return np.array([number for number, _ in found], dtype=np.int32), sum(strange for _, strange in found)
 
@@ -118,6 +118,10 @@ class FeatureReader:
         number = self.names[feature.name].index(text)
         known = 0 <= number < feature.values
         return (number if known else MISSING), not known
+
+
+def _text(cell: Any) -> str:
+    return str(cell).lower() if isinstance(cell, bool | np.bool_) else id_text(cell)
 
 
 def _number(name: str, cell: Any) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
+from dist_teracon.data.raw.values import with_truth_forms
 from dist_teracon.data.schema import FIRST_ITEM, TYPES_FILE, DatasetInfo, input_file
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.train.run_folder import RunFolder
@@ -33,7 +34,7 @@ class Vocabulary:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names) if name is not None}
+        return with_truth_forms({name: index for index, name in enumerate(self.names) if name is not None})
 
     @cached_property
     def array(self) -> NDArray[np.object_]:

@@ -335,11 +335,15 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
 
 def columns_read(model: ModelConfig, *, where: str = "model") -> dict[str, str]:
     """Return the columns of events that a model reads beside items, each with the field of the configuration that asks for it."""
+    return dict(sorted({column: field for column, field, _ in reversed(columns_asked(model, where=where))}.items()))
+
+
+def columns_asked(model: ModelConfig, *, where: str = "model") -> list[tuple[str, str, str]]:
+    """Return what asks for columns of events: the column, the field of the configuration, and its entry, empty for a field without."""
     kind, settings = resolve_backbone(model, where=where)
-    asked = {COLUMN_OF[feature]: "model.event_features" for feature in model.event_features}
-    history = {HISTORY_COLUMN_OF[feature]: "model.history_features" for feature in model.history_features if feature in HISTORY_COLUMN_OF}
-    layers = {column: f"model.backbone.{name}" for column, name in kind.event_columns(settings).items()}
-    return dict(sorted({**layers, **history, **asked}.items()))
+    entries = [(COLUMN_OF[name], "model.event_features", name) for name in model.event_features]
+    history = [(HISTORY_COLUMN_OF[name], "model.history_features", name) for name in model.history_features if name in HISTORY_COLUMN_OF]
+    return [*entries, *history, *((column, f"model.backbone.{name}", "") for column, name in kind.event_columns(settings).items())]
 
 
 def reads_moments(model: ModelConfig) -> bool:

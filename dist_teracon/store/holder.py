@@ -1,15 +1,21 @@
-"""Who holds a run: a process, as another one can recognise it, on the same machine or on another."""
+"""Who holds a run or another folder: a process, as another one can recognise it, on the same machine or on another."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from dist_teracon import io
+from dist_teracon.errors import TeraconError
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,29 @@ class Holder:
         """Name it for a person."""
         where = "this machine" if self.machine == _machine() else f"machine {self.machine}"
         return f"process {self.pid} on {where}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}"
+
+
+@contextmanager
+def hold_folder(folder: Path, refusal: Callable[[str], TeraconError]) -> Iterator[None]:
+    """Hold a local folder, which is there, for writing; it is free again when the process ends, however it ends.
+
+    Args:
+        folder: The folder; the lock is its file `.lock`.
+        refusal: From who holds it, in brackets after a blank or nothing where it is not known, to the error to raise.
+
+    Raises:
+        TeraconError: `refusal`, where another process holds it.
+    """
+
+    def busy(note: str) -> TeraconError:
+        try:
+            holder = Holder.from_json(json.loads(note))
+        except ValueError:
+            holder = None
+        return refusal(f" ({holder})" if holder else "")
+
+    with io.exclusive_lock(folder / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))):
+        yield
 
 
 def _machine() -> str:

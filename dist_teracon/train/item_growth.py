@@ -102,8 +102,9 @@ def label_lines(method: Method, tensors: dict[str, Tensor], tasks: Sequence[Task
         fresh = len(bias) - len(tensors[name]) if name in tensors else 0
         if fresh > 0:
             lines.append(
-                f"task '{task.name}' has {fresh} labels that came later: they rank behind the others, since a later stage trains its own "
-                "task's labels alone; a new run learns them"
+                f"task '{task.name}' has {fresh} labels that came later, and this run does not learn them: they rank behind the others, as "
+                "its later stages train their own task's labels alone; to have them recommended, train a new run on this version of the "
+                "data (another --run)"
             )
     return lines
 

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from dist_teracon.data.schema import TYPES_FILE, DatasetInfo, Task, info_from_js
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.runtime import Runtime
 from dist_teracon.store.commits import send_files
-from dist_teracon.store.holder import Holder
+from dist_teracon.store.holder import hold_folder
 from dist_teracon.store.manifest import Part
 from dist_teracon.store.mirror import Mirror
 from dist_teracon.store.view import everything, fetch_view
@@ -360,14 +359,10 @@ class RunFolder:
                 raise RunError(f"{self}: is no run of this program and not empty (it holds {others[0]}); name a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
 
-        def busy(note: str) -> RunError:
-            try:
-                holder = f" ({known})" if (known := Holder.from_json(json.loads(note))) else ""
-            except ValueError:
-                holder = ""
+        def busy(holder: str) -> RunError:
             return RunError(f"{self}: another process is writing this run{holder}; wait for it or name another folder")
 
-        with io.exclusive_lock(self.path / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))):
+        with hold_folder(self.path, busy):
             self._remove_temporary_files()
             yield
 

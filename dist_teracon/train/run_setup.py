@@ -31,8 +31,7 @@ from dist_teracon.data.schema import Task
 from dist_teracon.data.user_svd import need_sklearn
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
-from dist_teracon.models.backbone import columns_read, reads_moments, resolve_backbone
-from dist_teracon.models.event_embedding import COLUMN_OF
+from dist_teracon.models.backbone import columns_asked, columns_read, reads_moments, resolve_backbone
 from dist_teracon.models.history_features import HistoryStart
 from dist_teracon.models.history_start import history_start
 from dist_teracon.models.input_embedding import InputSizes
@@ -135,23 +134,17 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
 
 def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: Runtime) -> Dataset:
     """Return the data set, which reads of events and side features what the model asks for, and nothing else."""
-    for feature in config.model.event_features:
-        if (column := COLUMN_OF[feature]) not in dataset.info.history.names:
+    for column, asking, entry in columns_asked(config.model):
+        if column not in dataset.info.history.names:
+            asker = f"'{entry}'" if entry else asking.rpartition(".")[2]
             raise ConfigError(
-                f"model.event_features: '{feature}' reads {column} of events, and data set '{dataset.info.name}' keeps none "
+                f"{asking}: {f'{asker} ' if entry else ''}reads {column} of events, and data set '{dataset.info.name}' keeps none "
                 f"(it keeps: {', '.join(('items', *dataset.info.history.names))}); prepare it with "
-                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave '{feature}' out"
+                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave {asker} out"
             )
     if "svd" in config.model.history_features:
         need_sklearn("model.history_features: 'svd'")
-    columns = columns_read(config.model)
-    for column, asked in columns.items():
-        if column not in dataset.info.history.names:
-            raise ConfigError(
-                f"{asked}: reads {column} of events, and data set '{dataset.info.name}' keeps none; prepare it with "
-                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave {asked.rpartition('.')[2]} out"
-            )
-    dataset.read_columns(tuple(columns))
+    dataset.read_columns(tuple(columns_read(config.model)))
     if reads_moments(config.model):
         own = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
         dataset.moments = Moments.of_dataset(dataset.info, max(runtime.gather(dataset.last_event(own))))

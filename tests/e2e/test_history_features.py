@@ -95,7 +95,7 @@ def test_what_is_not_there_is_refused_before_anything_runs(sets: Path, alone: No
     tables = timed_tables()
     plain = replace(tables, sequences=replace(tables.sequences, columns=tables.sequences.columns.only(())), types=())
     write_dataset(plain, str(tmp_path / "plain"), RULE, shards=4)
-    said = r"model.history_features: reads types of events, and data set .small. keeps none; .*history.keep: \[type\]"
+    said = r"model.history_features: 'types' reads types of events, and data set .small. keeps none .*history.keep: \[type\]"
     with pytest.raises(ConfigError, match=said):
         train_here(config_of(tmp_path / "plain", "types"), tmp_path / "run")
     assert ModelConfig(history_features=("svd", "counts")).history_features == ("counts", "svd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from small_runs import ALONE, results, settings, train_here
 
+import dist_teracon
+from dist_teracon.cli import main
 from dist_teracon.config.run import EvaluateConfig
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import prepare
@@ -19,6 +22,7 @@ from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import parse_metric
 from dist_teracon.evaluate.periods import period_of
 from dist_teracon.evaluate.scorer import score_task
+from dist_teracon.inference.evaluate import evaluate
 from dist_teracon.train.restore import restore_method
 
 DAY, START = 86_400, 1_600_000_000
@@ -65,6 +69,35 @@ def test_the_present_period_is_scored_after_every_stage(sets: Path, alone: None,
 
     assert scores == [[score(1, "next", 0)], [score(2, "next", 1), score(2, "buys", 1)]]
     assert score(2, "next", 0) != score(2, "next", 1) != score(2, "next", None)
+
+
+def test_evaluate_takes_the_runs_period_or_another(sets: Path, alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train_here(config_of(sets / "two", "present"), tmp_path / "run")
+    model, dataset = dist_teracon.from_pretrained(run), Dataset(str(sets / "two"))
+    by_period = {
+        period: {score.task: score for score in evaluate(model, period=period)} for period in (None, "present", "own", "all")
+    }  # fmt: skip
+    assert [score.values["mrr@5"] for score in by_period[None].values()] == results(run)["scores"][-1]
+    assert by_period["present"] == by_period[None]
+    assert {task: score.period for task, score in by_period[None].items()} == {"next": 1, "buys": 1}
+    assert {task: score.period for task, score in by_period["own"].items()} == {"next": 0, "buys": 1}
+    assert evaluate(dist_teracon.from_pretrained(run, 1), period="present")[0].period == 0
+    for task, places in (("next", (0, 1)), ("buys", (1, 0))):
+        parts = [dataset.labels(task, shard) for shard in range(2)]
+        users = [sum(len(part.of(Split.TEST, period=place).users) for part in parts) for place in places]
+        assert by_period["own"][task].users == users[0]
+        assert by_period["all"][task].users == sum(users)  # a user is a row in each period
+    assert main(["evaluate", str(run), "--period", "own", "--json", str(tmp_path / "s.json")]) == 0
+    shown = capsys.readouterr()
+    assert "the test has 2 periods; each task is scored on that of its own stage (--period: own)" in shown.out + shown.err
+    assert [line.split()[-1] for line in shown.out.splitlines()[-3:]] == ["period", "1", "2"]
+    found = json.loads((tmp_path / "s.json").read_text())["tasks"]
+    assert {task: value["test_period"] for task, value in found.items()} == {"next": 1, "buys": 2}
+    with pytest.raises(ConfigError, match="--period: the test alone has periods"):
+        evaluate(model, split="validation", period="own")
+    with pytest.raises(ConfigError, match=r"--period: .*'present' scores .* has one test period"):
+        evaluate(model, str(sets / "one"), period="present")
+    assert evaluate(model, str(sets / "one"))[0].period is None
 
 
 def test_a_stage_has_the_period_of_its_number_and_later_ones_the_last(sets: Path) -> None:

@@ -45,7 +45,8 @@ def test_a_task_is_added_on_a_refreshed_version(alone: None, tmp_path: Path, mon
     monkeypatch.setattr(console, "log", said.append)
     train(checked(config), ALONE, run, where="test", console=console, added=AddedTask("gender"))
     told = [line for line in said if "labels that came later" in line]
-    assert len(told) == 1 and told[0].startswith(f"task 'next' has {fresh} labels that came later: they rank behind the others")
+    assert len(told) == 1 and told[0].startswith(f"task 'next' has {fresh} labels that came later, and this run does not learn them")
+    assert "train a new run on this version of the data (another --run)" in told[0]
     grown = results(run)
     assert grown["scores"][:2] == base["scores"]
     assert grown["data_versions"] == [old.fingerprint, old.fingerprint, new.fingerprint]

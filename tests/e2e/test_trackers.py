@@ -126,12 +126,14 @@ def test_a_run_on_a_store_has_them_there(small: str, tmp_path: Path, monkeypatch
     store.rm(place, recursive=True)
 
 
-def stub_of_wandb(told: list[Any]) -> ModuleType:
-    """Return a module with what is used of wandb: as the real one, it leaves out steps that lie behind."""
+def stub_of_wandb(told: list[Any], *, offline: bool = False) -> ModuleType:
+    """Return a module with what is used of wandb: as the real one, it refuses steps that lie behind, and offline remembers no run."""
     module, steps = ModuleType("wandb"), dict[str, int]()
 
     def init(**options: Any) -> Any:
         name = options["id"]
+        if offline:
+            steps.pop(name, None)
         told.append(("init", name, options["resume"], options["project"], options["config"]["seed"]))
 
         def log(values: dict[str, float], step: int) -> None:
@@ -139,7 +141,9 @@ def stub_of_wandb(told: list[Any]) -> ModuleType:
             steps[name] = step
             told.append((step, values["loss/total"]) if "loss/total" in values else ("other", step))
 
-        return SimpleNamespace(step=steps.get(name, -1) + 1, log=log, finish=lambda exit_code: told.append(("finish", exit_code)))
+        return SimpleNamespace(
+            step=steps.get(name, -1) + 1, offline=offline, log=log, finish=lambda exit_code: told.append(("finish", exit_code))
+        )
 
     module.init = init  # type: ignore[attr-defined]
     module.__spec__ = importlib.util.spec_from_loader("wandb", None)
@@ -208,6 +212,25 @@ def test_services_get_every_step_once_under_one_name(small: str, tmp_path: Path,
     losses = [(metric.step, metric.value) for metric in modules["mlflow"].metrics["a run"] if metric.key == "loss/total"]
     assert losses == expected
     assert of_mlflow == [("config.json", 0), ("method", "teracon"), ("seed", 0), "RUNNING", "FAILED", "RUNNING", "FINISHED"]
+
+
+def test_offline_too_no_step_comes_twice_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setitem(sys.modules, "wandb", stub_of_wandb(told, offline=True))
+    config = {"method": {"name": "teracon"}, "seed": 0}
+
+    def goes_on(*steps: int) -> WandbRun:
+        tracker = WandbRun(tmp_path, "run", config)
+        for step in steps:
+            tracker.take(Point(1, "next", step, step, 0.0, {"loss/total": float(step)}))
+        return tracker
+
+    goes_on(1, 2, 3)  # killed, with a checkpoint after the first step
+    goes_on(2)  # and again, before it has logged anything new
+    last = goes_on(2, 3, 4)
+    last.take(Point(1, "next", 4, 4, 0.0, {"score/next": 0.5}))
+    last.close(failed=False)
+    assert [entry for entry in told if entry[0] not in ("init", "finish")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), ("other", 4)]
 
 
 def test_scores_behind_the_last_step_that_is_known_there_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.prepare.user_rows import UserRows, rows_by_time
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
+from dist_teracon.data.raw.values import with_truth_forms
 from dist_teracon.data.recipe import EventFilter, HistoryRule, ItemTask, ProfileTask, Recipe
 from dist_teracon.data.recipe_values import bin_names
 from dist_teracon.data.sources.base import Attributes, EventData, Events
@@ -381,7 +382,7 @@ def _profile_task(name: str, task: ProfileTask, job: _Job, users: UserRows) -> t
     trained = users.trains(users.person_row[users.person_row >= 0][rows]).tolist()
     known = _sorted_values([text for text, trains in zip(texts, trained, strict=True) if trains])
     classes = bin_names(task.bins) if task.bins else list(task.classes) if task.classes else known
-    index = {label: position for position, label in enumerate(classes)}
+    index = with_truth_forms({label: position for position, label in enumerate(classes)})
     wrong = "not a number" if task.bins else "none of the recipe's classes"
     for row, text in enumerate(texts):
         if text is None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.input_features import MISSING, FeatureColumn, InputFeatures, InputTables
 from dist_teracon.data.prepare.folder_writer import FolderWriter
+from dist_teracon.data.raw.values import with_truth_forms
 from dist_teracon.data.schema import FIRST_ITEM, DatasetInfo
 from dist_teracon.errors import DataError
 
@@ -46,13 +47,13 @@ class VersionInputs:
         self._number: dict[str, NDArray[np.int32]] = {}
         for name in old.info.inputs.names:
             known = self.names[name] = old.input_values(name)
-            place = {value: number for number, value in enumerate(known)}
+            place = with_truth_forms({value: number for number, value in enumerate(known) if value is not None})
             theirs = new.input_values(name)
             for value in theirs:
-                if value not in place:
+                if value is not None and value not in place:
                     place[value] = len(known)
                     known.append(value)
-            self._number[name] = np.array([place[value] for value in theirs], dtype=np.int32)
+            self._number[name] = np.array([MISSING if value is None else place[value] for value in theirs], dtype=np.int32)
         self.counts = {feature.name: np.zeros(len(self.names[feature.name]), dtype=np.int64) for feature in old.info.inputs.user}
 
     def users(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.input_features import NO_FEATURES, NO_INPUTS, InputTables
+from dist_teracon.data.prepare.first_task import last_three, left_out, next_labels
 from dist_teracon.data.prepare.folder_writer import FolderWriter, by_name, names_column
 from dist_teracon.data.prepare.matched import Funnel
 from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
@@ -33,7 +35,7 @@ from dist_teracon.data.schema import (
     users_file,
     vocabulary_file,
 )
-from dist_teracon.data.shard_source import ShardLabels, ShardRows, ShardSource, TaskColumns
+from dist_teracon.data.shard_source import ShardLabels, ShardSource, TaskColumns
 from dist_teracon.errors import DataError
 
 _SMALL_SHARDS = 8
@@ -60,6 +62,7 @@ class ShardStats:
         times: Whether histories have times.
         type_counts: int64 [types + 1], occurrences of each type, the unknown one first; empty where they have none.
         input_counts: By feature of users int64 [values], users of each value.
+        no_next: How often the first task has no example, by reason.
     """
 
     files: dict[str, FileEntry]
@@ -73,6 +76,7 @@ class ShardStats:
     times: bool = False
     type_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     input_counts: list[NDArray[np.int64]] = field(default_factory=list)
+    no_next: Counter[str] = field(default_factory=Counter)
 
     @property
     def history(self) -> HistoryColumns:
@@ -97,6 +101,7 @@ class ShardStats:
         self.users, self.events = self.users + other.users, self.events + other.events
         self.item_counts += other.item_counts
         self.times |= other.times
+        self.no_next += other.no_next
         self.type_counts += other.type_counts
         counts = ([*stats.label_counts, *stats.tallies, *stats.input_counts] for stats in (self, other))
         for own, more in zip(*counts, strict=True):
@@ -210,6 +215,7 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
         writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns, features=features)
         last_items = last_three(rows, source.length_limit) if splitter.rule.by == "last" else None
         first = next_labels(rows, source.length_limit) if last_items is None else last_items[0]
+        part.no_next = left_out(rows, source.length_limit, by_last=last_items is not None)
         for place, labels in enumerate((first, *rows.labels)):
             if rows.splits is not None:
                 split = np.repeat(rows.splits[labels.rows], np.diff(labels.offsets))
@@ -258,7 +264,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         tasks=described,
         files={path: files[path] for path in order},
         source=source.source,
-        notes={**source.notes, "matched": _matched(source, written)},
+        notes={**source.notes, "matched": _matched(source, written, rule)},
         format_version=FORMAT_VERSION if plain and rule.by in ("users", "rows") else FORMAT_WITH_MORE,
         history=written.history,
         inputs=inputs.features,
@@ -273,8 +279,8 @@ def _inputs(source: ShardSource) -> InputTables:
     return found
 
 
-def _matched(source: ShardSource, written: ShardStats) -> dict[str, Any]:
-    """Return what was left out: as the source counted it, else what its shards show."""
+def _matched(source: ShardSource, written: ShardStats, rule: SplitRule) -> dict[str, Any]:
+    """Return what was left out: as the source counted it, else what its shards show; of the first task where there is anything."""
     history = Funnel("events", written.events + written.cut)
     history.drop(f"before a user's last {source.length_limit}", written.cut)
     tasks = {}
@@ -282,43 +288,18 @@ def _matched(source: ShardSource, written: ShardStats) -> dict[str, Any]:
         funnel = Funnel("users", written.users)
         funnel.drop("no label", written.users - users)
         tasks[task.name] = funnel.to_json()
-    return {"history": history.to_json(), "tasks": tasks, **source.notes.get("matched", {})}
+    found = {"history": history.to_json(), "tasks": tasks, **source.notes.get("matched", {})}
+    if written.no_next:
+        examples = int(written.tallies[0].sum())
+        first = Funnel("examples" if rule.by == "last" else "rows" if rule.by == "time" else "users", examples + written.no_next.total())
+        for reason, count in written.no_next.items():
+            first.drop(reason, count)
+        found["tasks"] = {source.next_task: first.to_json(), **found["tasks"]}
+    return found
 
 
 def _all_tasks(source: ShardSource) -> list[TaskColumns]:
     return [TaskColumns(source.next_task, "next", source.items), *source.tasks]
-
-
-def next_labels(rows: ShardRows, length_limit: int) -> ShardLabels:
-    """Return the first task's labels: the last item of each user who has two or more; an unseen one is never a target."""
-    able = np.diff(rows.offsets) >= 2
-    last = rows.values[rows.offsets[1:] - 1]
-    able &= last >= 0
-    if rows.next_users is not None:
-        able &= rows.next_users
-    if length_limit < 2:
-        able[:] = False
-    users = np.flatnonzero(able)
-    return ShardLabels(users, last[users], np.arange(len(users) + 1, dtype=np.int64))
-
-
-def last_three(rows: ShardRows, length_limit: int) -> tuple[ShardLabels, NDArray[np.int8]]:
-    """Return the first task's labels under a split by `last`, and their splits: each user's last items.
-
-    The last one is for the test, the one before for validation, and the one before that ends what is trained on. An example needs an item
-    before its label; an unseen item is never a target.
-    """
-    lengths = np.minimum(np.diff(rows.offsets), length_limit)
-    behind = np.array([SplitRule(by="last").behind(split) for split in Split])  # 2, 1, 0: the order of the items
-    place = rows.offsets[1:, None] - 1 - behind
-    able = lengths[:, None] - behind >= 2
-    labels = np.where(able, rows.values[np.maximum(place, 0)] if len(rows.values) else -1, -1)
-    if rows.next_users is not None:
-        labels[~rows.next_users] = -1
-    there = labels >= 0
-    users = np.flatnonzero(there.any(axis=1))
-    split = np.broadcast_to(np.array(list(Split), dtype=np.int8), there.shape)
-    return ShardLabels(users, labels[there].astype(np.int32), ragged.offsets_of(there[users].sum(axis=1))), split[there]
 
 
 Keys = dict[str, NDArray[np.uint64]]

@@ -6,6 +6,7 @@ Missing are, in every format, null, an empty cell and, outside of ids that are w
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from dist_teracon.data.raw.categorical import Categorical
 NAN_TEXTS = ("NaN", "nan")
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _WHOLE = r"^[-+]?[0-9]+(\.0+)?$"
+_TRUTH = {"true", "false"}
 _WHOLE_NAME = re.compile(r"([-+]?[0-9]+)(\.0+)?")
 
 Mask = NDArray[np.bool_]
@@ -93,6 +95,26 @@ def whole_names(column: Categorical) -> tuple[Categorical, str] | None:
             return None
         own.append(index.setdefault(name, len(index)))
     return Categorical(np.array([*own, -1], dtype=np.int32)[column.codes], list(index)), example
+
+
+def truth_names(column: Categorical) -> Categorical | None:
+    """Return names that are all truth values, of which one is written in two ways (`True` of a CSV, `true` of Parquet), in small letters.
+
+    None where there is another name, or each has one spelling.
+    """
+    small = [name.lower() for name in column.names]
+    names = list(dict.fromkeys(small))
+    if not set(names) <= _TRUTH or len(names) == len(small):
+        return None
+    return Categorical(np.array([*map(names.index, small), -1], dtype=np.int32)[column.codes], names)
+
+
+def with_truth_forms(numbers: Mapping[str, int]) -> dict[str, int]:
+    """Return names' numbers; where all names are truth values, by their other spellings, too (`True`, `TRUE`, `true`)."""
+    small = {name.lower(): number for name, number in numbers.items()}
+    if not set(small) <= _TRUTH or len(small) < len(numbers):
+        return dict(numbers)
+    return {form: number for name, number in small.items() for form in (name, name.title(), name.upper())}
 
 
 def whole_texts(column: Any) -> tuple[Any, str] | None:

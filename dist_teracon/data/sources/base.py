@@ -18,7 +18,7 @@ from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.listing import natural_key
 from dist_teracon.data.raw.table import ColumnSpec, RawTable
 from dist_teracon.data.raw.times import YEARS
-from dist_teracon.data.raw.values import whole_name
+from dist_teracon.data.raw.values import truth_names, whole_name
 from dist_teracon.data.recipe import Columns, ItemTask, ProfileTask, Recipe
 from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.errors import ConfigError, DataError, nearest
@@ -106,6 +106,10 @@ def attributes_from(table: RawTable, key: str, *, recipe: Recipe | None, context
         if name == key:
             continue
         values = _without_missing(name, _coded(column), recipe, context)
+        if (truths := truth_names(values)) is not None:
+            told = f"{table.file}: column '{name}' has truth values written as {', '.join(values.names)}; they are read in small letters"
+            context.note("truth_values", name, list(values.names), told)
+            values = truths
         rows, conflicting = _first_values(keys, values)
         if conflicting:
             told = f"{table.file}: {conflicting} names of column '{key}' have several values of '{name}'; the first counts"

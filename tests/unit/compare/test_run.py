@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,10 @@ import yaml
 from small_runs import settings, write_small
 
 from dist_teracon import cli
+from dist_teracon.compare.cells import CellJob, CellsError
 from dist_teracon.compare.plan import read_plan
+from dist_teracon.compare.run import compare
+from dist_teracon.console import Console
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,45 @@ def test_folders_of_something_else_are_refused(tmp_path: Path, dataset: str, cap
     (out / "cells" / "hat").mkdir(parents=True)
     assert "holds another comparison (variants hat)" in refused(capsys, plan, "--out", str(out))
     assert sorted(path.name for path in out.iterdir()) == ["cells", "thesis.tex"]
+
+
+# Holds a folder until it is killed.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from dist_teracon.store.holder import hold_folder
+with hold_folder(Path(sys.argv[1]), RuntimeError):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused_until_the_first_has_ended(
+    tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, out = plan_file(tmp_path, dataset), tmp_path / "out"
+    out.mkdir()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None and first.stdout.readline() == "held\n"
+            for launcher in ("local", "ray"):
+                error = refused(capsys, plan, "--out", str(out), "--launcher", launcher)
+                assert f"another process is running this comparison (process {first.pid} on this machine, since " in error
+            assert [path.name for path in out.iterdir()] == [".lock"]
+        finally:
+            first.send_signal(signal.SIGKILL)
+
+    def failing(jobs: Sequence[CellJob]) -> Generator[tuple[CellJob, str | None], None, None]:
+        yield from ((job, "was not tried") for job in jobs)
+
+    with pytest.raises(CellsError, match="2 of 2 cells failed"):
+        compare(plan, out, parallel=None, console=Console(active=False), runner=failing)
+
+
+def test_a_comparison_on_a_store_is_refused(tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compare", plan_file(tmp_path, dataset), "--out", "s3://bucket/comparison"])
+    assert "argument --out: expected a path on this machine, not on a store, got 's3://bucket/comparison'" in capsys.readouterr().err
 
 
 def test_one_cell_fails_and_the_other_goes_on(tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]) -> None:

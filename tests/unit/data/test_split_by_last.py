@@ -14,10 +14,10 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import EventColumns
 from dist_teracon.data.loader import TrainingLoader, evaluation_batches
 from dist_teracon.data.open import open_dataset
+from dist_teracon.data.prepare.first_task import last_three
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.prepare.versions import append
-from dist_teracon.data.prepare.writer import last_three
 from dist_teracon.data.schema import Split, SplitRule
 from dist_teracon.data.shard_source import ShardRows
 from dist_teracon.errors import DataError

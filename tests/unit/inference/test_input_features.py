@@ -89,6 +89,21 @@ def test_what_is_not_given_or_not_known_is_missing(model: Any) -> None:
     np.testing.assert_allclose(fed[0, -8:], own.detach().numpy(), atol=1e-6)
 
 
+def test_truth_values_are_known_in_every_spelling() -> None:
+    from dist_teracon.data.input_features import InputFeature
+    from dist_teracon.inference.user_features import FeatureReader
+    from dist_teracon.inference.vocabulary import Vocabulary
+
+    members = Vocabulary([None, "False", "True"])
+    assert members.indices(pa.array(["true", "FALSE", "True", "false", "yes", None])).tolist() == [2, 1, 2, 1, -1, -1]
+    assert Vocabulary(["False", "True", "maybe"]).index("true") == -1  # names of another kind, each as it is written
+    assert Vocabulary(["False", "false"]).indices(pa.array(["False", "false", "FALSE"])).tolist() == [0, 1, -1]
+    reader = FeatureReader((InputFeature("member", 3),), {"member": members}, ("member",))
+    values, told = reader.read([{"member": True}, {"member": "false"}, {"member": np.False_}], 3, None)
+    assert values is not None and values[:, 0].tolist() == [2, 1, 1]
+    assert told == ()
+
+
 def test_vectors_of_a_task_and_shared_ones_read_nothing_that_is_closed(model: Any) -> None:
     club, both, place = [{"club": "yes"}] * 3, [{"club": "yes", "region": "north"}] * 3, [{"region": "north"}] * 3
 

@@ -110,6 +110,34 @@ def test_users_with_too_few_events_and_rare_labels_are_counted(events_folder):
     assert matched["tasks"]["t"]["left_out"]["labels of fewer than 5 users"] > 0
 
 
+@pytest.mark.parametrize("by", ["users", "last"])
+def test_users_who_are_not_predicted_and_why_are_told(events_folder, capsys, by):
+    """Of u0 to u19 the last item is rare, u20 to u24 have one item alone; u25 to u54 are as they should be."""
+    names = [f"u{user}" for user in range(55) for _ in range(1 if 20 <= user < 25 else 5)]
+    events = {
+        "user": names,
+        "item": [f"i{row % 4}" for row in range(len(names))],
+        "timestamp": [START + row for row in range(len(names))],
+    }
+    for user in range(20):
+        events["item"][5 * user + 4] = f"rare {user}"
+    folder = events_folder(events)
+    (folder.parent / "r.yaml").write_text(json.dumps({"history": {"min_count": 2, "minimum": 1}, "split": {**SPLIT, "by": by}}))
+    arguments = [str(folder), str(folder.parent / "out"), "--recipe", str(folder.parent / "r.yaml")]
+    assert main(["prepare", "events", *arguments]) == 0
+    matched = read_dataset_info(str(folder.parent / "out")).notes["matched"]
+    whole(matched)
+    if by == "users":
+        expected = {"no item before the last one": 5, "the last item is unseen: never a target": 20}
+        assert matched["tasks"]["next"] == {"unit": "users", "total": 55, "kept": 30, "left_out": expected}
+    else:  # three examples a user, the last one for the test
+        expected = {"no item before it": 15, "the item is unseen: never a target": 20}
+        assert matched["tasks"]["next"] == {"unit": "examples", "total": 165, "kept": 130, "left_out": expected}
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for reason, count in expected.items():
+        assert [*reason.split(), str(count)] in lines
+
+
 def test_times_outside_of_a_window_are_counted(events_folder):
     matched = prepared(
         events_folder(made_events()), {"history": {"events": {"from": "2020-09-13T13:00:00", "until": "2020-09-13T17:00:00"}}}

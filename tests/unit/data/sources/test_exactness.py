@@ -51,6 +51,25 @@ def test_one_users_number_with_and_without_a_point_is_one_user(made, form):
     assert back.info["notes"]["whole_numbers"] == {"user": "10.0"}
 
 
+TRUTHS = {user: gender == "m" for user, gender in GENDERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        ({"users.csv": csv({**PEOPLE, "g": list(TRUTHS.values())})}, ["False", "True"]),  # as Python writes them
+        ({"users.parquet": parquet({**PEOPLE, "g": list(TRUTHS.values())})}, ["false", "true"]),
+        ({"users.csv": csv({**PEOPLE, "g": ["True", "FALSE", "true", "false"] * 5})}, ["false", "true"]),
+    ],
+)  # fmt: skip
+def test_truth_values_have_two_classes_however_they_are_written(made, files, classes):
+    back = made({"events.csv": WHOLE, **files}, GENDER)
+    assert genders(back) == {user: classes[truth] for user, truth in TRUTHS.items()}
+    assert [*back.info["notes"].get("truth_values", {})] == (["g"] if b"FALSE" in files.get("users.csv", b"") else [])
+    named = made({"events.csv": WHOLE, **files}, {**GENDER, "tasks": {"g": {"kind": "profile", "classes": ["True", "False"]}}})
+    assert genders(named) == {user: str(truth) for user, truth in TRUTHS.items()}
+
+
 def test_ids_that_differ_in_their_form_of_unicode_are_named(made):
     composed = {user: f"\uac00{user}" for user in USERS}  # one letter, or two
     decomposed = [f"\u1100\u1161{user}" for user in USERS[:8]] + [composed[user] for user in USERS[8:]]

@@ -21,7 +21,7 @@ from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.train.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
-from event_tables import GENDERS, PARTS, START, TABLE, USERS, changed, csv, refused
+from event_tables import GENDERS, PARTS, START, TABLE, USERS, changed, csv, parquet, refused
 
 # u00 … u11 in the north, then six in the south, and two of whom nothing is known; ages 20 … 39
 REGIONS = ["north"] * 12 + ["south"] * 6 + [None] * 2
@@ -126,6 +126,24 @@ def test_rows_of_a_task_lack_what_is_closed_to_it(whole: Path, cached: bool, tmp
     data.read_inputs(["g"])
     assert (data.user_features(shard, "g") == CLOSED).all()
     assert not (data.user_features(shard, "age") == CLOSED).any()
+
+
+def test_truth_values_of_a_version_in_another_format_keep_their_numbers(tmp_path: Path) -> None:
+    member = [bool(number % 3) for number in range(len(USERS))]
+    rule: dict[str, Any] = {"inputs": {"user": ["member"]}, **PARTS}
+    old = made_of(tmp_path, {"events.csv": csv(TABLE), "users.csv": csv({"user": USERS, "member": member})}, rule, "old")
+    later = [f"later {user}" for user in USERS]
+    files = {
+        "events.csv": csv(changed(user=[f"later {user}" for user in TABLE["user"]])),
+        "users.parquet": parquet({"user": later, "member": [not value for value in member]}),
+    }
+    new = made_of(tmp_path, files, rule, "new")
+    append(str(old), str(new), str(tmp_path / "both"), refresh=True)
+    assert names_of(tmp_path / "both", "member") == [(None, 0), ("True", 20), ("False", 20)]
+    users = users_of(tmp_path / "both")
+    assert [users[user]["input.member"] for user in [*USERS, *later]] == [
+        1 if value else 2 for value in [*member, *(not v for v in member)]
+    ]
 
 
 def test_without_inputs_a_data_set_is_as_ever(tmp_path: Path) -> None:
