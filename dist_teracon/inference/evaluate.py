@@ -79,6 +79,9 @@ def evaluate(
     data = opened if same else _mapped(opened, model, log)
     if model.reads_moments:
         data.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
+    if opened.info.test_periods and chosen == Split.TEST:
+        number = len(opened.info.test_periods)
+        log(f"the test has {number} periods, which are scored together; each score of a run is of one (evaluate.period)")
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
     scores = []
     for task in _tasks(model, data, tasks, log):
@@ -103,6 +106,8 @@ def _mapped(dataset: Dataset, model: PretrainedModel, log: Log) -> MappedDataset
     found = MappedDataset(dataset, model)
     if not are_versions(model.info, dataset.info):
         log(f"{dataset.uri}: is no version of the run's own data set; items and labels are matched by name")
+    for line in found.notes():
+        log(line)
     return found
 
 

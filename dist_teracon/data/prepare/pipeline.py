@@ -247,7 +247,8 @@ def _read(
 
 def _write(data: ShardSource, rule: SplitRule, work: Workspace, context: ReadContext, log: Log) -> DatasetInfo:
     """Write a data set into the working folder, with the file of malformed rows where there are any."""
-    log(f"writing {users_text(len(data.user_hashes()), data.notes)}, {len(data.items):,} items, {1 + len(data.tasks)} tasks to {work.shown}")
+    users = users_text(len(data.user_hashes()), data.notes)
+    log(f"writing {users}, {len(data.items):,} items, {1 + len(data.tasks)} tasks to {work.shown}")
     advance = partial(context.report, "writing")
     if context.workers is None:
         info = write_dataset_files(work.dataset, data, rule, context.shards, advance=advance)

@@ -20,6 +20,7 @@ from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.data.schema import Split
 from dist_teracon.data.summary import dataset_lines
 from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.inference.labels_file import labels_of_task
 from dist_teracon.models.item_init import cooccurrence_vectors
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
@@ -219,6 +220,9 @@ def test_each_test_period_is_told_from_what_came_before_it(dataset, tmp_path):
         parts = [found.of(Split.TEST, period=period) for period in range(3)]
         assert sum(len(part.values) for part in parts) == len(whole.values)
         assert [set(part.period.tolist()) for part in parts] == [{0}, {1}, {2}]
+    probed = labels_of_task(parted, "club")  # a user of the test is one user, whatever the periods
+    assert sorted(probed.users) == sorted(name for name in labels["club"] if "@test-" not in name)
+    assert np.bincount(probed.split, minlength=3).tolist() == list(dataset.info.task("club").examples)
     views = [time for time, kind in zip(table["timestamp"], table["type"], strict=True) if kind == "view" and time >= PERIODS[0]]
     counted = parted.info.notes["split_by_time"]["tests"]
     assert [part["from"] for part in counted] == list(PERIODS)
