@@ -79,10 +79,6 @@ class Histories:
         """Events among those read whose item the model does not know."""
         return int(self.strange.sum())
 
-    @property
-    def _by_user(self) -> dict[str, NDArray[Any] | None]:
-        return {"last_time": self.last_time, "strange_types": self.strange_types, "strange_values": self.strange_values}
-
     def without_features(self, places: Sequence[int]) -> Histories:
         """Return the same histories with nothing read of some of their users' features."""
         if self.rows.features is None or not places:
@@ -108,7 +104,9 @@ class Histories:
             users=None if self.users is None else self.users.take(pa.array(rows)),
             events=self.events[rows],
             strange=self.strange[rows],
-            **{name: None if column is None else column[rows] for name, column in self._by_user.items()},
+            last_time=None if self.last_time is None else self.last_time[rows],
+            strange_types=None if self.strange_types is None else self.strange_types[rows],
+            strange_values=None if self.strange_values is None else self.strange_values[rows],
         )
 
     def slice(self, first: int, end: int) -> Histories:
@@ -119,7 +117,9 @@ class Histories:
             users=None if self.users is None else self.users[first:end],
             events=self.events[first:end],
             strange=self.strange[first:end],
-            **{name: None if column is None else column[first:end] for name, column in self._by_user.items()},
+            last_time=None if self.last_time is None else self.last_time[first:end],
+            strange_types=None if self.strange_types is None else self.strange_types[first:end],
+            strange_values=None if self.strange_values is None else self.strange_values[first:end],
         )
 
     def notes(self) -> list[str]:
