@@ -31,6 +31,7 @@ class TrainJob:
         verbose: Log more of what is chosen and why.
         quiet: Show warnings and errors alone.
         until_stage: Stop when this stage is finished.
+        begins_with: A run whose first stages are taken over where they are the same.
         labels_of: Train nothing, and make the pseudo-labels of this stage.
     """
 
@@ -42,6 +43,7 @@ class TrainJob:
     verbose: bool = False
     quiet: bool = False
     until_stage: int | None = None
+    begins_with: str | None = None
     labels_of: int | None = None
 
 
@@ -55,7 +57,11 @@ def resolved(job: TrainJob) -> TrainJob:
     added = job.added
     if added is not None and added.vectors is not None and io.is_local(added.vectors):
         added = replace(added, vectors=str(io.local_path(added.vectors).expanduser().absolute()))
-    return replace(job, config=config, added=added, run=job.run.expanduser().absolute() if isinstance(job.run, Path) else job.run)
+    begins_with = job.begins_with
+    if begins_with is not None and io.is_local(begins_with):
+        begins_with = str(io.local_path(begins_with).expanduser().absolute())
+    run = job.run.expanduser().absolute() if isinstance(job.run, Path) else job.run
+    return replace(job, config=config, added=added, run=run, begins_with=begins_with)
 
 
 def train_in_process(job: TrainJob, *, device: torch.device | None = None, console: Console | None = None) -> bool:
@@ -78,5 +84,6 @@ def train_in_process(job: TrainJob, *, device: torch.device | None = None, conso
         train(
             job.config, runtime, run,
             where=job.where, console=console, with_single_task=job.with_single_task, added=job.added, until_stage=job.until_stage,
+            begins_with=job.begins_with,
         )  # fmt: skip
         return runtime.is_main

@@ -133,6 +133,8 @@ def _submission(options: argparse.Namespace, log: Log) -> Submission:
         command += [f"--{flag.replace('_', '-')}"] if getattr(options, flag) else []
     command += ["--scratch", options.scratch] if options.scratch is not None else []
     command += ["--until-stage", str(options.until_stage)] if options.until_stage is not None else []
+    if options.begin_with is not None:
+        command += ["--begin-with", _on_all_nodes(options.begin_with, "--begin-with", log)]
     if options.add_task is not None:
         command += ["--add-task", options.add_task, "--new-items", options.new_items]
     if options.item_vectors is not None:

@@ -60,6 +60,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS), or Ray on this machine"
     )
     train.add_argument("--until-stage", type=as_count, metavar="N", help="stop when stage N is finished; without it the run goes on")
+    train.add_argument(
+        "--begin-with", metavar="RUN", help="take the first stages from this run, as far as they are the same; the others are trained"
+    )
     train.add_argument("--with-single-task", action="store_true", help="train every task alone too, for forward transfer")
     train.add_argument(
         "--add-task", metavar="NAME", help="one more stage on a finished run; the data set may be a version made by --append"
@@ -98,7 +101,15 @@ def _train(options: argparse.Namespace) -> int:
 
     added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
     job = TrainJob(
-        config, options.run, options.config, options.with_single_task, added, options.verbose, options.quiet, options.until_stage
+        config,
+        options.run,
+        options.config,
+        options.with_single_task,
+        added,
+        options.verbose,
+        options.quiet,
+        options.until_stage,
+        options.begin_with,
     )
     if options.launcher == "ray":
         if status := _on_ray(job):
@@ -136,8 +147,8 @@ def _pseudo_label(options: argparse.Namespace) -> int:
 
 
 def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
-    if options.add_task is not None or options.with_single_task:
-        raise ConfigError("--dry-run: plans the stages of CONFIG alone; leave --add-task and --with-single-task out")
+    if options.add_task is not None or options.with_single_task or options.begin_with is not None:
+        raise ConfigError("--dry-run: plans the stages of CONFIG alone; leave --add-task, --with-single-task and --begin-with out")
     from dist_teracon.console import set_up_logging
 
     set_up_logging(verbose=options.verbose)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dist_teracon import io
 from dist_teracon.compare.plan import Cell
+from dist_teracon.compare.shared_stages import Donor, donors_of
 from dist_teracon.config_io import dump_config
 from dist_teracon.console import Console
 from dist_teracon.errors import RunError
@@ -47,6 +48,7 @@ class CellJob:
         log: Where its output goes.
         cwd: Where relative paths of the configuration begin.
         environment: Variables that it has beside those of the process that starts it.
+        donors: Runs that it may begin with.
     """
 
     name: str
@@ -55,10 +57,14 @@ class CellJob:
     log: Path
     cwd: Path
     environment: dict[str, str]
+    donors: tuple[Donor, ...] = ()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the cell's process; it goes on where it was."""
         command = [sys.executable, "-m", "dist_teracon.cli", "train", str(self.config), "--run", str(self.run), "--no-report"]
+        if not (self.run / "config.yaml").exists() and self.donors:
+            stages, donor = max(((donor.ready(), donor) for donor in self.donors), key=lambda ready: ready[0])
+            command += ["--begin-with", str(donor.run)] if stages else []
         with self.log.open("ab") as output:
             return subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **self.environment}, cwd=self.cwd
@@ -92,7 +98,8 @@ def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Cons
     console.log(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished")
     failures: dict[str, str] = {}
     if waiting:
-        with closing(runner([_job(cell, out) for cell in waiting])) as ended:
+        donors = donors_of(cells, out)
+        with closing(runner([_job(cell, out, donors.get(cell.name, ())) for cell in waiting])) as ended:
             for done, (job, problem) in enumerate(ended, start=1):
                 outcome = "finished" if problem is None else f"failed: {problem}"
                 console.log(f"[{done}/{len(waiting)}] {job.name}: {outcome}")
@@ -103,7 +110,7 @@ def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Cons
         raise CellsError("\n".join([*lines, *(f"{name}: {problem}" for name, problem in failures.items())]), failures)
 
 
-def _job(cell: Cell, out: Path) -> CellJob:
+def _job(cell: Cell, out: Path, donors: tuple[Donor, ...]) -> CellJob:
     """Write a cell's configuration."""
     name, out = f"{cell.variant}-seed-{cell.seed}", out.absolute()
     config, log = out / "configs" / f"{name}.yaml", out / "logs" / f"{name}.log"
@@ -112,7 +119,7 @@ def _job(cell: Cell, out: Path) -> CellJob:
         file.write(dump_config(cell.config).encode())
     own = {name: value for name, value in os.environ.items() if name.startswith("DIST_TERACON_")}
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return CellJob(cell.name, config, cell.folder(out), log, Path.cwd(), {**own, **threads})
+    return CellJob(cell.name, config, cell.folder(out), log, Path.cwd(), {**own, **threads}, donors)
 
 
 def on_this_machine(parallel: int) -> Runner:

@@ -133,6 +133,10 @@ class Method(ABC):
     Settings: ClassVar[type[ConfigModel]] = ConfigModel
     # whether a finished run can learn one more task (`--add-task`)
     adds_tasks: ClassVar[bool] = True
+    # whether a stage follows from its task and those before it, whichever come later; else the first stage alone does (`--begin-with`)
+    stages_stand_alone: ClassVar[bool] = True
+    # groups of `Settings` of which the first stage reads nothing
+    later_settings: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def check(cls, tasks: Sequence[Task], backbone: type[Backbone]) -> None:

@@ -54,6 +54,7 @@ class Mtl(Method):
     """
 
     name = "mtl"
+    stages_stand_alone = False
     Settings = MtlSettings
     adds_tasks: ClassVar[bool] = False
 

@@ -56,6 +56,7 @@ class Teracon(Method):
     """One network for all tasks; a frozen copy of the stage before teaches it the past tasks."""
 
     name = "teracon"
+    later_settings = frozenset({"retention"})
     Settings = TeraconSettings
 
     def __init__(self, context: MethodContext, settings: TeraconSettings) -> None:

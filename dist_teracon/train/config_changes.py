@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,23 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
                 return ConfigChange(problem, [])
             notes.append(f"stage {position + 1} ({task}) trains at most {is_now[field]} epochs instead of {was[field]}")
     return ConfigChange("", notes)
+
+
+def first_difference(before: RunConfig, now: RunConfig, *, later: Collection[str]) -> tuple[str, str]:
+    """Return the first field beside tasks and settings of stages in which two runs' results may differ, and how; empty where there is none.
+
+    Args:
+        before, now: Resolved.
+        later: Groups of the method's settings of which the first stage reads nothing; they come last.
+    """
+    before, now = _with_new_fields(before), _with_new_fields(now)
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    grouped = tuple(f"method.{name}." for name in later)
+    for name in sorted({*old, *new}, key=lambda name: (name.startswith(grouped), name != "method.name", name)):
+        free = _FREE.get(name) == _NOTHING or name == "tasks" or f"{name}.".startswith((_LAUNCH, *_STAGES))
+        if not free and old.get(name) != new.get(name):
+            return name, f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
+    return "", ""
 
 
 def _with_new_fields(config: RunConfig) -> RunConfig:

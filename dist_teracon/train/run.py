@@ -19,6 +19,7 @@ from dist_teracon.evaluate.periods import check_period, period_of
 from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, takes_addition, with_added_task, with_earlier_additions
+from dist_teracon.train.begin_with import begin_with, check_begin_with
 from dist_teracon.train.item_growth import grown_tensors, growth_lines, label_lines, with_new_labels
 from dist_teracon.train.restore import take_up
 from dist_teracon.train.results import by_metric, write_results
@@ -47,7 +48,7 @@ from dist_teracon.train.trackers.registry import Trackers, check_trackers
 def train(
     config: RunConfig, runtime: Runtime, folder: Path | str | RunFolder, *,
     where: str, console: Console, with_single_task: bool = False, added: AddedTask | None = None, until_stage: int | None = None,
-    before_step: Callable[..., None] | None = None,
+    begins_with: str | None = None, before_step: Callable[..., None] | None = None,
 ) -> None:  # fmt: skip
     """Learn the tasks in their order; the same call again goes on where a killed run stopped, or finds it finished.
 
@@ -60,6 +61,7 @@ def train(
         with_single_task: Train every task alone too (in `folder/single-task`), for forward transfer.
         added: A task to learn on top of a finished run, maybe from a later version of its data set.
         until_stage: Stop when this stage, counted from 1, is finished; the run goes on with the same call without it.
+        begins_with: A run whose first stages are taken over where they are the same (`begin_with`); nothing for a run that is under way.
         before_step: Called with the phase's trainer, its state and the batch before each optimiser step.
 
     Raises:
@@ -72,14 +74,14 @@ def train(
         _train(
             config, runtime, own,
             where=where, console=console, stop=stop, with_single_task=with_single_task, added=added, until_stage=until_stage,
-            before_step=before_step,
+            begins_with=begins_with, before_step=before_step,
         )  # fmt: skip
 
 
 def _train(
     config: RunConfig, runtime: Runtime, own: RunFolder, *,
     where: str, console: Console, stop: StopSignals, with_single_task: bool, added: AddedTask | None, until_stage: int | None = None,
-    before_step: Callable[..., None] | None = None,
+    begins_with: str | None = None, before_step: Callable[..., None] | None = None,
 ) -> None:  # fmt: skip
     config, kind, settings = resolve(config, where=where)
     config = with_earlier_additions(config, own) if added is None else with_added_task(config, added, own)
@@ -91,8 +93,12 @@ def _train(
     check_method(kind, config, tasks, where=where, adds=added is not None)
     check_until_stage(until_stage, tasks)
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop, before_step=before_step)
+    if begins_with is not None:
+        check_begin_with(run, kind, begins_with)
     with run_lock(run):
         create_or_verify(run, added)
+        if begins_with is not None:
+            begin_with(run, kind, begins_with)
         _learn(run, kind(method_context(run), settings), until_stage or len(tasks))
         if until_stage is not None and until_stage < len(tasks):
             console.log(f"stage {until_stage} is finished; the same command without --until-stage goes on")

@@ -136,6 +136,16 @@ class StageFolder:
         _write_state(self.path / "state.json", {**state, "files": files})
         self.drop_checkpoints()
 
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Write the state of a stage whose files were copied from another run, checked against it.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+        for name, sha256 in state["files"].items():
+            check_file(self.path / name, sha256)
+        _write_state(self.path / "state.json", state)
+
     def write_timing(self, timing: dict[str, Any]) -> None:
         """Write what the stage took."""
         io.write_json(self.path / "timing.json", timing)

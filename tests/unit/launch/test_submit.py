@@ -64,6 +64,8 @@ def test_the_job_gets_every_option_of_train(config: str, tmp_path: Path) -> None
         "text",
         "--until-stage",
         "3",
+        "--begin-with",
+        "s3://b/other",
     ]
     options = _parser().parse_args([config, "--run", "s3://b/r/", *given, "--item-vectors", "s3://b/v.parquet", "--set", "seed=7"])
     submission = _submission(options, lambda _: None)
@@ -80,6 +82,7 @@ def test_the_job_gets_every_option_of_train(config: str, tmp_path: Path) -> None
         "verbose",
         "scratch",
         "add_task",
+        "begin_with",
         "new_items",
         "item_vectors",
         "until_stage",
