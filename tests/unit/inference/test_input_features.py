@@ -99,7 +99,7 @@ def test_features_by_user_say_whom_they_miss_and_several_rows_are_read_as_prepar
     # what a person's rows say first counts, and the second one fills what it leaves empty
     rows = pa.table({"user": ["u1", "u2", "u1"], "region": [" ", "north", "south"], "age": [30, 60, 99]})
     read = model.histories(table, features=rows)
-    assert read.notes() == ["1 users have several rows of features; their first value that is not missing counts"]
+    assert read.notes()[-1] == "1 users have several rows of features; their first value that is not missing counts"
     whole = model.histories(table, features=[{"region": "south", "age": 30}, {"region": "north", "age": 60}])
     assert np.array_equal(read.rows.features, whole.rows.features)
     assert not np.array_equal(read.rows.features, plain.rows.features)
