@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import FIRST_ITEM, DatasetInfo, Split, Task, users_file
+from dist_teracon.data.summary import shares, users_text
 from dist_teracon.errors import DataError, nearest
 from dist_teracon.hashing import stable_hash
 from dist_teracon.text import NO_BREAK, folded, table_lines
@@ -47,14 +48,16 @@ def inspect_lines(dataset: Dataset, *, users: int = 3, user: str | None = None, 
 
 
 def _head(info: DatasetInfo) -> list[str]:
-    split = info.split
+    split, whose = info.split, "row" if "split_by_time" in info.notes else "user"
     rows = [
         (task.name, task.kind, f"{task.labels:,}", f"{task.users:,}", *(f"{count:,}" for count in task.examples)) for task in info.tasks
     ]
     return [
-        *folded(f"{readable(info.name)}: {info.users:,} users, {info.items - FIRST_ITEM:,} items, {info.events:,} events"),
-        f"  {info.events / max(1, info.users):.1f} events a user on average, at most {info.length_limit:,}; {info.shards:,} shards",
-        f"  split by {split.by}, seed {split.seed}: {split.train:g} training, {split.validation:g} validation, {split.test:g} test",
+        *folded(f"{readable(info.name)}: {users_text(info.users, info.notes)}, {info.items - FIRST_ITEM:,} items, {info.events:,} events"),
+        f"  {info.events / max(1, info.users):.1f} events a {whose} on average, at most {info.length_limit:,}; {info.shards:,} shards",
+        f"  split by time{shares(info)}, seed {split.seed}"
+        if split.by == "time"
+        else f"  split by {split.by}, seed {split.seed}: {split.train:g} training, {split.validation:g} validation, {split.test:g} test",
         "",
         *table_lines(("task", "kind", "labels", "users", "training", "validation", "test"), rows, names=("task", "kind")),
     ]

@@ -6,7 +6,8 @@ when the histories end, which is one moment for all rows of a task and split.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dist_teracon.data.event_columns import NO_TIME
@@ -20,11 +21,20 @@ class Moments:
     Attributes:
         last: The last moment of which histories tell; of histories in use, too, where no other is given. `NO_TIME` for unknown.
         labels_from, validation_from: Under a split by time, where earlier histories end.
+        earlier: By task of an earlier version of the data set, when its rows are predicted: as in that version.
     """
 
     last: int = NO_TIME
     labels_from: int | None = None
     validation_from: int | None = None
+    earlier: Mapping[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def is_dated(info: DatasetInfo) -> bool:
+        """Return whether a recipe's dates say when the histories end, whatever the events."""
+        recipe = info.source.get("recipe")
+        rules: dict[str, Any] = recipe if isinstance(recipe, dict) else {}
+        return info.split.by == "time" or ((rules.get("history") or {}).get("events") or {}).get("until") is not None
 
     @classmethod
     def of_dataset(cls, info: DatasetInfo, last_event: int) -> Moments:
@@ -41,16 +51,17 @@ class Moments:
             labels_from = split.get("labels_from")
             return cls(int(split["test_from"]), None if labels_from is None else int(labels_from), int(split["validation_from"]))
         until = ((rules.get("history") or {}).get("events") or {}).get("until")
-        return cls(last_event if until is None else int(until))
+        return cls(last_event if until is None else int(until), earlier=info.source.get("moments", {}))
 
     def of(self, task: Task, split: Split) -> int:
         """Return when a task's rows of a split are predicted, its labels having no times.
 
+        In a version of a data set, tasks of an earlier one keep the moment that they had in it, as they keep their labels and histories.
         Under a split by time labels of items follow the history that ends with `labels_from`, `validation_from` or `test_from`; attributes
         of users are told from the history before `validation_from`, in the test before `test_from`.
         """
         if self.validation_from is None or split == Split.TEST:
-            return self.last
+            return self.earlier.get(task.name, self.last)
         if split == Split.TRAIN and task.kind == "item" and self.labels_from is not None:
             return self.labels_from
         return self.validation_from

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dist_teracon.data.input_features import InputFeatures
@@ -16,8 +16,8 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     """Return what a data set holds, a line a task, and what was left out of the raw data and why."""
     split = info.split
     lines = [
-        f"{cropped(info.name, 28)}: {info.users:,} users, {info.items - 2:,} items, {info.events:,} events",
-        f"  sequences of at most {info.length_limit}, {info.shards} shards; split by {split.by}{_shares(info)}, seed {split.seed}",
+        f"{cropped(info.name, 28)}: {users_text(info.users, info.notes)}, {info.items - 2:,} items, {info.events:,} events",
+        f"  sequences of at most {info.length_limit}, {info.shards} shards; split by {split.by}{shares(info)}, seed {split.seed}",
     ]
     if info.history.names:
         kept = [*(["times"] if info.history.times else []), *([f"{info.history.types - 1:,} types"] if info.history.types else [])]
@@ -35,7 +35,13 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     return [*lines, *matched_lines(info.notes.get("matched", {}))]
 
 
-def _shares(info: DatasetInfo) -> str:
+def users_text(rows: int, notes: Mapping[str, Any]) -> str:
+    """Return how many users there are; under a split by time, where a user is several rows, of how many users so many rows are."""
+    people = notes.get("split_by_time", {}).get("users")
+    return f"{rows:,} users" if people is None else f"{rows:,} rows of {people:,} users"
+
+
+def shares(info: DatasetInfo) -> str:
     """Return the shares by which users or rows are cut; under a split by time none where nothing is cut by them."""
     split = info.split
     if split.by == "time" and all(task.ranks_labels for task in info.tasks):

@@ -28,7 +28,7 @@ from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.hashing import mix64, stable_hash
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.neumf import Pairs, fit, scores_of
-from dist_teracon.inference.probe import kind_of
+from dist_teracon.inference.probe import kind_of, without_features
 from dist_teracon.inference.sources import of_dataset
 
 CUTOFFS = (1, 5, 10)
@@ -307,10 +307,13 @@ def cold_start(
         raise ConfigError(f"--target {target}: expected a task whose labels are recommended (kind item), got one of kind {task.kind}")
     kinds = {name: kind_of(model, name) for name in tasks}
     source = of_dataset(model, data, log=log)
+    for note in source.notes:
+        log(note)
     values, counts, hashes, seen, unknown = [], [], [], [], 0
     vectors: dict[str, list[NDArray[np.float32]]] = {name: [] for name in kinds}
     without = excludes_seen(dataset.info, target, model.config.evaluate.exclude_seen)
     label_of = dataset.label_of_item(target) if without else None
+    closed, told = dataset.info.inputs.closed_to([target]), log
     for shard in range(dataset.info.shards):
         labels, found = dataset.labels(target, shard), dataset.shard(shard)
         of_people, number, last = in_a_row(labels, found.user_hash[labels.users])
@@ -320,7 +323,8 @@ def cold_start(
         hashes.append(found.user_hash[people])
         if label_of is not None:
             seen.append(_labels_seen(found.values, found.offsets, people, label_of))
-        histories = source.histories(shard)
+        (histories,) = without_features(model, [source.histories(shard)], closed, log=told)
+        told = no_log  # once
         unknown += int(histories.strange[people].sum())
         for name, kind in kinds.items():
             for first in range(0, len(people), 512):

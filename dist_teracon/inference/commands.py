@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -280,14 +280,22 @@ def _probe(options: argparse.Namespace) -> None:
         raise ConfigError(f"--seed: expected 0 or more, got {options.seed}")
     model, console = _load(options), Console()
     tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
+    closed: Collection[str] = ()
     if options.labels is not None:
         labels = read_labels(options.labels, seed=options.seed)
+        if names := [feature.name for feature in model.inputs.user]:
+            console.log(f"the vectors read {', '.join(names)} of users; labels that follow from one of them say nothing of histories")
     else:
-        labels = labels_of_task(open_dataset(options.data or model.config.dataset, log=console.log), options.labels_task)
+        dataset = open_dataset(options.data or model.config.dataset, log=console.log)
+        labels, closed = labels_of_task(dataset, options.labels_task), dataset.info.inputs.closed_to([options.labels_task])
+        if dataset.info.test_periods:
+            console.log(f"{options.labels_task}: of {len(dataset.info.test_periods)} periods of the test the first is scored")
         if options.labels_task in model.tasks:
             console.log(f"{options.labels_task}: the model has learned it, so this is no probe of something new")
     source = _source(model, options.data, options)
-    found = probe(model, source, labels, tasks=tasks, metric=options.metric, seed=options.seed, log=console.log)
+    for note in source.notes:
+        console.log(note)
+    found = probe(model, source, labels, tasks=tasks, metric=options.metric, seed=options.seed, closed=closed, log=console.log)
     print("\n".join(found.lines()))
     if options.json is not None:
         io.write_json(options.json, {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, **found.to_json()})

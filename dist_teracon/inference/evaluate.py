@@ -112,6 +112,8 @@ def _mapped(dataset: Dataset, model: PretrainedModel, log: Log) -> MappedDataset
     found = MappedDataset(dataset, model)
     if not are_versions(model.info, dataset.info):
         log(f"{dataset.uri}: is no version of the run's own data set; items and labels are matched by name")
+    for line in found.notes():
+        log(line)
     return found
 
 

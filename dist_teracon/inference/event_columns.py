@@ -81,8 +81,18 @@ class ColumnReader:
             given = [event["type"] for event in events]
             if (wrong := next((value for value in given if not isinstance(value, str | None)), None)) is not None:
                 raise DataError(f"type: expected the type's name, or null for unknown, got {wrong!r}")
-            types = self.numbers(pa.array(given, pa.string()))
+            # as in preparation: without blanks around it, and an empty cell is none
+            types = self.numbers(pa.array([value.strip() or None if value else None for value in given], pa.string()))
         return EventColumns(times, types)
+
+    def strange(self, types: NDArray[np.int32] | None, given: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """Return which events have a type that the model does not know; None where it reads none.
+
+        Args:
+            types: int32 [N], as they are read.
+            given: bool [N], whether the event has a type.
+        """
+        return None if types is None else (types == UNKNOWN_TYPE) & given
 
     def numbers(self, names: pa.Array) -> NDArray[np.int32]:
         """Return the numbers of types by name; those that the model does not know are the unknown type."""

@@ -19,6 +19,7 @@ from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
+from dist_teracon.data.input_features import CLOSED
 from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.task_builder import histories as histories_of
 from dist_teracon.data.raw.bad_rows import BadRows
@@ -51,6 +52,8 @@ class Histories:
         events: int64 [B], events read a user, at most as many as the length.
         last_time: float64 [B], seconds since 1970 of each user's last event; None where there are no times.
         strange: int64 [B], events among those read whose item the model does not know; they are read as the unseen item.
+        strange_types: int64 [B], those among them whose type the model does not know; None where it reads none.
+        strange_values: int64 [B], features of the user whose value the model does not know; None where none are given.
         unknown_items: The first few of these items.
         dropped: What was left out, by kind, as users without an event that fits.
         told: What reading the events had to say, as that they have no times.
@@ -62,6 +65,8 @@ class Histories:
     events: NDArray[np.int64]
     strange: NDArray[np.int64]
     last_time: NDArray[np.float64] | None = None
+    strange_types: NDArray[np.int64] | None = None
+    strange_values: NDArray[np.int64] | None = None
     unknown_items: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
     told: tuple[str, ...] = ()
@@ -73,6 +78,14 @@ class Histories:
     def unknown(self) -> int:
         """Events among those read whose item the model does not know."""
         return int(self.strange.sum())
+
+    def without_features(self, places: Sequence[int]) -> Histories:
+        """Return the same histories with nothing read of some of their users' features."""
+        if self.rows.features is None or not places:
+            return self
+        features = self.rows.features.copy()
+        features[:, list(places)] = CLOSED
+        return replace(self, rows=replace(self.rows, features=features))
 
     def between(self, first: int, end: int) -> PackedRows:
         """Return the rows of the users `first … end − 1`."""
@@ -92,6 +105,8 @@ class Histories:
             events=self.events[rows],
             strange=self.strange[rows],
             last_time=None if self.last_time is None else self.last_time[rows],
+            strange_types=None if self.strange_types is None else self.strange_types[rows],
+            strange_values=None if self.strange_values is None else self.strange_values[rows],
         )
 
     def slice(self, first: int, end: int) -> Histories:
@@ -103,6 +118,8 @@ class Histories:
             events=self.events[first:end],
             strange=self.strange[first:end],
             last_time=None if self.last_time is None else self.last_time[first:end],
+            strange_types=None if self.strange_types is None else self.strange_types[first:end],
+            strange_values=None if self.strange_values is None else self.strange_values[first:end],
         )
 
     def notes(self) -> list[str]:
@@ -112,6 +129,9 @@ class Histories:
             total = int(self.events.sum())
             few = f" ({', '.join(self.unknown_items)})" if self.unknown_items else ""
             lines.append(f"{self.unknown} of {total} events are of items that the model does not know; it reads them as unseen{few}")
+        if self.strange_types is not None and (types := int(self.strange_types.sum())):
+            total = int(self.events.sum())
+            lines.append(f"{types} of {total} events are of types that the model does not know; it reads them as the unknown type")
         return lines
 
 
@@ -228,7 +248,8 @@ class HistoryReader:
         codes = self._items.indices(pa.array(events.item.names, pa.string()))
         chosen = events.item.codes[ordered]
         columns = self.reads.of_events(events, ordered)
-        made = self._made(codes[chosen], offsets, columns, lambda places: [events.item.names[code] for code in chosen[places]])
+        typed = None if events.type is None else self.reads.strange(columns.types, events.type.codes[ordered] >= 0)
+        made = self._made(codes[chosen], offsets, columns, lambda places: [events.item.names[code] for code in chosen[places]], typed)
         times = None if events.timestamp is None else events.timestamp[ordered[offsets[1:] - 1]]
         dropped = {
             "users without an event that fits the recipe's history": len(events.user.names) - len(users),
@@ -248,14 +269,20 @@ class HistoryReader:
         items = [event.get("item") if isinstance(event, Mapping) else event for event in events]
         flat = [value.strip() if isinstance(value, str) else id_text(value) for value in items]
         codes = np.fromiter((self._items.index(value) for value in flat), np.int64, len(flat))
-        return self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()])
+        # a model that reads types has refused events that are not mappings
+        named = [] if columns.types is None else [bool((event["type"] or "").strip()) for event in events]
+        typed = self.reads.strange(columns.types, np.array(named, dtype=bool))
+        return self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()], typed)
 
     def _from_arrow(self, lists: Any) -> Histories:
         flat, offsets = _arrow_lists(lists)
         columns = self.reads.of_mappings([None] * min(1, len(flat)))
         return self._made(self._items.indices(flat), _filled(offsets), columns, lambda places: flat.take(pa.array(places)).to_pylist())
 
-    def _made(self, codes: NDArray[np.int64], offsets: NDArray[np.int64], columns: EventColumns, names: Any) -> Histories:
+    def _made(
+        self, codes: NDArray[np.int64], offsets: NDArray[np.int64], columns: EventColumns, names: Any,
+        strange_types: NDArray[np.bool_] | None = None,
+    ) -> Histories:  # fmt: skip
         """Return histories of item indices, −1 for unknown ones; `names` gives the names at some places of `codes`."""
         strange = (codes < FIRST_ITEM) | (codes >= self._known)
         values = np.where(strange, UNSEEN_ITEM, codes).astype(np.int32)
@@ -265,7 +292,9 @@ class HistoryReader:
         few = tuple(dict.fromkeys(names(some)))[:_SHOWN] if len(some) else ()
         rows = self._padded(cut, cut_offsets, columns.last(offsets, limit=self.length))
         counts = _count_true(strange_cut, cut_offsets)
-        return Histories(rows, PackedRows(values, offsets), None, np.diff(cut_offsets), counts, unknown_items=few)
+        typed = None if strange_types is None else _count_true(ragged.last(strange_types, offsets, limit=self.length)[0], cut_offsets)
+        seen = PackedRows(values, offsets)
+        return Histories(rows, seen, None, np.diff(cut_offsets), counts, strange_types=typed, unknown_items=few)
 
 
 def _recipe_of(info: DatasetInfo) -> Recipe:

@@ -79,7 +79,8 @@ def read_labels(uri: str, *, seed: int = 0) -> UserLabels:
 
 
 def labels_of_task(dataset: Dataset, task: str) -> UserLabels:
-    """Return the labels of a data set's profile task, with the data set's own split.
+    """Return the labels of a data set's profile task, with the data set's own split; of a test of several periods those of the first,
+    as a user who is there in all of them is one user.
 
     Raises:
         DataError: there is no such task, or it ranks items.
@@ -91,8 +92,9 @@ def labels_of_task(dataset: Dataset, task: str) -> UserLabels:
     labels, split = [], []
     for shard in range(dataset.info.shards):
         found = dataset.labels(task, shard)
+        once = np.ones(len(found.users), dtype=bool) if found.period is None else found.period[found.offsets[:-1]] == 0
         names = dataset.table(users_file(shard), ["user_id"])["user_id"].to_pylist()
-        users += [names[row] for row in found.users.tolist()]
-        labels.append(found.values[found.offsets[:-1]])
-        split.append(found.split[found.offsets[:-1]])
+        users += [names[row] for row in found.users[once].tolist()]
+        labels.append(found.values[found.offsets[:-1]][once])
+        split.append(found.split[found.offsets[:-1]][once])
     return UserLabels(users, np.concatenate(labels).astype(np.int64), classes, np.concatenate(split))

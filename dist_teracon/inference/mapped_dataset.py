@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset, Labels, Shard
-from dist_teracon.data.input_features import InputFeatures
+from dist_teracon.data.input_features import MISSING, InputFeatures
 from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.versions import ancestors
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Task
@@ -143,6 +143,18 @@ class MappedDataset(Dataset):
         places = [names.index(feature.name) for feature in self._model.inputs.user]
         return np.stack([numbers[found[:, place]] for place, numbers in zip(places, self._feature_maps, strict=True)], axis=1)
 
+    def notes(self) -> list[str]:
+        """Return what of types of events and of features of users the model does not know, for a person."""
+        lines, reads_types = [], "types" in self._model.event_columns
+        unknown = [str(name) for name, own in zip(self._inner.types(), self._type_map, strict=True) if name is not None and not own]
+        if reads_types and unknown:
+            lines.append(f"types of events that the model does not know are read as the unknown type: {_few(unknown)}")
+        for feature, numbers in zip(self._model.inputs.user, self._feature_maps, strict=True):
+            names = [] if feature.edges else self._inner.input_values(feature.name)
+            if strange := [str(name) for name, own in zip(names, numbers, strict=False) if name is not None and own == MISSING]:
+                lines.append(f"values of '{feature.name}' that the model does not know are read as missing: {_few(strange)}")
+        return lines
+
     def read_shard(self, index: int) -> Shard:
         """Return a shard's users as `shard`, without keeping the shard in memory."""
         found = self.shard(index)
@@ -184,6 +196,10 @@ class MappedDataset(Dataset):
             raise DataError(f"{self.uri}: task '{task.name}' has classes that the model does not know ({few}), so it cannot be scored")
         self._label_maps[task.name] = np.where(strange, known, place).astype(np.int32)
         return replace(task, labels=known + int(strange.any()))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class MappedEncoder:

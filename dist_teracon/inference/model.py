@@ -222,8 +222,8 @@ class PretrainedModel:
         reader = self.feature_reader
         if features is None and reader.features and isinstance(histories, str | Path):
             features = reader.of_table(self.reader.users_of(str(histories), [feature.name for feature in reader.features]))
-        values, told = reader.read(features, len(read), read.users)
-        return replace(read, rows=replace(read.rows, features=values), told=(*read.told, *told))
+        own = reader.read(features, len(read), read.users)
+        return replace(read, rows=replace(read.rows, features=own.values), strange_values=own.strange, told=(*read.told, *own.told))
 
     def encode(
         self, histories: Any, task: str = SHARED, *,

@@ -10,7 +10,7 @@ Legend: U users, D features, Y classes, V items.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,6 +210,17 @@ def labelled_histories(source: UserSource, labels: UserLabels) -> tuple[list[His
     return parts, kept, len(labels.users) - len(names)
 
 
+def without_features(
+    model: PretrainedModel, parts: list[Histories], closed: Collection[str], *, log: Callable[[str], None]
+) -> list[Histories]:  # fmt: skip
+    """Return histories without the features of users that tell what is asked of the vectors; tells which the model would have read."""
+    names = [feature.name for feature in model.inputs.user]
+    if names and (shut := [place for place, name in enumerate(names) if name in closed]):
+        log(f"vectors are made without {', '.join(names[place] for place in shut)} of users, which the labels' task must not read")
+        return [part.without_features(shut) for part in parts]
+    return parts
+
+
 def encoded(model: PretrainedModel, parts: list[Histories], kind: str) -> Features:
     """Return the vectors of histories, float32 [U, W]."""
     found = []
@@ -310,7 +321,7 @@ class ProbeResult:
 
 def probe(
     model: PretrainedModel, source: UserSource, labels: UserLabels, *,
-    tasks: list[str], metric: str | None = None, seed: int = 0, log: Callable[[str], None] = lambda _: None,
+    tasks: list[str], metric: str | None = None, seed: int = 0, closed: Collection[str] = (), log: Callable[[str], None] = lambda _: None,
 ) -> ProbeResult:  # fmt: skip
     """Probe a model's frozen vectors, beside the baselines.
 
@@ -321,6 +332,7 @@ def probe(
         tasks: Whose vectors: tasks, `shared` (the model's default), `shared:mean`, `shared:open`, `shared:concat`.
         metric: Its name; AUROC for two classes and accuracy for more where None.
         seed: Of the probes.
+        closed: Features of users that tell the labels; vectors are made without them, whatever their task reads.
         log: Takes lines for a person.
 
     Raises:
@@ -331,6 +343,7 @@ def probe(
     kinds = {task: kind_of(model, task) for task in tasks}
     parts, known, unmatched = labelled_histories(source, labels)
     check_sizes(known)
+    parts = without_features(model, parts, closed, log=log)
     vectors = [score_features(name, encoded(model, parts, kind), known, chosen, seed=seed) for name, kind in kinds.items()]
     baselines = []
     for name, make in baseline_features(model, parts, known, seed=seed).items():

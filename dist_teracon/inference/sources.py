@@ -15,6 +15,7 @@ from dist_teracon import io
 from dist_teracon.console import Log
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import users_file
+from dist_teracon.data.summary import users_text
 from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.mapped_dataset import MappedDataset
 from dist_teracon.inference.model import PretrainedModel
@@ -59,7 +60,11 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
         return model.reader.of_indices(shard.values, shard.offsets, users=users(part), columns=shard.columns, features=shard.features)
 
     name = {"kind": "dataset", "uri": uri, "version": inner.info.fingerprint, "users": inner.info.users}
-    return UserSource(name, inner.info.shards, users, histories, [])
+    notes = mapped.notes()
+    if inner.info.split.by == "time":
+        rows = users_text(inner.info.users, inner.info.notes)
+        notes = [f"{uri}: split by time, so a user is several rows of their own, as u1 and u1@test ({rows})", *notes]
+    return UserSource(name, inner.info.shards, users, histories, notes)
 
 
 def of_events(model: PretrainedModel, uri: str, *, dates: bool = True) -> UserSource:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data.input_features import MISSING, InputFeature, bin_of
 from dist_teracon.data.prepare.input_values import number_of
+from dist_teracon.data.raw.values import NAN_TEXTS, whole_name
 from dist_teracon.data.recipe import Recipe
 from dist_teracon.data.sources.base import Attributes
 from dist_teracon.errors import ConfigError, DataError, nearest
@@ -22,6 +24,21 @@ from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.vocabulary import Vocabulary
 
 _EXAMPLE = '[{"region": "north", "age": 33}, {}]'
+
+
+@dataclass(frozen=True)
+class FeaturesRead:
+    """What was read.
+
+    Attributes:
+        values: int32 [B, F]; None for a model that reads none.
+        strange: int64 [B], values that the model does not know, which are read as missing; None where none are given.
+        told: What a person should hear.
+    """
+
+    values: NDArray[np.int32] | None = None
+    strange: NDArray[np.int64] | None = None
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,8 @@ class FeatureReader:
     declared: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
 
-    def read(self, given: Any, users: int, names: pa.Array | None) -> tuple[NDArray[np.int32] | None, tuple[str, ...]]:
-        """Return features int32 [B, F], None for a model that reads none; and what a person should hear.
+    def read(self, given: Any, users: int, names: pa.Array | None) -> FeaturesRead:
+        """Return features, and what a person should hear of them.
 
         Args:
             given: A mapping for each user in their order; such mappings by user's id, or an Arrow table or pandas DataFrame with the
@@ -56,21 +73,25 @@ class FeatureReader:
         if not self.features:
             if given is not None:
                 raise ConfigError("features: the model reads no features of users (model.input_features); leave them out")
-            return None, ()
+            return FeaturesRead()
         values = np.full((users, len(self.features)), MISSING, dtype=np.int32)
         shown = ", ".join(feature.name for feature in self.features)
         if given is None:
-            return values, (f"features of users ({shown}) are not given; all are read as missing",) if users else ()
-        rows = self._rows(given, users, names)
-        unknown = 0
+            return FeaturesRead(values, told=(f"features of users ({shown}) are not given; all are read as missing",) if users else ())
+        rows, told = self._rows(given, users, names)
+        strange = np.zeros(users, dtype=np.int64)
         for place, feature in enumerate(self.features):
             cells = [row.get(feature.name) for row in rows]
-            values[:, place] = bin_of(np.array([_number(feature.name, cell) for cell in cells]), feature.edges) if feature.edges else 0
-            if not feature.edges:
-                values[:, place], strange = self._categories(feature, cells)
-                unknown += strange
-        told = (f"{unknown} values of features ({shown}) are not known to the model; it reads them as missing",) if unknown else ()
-        return values, told
+            cells = [None if self._is_missing(feature.name, cell) else cell for cell in cells]
+            if feature.edges:
+                values[:, place] = bin_of(np.array([_number(feature.name, cell) for cell in cells]), feature.edges)
+            else:
+                found = [self._category(feature, None if cell is None else _text(cell)) for cell in cells]
+                values[:, place] = [number for number, _ in found]
+                strange += [unknown for _, unknown in found]
+        if strange.any():
+            told = (*told, f"{strange.sum()} values of features ({shown}) are not known to the model; it reads them as missing")
+        return FeaturesRead(values, strange, told)
 
     def of_table(self, table: Attributes | None) -> dict[str, dict[str, Any]] | None:
         """Return the features of a table of users by their ids; None for no table."""
@@ -83,19 +104,12 @@ class FeatureReader:
         """Return the model's number of each of another data set's values of a feature of categories."""
         return np.array([self._category(feature, name)[0] for name in theirs], dtype=np.int32)
 
-    def _rows(self, given: Any, users: int, names: pa.Array | None) -> list[Mapping[str, Any]]:
-        if hasattr(given, "to_dict") and hasattr(given, "columns"):  # a pandas DataFrame
-            given = pa.Table.from_pandas(given, preserve_index=False)
-        if isinstance(given, pa.Table):
-            key = self.recipe.columns.user or "user"
-            if key not in given.column_names:
-                raise DataError(f"features: the table has no column '{key}' of users (it has: {', '.join(given.column_names)})")
-            given = {id_text(row.pop(key)): row for row in given.to_pylist()}
-        if isinstance(given, Mapping):
+    def _rows(self, given: Any, users: int, names: pa.Array | None) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
+        told: tuple[str, ...] = ()
+        if (pairs := self._pairs(given)) is not None:
             if names is None:
                 raise DataError(f"features: the histories have no ids of users; give a mapping for each of them, as {_EXAMPLE}")
-            by_user = {id_text(user): row for user, row in given.items()}
-            given = [by_user.get(user, {}) for user in names.to_pylist()]
+            given, told = self._by_user(pairs, names.to_pylist())
         if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
             raise DataError(f"features: expected a mapping for each user, as {_EXAMPLE}, got {type(given).__name__}")
         if len(given) != users:
@@ -104,13 +118,61 @@ class FeatureReader:
             if name not in self.declared:
                 raise DataError(f"features: the data set has no feature '{name}' of users{nearest(name, self.declared)} (it has: "
                                 f"{', '.join(self.declared)})")  # fmt: skip
-        return list(given)
+        return list(given), told
 
-    def _categories(self, feature: InputFeature, cells: Sequence[Any]) -> tuple[NDArray[np.int32], int]:
-        codes = self.recipe.missing_in(feature.name)
-        texts = [None if cell is None or (isinstance(cell, float) and np.isnan(cell)) else _text(cell) for cell in cells]
-        found = [self._category(feature, None if text in codes else text) for text in texts]
-        return np.array([number for number, _ in found], dtype=np.int32), sum(strange for _, strange in found)
+    def _pairs(self, given: Any) -> list[tuple[Any, Mapping[str, Any]]] | None:
+        """Return users with their features, of what names them; None for a row a user."""
+        if hasattr(given, "to_dict") and hasattr(given, "columns"):  # a pandas DataFrame
+            given = pa.Table.from_pandas(given, preserve_index=False)
+        if isinstance(given, pa.Table):
+            key = self.recipe.columns.user or "user"
+            if key not in given.column_names:
+                raise DataError(f"features: the table has no column '{key}' of users (it has: {', '.join(given.column_names)})")
+            return [(row.pop(key), row) for row in given.to_pylist()]
+        if not isinstance(given, Mapping):
+            return None
+        if not all(isinstance(row, Mapping) for row in given.values()):
+            raise DataError('features: expected the features of each user by name, as {"u1": {"region": "north"}}')
+        return list(given.items())
+
+    def _by_user(
+        self, given: Sequence[tuple[Any, Mapping[str, Any]]], names: Sequence[str]
+    ) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:  # fmt: skip
+        """Return the row of each user, by the rule of preparation the first value that is not missing; and what does not match."""
+        found: dict[str, dict[str, Any]] = {}
+        several = set()
+        for user, row in given:
+            name_of_user = id_text(user)
+            several.update([name_of_user] if name_of_user in found else [])
+            own = found.setdefault(name_of_user, {})
+            for name, cell in row.items():
+                if name not in own or self._is_missing(name, own[name]):
+                    own[name] = cell
+        absent, strangers = sum(name not in found for name in names), sorted(found.keys() - set(names))
+        told = []
+        if several:
+            told.append(f"{len(several)} users have several rows of features; their first value that is not missing counts")
+        if absent:
+            told.append(f"{absent} of {len(names)} users have no features given; theirs are read as missing")
+        if absent and strangers:  # else the table is merely larger than the events
+            told.append(f"features are given of {len(strangers)} users who have no history here, as '{strangers[0]}'; histories are of "
+                        f"users as '{names[0]}'")  # fmt: skip
+        return [found.get(name, {}) for name in names], tuple(told)
+
+    def _is_missing(self, feature: str, cell: Any) -> bool:
+        """Return whether a cell stands for nothing, as preparation reads it: empty, NaN, or one of the recipe's codes."""
+        if cell is None or (isinstance(cell, float | np.floating) and np.isnan(cell)):
+            return True
+        if isinstance(cell, bool) or not isinstance(cell, str | int | float | np.number):
+            return False  # refused where it is read
+        text = cell.strip() if isinstance(cell, str) else whole_name(str(cell)) or str(cell)
+        return not text or text in NAN_TEXTS or bool({text, whole_name(text)} & self._codes.get(feature, set()))
+
+    @cached_property
+    def _codes(self) -> dict[str, set[str | None]]:
+        """By feature the codes of unknown, in every form in which a whole number may be written."""
+        codes = {name: self.recipe.missing_in(name) for name in self.declared}
+        return {name: {form for code in given for form in (code, whole_name(code)) if form} for name, given in codes.items()}
 
     def _category(self, feature: InputFeature, text: str | None) -> tuple[int, bool]:
         if not text:
@@ -126,9 +188,9 @@ def _text(cell: Any) -> str:
 
 def _number(name: str, cell: Any) -> float:
     """Return a cell of a binned feature as a number, NaN for none; raises DataError where it is something else."""
-    if cell is None or cell == "":
+    if cell is None:
         return float("nan")
     number = number_of(cell) if isinstance(cell, str) else float(cell) if isinstance(cell, int | float | np.number) else None
-    if number is None or isinstance(cell, bool) or (isinstance(cell, str) and not np.isfinite(number)):
+    if number is None or isinstance(cell, bool) or not np.isfinite(number):
         raise DataError(f"features: expected a number for '{name}', got {cell!r}")
     return number

@@ -24,6 +24,7 @@ from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, Phase
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.schema import Split, Task
+from dist_teracon.data.summary import users_text
 from dist_teracon.evaluate.metrics import check_metrics
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.runtime import Runtime
@@ -117,7 +118,7 @@ def dry_run(config: RunConfig, runtime: Runtime, *, where: str, console: Console
         parameters = _by_part(method.model())
     info = dataset.info
     head = (
-        f"{info.name}: {info.users:,} users, {info.items - 2:,} items, {info.events:,} events in {info.shards} shards",
+        f"{info.name}: {users_text(info.users, info.notes)}, {info.items - 2:,} items, {info.events:,} events in {info.shards} shards",
         f"method {method.name}, backbone {config.model.backbone['name']}, {config.model.channels} channels, seed {config.seed}",
         f"{runtime.world_size} process(es) on {runtime.device.type}, {torch.get_num_threads()} thread(s) each",
     )

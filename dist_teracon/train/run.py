@@ -11,6 +11,7 @@ from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
+from dist_teracon.data.summary import users_text
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
@@ -284,7 +285,7 @@ def _log_run(run: Run, events: EventLog, method: Method) -> None:
         "run", method=method.name, seed=run.config.seed, tasks=names, metrics=metrics, world_size=world, versions=package_versions()
     )  # fmt: skip
     run.console.log(
-        f"{info.name}: {info.users} users, {info.items - 2} items, {info.events} events in {info.shards} shards; "
+        f"{info.name}: {users_text(info.users, info.notes)}, {info.items - 2} items, {info.events} events in {info.shards} shards; "
         f"{method.name}, seed {run.config.seed}, {world} process(es) on {run.runtime.device.type}"
     )
     if without := [task.name for task in run.tasks if excludes_seen(info, task.name, run.config.evaluate.exclude_seen)]:

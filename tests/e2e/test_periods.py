@@ -23,6 +23,8 @@ from dist_teracon.evaluate.metrics import parse_metric
 from dist_teracon.evaluate.periods import period_of
 from dist_teracon.evaluate.scorer import score_task
 from dist_teracon.inference.evaluate import evaluate
+from dist_teracon.inference.model import from_pretrained
+from dist_teracon.inference.sources import of_dataset
 from dist_teracon.train.restore import restore_method
 
 DAY, START = 86_400, 1_600_000_000
@@ -69,6 +71,12 @@ def test_the_present_period_is_scored_after_every_stage(sets: Path, alone: None,
 
     assert scores == [[score(1, "next", 0)], [score(2, "next", 1), score(2, "buys", 1)]]
     assert score(2, "next", 0) != score(2, "next", 1) != score(2, "next", None)
+    told: list[str] = []
+    (whole,) = evaluate(from_pretrained(run), tasks=["next"], period="all", log=told.append)
+    assert whole.values == {"mrr@5": score(2, "next", None)}
+    assert told == ["the test has 2 periods; all are scored together (--period all)"]
+    (note,) = of_dataset(from_pretrained(run), str(sets / "two"), log=print).notes
+    assert note.endswith(f"as u1 and u1@test ({dataset.info.users} rows of 60 users)")
 
 
 def test_evaluate_takes_the_runs_period_or_another(sets: Path, alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.data.dataset import Dataset, Shard
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.schema import UNSEEN_ITEM
 
 Ragged = tuple[NDArray[np.int32], NDArray[np.int64]]
@@ -77,3 +78,14 @@ def labels_not_in(
     there = old.labels(task, shard)
     known = np.repeat(there.users, np.diff(there.offsets)) * (len(names) + 1) + there.values
     return int((~np.isin(rows * (len(names) + 1) + index[labels], known) | (index[labels] < 0)).sum())
+
+
+def moments_before(old: Dataset) -> dict[str, dict[str, int]]:
+    """Return when rows of a version's tasks are predicted in the versions after it, as `source.moments`; nothing where no time is kept.
+
+    Their labels and the histories before them stay as they are, so the moment does, too, whatever later users did later.
+    """
+    if not old.info.history.times or Moments.is_dated(old.info):
+        return {}
+    last, before = old.last_event(range(old.info.shards)), old.info.source.get("moments", {})
+    return {"moments": {task.name: before.get(task.name, last) for task in old.info.tasks}}

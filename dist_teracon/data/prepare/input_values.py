@@ -102,6 +102,8 @@ def _table(
         where = f"inputs.{kind}: '{rule.name}'"
         if rule.bins is None:
             found.append(_categories(where, rule, given, counted, is_known=rule.name in known))
+            late = sum(text is not None and not value for text, value in zip(given, found[-1][1].tolist(), strict=True))
+            funnel.drop("a value that nobody has who is trained on: missing", late)
         else:
             numbers = _numbers(rule, given, rows, table, bad, funnel)
             found.append(_binned(where, rule, numbers, counted, known.get(rule.name)))

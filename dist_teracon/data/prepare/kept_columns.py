@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.console import Log
-from dist_teracon.data.event_columns import EventColumns
+from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
 from dist_teracon.data.recipe import HistoryRule
 from dist_teracon.data.sources.base import Events
 from dist_teracon.errors import ConfigError, DataError
@@ -17,6 +17,7 @@ from dist_teracon.errors import ConfigError, DataError
 # More are no types but ids.
 MOST_TYPES = 10_000
 _FIRST_YEAR = 1990
+_SHOWN = 5
 
 Int = NDArray[np.int64]
 
@@ -50,7 +51,15 @@ def kept_columns(
         times = seconds_of(events)[ordered]
         _check_plausible(times, years or (_FIRST_YEAR, datetime.now(UTC).year + 1))
     if rule.keeps("type") and events.type is not None:
-        types, names = _numbered(events.type.codes[ordered], events.type.names, counted)
+        codes = events.type.codes[ordered]
+        types, names = _numbered(codes, events.type.names, counted)
+        late = (codes >= 0) & (types == UNKNOWN_TYPE)
+        if late.any():
+            few = ", ".join(events.type.names[code] for code in np.unique(codes[late])[:_SHOWN].tolist())
+            log(
+                f"history.keep: {late.sum():,} of {len(codes):,} events in rows have types that no training row has ({few}); "
+                "they are kept as the unknown type"
+            )
         if len(names) == 1 and types.all():
             log(f"history.keep: all events of the histories are of type '{names[0]}', so their types tell nothing")
     return EventColumns(times, types), names

@@ -34,6 +34,7 @@ from dist_teracon.data.schema import FORMAT_VERSION, LABELS_OF_THEIR_OWN, Datase
 from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.data.sources.base import EventData, SourceFormat
 from dist_teracon.data.sources.registry import SOURCES, source_format
+from dist_teracon.data.summary import users_text
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.memory import raise_malloc_thresholds
 
@@ -246,7 +247,8 @@ def _read(
 
 def _write(data: ShardSource, rule: SplitRule, work: Workspace, context: ReadContext, log: Log) -> DatasetInfo:
     """Write a data set into the working folder, with the file of malformed rows where there are any."""
-    log(f"writing {len(data.user_hashes())} users, {len(data.items)} items, {1 + len(data.tasks)} tasks to {work.shown}")
+    users = users_text(len(data.user_hashes()), data.notes)
+    log(f"writing {users}, {len(data.items):,} items, {1 + len(data.tasks)} tasks to {work.shown}")
     advance = partial(context.report, "writing")
     if context.workers is None:
         info = write_dataset_files(work.dataset, data, rule, context.shards, advance=advance)

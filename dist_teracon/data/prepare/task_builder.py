@@ -197,16 +197,17 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     of_users = Funnel("users", len(events.user.names))
     of_users.drop("no event that fits", np.count_nonzero(counts == 0))
     of_users.drop(few, np.count_nonzero((counts > 0) & (counts < rule.minimum)))
-    job.note("users", of_users)
-
     kept, row_of_code, ordered = _in_histories(kept, events, chosen)
     funnel.drop(f"of users with {few}", len(chosen) - len(ordered))
     candidates = ordered
     if job.recipe.split.by == "time":
         users, ordered, offsets = _by_time(job, kept, ordered, counts[kept], funnel, notes)
+        before = f"with {rule.minimum} events or more" if rule.minimum > 1 else "with an event"
+        of_users.drop(f"no history {before} ahead of a period of the split", len(kept) - len(users.people))
     else:
         users = UserRows.one_each([events.user.names[code] for code in kept.tolist()], row_of_code)
         ordered, offsets = _last_events(ordered, counts[kept], rule.length, funnel)
+    job.note("users", of_users)
     job.note("history", funnel)
 
     codes, counted = events.item.codes[ordered], np.repeat(users.trains(np.arange(len(users.names))), np.diff(offsets))
@@ -249,7 +250,7 @@ def _by_time(
         recipe.split, rule, events, kept, ordered, counts, length=recipe.history.length, minimum=recipe.history.minimum
     )
     funnel.drop("in no row's history", len(ordered) - len(np.unique(chosen)))
-    notes["split_by_time"] = {"users": len(kept), "rows": len(users.names)}
+    notes["split_by_time"] = {"users": len(users.people), "rows": len(users.names)}
     return users, chosen, offsets
 
 

@@ -33,7 +33,7 @@ class UserRows:
     Attributes:
         names: Of the rows, each once.
         hashes: uint64 [U], of the rows' users.
-        people: Names of the users, each once.
+        people: Names of the users who have a row, each once.
         person_row: int64 [P], the row that a user's attributes belong to, −1 for none.
         person_of_row: int64 [U], whose rows they are.
         row_of_code: int64 [C, W], the row of each of the events' user codes, for each window of labels; −1 for none.
@@ -157,12 +157,13 @@ def rows_by_time(
     tested = known[person_row[known] == row_of[known, place["@test"]]]
     later_rows = np.full((len(kept), len(tests) - 1), -1, dtype=np.int64)
     later_rows[tested] = row_of[tested][:, [place[name] for name in tests[1:]]]
+    there, person_of_row = np.unique(person_U, return_inverse=True)  # who has no row is no user of the data set
     rows = UserRows(
-        names, hashes[person_U], people, person_row, person_U, of_code,
+        names, hashes[person_U], [people[user] for user in there.tolist()], person_row[there], person_of_row, of_code,
         windows=(*([part.labels_from] if part.labels_from is not None else []), t1, *part.tests),
         splits=np.array([kind.split for kind in kinds], dtype=np.int8)[kind_U],
         next_rows=np.flatnonzero(np.array([kind.takes_next for kind in kinds])[kind_U]),
-        later_rows=later_rows,
+        later_rows=later_rows[there],
     )  # fmt: skip
     return rows, ordered[ragged.positions(first_U, lengths)], ragged.offsets_of(lengths)
 

@@ -34,7 +34,7 @@ from dist_teracon import io
 from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
-from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, newer_events
+from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, moments_before, newer_events
 from dist_teracon.data.prepare.folder_writer import FolderWriter
 from dist_teracon.data.prepare.version_inputs import VersionInputs, check_inputs
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
@@ -177,6 +177,7 @@ class _Append:
             "ancestors": [*ancestors(old), old.fingerprint],
             "comparable": [] if self.refresh else [*old.source.get("comparable", ()), old.fingerprint],
             **({"labels_of_their_own": True} if old.labels_of_their_own else {}),
+            **({} if self.refresh else moments_before(self.old)),
         }
         info = replace(
             old,

@@ -101,7 +101,7 @@ class Served:
         read = self._read(requests)
         vectors = self.model.encode(read, first.task, shared=first.shared)
         return [
-            {**self._named(), "task": first.task, "vectors": vectors[low:high].tolist(), "unknown": int(read.strange[low:high].sum())}
+            {**self._named(), "task": first.task, "vectors": vectors[low:high].tolist(), **_unknown(read, low, high)}
             for low, high in bounds
         ]
 
@@ -117,7 +117,7 @@ class Served:
         return [
             {
                 **self._named(), "task": first.task, "labels": labels[low:high], "scores": scores[low:high],
-                "unknown": int(read.strange[low:high].sum()),
+                **_unknown(read, low, high),
             }
             for low, high in bounds
         ]  # fmt: skip
@@ -216,6 +216,12 @@ def _one_of_each_user(requests: Sequence[EventsRequest]) -> list[list[int]]:
             turns.append([])
         turns[turn].append(place)
     return turns
+
+
+def _unknown(read: Histories, low: int, high: int) -> dict[str, int]:
+    """Return how much of some histories the model does not know: events by item, and what else it reads, by type and values of features."""
+    counted = {"unknown": read.strange, "unknown_types": read.strange_types, "unknown_features": read.strange_values}
+    return {name: int(count[low:high].sum()) for name, count in counted.items() if count is not None}
 
 
 def _bounds(requests: Sequence[EncodeRequest | PredictRequest]) -> list[tuple[int, int]]:

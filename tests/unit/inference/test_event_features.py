@@ -21,6 +21,9 @@ EVENTS = [
 ]
 
 
+COLUMNS = {"item": "item", "timestamp": "time", "type": "type"}
+
+
 @pytest.fixture(scope="module")
 def typed(shop, tmp_path_factory):
     """The shop's data set with times and types of views and buys."""
@@ -72,6 +75,15 @@ def test_times_and_types_matter_and_unknown_types_are_read_as_unknown(model):
     assert np.array_equal(
         model.encode([[{**event, "type": None if event["type"] == "other" else event["type"]} for event in EVENTS]]), first
     )
+    # counted, of events that are read: the last eight
+    told = "3 of 8 events are of types that the model does not know; it reads them as the unknown type"
+    table = pa.table({"user": ["u"] * 12, **{name: [event[key] for event in EVENTS] for name, key in COLUMNS.items()}})
+    assert [event["type"] for event in EVENTS[-8:]].count("other") == 3
+    for form in ([EVENTS], [[{**event, "type": f" {event['type']} "} for event in EVENTS]]):
+        assert told in model.histories(form).notes()
+        assert np.array_equal(model.encode(form), first)
+    assert not any("of types that" in line for line in model.histories([[{**event, "type": None} for event in EVENTS]]).notes())
+    assert not any("of types that" in line for line in model.histories(table).notes())  # the recipe's views and buys alone
 
 
 @pytest.mark.parametrize(
@@ -180,6 +192,7 @@ def test_other_data_sets_need_the_columns_and_types_are_matched_by_name(model, s
 
     from dist_teracon.inference.evaluate import evaluate
     from dist_teracon.inference.mapped_dataset import MappedDataset
+    from dist_teracon.inference.sources import of_dataset
 
     with pytest.raises(DataError, match=r"keeps no times of events, which the model reads .*history.keep: \[time\]"):
         evaluate(model, shop.dataset)
@@ -194,6 +207,20 @@ def test_other_data_sets_need_the_columns_and_types_are_matched_by_name(model, s
         assert (mapped.shard(shard).columns.types == buy).all()
         assert np.array_equal(mapped.shard(shard).columns.times, other.shard(shard).columns.times)
     assert evaluate(model, typed)[0].examples > 0
+    # a type of another name is told, by every command that reads the data set
+    table, told = pq.read_table(shop.events / "events.parquet"), []
+    (tmp_path / "raw").mkdir()
+    for name in ("users.csv", "items.csv"):
+        (tmp_path / "raw" / name).write_bytes((shop.events / name).read_bytes())
+    kinds = pa.array(["order" if kind == "buy" else kind for kind in table["type"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("type"), "type", kinds), tmp_path / "raw" / "events.parquet")
+    history = {**history, "events": {"type": ["view", "order"]}}
+    renamed = prepare_shop(tmp_path / "raw", tmp_path / "renamed", history=history, tasks={"club": {"kind": "profile"}})
+    evaluate(model, renamed, tasks=["club"], log=told.append)
+    line = "types of events that the model does not know are read as the unknown type: order"
+    assert line in told
+    assert of_dataset(model, renamed, log=print).notes == [line]
+    assert of_dataset(model, typed, log=print).notes == []
 
 
 def test_an_exported_program_takes_items_alone(model, tmp_path):
@@ -217,7 +244,7 @@ def test_requests_carry_events_and_users_are_remembered_with_them(model, tmp_pat
         return answer.status, json.loads(answer.body)
 
     status, value = post(app, "/encode", histories=[EVENTS, EVENTS[:2]], task="club")
-    assert status == 200
+    assert (status, value["unknown_types"]) == (200, 3)
     np.testing.assert_allclose(value["vectors"], model.encode([EVENTS, EVENTS[:2]], "club"), atol=1e-6)
     assert post(app, "/predict", histories=[EVENTS], task="next", top=3)[1]["labels"] == model.predict([EVENTS], "next", top=3).labels
     post(app, "/events", user="u", items=EVENTS[:9], task="club")

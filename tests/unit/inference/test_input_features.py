@@ -99,9 +99,45 @@ def test_truth_values_are_known_in_every_spelling() -> None:
     assert Vocabulary(["False", "True", "maybe"]).index("true") == -1  # names of another kind, each as it is written
     assert Vocabulary(["False", "false"]).indices(pa.array(["False", "false", "FALSE"])).tolist() == [0, 1, -1]
     reader = FeatureReader((InputFeature("member", 3),), {"member": members}, ("member",))
-    values, told = reader.read([{"member": True}, {"member": "false"}, {"member": np.False_}], 3, None)
-    assert values is not None and values[:, 0].tolist() == [2, 1, 1]
-    assert told == ()
+    read = reader.read([{"member": True}, {"member": "false"}, {"member": np.False_}], 3, None)
+    assert read.values is not None and read.values[:, 0].tolist() == [2, 1, 1]
+    assert read.told == ()
+
+
+def test_features_by_user_say_whom_they_miss_and_several_rows_are_read_as_preparation_reads_them(model: Any) -> None:
+    table = pa.table({"user": ["u1", "u2", "u1"], "item": ["p01", "p02", "p03"], "timestamp": [1_700_000_000] * 3, "type": ["view"] * 3})
+    plain, given = model.histories(table, features={}), {"u1": {"region": "south"}, "u02": {"region": "north"}}
+    assert plain.notes()[-1] == "2 of 2 users have no features given; theirs are read as missing"
+    told = model.histories(table, features=given).notes()
+    assert "1 of 2 users have no features given; theirs are read as missing" in told
+    assert "features are given of 1 users who have no history here, as 'u02'; histories are of users as 'u1'" in told
+    # what a person's rows say first counts, and the second one fills what it leaves empty
+    rows = pa.table({"user": ["u1", "u2", "u1"], "region": [" ", "north", "south"], "age": [30, 60, 99]})
+    read = model.histories(table, features=rows)
+    assert read.notes()[-1] == "1 users have several rows of features; their first value that is not missing counts"
+    whole = model.histories(table, features=[{"region": "south", "age": 30}, {"region": "north", "age": 60}])
+    assert np.array_equal(read.rows.features, whole.rows.features)
+    assert not np.array_equal(read.rows.features, plain.rows.features)
+    with pytest.raises(DataError, match="expected the features of each user by name"):
+        model.histories(table, features={"u1": "south"})
+
+
+def test_codes_of_unknown_are_missing_in_use_too() -> None:
+    """As in preparation, of numbers as of categories, however a whole number is written."""
+    from dist_teracon.data.input_features import InputFeature
+    from dist_teracon.data.recipe import parse_recipe
+    from dist_teracon.inference.user_features import FeatureReader
+    from dist_teracon.inference.vocabulary import Vocabulary
+
+    recipe = parse_recipe({"missing": {"age": ["0", "-"], "kind": ["9.0"]}})
+    features = InputFeature("age", 4, (25.0, 40.0)), InputFeature("kind", 3)
+    reader = FeatureReader(features, {"kind": Vocabulary([None, "1", "9"])}, ("age", "kind"), recipe)
+    rows = [{"age": cell, "kind": cell} for cell in (0, 0.0, "0", " - ", "NaN", float("nan"), None)]
+    read = reader.read([*rows[:1], *({"age": row["age"]} for row in rows[1:]), {"kind": 9}, {"kind": "9"}, {"age": 5, "kind": 1}], 10, None)
+    assert read.values is not None and read.values.tolist() == [[0, 0]] * 9 + [[1, 1]]
+    assert read.strange is not None and read.strange.tolist() == [1] + [0] * 9  # the kind 0
+    with pytest.raises(DataError, match="expected a number for 'age', got inf"):
+        reader.read([{"age": float("inf")}], 1, None)
 
 
 def test_vectors_of_a_task_and_shared_ones_read_nothing_that_is_closed(model: Any) -> None:
@@ -120,6 +156,30 @@ def test_vectors_of_a_task_and_shared_ones_read_nothing_that_is_closed(model: An
         assert not same("shared", GIVEN, None, shared=way)
     one, other = (model.predict(HISTORIES, "club", features=given).scores for given in (club, None))
     assert np.array_equal(one, other)
+
+
+def test_a_probe_of_a_task_reads_nothing_that_is_closed_to_it_whatever_the_vectors_task(
+    model: Any, fed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dist_teracon.cli import main
+    from dist_teracon.inference.probe import without_features
+
+    told: list[str] = []
+    given = [[{"club": club, "region": "north"}] * 3 for club in ("yes", "no")]
+    reads = [model.histories(HISTORIES, features=features) for features in given]
+    assert not np.array_equal(*(model.encode(read, "next") for read in reads))
+    shut = without_features(model, reads, {"club", "shoe size"}, log=told.append)
+    assert np.array_equal(*(model.encode(read, "next") for read in shut))
+    (other,) = without_features(model, [model.histories(HISTORIES, features=[{"club": "yes"}] * 3)], {"club"}, log=told.append)
+    assert not np.array_equal(model.encode(other, "next"), model.encode(shut[0], "next"))  # the region stays
+    assert told == ["vectors are made without club of users, which the labels' task must not read"] * 2
+    assert without_features(model, reads, (), log=told.append) is reads
+    assert main(["probe", str(model.run), "--labels-task", "late", "--task", "next", "--json", str(tmp_path / "probe.json")]) == 0
+    assert "vectors are made without club, region of users" in capsys.readouterr().err
+    labels = tmp_path / "labels.csv"
+    labels.write_text("user,label\n" + "".join(f"u{user:03d},{user % 2}\n" for user in range(120)))
+    assert main(["probe", str(model.run), "--labels", str(labels), "--task", "next"]) == 0
+    assert "the vectors read club, region, age of users; labels that follow from one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -203,8 +263,9 @@ def test_requests_carry_features(model: Any) -> None:
         return answer.status, json.loads(answer.body)
 
     status, value = post("/encode", histories=HISTORIES, features=GIVEN, task="next")
-    assert status == 200
+    assert (status, value["unknown_features"]) == (200, 0)
     np.testing.assert_allclose(value["vectors"], model.encode(HISTORIES, "next", features=GIVEN), atol=1e-6)
+    assert post("/encode", histories=HISTORIES, features=[{"region": "moon"}, {}, {"club": "?"}])[1]["unknown_features"] == 2
     labels = post("/predict", histories=HISTORIES, features=GIVEN, task="next", top=3)[1]["labels"]
     assert labels == model.predict(HISTORIES, "next", top=3, features=GIVEN).labels
     for fields, said in (

@@ -224,6 +224,8 @@ def test_a_split_by_time_counts_training_rows_alone(tmp_path: Path) -> None:
     users = users_of(made)
     assert users["u13"] == users["u13@validation-next"] == users["u13@test-next"] == {"input.region": 2, "input.age": 3}
     assert users["zz@test-next"] == {"input.region": 0, "input.age": 4}
+    left_out = read_dataset_info(str(made)).notes["matched"]["input region"]["left_out"]
+    assert left_out == {"no value: missing": 2, "a value that nobody has who is trained on: missing": 1}
 
 
 def test_padding_has_no_features(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import NO_TIME, EventColumns
+from dist_teracon.data.moments import Moments
 from dist_teracon.data.prepare.padding import padded_columns
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.recipe import parse_recipe
-from dist_teracon.data.schema import read_dataset_info
+from dist_teracon.data.schema import Split, read_dataset_info
 from dist_teracon.errors import ConfigError, DataError
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
@@ -164,6 +165,7 @@ def test_a_version_keeps_old_users_columns_and_puts_new_types_behind(tmp_path):
     (tmp_path / "raw-added" / "users.csv").write_bytes(csv(users))
     recipe = parse_recipe({"tasks": {"city": {"kind": "profile"}}, **rules})
     prepare("events", str(tmp_path / "raw-added"), str(tmp_path / "added"), recipe=recipe, shards=2)
+    old_last = Dataset(str(old)).last_event(range(2))
     for name, refresh in (("new", False), ("renewed", True)):
         append(str(old), str(tmp_path / "added"), str(tmp_path / name), refresh=refresh)
         data = Dataset(str(tmp_path / name))
@@ -171,6 +173,14 @@ def test_a_version_keeps_old_users_columns_and_puts_new_types_behind(tmp_path):
         counts = pq.read_table(tmp_path / name / "vocab/_types.parquet")["count"].to_pylist()
         assert counts == ([40, 60, 40, 20] if not refresh else [40, 40, 40, 40])
         assert data.info.history.types == 4
+        # old tasks are told when they were, as their histories and labels are those of then; unless all are of today
+        moments = Moments.of_dataset(data.info, data.last_event(range(2)))
+        then, now = old_last, START + 103
+        assert then < now
+        assert [moments.of(data.info.task(task), split) for task in ("g", "city") for split in Split] == [now if refresh else then] * 3 + [
+            now
+        ] * 3
+        assert moments.last == now
         fresh = kept(tmp_path / name, "n3")
         assert (fresh["times"], fresh["types"]) == ([START + 100 + place for place in range(4)], [3, 1, 2, 0])
     assert kept(tmp_path / "new") == kept(old)

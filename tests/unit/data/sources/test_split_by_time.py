@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.inspection import inspect_lines
 from dist_teracon.data.loader import TrainingLoader
 from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.data.schema import Split
+from dist_teracon.data.summary import dataset_lines
 from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.inference.labels_file import labels_of_task
 from dist_teracon.models.item_init import cooccurrence_vectors
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
@@ -217,11 +220,40 @@ def test_each_test_period_is_told_from_what_came_before_it(dataset, tmp_path):
         parts = [found.of(Split.TEST, period=period) for period in range(3)]
         assert sum(len(part.values) for part in parts) == len(whole.values)
         assert [set(part.period.tolist()) for part in parts] == [{0}, {1}, {2}]
+    probed = labels_of_task(parted, "club")  # a user of the test is one user, whatever the periods
+    assert sorted(probed.users) == sorted(name for name in labels["club"] if "@test-" not in name)
+    assert np.bincount(probed.split, minlength=3).tolist() == list(dataset.info.task("club").examples)
     views = [time for time, kind in zip(table["timestamp"], table["type"], strict=True) if kind == "view" and time >= PERIODS[0]]
     counted = parted.info.notes["split_by_time"]["tests"]
     assert [part["from"] for part in counted] == list(PERIODS)
     assert sum(part["events"] for part in counted) == len(views)
     assert any(line.startswith("test period 2, from 2020-12-09T12:26:40 on: ") for line in said)
+
+
+def test_lines_on_the_data_say_rows_of_users_and_who_has_none(tmp_path):
+    """All events of u00 happen after the last date, so there is nothing that they are told from; some of u02 are of a type of that time."""
+    table, told, end = events(), [], DATES["test_from"]
+    for place, user in enumerate(table["user"]):
+        if user == "u00":
+            table["timestamp"][place] = end + place
+        elif user == "u02" and table["timestamp"][place] >= end:
+            table["type"][place] = "new"
+    recipe = {**RECIPE, "history": {**RECIPE["history"], "events": {"type": ["view", "new"]}}}
+    dataset = made(tmp_path, table, recipe, log=told.append)
+    histories, _ = rows_of(dataset)
+    people = {name.split("@")[0] for name in histories}
+    assert "u00" not in people
+    notes = dataset.info.notes
+    assert notes["split_by_time"]["users"] == len(people) < notes["split_by_time"]["rows"] == len(histories)
+    users = notes["matched"]["users"]
+    assert users["kept"] == len(people)
+    assert users["left_out"] == {"no history with an event ahead of a period of the split": USERS - len(people)}
+    whole = f"{len(histories):,} rows of {len(people):,} users, "
+    assert any(line.startswith(f"writing {whole}") for line in told)
+    assert whole in dataset_lines(dataset.info)[0]
+    assert whole in inspect_lines(dataset, users=1)[0]
+    assert not any("training" in line and "0.5" in line for line in inspect_lines(dataset, users=1)[:3])
+    assert any("have types that no training row has (new)" in line for line in told), told
 
 
 def test_new_items_of_a_test_period_are_counted(tmp_path):
