@@ -74,7 +74,7 @@ def test_evaluation_on_the_runs_own_data(shop, model, capsys, tmp_path):
     assert ranked[0].values != evaluate(model)[0].values
     assert main(["evaluate", str(shop.run), "--metrics", "ndcg@10,auroc", "--split", "validation", "--json", str(tmp_path / "s.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["task", "ndcg@10", "auroc", "examples", "never", "seen", "own", "items"]
+    assert lines[0].split() == ["task", "ndcg@10", "auroc", "users", "examples", "never", "seen", "own", "items"]
     assert [line.split()[0] for line in lines[1:]] == ["next", "buys", "club"]
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["tasks"]["next"]["excludes_seen"] is True
