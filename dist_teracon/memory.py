@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -19,3 +20,12 @@ def raise_malloc_thresholds() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def one_heap() -> dict[str, str]:
+    """Return the environment of a process that computes in another thread than its first.
+
+    glibc gives each thread a heap of its own, of 64 MB at a time, to which `raise_malloc_thresholds` does not reach: large arrays then come
+    from the system anew each time. With one heap for all they are kept. What the user has set stays.
+    """
+    return {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1")}

@@ -25,6 +25,7 @@ from dist_teracon.errors import ConfigError, RunError, TeraconError
 from dist_teracon.launch.job import TrainJob, resolved, train_in_process
 from dist_teracon.launch.ray_cluster import Worker, connected, described, lacking, worker_of
 from dist_teracon.launch.ray_messages import Failure, Messages, SentConsole, SentLog, first_cause, send_failure
+from dist_teracon.memory import one_heap
 
 _POLL_S = 0.3
 # So much of what Ray itself printed is shown after a failure, in characters.
@@ -36,11 +37,8 @@ _FOLDER_S = 120.0
 # Settings that workers take over from the driver: which kernels run must not depend on where Ray was started.
 _PASSED_ON = (
     "DIST_TERACON_KERNELS", "DIST_TERACON_CPU_PRODUCTS", "DIST_TERACON_SCRATCH", "DIST_TERACON_LEASE_S", "DIST_TERACON_STORE_PATIENCE_S",
-    "TRITON_INTERPRET", "MALLOC_ARENA_MAX",
+    "TRITON_INTERPRET",
 )  # fmt: skip
-# Ray calls the training loop in a thread, and glibc gives each thread a heap of its own, of 64 MB at a time, to which
-# `raise_malloc_thresholds` does not reach: every step's large arrays then come from the system anew, a tenth of a step's time.
-_MEMORY = {"MALLOC_ARENA_MAX": "1"}
 
 
 def train_on_ray(job: TrainJob, console: Console) -> None:
@@ -192,7 +190,8 @@ def _trainer(job: TrainJob, worker: Worker, messages: Any, scratch: str) -> Any:
                     send_failure(messages, failure)
 
     launch = job.config.launch
-    passed_on = {**_MEMORY, **{name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
+    # Ray calls the training loop in a thread, which would cost it a tenth of each step
+    passed_on = {**one_heap(), **{name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
     return torch.TorchTrainer(
         _train_as_worker,
         train_loop_config={"job": job, "messages": messages},

@@ -31,7 +31,7 @@ from dist_teracon.inference.serving.app import load_app
 from dist_teracon.inference.serving.http import Http
 from dist_teracon.inference.serving.requests import Limits
 from dist_teracon.inference.serving.served import Source
-from dist_teracon.memory import raise_malloc_thresholds
+from dist_teracon.memory import one_heap, raise_malloc_thresholds
 
 # A request's body has so long to arrive, a connection without one is kept so long, and the last answers have so long to be sent.
 _BODY_S, _KEEP_ALIVE_S, _LAST_ANSWERS_S = 60.0, 75, 10
@@ -39,8 +39,6 @@ _BACKLOG = 2048
 # A token that is shorter could be tried out.
 _SHORTEST_TOKEN = 16
 _APP, _DEPLOYMENT = "dist-teracon", "models"
-# The replica's loop is a thread, and glibc gives each thread a heap of its own, which `raise_malloc_thresholds` does not reach.
-_MEMORY = {"MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def _start(sources: Sequence[Source], options: ServeOptions) -> Any:
         deployment: Any = ray_serve.deployment(
             Models, name=_DEPLOYMENT, num_replicas=1, logging_config=quiet,
             ray_actor_options={
-                "num_cpus": 1, "num_gpus": 1 if options.device.startswith("cuda") else 0, "runtime_env": {"env_vars": _MEMORY},
+                "num_cpus": 1, "num_gpus": 1 if options.device.startswith("cuda") else 0, "runtime_env": {"env_vars": one_heap()},
             },
         )  # fmt: skip
         return ray_serve.run(deployment.bind(tuple(sources), options), name=_APP, route_prefix=None)

@@ -101,16 +101,10 @@ def _train(options: argparse.Namespace) -> int:
 
     added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
     job = TrainJob(
-        config,
-        options.run,
-        options.config,
-        options.with_single_task,
-        added,
-        options.verbose,
-        options.quiet,
-        options.until_stage,
-        options.begin_with,
-    )
+        config, options.run, options.config,
+        with_single_task=options.with_single_task, added=added, verbose=options.verbose, quiet=options.quiet,
+        until_stage=options.until_stage, begins_with=options.begin_with,
+    )  # fmt: skip
     if options.launcher == "ray":
         if status := _on_ray(job):
             return status

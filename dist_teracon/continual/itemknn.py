@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from dist_teracon.config.base import ConfigModel, Whole
-from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
+from dist_teracon.continual.heads_alone import HeadsAlone
+from dist_teracon.continual.method import MethodContext, StageContext
 from dist_teracon.continual.registry import register
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
@@ -28,10 +29,9 @@ from dist_teracon.data.schema import FIRST_ITEM, Split, Task
 from dist_teracon.data.user_svd import need_sklearn
 from dist_teracon.errors import ConfigError
 from dist_teracon.models.backbone import Backbone
-from dist_teracon.models.heads import Head, head_key
 
-# Numbers of a task's table of labels by items, at most: 512 MiB.
-_TABLE = 1 << 27
+# Numbers of a task's table of labels by items, at most: 1 GiB.
+_TABLE = 1 << 28
 
 
 class ItemKnnSettings(ConfigModel):
@@ -49,7 +49,7 @@ class ItemKnnSettings(ConfigModel):
 
 
 @register
-class ItemKnn(Method):
+class ItemKnn(HeadsAlone):
     """A representation is which items a history has, [V]; a task's head has the similarities of its labels to the items, [Y, V]."""
 
     name = "itemknn"
@@ -58,7 +58,7 @@ class ItemKnn(Method):
 
     def __init__(self, context: MethodContext, settings: ItemKnnSettings) -> None:
         super().__init__(context, settings)
-        self.options, self.heads = settings, nn.ModuleDict()
+        self.options = settings
         for task in context.tasks:
             if task.labels * context.num_items > _TABLE:
                 raise ConfigError(
@@ -76,10 +76,9 @@ class ItemKnn(Method):
                     "or take `popularity`, which gives every user the majority class"
                 )
 
-    def begin_task(self, task: Task) -> None:
-        self.learned.append(task.name)
-        head = Head(self.context.num_items, task.labels, generator=self.context.generator(f"head:{task.name}"))
-        self.heads[head_key(task.name)] = head.requires_grad_(False)
+    @property
+    def width(self) -> int:
+        return self.context.num_items
 
     def prepare(self, context: StageContext) -> None:
         head = self.head(self.learned[-1])
@@ -89,18 +88,6 @@ class ItemKnn(Method):
         rows = np.repeat(np.arange(head.labels), np.diff(similarities.indptr))
         index = torch.from_numpy(rows), torch.from_numpy(similarities.indices.astype(np.int64))
         head.weight[index] = torch.from_numpy(similarities.data.astype(np.float32)).to(head.weight.device)
-
-    def phases(self, task: Task) -> tuple[Phase, ...]:
-        return ()
-
-    def module(self) -> nn.Module:
-        return self.heads
-
-    def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
-        raise AssertionError("itemknn has no phase to train")
-
-    def mask_index(self, task: str) -> int:
-        return 0
 
     @property
     def masks_alone(self) -> bool:
@@ -113,14 +100,6 @@ class ItemKnn(Method):
         has = self.head(task).weight.new_zeros(batch.rows, self.context.num_items)
         has[row[known], batch.values[known].long()] = 1.0
         return has
-
-    def head(self, task: str) -> Head:
-        head = self.heads[head_key(task)]
-        assert isinstance(head, Head)
-        return head
-
-    def model(self) -> nn.Module:
-        return self.heads
 
 
 def similarities_of(dataset: Dataset, task: Task, options: ItemKnnSettings) -> Any:

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_teracon import io
+from dist_teracon.config.model import GivenItemVectors
 from dist_teracon.config.run import RunConfig
 from dist_teracon.continual.method import Method
+from dist_teracon.data.item_vectors_file import checksum_of
 from dist_teracon.data.schema import info_from_json
 from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.train.config_changes import first_difference
 from dist_teracon.train.run_folder import RunFolder
-from dist_teracon.train.run_setup import Run
+from dist_teracon.train.run_setup import GIVEN, Run
 
 _FILES = ("model.safetensors", "scores.parquet", "timing.json")
 
@@ -110,6 +113,10 @@ def _what_is_common(run: Run, method: type[Method], donor: str) -> tuple[RunFold
         raise RunError(f"{donor}: is of another data set than {run.config.dataset}, or of another version of it")
     if other.additions():
         raise RunError(f"{donor}: a task was added to it later; name a run that was trained as a whole")
+    given = run.config.model.item_init
+    noted = other.read_json(GIVEN) if (other.path / GIVEN).is_file() else None
+    if isinstance(given, GivenItemVectors) and noted is not None and noted["sha256"] != checksum_of(given.file):
+        raise RunError(f"{donor}: began with other item vectors than {given.file} holds")
     config = other.config()
     tasks = list(config.tasks or [task["name"] for task in other.dataset_json()["tasks"]])
     common = common_stages(config, run.config, other_tasks=tasks, own_tasks=[task.name for task in run.tasks], method=method)
@@ -130,6 +137,9 @@ def _take_over(run: Run, other: RunFolder, common: CommonStages, finished: int, 
 
 def _copy(other: RunFolder, own: RunFolder, tasks: Sequence[str], run: Run) -> None:
     """Copy stages: their events first, and each stage's state last, so that a run killed here has whole stages, or none."""
+    if (other.path / GIVEN).is_file():
+        noted = other.read_json(GIVEN)
+        own.write_json(GIVEN, {**noted, "tasks": {name: facts for name, facts in noted["tasks"].items() if name in tasks}})
     states = [other.stage(position, task).state() for position, task in enumerate(tasks)]
     ends = _copy_events(other.path / "events.jsonl", own.path / "events.jsonl", [state["events_bytes"] for state in states], run)
     for position, (task, state, end) in enumerate(zip(tasks, states, ends, strict=True)):
@@ -167,6 +177,4 @@ def _copy_events(source: Path, target: Path, ends: Sequence[int], run: Run) -> l
 
 
 def _metrics(run: Run) -> dict[str, list[list[str]]]:
-    from dist_teracon.evaluate.metrics import metrics_of
-
     return {"metrics": [[metric.name for metric in metrics_of(task, run.config.evaluate.metrics)] for task in run.tasks]}

@@ -90,7 +90,9 @@ def first_difference(before: RunConfig, now: RunConfig, *, later: Collection[str
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     grouped = tuple(f"method.{name}." for name in later)
     for name in sorted({*old, *new}, key=lambda name: (name.startswith(grouped), name != "method.name", name)):
-        free = _FREE.get(name) == _NOTHING or name == "tasks" or f"{name}.".startswith((_LAUNCH, *_STAGES))
+        of_stages = name == "tasks" or f"{name}.".startswith((_LAUNCH, *_STAGES))
+        # given item vectors that have moved may be others
+        free = of_stages or (_FREE.get(name) == _NOTHING and name != "model.item_init.file")
         if not free and old.get(name) != new.get(name):
             return name, f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
     return "", ""

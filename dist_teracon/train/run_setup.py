@@ -292,7 +292,7 @@ def _history_start(run: Run) -> Callable[[Task], HistoryStart | None]:
     return lambda task: None if task.name in done else fitted()
 
 
-_GIVEN = "item_vectors.json"
+GIVEN = "item_vectors.json"  # of a run's folder: the given item vectors that its tasks began with
 
 
 def _from_given(run: Run, task: Task, cooccurring: Tensor, uri: str) -> Tensor:
@@ -301,7 +301,7 @@ def _from_given(run: Run, task: Task, cooccurring: Tensor, uri: str) -> Tensor:
     Raises:
         RunError: the run began with other vectors.
     """
-    noted, checksum = run.folder.read_json(_GIVEN) if (run.folder.path / _GIVEN).is_file() else None, checksum_of(uri)
+    noted, checksum = run.folder.read_json(GIVEN) if (run.folder.path / GIVEN).is_file() else None, checksum_of(uri)
     if noted is not None and noted["sha256"] != checksum:
         raise RunError(f"{run.folder}: began with other item vectors than {uri} holds; use those again, or a new folder")
     found, facts = given_vectors(read_item_vectors(uri, run.dataset), cooccurring, uri=uri)
@@ -315,7 +315,7 @@ def _from_given(run: Run, task: Task, cooccurring: Tensor, uri: str) -> Tensor:
     )
     if run.runtime.is_main:
         tasks = {} if noted is None else noted["tasks"]
-        run.folder.write_json(_GIVEN, {"sha256": checksum, "tasks": {**tasks, task.name: facts}})
+        run.folder.write_json(GIVEN, {"sha256": checksum, "tasks": {**tasks, task.name: facts}})
     return found
 
 

@@ -18,7 +18,7 @@ from dist_teracon.data.item_vectors_file import read_item_vectors
 from dist_teracon.data.open import open_dataset
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.schema import FIRST_ITEM, Split, SplitRule
-from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.errors import ConfigError, DataError, RunError
 from dist_teracon.models import item_init
 from dist_teracon.models.item_init import SCALE, cooccurrence_vectors, given_vectors
 
@@ -200,6 +200,24 @@ def test_a_run_starts_from_given_vectors_and_notes_how_many(alone: None, dataset
     config["tasks"], config["model"]["item_init"] = ["next"], {"file": str(tmp_path / "moved.parquet")}
     before = weights(run, "01-next")
     assert all(torch.equal(value, before[name]) for name, value in weights(train_here(config, run), "01-next").items())
+
+
+def test_a_run_begins_with_another_ones_stage_where_both_have_the_same_vectors(alone: None, dataset, tmp_path) -> None:
+    uri = given_file(dataset, tmp_path / "v.parquet")
+    config = settings(dataset.uri, tasks=("next", "likes"), max_steps=1)
+    config["model"] = {**config["model"], "item_init": {"file": uri}}
+    given = train_here(config, tmp_path / "given")
+    other = {**config, "tasks": ["next", "age"]}
+    run = train_here(other, tmp_path / "run", begins_with=str(given))
+    assert json.loads((run / "item_vectors.json").read_text()) == json.loads((given / "item_vectors.json").read_text())
+    assert weights(run, "01-next")[ITEMS].equal(weights(given, "01-next")[ITEMS])
+    given_file(dataset, tmp_path / "v.parquet", noise=1.0)
+    with pytest.raises(RunError, match="given: began with other item vectors than"):
+        train_here(other, tmp_path / "third", begins_with=str(given))
+    assert not (tmp_path / "third").exists()
+    config["model"] = {**config["model"], "item_init": "uniform"}
+    with pytest.raises(RunError, match=r"no stage of it is one of this run: model\.item_init"):
+        train_here(config, tmp_path / "third", begins_with=str(given))
 
 
 def test_given_vectors_that_are_none_are_refused_before_anything_begins(alone: None, dataset, tmp_path) -> None:
