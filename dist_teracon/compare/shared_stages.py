@@ -47,9 +47,11 @@ def donors_of(cells: Sequence[Cell], out: Path) -> dict[str, tuple[Donor, ...]]:
     configs: dict[str, RunConfig] = {cell.name: resolve(cell.config, where=cell.name)[0] for cell in cells}
     groups: dict[tuple[str, int, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[cell.config.dataset, cell.seed, str(configs[cell.name].method["name"])].append(cell)
+        method = str(configs[cell.name].method["name"])
+        plain = method_class(method).plain_first_network("") is not None
+        groups[cell.config.dataset, cell.seed, "plain first stages" if plain else method].append(cell)
     found: dict[str, tuple[Donor, ...]] = {}
-    for (uri, _, name), group in groups.items():
+    for (uri, _, _), group in groups.items():
         if len(group) == 1:
             continue
         every = tuple(task.name for task in open_dataset(uri).info.tasks)
@@ -59,7 +61,7 @@ def donors_of(cells: Sequence[Cell], out: Path) -> dict[str, tuple[Donor, ...]]:
             for other in group:
                 common = common_stages(
                     configs[other.name], configs[cell.name],
-                    other_tasks=tasks[other.name], own_tasks=tasks[cell.name], method=method_class(name),
+                    other_tasks=tasks[other.name], own_tasks=tasks[cell.name], method=method_class(configs[cell.name].method["name"]),
                 )  # fmt: skip
                 if other is not cell and common.count:
                     donors.append(Donor(other.folder(out).absolute(), tasks[other.name], common.count))

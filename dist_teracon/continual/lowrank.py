@@ -103,6 +103,10 @@ class LowRank(OneNetwork):
         super().__init__(context, settings)
         self.options = settings
 
+    @classmethod
+    def plain_first_network(cls, task: str) -> str:
+        return ""
+
     def make_network(self) -> Network:
         return _ExpertNetwork(self.context.backbone(self.context.tasks[0]))
 

@@ -156,6 +156,19 @@ class Method(ABC):
         """
         return (task,)
 
+    @classmethod
+    def plain_first_network(cls, task: str) -> str | None:
+        """Return what stands in `state_dict` before the names of the first task's network, where that stage is nothing but this network's
+        training in one phase, without masks and whatever the method's settings are: such methods have it in common (`--begin-with`).
+
+        Args:
+            task: Name of the first task.
+
+        Returns:
+            None for a method whose first stage is another one.
+        """
+        return None
+
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         self.context = context
         self.settings = settings

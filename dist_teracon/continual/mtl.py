@@ -78,6 +78,10 @@ class Mtl(Method):
     def trained_with(cls, task: str, tasks: Sequence[str]) -> Sequence[str]:
         return (task,) if task == tasks[0] else tuple(tasks[1:])
 
+    @classmethod
+    def plain_first_network(cls, task: str) -> str:
+        return "first."
+
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)
         if len(self.learned) == 1:

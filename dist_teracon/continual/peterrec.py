@@ -114,6 +114,10 @@ class PeterRec(OneNetwork):
                 "(`transform_patched`)"
             )
 
+    @classmethod
+    def plain_first_network(cls, task: str) -> str:
+        return ""
+
     def make_network(self) -> Network:
         return _PatchedNetwork(self.context.backbone(self.context.tasks[0]))
 

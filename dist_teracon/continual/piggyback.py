@@ -79,6 +79,10 @@ class Piggyback(OneNetwork):
         super().__init__(context, settings)
         self.options = settings
 
+    @classmethod
+    def plain_first_network(cls, task: str) -> str:
+        return ""
+
     def make_network(self) -> Network:
         return _PiggybackNetwork(self.context.backbone(self.context.tasks[0]))
 

@@ -23,10 +23,14 @@ class SinMo(Method):
         super().__init__(context, settings)
         self.networks = nn.ModuleDict()
 
+    @classmethod
+    def plain_first_network(cls, task: str) -> str:
+        return f"{head_key(task)}."
+
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)
         network = self.start(task)
-        network.add_task(task.name, task.labels, generator=self.context.generator(f"head:{task.name}"), tied=self.context.ties(task))
+        network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"), tied=self.context.ties(task))
         self.networks[head_key(task.name)] = network
 
     def start(self, task: Task) -> Network:

@@ -264,15 +264,33 @@ class HistoryReader:
         # not through Arrow, which imports pandas for Python's lists: one user's history is read in microseconds
         lists = _python_lists(histories)
         offsets = _filled(ragged.offsets_of([len(history) for history in lists]))
-        events = [event for history in lists for event in history]
+        flat, codes, columns, typed = self._events_from_python([event for history in lists for event in history])
+        return self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()], typed)
+
+    def _events_from_python(self, events: Sequence[Any]) -> tuple[list[str], NDArray[np.int64], EventColumns, NDArray[np.bool_] | None]:
+        """Return events' item ids, the items' indices, further columns, and which types are strange, as `ColumnReader.strange`."""
         columns = self.reads.of_mappings(events)
         items = [event.get("item") if isinstance(event, Mapping) else event for event in events]
         flat = [value.strip() if isinstance(value, str) else id_text(value) for value in items]
         codes = np.fromiter((self._items.index(value) for value in flat), np.int64, len(flat))
         # a model that reads types has refused events that are not mappings
         named = [] if columns.types is None else [bool((event["type"] or "").strip()) for event in events]
-        typed = self.reads.strange(columns.types, np.array(named, dtype=bool))
-        return self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()], typed)
+        return flat, codes, columns, self.reads.strange(columns.types, np.array(named, dtype=bool))
+
+    def strange_among(self, events: Sequence[Any]) -> dict[str, int]:
+        """Return how many events have an item that the model does not know, and, where it reads types, such a type.
+
+        Args:
+            events: Ids or mappings, as in histories given as lists.
+
+        Raises:
+            DataError: an event lacks what the model reads.
+        """
+        _, codes, _, typed = self._events_from_python(events)
+        return {"unknown": int(self._is_strange(codes).sum()), **({} if typed is None else {"unknown_types": int(typed.sum())})}
+
+    def _is_strange(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return (codes < FIRST_ITEM) | (codes >= self._known)
 
     def _from_arrow(self, lists: Any) -> Histories:
         flat, offsets = _arrow_lists(lists)
@@ -284,7 +302,7 @@ class HistoryReader:
         strange_types: NDArray[np.bool_] | None = None,
     ) -> Histories:  # fmt: skip
         """Return histories of item indices, −1 for unknown ones; `names` gives the names at some places of `codes`."""
-        strange = (codes < FIRST_ITEM) | (codes >= self._known)
+        strange = self._is_strange(codes)
         values = np.where(strange, UNSEEN_ITEM, codes).astype(np.int32)
         cut, cut_offsets = ragged.last(values, offsets, limit=self.length)
         strange_cut, _ = ragged.last(strange, offsets, limit=self.length)

@@ -1,7 +1,8 @@
 """A run that takes over the first stages of another one, where they would come out the same: they are copied and not trained again.
 
 A stage follows from the data set, its task and those before it, the settings of their stages, and everything else in the configuration; not
-from tasks that come later. So runs that differ in later tasks, or in settings of later stages, have their first stages in common.
+from tasks that come later. So runs that differ in later tasks, or in settings of later stages, have their first stages in common. Runs of
+different methods have the first one in common where both train a plain network in it (`Method.plain_first_network`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dist_teracon import io
 from dist_teracon.config.model import GivenItemVectors
 from dist_teracon.config.run import RunConfig
 from dist_teracon.continual.method import Method
+from dist_teracon.continual.registry import method_class
 from dist_teracon.data.item_vectors_file import checksum_of
 from dist_teracon.data.schema import info_from_json
 from dist_teracon.errors import RunError, TeraconError
@@ -51,11 +53,14 @@ def common_stages(
         method: Of `own`.
     """
     limit, why = len(own_tasks), "all stages are the same"
+    if other.method != own.method and _have_plain_first_stages(other, own):
+        limit, why = 1, _difference_of_methods(other, own)
+        other = other.model_copy(update={"method": own.method})
     field, difference = first_difference(other, own, later=method.later_settings)
     if field and not field.startswith(tuple(f"method.{name}." for name in method.later_settings)):
         return CommonStages(0, difference)
     if field:
-        limit, why = 1, difference
+        limit, why = min(limit, 1), difference
     if not method.stages_stand_alone and tuple(other_tasks) != tuple(own_tasks):
         limit, why = min(limit, 1), f"method '{method.name}' learns later tasks together, and they differ"
     for position, task in enumerate(own_tasks[:limit]):
@@ -68,6 +73,19 @@ def common_stages(
             name = next(name for name in was if was[name] != now[name])
             return CommonStages(position, f"{name} of stage {position + 1} is {was[name]!r} there and {now[name]!r} here")
     return CommonStages(limit, why)
+
+
+def _have_plain_first_stages(*configs: RunConfig) -> bool:
+    return all(method_class(config.method["name"]).plain_first_network("") is not None for config in configs)
+
+
+def _difference_of_methods(other: RunConfig, own: RunConfig) -> str:
+    field = (
+        "name"
+        if other.method["name"] != own.method["name"]
+        else min(name for name in {*other.method, *own.method} if other.method.get(name) != own.method.get(name))
+    )
+    return f"method.{field} is {other.method.get(field)!r} there and {own.method.get(field)!r} here"
 
 
 def check_begin_with(run: Run, method: type[Method], donor: str) -> None:
@@ -137,6 +155,7 @@ def _take_over(run: Run, other: RunFolder, common: CommonStages, finished: int, 
 
 def _copy(other: RunFolder, own: RunFolder, tasks: Sequence[str], run: Run) -> None:
     """Copy stages: their events first, and each stage's state last, so that a run killed here has whole stages, or none."""
+    renamed = _names_of_weights(other.config(), run.config, tasks[0])
     if (other.path / GIVEN).is_file():
         noted = other.read_json(GIVEN)
         own.write_json(GIVEN, {**noted, "tasks": {name: facts for name, facts in noted["tasks"].items() if name in tasks}})
@@ -149,7 +168,15 @@ def _copy(other: RunFolder, own: RunFolder, tasks: Sequence[str], run: Run) -> N
             if (source.path / file).exists():
                 with io.atomic_path(target.path / file) as temporary:
                     shutil.copyfile(source.path / file, temporary)
-        target.adopt({**state, "events_bytes": end})
+        target.adopt({**state, "events_bytes": end}, renamed=renamed)
+
+
+def _names_of_weights(other: RunConfig, own: RunConfig, first: str) -> Callable[[str], str] | None:
+    """Return how names of the other run's weights become those of this one; None where they are the same."""
+    theirs, mine = (method_class(config.method["name"]).plain_first_network(first) for config in (other, own))
+    if theirs == mine or other.method["name"] == own.method["name"] or theirs is None or mine is None:
+        return None
+    return lambda name: mine + name.removeprefix(theirs)
 
 
 def _copy_events(source: Path, target: Path, ends: Sequence[int], run: Run) -> list[int]:
@@ -166,7 +193,8 @@ def _copy_events(source: Path, target: Path, ends: Sequence[int], run: Run) -> l
             event = {}
         own = line
         if event.get("event") == "run":
-            own = json.dumps({**event, "tasks": [task.name for task in run.tasks], **_metrics(run)}, ensure_ascii=False).encode() + b"\n"
+            mine = {"method": run.config.method["name"], "tasks": [task.name for task in run.tasks], **_metrics(run)}
+            own = json.dumps({**event, **mine}, ensure_ascii=False).encode() + b"\n"
         content += own
         while place < len(ends) and read >= ends[place]:
             found.append(len(content))

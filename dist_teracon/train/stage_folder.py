@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,15 +136,23 @@ class StageFolder:
         _write_state(self.path / "state.json", {**state, "files": files})
         self.drop_checkpoints()
 
-    def adopt(self, state: dict[str, Any]) -> None:
+    def adopt(self, state: dict[str, Any], *, renamed: Callable[[str], str] | None = None) -> None:
         """Write the state of a stage whose files were copied from another run, checked against it.
+
+        Args:
+            state: The stage's state there.
+            renamed: What a weight is called here, by its name there; None where names are the same.
 
         Raises:
             RunError: a file is missing or damaged.
         """
-        for name, sha256 in state["files"].items():
+        files = dict(state["files"])
+        for name, sha256 in files.items():
             check_file(self.path / name, sha256)
-        _write_state(self.path / "state.json", state)
+        if renamed is not None:
+            weights = self.path / "model.safetensors"
+            files[weights.name] = save_tensors(weights, {renamed(name): value for name, value in load_tensors(weights).items()})
+        _write_state(self.path / "state.json", {**state, "files": files})
 
     def write_timing(self, timing: dict[str, Any]) -> None:
         """Write what the stage took."""

@@ -52,6 +52,30 @@ def test_two_stages_of_another_order_of_tasks(alone: None, small: str, tmp_path:
     assert began[taken + 1] > events(given, "stage")[-1]["time"]
 
 
+PLAIN = [name for name in METHODS if method_class(name).plain_first_network("next") is not None]
+
+
+def test_which_methods_have_a_plain_first_stage() -> None:
+    assert set(PLAIN) == {"sinmo", "fineall", "peterrec", "mtl", "piggyback", "lowrank"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own"),
+    [
+        (theirs, own) if (theirs, own) in (("sinmo", "peterrec"), ("mtl", "fineall")) else pytest.param(theirs, own, marks=pytest.mark.slow)
+        for place, theirs in enumerate(PLAIN)
+        for own in (PLAIN[(place + 1) % len(PLAIN)], PLAIN[(place + 2) % len(PLAIN)])
+    ],
+)
+def test_methods_with_a_plain_first_stage_have_it_in_common(alone: None, small: str, tmp_path: Path, theirs: str, own: str) -> None:
+    given = train_here(values(small, method=theirs), tmp_path / "given", until_stage=1)
+    whole = train_here(values(small, method=own), tmp_path / "whole")
+    run = train_here(values(small, method=own), tmp_path / "run", begins_with=str(given))
+    assert_same_end(run, whole)
+    assert events(given, "stage")[0]["time"] == events(run, "stage")[0]["time"] < events(whole, "stage")[0]["time"]
+    assert [event["method"] for event in events(run, "run")] == [own] * len(events(run, "run"))
+
+
 def test_the_log_reads_as_that_of_a_whole_run(alone: None, small: str, tmp_path: Path) -> None:
     given = train_here(values(small), tmp_path / "given")
     whole = train_here(values(small, tasks=OTHER), tmp_path / "whole")
@@ -107,6 +131,7 @@ def test_what_has_nothing_in_common_is_refused(alone: None, small: str, tmp_path
         ({"tasks": ["likes", "next", "age"]}, "its stage 1 is 'next', here it is 'likes'"),
         ({"train": {"first": {**STAGE, "probe_steps": 0, "epochs": 3}}}, "epochs of stage 1 is 2 there and 3 here"),
         ({"method": {"name": "fineall"}}, "method.name is 'teracon' there and 'fineall' here"),
+        ({"method": {"name": "hat"}}, "method.name is 'teracon' there and 'hat' here"),
     ],
 )
 def test_why_nothing_is_in_common(alone: None, small: str, tmp_path: Path, change: dict[str, Any], part: str) -> None:
@@ -124,19 +149,27 @@ def test_another_data_set_is_refused(alone: None, small: str, tmp_path: Path) ->
         train_here(values(other), tmp_path / "run", begins_with=str(given))
 
 
-def test_cells_of_a_comparison_train_common_stages_once(alone: None, small: str, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values(small)))
-    plan = {
-        "config": str(tmp_path / "run.yaml"),
-        "seeds": [0],
-        "axes": {"order": {"given": list(GIVEN), "other": list(OTHER)}},
-        "baseline": "given",
-    }
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+def compared(tmp_path: Path, dataset: str, plan: dict[str, Any]) -> Path:
+    """Compare variants of one run, one after another; returns the comparison's folder."""
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values(dataset)))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"config": str(tmp_path / "run.yaml"), "seeds": [0], **plan}))
     out = tmp_path / "out"
     assert cli.main(["compare", str(tmp_path / "plan.yaml"), "--out", str(out), "--parallel", "1", "--quiet"]) == 0
+    return out
+
+
+def test_cells_of_a_comparison_train_common_stages_once(alone: None, small: str, tmp_path: Path) -> None:
+    out = compared(tmp_path, small, {"axes": {"order": {"given": list(GIVEN), "other": list(OTHER)}}, "baseline": "given"})
     run, given = (out / "cells" / name / "seed-0" for name in ("other", "given"))
     assert f"the first 2 of 3 stages are those of {given} (its stage 3 is 'age', here it is 'gender')" in (
         out / "logs" / "other-seed-0.log"
     ).read_text(encoding="utf-8")
     assert_same_end(run, train_here(values(small, tasks=OTHER), tmp_path / "whole"))
+
+
+def test_cells_of_several_methods_train_a_plain_first_stage_once(alone: None, small: str, tmp_path: Path) -> None:
+    out = compared(tmp_path, small, {"axes": {"method": ["sinmo", "piggyback", "teracon"]}, "baseline": "sinmo"})
+    began = {name: events(out / "cells" / name / "seed-0", "stage")[0]["time"] for name in ("sinmo", "piggyback", "teracon")}
+    assert began["piggyback"] == began["sinmo"] < began["teracon"]
+    log = (out / "logs" / "piggyback-seed-0.log").read_text(encoding="utf-8")
+    assert "the first 1 of 3 stages" in log and "(method.name is 'sinmo' there and 'piggyback' here)" in log

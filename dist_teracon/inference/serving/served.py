@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
-
-from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.model import PretrainedModel, from_pretrained
@@ -153,7 +150,7 @@ class Served:
                 changed[requests[place].user] = user
                 answers[place] = {
                     **self._named(), "user": requests[place].user, "task": first.task, "vector": state.vector.tolist(),
-                    "events": user.count, "began": began, "unknown": self._unknown(added),
+                    "events": user.count, "began": began, **self.model.reader.strange_among(added),
                 }  # fmt: skip
         for name, user in changed.items():
             self.users.put(name, user)
@@ -194,11 +191,6 @@ class Served:
             for place, state in zip(places, longer, strict=True):
                 states[place] = state
         return states
-
-    def _unknown(self, events: Sequence[Event]) -> int:
-        names = (event["item"] if isinstance(event, dict) else event for event in events)
-        indices = np.fromiter(map(self.model.items.index, names), np.int64, len(events))
-        return int(((indices < FIRST_ITEM) | (indices >= self.model.num_items)).sum())
 
     def reloaded(self, stage: int | None, *, device: str) -> Served:
         """Return the same run as it is now, or another stage of it; remembered users go with it, their states are computed anew."""

@@ -253,6 +253,13 @@ def test_requests_carry_events_and_users_are_remembered_with_them(model, tmp_pat
     status, value = post(again, "/events", user="u", items=EVENTS[9:11], task="club")
     assert (status, value["events"], value["began"], value["unknown"]) == (200, 11, False, 0)
     np.testing.assert_allclose(value["vector"], model.encode([EVENTS[:11]], "club")[0], atol=1e-5)
+    strange = [
+        {**EVENTS[0], "type": "no such"},
+        {**EVENTS[0], "item": " no such ", "type": None},
+        {**EVENTS[0], "item": f" {EVENTS[0]['item']} "},
+    ]
+    value = post(again, "/events", user="v", items=strange, task="club")[1]
+    assert (value["unknown"], value["unknown_types"]) == (1, 1)
     for wrong, said in (
         (["p01"], "the model reads times of events"),
         ([{"item": "p01", "tme": 5}], "an event has no 'tme'; did you mean 'time'"),
