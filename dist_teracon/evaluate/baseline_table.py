@@ -55,6 +55,11 @@ def baseline_table(
         metric, counts = metrics_of(task, metrics)[0], dataset.train_counts(task.name)
         left_out = _left_out(dataset, task, parts) if excludes_seen(dataset.info, task.name, exclude_seen) else None
         rows = np.repeat(np.arange(users.size), users)
+        if left_out is not None and (gone := int(left_out.holds(targets, rows).sum())):
+            log(
+                f"{task.name}: {gone:,} of {targets.size:,} test targets are items that the user's history holds already; rankings leave "
+                "these out (evaluate.exclude_seen, `repeats: false` of the recipe), so each of them is a miss"
+            )
         score = popularity_score(metric, counts, targets, rows, left_out) if targets.size else None
         popularity.append(score if task.ranks_labels else None)
         majority.append(None if task.ranks_labels else score)

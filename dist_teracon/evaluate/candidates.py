@@ -66,6 +66,19 @@ class LeftOut:
         row_of_label = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
         logits_RY[row_of_label.to(logits_RY.device), labels.to(logits_RY.device)] = -torch.inf
 
+    def holds(self, targets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which examples have a target that their row leaves out: a miss, whatever the model.
+
+        Args:
+            targets: integers [E], labels.
+            rows: int64 [E], each example's row.
+        """
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        example = np.repeat(np.arange(len(rows)), lengths)
+        same = self.labels[ragged.positions(self.offsets[rows], lengths)] == targets[example]
+        found: NDArray[np.bool_] = np.bincount(example[same], minlength=len(rows)) > 0
+        return found
+
 
 def items_left_out(values: NDArray[np.int32], offsets: NDArray[np.int64], label_of_item: NDArray[np.int64]) -> LeftOut:
     """Return the labels that are items of rows' own sequences.

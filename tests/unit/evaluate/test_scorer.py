@@ -324,7 +324,11 @@ def test_popularity_leaves_out_the_same(dataset, task):
     ruled, model = with_rule(dataset), Model(dataset, constant=True)
     with torch.no_grad():
         model.heads[task].bias.copy_(torch.from_numpy(dataset.train_counts(task)))
-    table = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=lambda _: None, exclude_seen=True)
+    logged: list[str] = []
+    table = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=logged.append, exclude_seen=True)
+    _, repeated = without_seen_by_hand(model, ruled, task, Split.TEST)
+    assert [line.partition(" of ")[0] for line in logged] == ([f"{task}: {repeated}"] if repeated else [])
+    assert task == "next" or repeated, "some targets of 'likes' are in their users' histories"
     assert table["popularity"][0] == pytest.approx(run(model, ruled, task, exclude_seen=True).value, rel=1e-12)
     if task == "likes":
         plain = baseline_table(ruled, [ruled.info.task(task)], metrics=DEFAULT, seed=0, log=lambda _: None)
