@@ -89,13 +89,13 @@ def _run(job: CellJob) -> str | None:
         import socket
 
         return f"node {socket.gethostname()} does not see {unseen[0]}: name a folder (--out) and a working directory that all nodes have"
-    process = job.start()
-    try:
-        return job.problem(process.wait())
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with job.start() as process:
+        try:
+            return job.problem(process.wait())
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(_GRACE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()

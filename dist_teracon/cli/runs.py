@@ -71,6 +71,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--new-items", choices=("unseen", "neighbours", "text"), default="unseen", help="with --add-task: what new items start as"
     )
     train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
+    train.add_argument("--end-with-input", action="store_true", help="stop, as after SIGTERM, when standard input ends")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
     volume = train.add_mutually_exclusive_group()
     volume.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")
@@ -98,7 +99,10 @@ def _train(options: argparse.Namespace) -> int:
         os.environ["DIST_TERACON_SCRATCH"] = str(Path(options.scratch).expanduser().absolute())
     from dist_teracon.launch.job import TrainJob, train_in_process
     from dist_teracon.train.add_task import AddedTask
+    from dist_teracon.train.stopping import end_with_input
 
+    if options.end_with_input:
+        end_with_input()
     added = None if options.add_task is None else AddedTask(options.add_task, options.new_items, options.item_vectors)
     job = TrainJob(
         config, options.run, options.config,

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -18,6 +19,10 @@ from dist_teracon.compare.shared_stages import Donor, donors_of
 from dist_teracon.config_io import dump_config
 from dist_teracon.console import Console
 from dist_teracon.errors import RunError
+from dist_teracon.store.holder import hold_folder
+
+# How long the cells of a comparison that was killed have for their last checkpoint.
+_GRACE_S = 60.0
 
 
 class CellsError(RunError):
@@ -60,14 +65,25 @@ class CellJob:
     donors: tuple[Donor, ...] = ()
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the cell's process; it goes on where it was."""
-        command = [sys.executable, "-m", "dist_teracon.cli", "train", str(self.config), "--run", str(self.run), "--no-report"]
+        """Start the cell's process, which goes on where it was; it ends with the one that started it, however that one ends."""
+        command = [
+            sys.executable,
+            "-m",
+            "dist_teracon.cli",
+            "train",
+            str(self.config),
+            "--run",
+            str(self.run),
+            "--no-report",
+            "--end-with-input",
+        ]
         if not (self.run / "config.yaml").exists() and self.donors:
             stages, donor = max(((donor.ready(), donor) for donor in self.donors), key=lambda ready: ready[0])
             command += ["--begin-with", str(donor.run)] if stages else []
         with self.log.open("ab") as output:
             return subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **self.environment}, cwd=self.cwd
+                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment}, cwd=self.cwd,
             )  # fmt: skip
 
     def problem(self, code: int) -> str | None:
@@ -98,6 +114,7 @@ def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Cons
     console.log(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished")
     failures: dict[str, str] = {}
     if waiting:
+        _wait_for_the_killed([cell.folder(out) for cell in waiting], console)
         donors = donors_of(cells, out)
         with closing(runner([_job(cell, out, donors.get(cell.name, ())) for cell in waiting])) as ended:
             for done, (job, problem) in enumerate(ended, start=1):
@@ -108,6 +125,25 @@ def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Cons
     if failures:
         lines = [f"{len(failures)} of {len(cells)} cells failed; the same command runs them again"]
         raise CellsError("\n".join([*lines, *(f"{name}: {problem}" for name, problem in failures.items())]), failures)
+
+
+def _wait_for_the_killed(runs: Sequence[Path], console: Console) -> None:
+    """Wait for cells of a comparison that was killed: each writes a checkpoint yet. One that goes on is told when it is started here."""
+    until, told = time.monotonic() + _GRACE_S, False
+    for run in runs:
+        while (run / ".lock").exists() and _is_held(run) and time.monotonic() < until:
+            if not told:
+                console.log("cells of a comparison that was killed write their checkpoints; waiting for them")
+                told = True
+            time.sleep(0.2)
+
+
+def _is_held(run: Path) -> bool:
+    try:
+        with hold_folder(run, lambda _: RunError("held")):
+            return False
+    except RunError:
+        return True
 
 
 def _job(cell: Cell, out: Path, donors: tuple[Donor, ...]) -> CellJob:
@@ -130,12 +166,12 @@ def on_this_machine(parallel: int) -> Runner:
         guard = threading.Lock()
 
         def one(job: CellJob) -> str | None:
-            process = job.start()
-            with guard:
-                running.add(process)
-            code = process.wait()
-            with guard:
-                running.discard(process)
+            with job.start() as process:
+                with guard:
+                    running.add(process)
+                code = process.wait()
+                with guard:
+                    running.discard(process)
             return job.problem(code)
 
         with ThreadPoolExecutor(max_workers=parallel) as pool:
