@@ -240,8 +240,8 @@ def test_what_is_kept_of_masks_is_of_these_masks_as_they_are():
     def assert_same(masks, x=x, frozen=frozen, parameters=parameters):
         assert torch.equal(cpu.stack(x, layout, frozen, masks, eps=1e-8), cpu.stack(x, layout, parameters, masks, eps=1e-8))
 
-    for given in (masks, None, masks, masks.flip(0), masks.clone(), None):
-        assert_same(given)
+    for one in (masks, None, masks, masks.flip(0), masks.clone(), None):
+        assert_same(one)
     assert_same(masks, x.float(), FrozenParameters(*(p.float() for p in parameters)), StackParameters(*(p.float() for p in parameters)))
     for changed in (masks.mul_(0.5), masks.neg_()):
         assert_same(changed)
