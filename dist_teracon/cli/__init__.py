@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_commands(add)
     runs.add_results(add)
     compare = add("compare", _compare)
-    compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
+    compare.add_argument("plan", help="the comparison: a YAML file, or the name of a shipped one, as all-systems")
     compare.add_argument("--out", type=as_path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=as_count, help="runs at a time (default: one a core, or what the cluster has room for)")
     compare.add_argument(
