@@ -24,7 +24,7 @@ TRAIN = {
     "pseudo-label": "make a stage's pseudo-labels ahead of its training",
 }
 RESULTS = {
-    "report": "print a run's table and write report.html, several runs side by side",
+    "report": "print a run's table and write its page, report.html",
     "verify": "check every file of a run or of a data set for damage",
     "replay": "find where a NaN or Inf began, by the batch that a run kept",
 }
