@@ -14,17 +14,16 @@ from pathlib import Path
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
-from dist_teracon.cli import data, runs, serve
+from dist_teracon.cli import data, runs, serve, use
 from dist_teracon.cli.arguments import AddCommand, add_quiet, as_count, as_path
 from dist_teracon.console import Console, complain, print_lines
 from dist_teracon.errors import PeerError, TeraconError
-from dist_teracon.inference import commands as inference
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
 _COMMANDS = {
     "prepare data": data.COMMANDS,
     "train": runs.TRAIN,
-    "use": {**inference.COMMANDS, **serve.COMMANDS},
+    "use": {**use.COMMANDS, **serve.COMMANDS},
     "look at results": runs.RESULTS,
     "measure": {
         "compare": "run variants on several seeds and write tables with intervals",
@@ -95,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add: AddCommand = partial(_add, commands)
     data.add_commands(add)
     runs.add_train(add)
-    inference.add_commands(add)
+    use.add_commands(add)
     serve.add_commands(add)
     runs.add_results(add)
     compare = add("compare", _compare)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from dist_teracon.arguments import as_count, as_share
-from dist_teracon.inference.commands import AddCommand
+from dist_teracon.arguments import as_count, as_share, as_whole
 
-__all__ = ["AddCommand", "Choices", "add_quiet", "as_count", "as_path", "as_place", "as_share"]
+__all__ = ["AddCommand", "Choices", "add_quiet", "as_count", "as_path", "as_place", "as_share", "as_whole"]
+
+
+class AddCommand(Protocol):
+    """Adds a command that a function carries out."""
+
+    def __call__(self, name: str, run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser: ...
 
 
 def as_path(text: str) -> Path:

@@ -147,6 +147,8 @@ def _pseudo_label(options: argparse.Namespace) -> int:
 def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
     if options.add_task is not None or options.with_single_task or options.begin_with is not None:
         raise ConfigError("--dry-run: plans the stages of CONFIG alone; leave --add-task, --with-single-task and --begin-with out")
+    if options.launcher != "local":
+        raise ConfigError("--dry-run: plans for this machine; leave --launcher out (torchrun plans for its processes)")
     from dist_teracon.console import set_up_logging
 
     set_up_logging(verbose=options.verbose)

@@ -15,9 +15,9 @@ import dist_teracon
 from dist_teracon import cli
 from dist_teracon.bench import BENCHMARKS
 from dist_teracon.cli.data import formats
+from dist_teracon.cli.use import COMMANDS as INFERENCE
 from dist_teracon.config_io import make_config
 from dist_teracon.continual.registry import METHODS, resolve_method
-from dist_teracon.inference.commands import COMMANDS as INFERENCE
 from dist_teracon.models.backbone import BACKBONES, resolve_backbone
 
 DOCS = Path(__file__).parents[2] / "docs"

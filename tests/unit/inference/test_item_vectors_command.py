@@ -218,8 +218,8 @@ def test_folders_that_are_no_safe_encoder_are_refused(encoder, tmp_path):
         (["items.csv", "out", "--item", "no"], "has no column 'no'.*name it with --item"),
         (["none.csv", "out"], "none.csv: no such"),
         (["items.csv", "items.csv", "--text", "title"], "is a file; expected a new folder"),
-        (["items.csv", "out", "--text", "title", "--batch", "0"], "--batch: expected 1 or more"),
-        (["items.csv", "out", "--text", "title", "--max-length", "0"], "--max-length: expected 1 or more"),
+        (["items.csv", "out", "--text", "title", "--batch", "0"], "--batch: expected a whole number of 1 or more, got '0'"),
+        (["items.csv", "out", "--text", "title", "--max-length", "0"], "--max-length: expected a whole number of 1 or more, got '0'"),
         (["items.csv", "out", "--text", "title", "--max-length", "2"], "--max-length: expected more than the 2 special tokens"),
         (["items.csv", "out", "--text", "title", "--device", "nowhere"], "device 'nowhere': cannot be used here"),
     ],
@@ -229,7 +229,11 @@ def test_mistakes_have_one_message(encoder, tmp_path, monkeypatch, capsys, argum
 
     monkeypatch.chdir(tmp_path)
     write_items(tmp_path / "items.csv", column="title")
-    assert main(["item-vectors", *arguments, "--encoder", str(encoder)]) == 2
+    try:
+        status = main(["item-vectors", *arguments, "--encoder", str(encoder)])
+    except SystemExit as ended:  # of an argument that is none
+        status = ended.code
+    assert status == 2
     error = capsys.readouterr().err
     assert re.search(said, error), error
     assert error.count("error:") == 1

@@ -1,14 +1,15 @@
-"""The commands of inference; each imports what it needs when it runs."""
+"""The commands that use a trained run: export, predict, evaluate, probe and their like."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from dist_teracon.cli.arguments import AddCommand, as_count, as_whole
 from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError
 
@@ -29,12 +30,6 @@ COMMANDS = {
 }
 
 
-class AddCommand(Protocol):
-    """Adds a command that a function carries out."""
-
-    def __call__(self, name: str, run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser: ...
-
-
 def add_commands(add: AddCommand) -> None:
     """Add the commands to the command line."""
     _add_export(add("export", _export))
@@ -43,7 +38,7 @@ def add_commands(add: AddCommand) -> None:
     predict.add_argument("events", metavar="EVENTS", help="file or folder of events, or a prepared data set")
     predict.add_argument("out", metavar="OUT", help="the Parquet file: user, labels, scores")
     predict.add_argument("--task", required=True, help="whose labels are ranked")
-    predict.add_argument("--top", type=int, default=10, metavar="N", help="labels a user (10)")
+    predict.add_argument("--top", type=as_count, default=10, metavar="N", help="labels a user (10)")
     _add_exclude_seen(predict)
     predict.add_argument("--normalise", action="store_true", help="probabilities instead of logits")
     _add_no_dates(predict)
@@ -57,7 +52,7 @@ def add_commands(add: AddCommand) -> None:
     evaluate.add_argument(
         "--period", choices=("own", "present", "all"), help="of a test of several periods, as evaluate.period, or all together (the run's)"
     )
-    evaluate.add_argument("--max-users", type=int, metavar="N", help="at most so many users a task")
+    evaluate.add_argument("--max-users", type=as_count, metavar="N", help="at most so many users a task")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
     _add_exclude_seen(evaluate)
     _add_probe(add("probe", _probe))
@@ -72,7 +67,7 @@ def add_commands(add: AddCommand) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder or URI of a run")
-    parser.add_argument("--stage", type=int, metavar="N", help="the weights after stage N (the last)")
+    parser.add_argument("--stage", type=as_count, metavar="N", help="the weights after stage N (the last)")
     parser.add_argument("--device", default="cpu", help="where it computes (cpu)")
 
 
@@ -102,7 +97,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", action="store_true", help="the items' vectors too")
     parser.add_argument("--labels", action="append", default=[], metavar="TASK", help="the vectors and biases of a task's labels too")
     parser.add_argument("--align-to", metavar="OLD", help="turn the vectors into the space of an earlier export, on common users")
-    parser.add_argument("--batch", type=int, default=512, metavar="N", help="users encoded at a time (512)")
+    parser.add_argument("--batch", type=as_count, default=512, metavar="N", help="users encoded at a time (512)")
     parser.add_argument("--cluster", action="store_true", help="write the parts on a Ray cluster (RAY_ADDRESS or a Ray job)")
     _add_no_dates(parser)
     _add_at(parser)
@@ -122,7 +117,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="SRC", help="the users' histories: a data set, or events (the run's own data set)")
     parser.add_argument("--task", action="append", metavar="TASK", help="whose vectors: shared, shared:open, a task, or all (shared)")
     parser.add_argument("--metric", help="auroc, accuracy or macro-f1 (auroc for two classes, else accuracy)")
-    parser.add_argument("--seed", type=int, default=0, help="of split and probes (0)")
+    parser.add_argument("--seed", type=as_whole, default=0, help="of split and probes (0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
     _add_no_dates(parser)
 
@@ -132,8 +127,8 @@ def _add_cold_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, metavar="TASK", help="an item task that the model has not learned")
     parser.add_argument("--data", metavar="DATASET", help="the data set that has it (the run's own)")
     parser.add_argument("--task", action="append", metavar="TASK", help="whose vectors: shared, shared:open, a task, or all (shared)")
-    parser.add_argument("--users", type=int, default=20_000, metavar="N", help="scored at most (20000)")
-    parser.add_argument("--seed", type=int, default=0, help="of users, drawn labels and networks (0)")
+    parser.add_argument("--users", type=as_count, default=20_000, metavar="N", help="scored at most (20000)")
+    parser.add_argument("--seed", type=as_whole, default=0, help="of users, drawn labels and networks (0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
 
 
@@ -141,11 +136,11 @@ def _add_drift(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", metavar="OLD", help="an export or a run")
     parser.add_argument("new", metavar="NEW", nargs="?", help="an export or a run; a run may be both, with two stages")
     parser.add_argument("--stages", action="store_true", help="of one run: each stage with the one before, for its report too")
-    parser.add_argument("--old-stage", type=int, metavar="N", help="of a run: the weights after stage N (the last)")
-    parser.add_argument("--new-stage", type=int, metavar="N", help="the same of NEW")
+    parser.add_argument("--old-stage", type=as_count, metavar="N", help="of a run: the weights after stage N (the last)")
+    parser.add_argument("--new-stage", type=as_count, metavar="N", help="the same of NEW")
     parser.add_argument("--task", metavar="TASK", help="whose vectors (shared, or an export's only ones)")
     parser.add_argument("--data", metavar="SRC", help="of runs: whose users are encoded (a run's own data set)")
-    parser.add_argument("--users", type=int, default=5000, metavar="N", help="common users that are compared at most (5000)")
+    parser.add_argument("--users", type=as_count, default=5000, metavar="N", help="common users that are compared at most (5000)")
     parser.add_argument("--labels", metavar="FILE", help="for a probe on the old vectors: Parquet or CSV with user and label")
     parser.add_argument("--metric", help="the probe's (auroc for two classes, else accuracy)")
     parser.add_argument("--max-drop", metavar="SHARE", help="exit with 1 where the old probe's score falls by more, as 1%%")
@@ -161,8 +156,8 @@ def _add_item_vectors(parser: argparse.ArgumentParser) -> None:
         "--text", action="append", metavar="COLUMN", help="the text's column; once more for several, which are joined (text)"
     )
     parser.add_argument("--pool", default="mean", choices=("mean", "encoder"), help="mean of the sub-tokens, or the encoder's own (mean)")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a text that are read (as many as the encoder allows)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="texts encoded at a time (64)")
+    parser.add_argument("--max-length", type=as_count, metavar="N", help="tokens of a text that are read (as many as the encoder allows)")
+    parser.add_argument("--batch", type=as_count, default=64, metavar="N", help="texts encoded at a time (64)")
     parser.add_argument("--device", default="cpu", help="where it computes (cpu)")
 
 
@@ -204,8 +199,6 @@ def _export(options: argparse.Namespace) -> None:
     from dist_teracon.inference.export import export
     from dist_teracon.inference.export_job import ExportOptions
 
-    if options.batch < 1:
-        raise ConfigError(f"--batch: expected 1 or more, got {options.batch}")
     model, console = _load(options), Console()
     shared: SharedVector | None = options.shared
     chosen = ExportOptions(
@@ -260,8 +253,6 @@ def _item_vectors(options: argparse.Namespace) -> None:
     from dist_teracon.inference.item_vectors import check_out, lines_of, read_texts, write_item_vectors
     from dist_teracon.inference.text_encoder import TextEncoder
 
-    if options.batch < 1:
-        raise ConfigError(f"--batch: expected 1 or more, got {options.batch}")
     check_out(options.out)
     console = Console()
     texts = read_texts(options.items, item=options.item, text=options.text or ("text",))
@@ -307,8 +298,6 @@ def _cold_start(options: argparse.Namespace) -> None:
     from dist_teracon.inference.probe import every_vector
     from dist_teracon.inference.run_notes import COLD_START, note
 
-    if options.users < 1:
-        raise ConfigError(f"--users: expected 1 or more, got {options.users}")
     model, console = _load(options), Console()
     tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
     data = options.data or model.config.dataset
@@ -333,8 +322,6 @@ def _drift(options: argparse.Namespace) -> int:
     most = None if options.max_drop is None else _share(options.max_drop)
     if most is not None and options.labels is None:
         raise ConfigError("--max-drop: is about an old probe's score, which needs --labels FILE")
-    if options.users < 1:
-        raise ConfigError(f"--users: expected 1 or more, got {options.users}")
     labels = None if options.labels is None else read_labels(options.labels)
     console = Console()
     old, new = (
@@ -360,8 +347,6 @@ def _stage_drift(options: argparse.Namespace) -> int:
               "--metric": options.metric, "--max-drop": options.max_drop}  # fmt: skip
     if given := [name for name, value in others.items() if value is not None]:
         raise ConfigError(f"--stages: compares all stages of one run; leave {', '.join(given)} out")
-    if options.users < 1:
-        raise ConfigError(f"--users: expected 1 or more, got {options.users}")
     found = stage_drift(options.old, task=options.task, data=options.data, users=options.users, log=Console().log)
     if options.json is not None:
         io.write_json(options.json, found)
