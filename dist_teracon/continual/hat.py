@@ -85,7 +85,8 @@ class Hat(OneNetwork):
     U(0, 2) as TERACON's, instead of N(0, 1), and `s_max` is 50 as TERACON's, where the paper's images had 400. Nearly all channels thus
     start open, and what the first task does not close is held (docs/method.md, Systems). LayerNorm takes its statistics over all channels,
     also those that a task's mask closes: so even with all of it frozen, past outputs are not exactly what they were, though no weight that
-    they read has moved.
+    is held has moved. Adam divides by a gradient's own size, so factors that are not exactly 0 slow a weight hardly; with the paper's plain
+    gradient descent they are its rate.
     """
 
     name = "hat"

@@ -39,7 +39,8 @@ class Phase:
         name: As in events, `train` for a method with one phase.
         tasks: What is learned; several for joint learning.
         training: Learning rate, batch, epochs, patience.
-        select: Keep the weights of the epoch with the best validation score of `tasks`; else the last epoch's.
+        select: Keep the weights of the epoch with the best validation score of `tasks`, or in a phase after the first those that it began
+            with where no epoch's are better; else the last epoch's.
     """
 
     name: str
