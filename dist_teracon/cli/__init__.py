@@ -105,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS) whose nodes all see --out"
     )
+    compare.add_argument(
+        "--begin-with", type=as_path, action="append", default=[], metavar="DIR",
+        help="the folder of another comparison, whose runs' first stages cells take where they are the same; once more for another",
+    )  # fmt: skip
     add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
@@ -158,7 +162,10 @@ def _compare(options: argparse.Namespace) -> int:
 
         runner = on_ray(options.parallel, console.log)
     try:
-        compare(options.plan, options.out, parallel=options.parallel, console=console, metrics=options.metric, runner=runner)
+        compare(
+            options.plan, options.out,
+            parallel=options.parallel, console=console, metrics=options.metric, runner=runner, begin_with=options.begin_with,
+        )  # fmt: skip
     except CellsError as error:
         failed = error
     if not options.quiet:
