@@ -64,7 +64,7 @@ class Conure(OneNetwork):
     `pruned` share of least magnitude in each matrix, which become zero; and trains the kept ones again. They are then the task's, and
     frozen. A task computes with the weights owned up to it, all others zero. Embeddings, biases and LayerNorms train with the first task
     alone. So no past task ever changes, by a single bit. A stage has two phases of at most `epochs` each; the first one's best weights
-    are pruned. Shares of the weights with 0.7 pruned: 30, 21, 14.7, 10.3, 7.2, 5.0 % …
+    are pruned, and kept where no epoch of the second is better. Shares of the weights with 0.7 pruned: 30, 21, 14.7, 10.3, 7.2, 5.0 % …
 
     Memory a task: its head. Once, for all tasks: one byte a weight of these matrices. At most 255 tasks.
 

@@ -39,7 +39,7 @@ class HatSettings(ConfigModel):
 
     s_max: Annotated[Real, Field(ge=1, le=10_000)] = 50.0
     annealing: Literal["epoch", "paper"] = "epoch"
-    embedding_range: tuple[Real, Real] = (0.0, 2.0)
+    embedding_range: tuple[Real, Real] = (-2.0, 2.0)
     mask_regulariser: Weight = 0.75
     gradient_compensation: bool = True
     norms: Unguarded = "frozen"
@@ -82,10 +82,11 @@ class Hat(OneNetwork):
     Memory a task: 4·K·C bytes of embeddings, and its head; once 4·K·C for a.
 
     Deviates from the paper: transformer and convolution blocks with residual connections instead of plain layers; embeddings start from
-    U(0, 2) as TERACON's, instead of N(0, 1), and `s_max` is 50 as TERACON's, where the paper's images had 400. Nearly all channels thus
-    start open, and what the first task does not close is held (docs/method.md, Systems). LayerNorm takes its statistics over all channels,
+    U(−2, 2) instead of N(0, 1), so that as many channels start closed, and `s_max` is 50 as TERACON's, where the paper's images had 400
+    (docs/method.md, Systems). LayerNorm takes its statistics over all channels,
     also those that a task's mask closes: so even with all of it frozen, past outputs are not exactly what they were, though no weight that
-    they read has moved.
+    is held has moved. Adam divides by a gradient's own size, so factors that are not exactly 0 slow a weight hardly; with the paper's plain
+    gradient descent they are its rate.
     """
 
     name = "hat"

@@ -39,7 +39,8 @@ class Phase:
         name: As in events, `train` for a method with one phase.
         tasks: What is learned; several for joint learning.
         training: Learning rate, batch, epochs, patience.
-        select: Keep the weights of the epoch with the best validation score of `tasks`; else the last epoch's.
+        select: Keep the weights of the epoch with the best validation score of `tasks`, or in a phase after the first those that it began
+            with where no epoch's are better; else the last epoch's.
     """
 
     name: str
@@ -88,6 +89,7 @@ class MethodContext:
         num_types: Types of events, the unknown one included; 0 where the data set keeps none.
         inputs: Side features that the model reads.
         history: What features of whole histories start from, for a first task; None where weights are about to be loaded.
+        finished: Tasks whose stages are finished: weights of these are about to be loaded, and nothing is computed for their start.
     """
 
     model: ModelConfig
@@ -100,13 +102,21 @@ class MethodContext:
     num_types: int = 0
     inputs: InputSizes = NO_INPUTS
     history: Callable[[Task], HistoryStart | None] | None = None
+    finished: frozenset[str] = frozenset()
 
-    def backbone(self, task: Task) -> Backbone:
-        """Build the configured backbone for a first task; what is drawn is the same each time."""
-        vectors = None if self.item_vectors is None else self.item_vectors(task)
+    def backbone(self, task: Task, *, stage: Task | None = None) -> Backbone:
+        """Build the configured backbone for a first task; what is drawn is the same each time.
+
+        Args:
+            task: Whose training users initial item vectors come from.
+            stage: The task whose stage starts from these weights; None for `task` itself.
+        """
+        fresh = (stage or task).name not in self.finished
+        vectors = self.item_vectors(task) if fresh and self.item_vectors is not None else None
+        history = self.history(task) if fresh and self.history is not None else None
         return make_backbone(
             self.model, num_items=self.num_items, generator=self.generator("backbone"), item_vectors=vectors,
-            num_types=self.num_types, inputs=self.inputs, history=None if self.history is None else self.history(task),
+            num_types=self.num_types, inputs=self.inputs, history=history,
         )  # fmt: skip
 
     def ties(self, task: Task) -> bool:

@@ -87,8 +87,11 @@ class Mtl(Method):
         if len(self.learned) == 1:
             self._add_head(self.networks.first, task)
         elif len(self.learned) == 2:
-            first = self.networks.first.backbone
-            self.networks.joint = Network(copy.deepcopy(first) if self.start == "first" else self.context.backbone(self.context.tasks[0]))
+            self.networks.joint = Network(
+                copy.deepcopy(self.networks.first.backbone)
+                if self.start == "first"
+                else self.context.backbone(self.context.tasks[0], stage=task)
+            )
             for joint in self.together:
                 self._add_head(self.networks.joint, joint)
 

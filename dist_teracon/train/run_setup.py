@@ -244,6 +244,7 @@ def method_context(run: Run) -> MethodContext:
         num_types=run.dataset.info.history.types,
         inputs=input_sizes(run.dataset),
         history=_history_start(run) if run.config.model.history_features else None,
+        finished=frozenset(task.name for task in run.tasks[: run.finished_stages()]),
     )
 
 
@@ -255,16 +256,14 @@ def input_sizes(dataset: Dataset) -> InputSizes:
 
 
 def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:
-    """Return where initial item vectors come from; tasks already learned get zeros, their weights are about to be loaded."""
-    model, done = run.config.model, {task.name for task in run.tasks[: run.finished_stages()]}
+    """Return where initial item vectors come from."""
+    model = run.config.model
     if model.item_init == "uniform":
         return None
-    if isinstance(given := model.item_init, GivenItemVectors) and not done:
+    if isinstance(given := model.item_init, GivenItemVectors) and not run.finished_stages():
         check_item_vectors(given.file)
 
     def vectors(task: Task) -> Tensor:
-        if task.name in done:
-            return torch.zeros(run.dataset.info.items, model.channels)
         if run.dataset.info.items >= LARGE:
             run.console.log(f"initial vectors of {run.dataset.info.items - 2} items from who took which together; this takes minutes")
         found = cooccurrence_vectors(run.dataset, task, model.channels, seed=run.config.seed)
@@ -274,8 +273,7 @@ def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:
 
 
 def _history_start(run: Run) -> Callable[[Task], HistoryStart | None]:
-    """Return where features of whole histories start; nothing for tasks already learned, whose are about to be loaded."""
-    done = {task.name for task in run.tasks[: run.finished_stages()]}
+    """Return where features of whole histories start."""
 
     @functools.cache
     def fitted() -> HistoryStart:
@@ -289,7 +287,7 @@ def _history_start(run: Run) -> Callable[[Task], HistoryStart | None]:
         (start,) = [part for part in run.runtime.gather(found) if part is not None]
         return start
 
-    return lambda task: None if task.name in done else fitted()
+    return lambda _task: fitted()
 
 
 GIVEN = "item_vectors.json"  # of a run's folder: the given item vectors that its tasks began with

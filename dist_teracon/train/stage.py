@@ -61,8 +61,8 @@ class Stage:
             trainer = PhaseTrainer(
                 self.shared, self.method, phase, number, folder=self.folder, events=self.events, label=self.label, carried=carried
             )
-            # a later phase starts from what the one before has kept
-            state = trainer.run(here, start_is_candidate=probed and not number)
+            # a probe's heads, or what the phase before has kept and `begin_phase` made of it, may be the best that validation sees
+            state = trainer.run(here, start_is_candidate=probed or number > 0)
             carried = Carried(carried.prepare_seconds, carried.epochs + state.epoch, carried.seconds + state.seconds)
         self.method.end_task()
         return StageSummary(carried.epochs, carried.seconds, carried.prepare_seconds)

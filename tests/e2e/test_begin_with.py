@@ -76,6 +76,17 @@ def test_methods_with_a_plain_first_stage_have_it_in_common(alone: None, small: 
     assert [event["method"] for event in events(run, "run")] == [own] * len(events(run, "run"))
 
 
+def test_a_joint_network_from_scratch_starts_with_its_own_item_vectors(alone: None, small: str, tmp_path: Path) -> None:
+    def svd(method: dict[str, Any] | str) -> dict[str, Any]:
+        made = values(small, method=method, tasks=GIVEN[:2])
+        return {**made, "model": {**made["model"], "item_init": "svd"}}
+
+    given = train_here(svd("sinmo"), tmp_path / "given", until_stage=1)
+    scratch = {"name": "mtl", "start": "scratch"}
+    run = train_here(svd(scratch), tmp_path / "run", begins_with=str(given))
+    assert_same_end(run, train_here(svd(scratch), tmp_path / "whole"))
+
+
 def test_the_log_reads_as_that_of_a_whole_run(alone: None, small: str, tmp_path: Path) -> None:
     given = train_here(values(small), tmp_path / "given")
     whole = train_here(values(small, tasks=OTHER), tmp_path / "whole")

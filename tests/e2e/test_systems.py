@@ -195,6 +195,23 @@ def test_weights_that_no_task_owns_are_zero_and_owned_ones_stay(trained: Train, 
     assert told == [("train", 0), ("train", 1), ("train", 2), ("retrain", 0), ("retrain", 1), ("retrain", 2)]
 
 
+def test_retraining_hands_on_the_pruned_weights_where_no_epoch_is_better(alone: None, small: str, tmp_path: Path) -> None:
+    values = config(small, "nextitnet", "conure", tasks=TASKS[:2])
+    values["train"]["second"] = {**values["train"]["second"], "learning_rate": 1e-9}  # nothing moves by as much as a rank
+    begun: dict[str, Tensor] = {}
+
+    def keep(trainer: Any, state: Any, _batch: PackedBatch) -> None:
+        if trainer.phase.name == "retrain" and not state.steps and len(trainer.method.learned) == 2:
+            begun.update({name: value.clone() for name, value in trainer.method.state_dict().items()})
+
+    run = train_here(values, tmp_path / "run", before_step=keep)
+    best = {(event["phase"], event["epoch"]): event["best"] for event in events(run, "epoch") if event["stage"] == 2}
+    assert [best["train", epoch] for epoch in range(3)] == [False, True, False]
+    assert [best["retrain", epoch] for epoch in range(3)] == [True, False, False]
+    assert begun
+    assert all(torch.equal(value, begun[name]) for name, value in weights(run, STAGES[1]).items())
+
+
 @pytest.mark.parametrize(("zero", "method"), [(1, "conure"), (2, "conure"), (2, "piggyback"), (1, "peterrec"), (2, "hat")])
 def test_frozen_weights_stay_bit_equal_on_masters_in_bf16(alone: None, small: str, tmp_path: Path, zero: int, method: str) -> None:
     run = train_here(config(small, "nextitnet", method, tasks=TASKS[:2], zero=zero, precision="bf16"), tmp_path / "run")
@@ -239,7 +256,7 @@ def test_what_no_mask_guards_may_train_in_later_stages(alone: None, small: str, 
 
 
 def test_without_regulariser_and_compensation_the_first_stage_is_teracons(alone: None, small: str, tmp_path: Path) -> None:
-    plain = {"name": "hat", "mask_regulariser": 0.0, "gradient_compensation": False}
+    plain = {"name": "hat", "mask_regulariser": 0.0, "gradient_compensation": False, "embedding_range": [0.0, 2.0]}
     runs = {}
     for name, method in (("hat", plain), ("teracon", {"name": "teracon"})):
         runs[name] = train_here(config(small, "nextitnet", method, tasks=TASKS[:1]), tmp_path / name)
