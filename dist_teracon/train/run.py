@@ -304,11 +304,32 @@ def _learn_single_tasks(run: Run, where: str, added: AddedTask | None) -> None:
     if run.config.method["name"] == SINGLE_TASK:
         return
     run.console.log(f"every task alone, for forward transfer ({SINGLE_TASK})")
-    alone = run.config.model_copy(update={"method": {"name": SINGLE_TASK}})
     folder = run.folder.below("single-task")
+    alone = _alone(run.config, begun=run.runtime.gather(folder.config() if folder.exists else None)[0])
     # where tasks were trained alone with the run before, one is added to them; without them all are trained now
     added = added if added is not None and run.runtime.gather(takes_addition(folder, added))[0] else None
     _train(alone, run.runtime, folder, where=where, console=run.console, stop=run.stop, with_single_task=False, added=added)
+
+
+def _alone(config: RunConfig, *, begun: RunConfig | None) -> RunConfig:
+    """Return a run's configuration for tasks that are trained alone.
+
+    Each trains a network from scratch, as the first task's stage does, so it has that stage's weight decay where later stages, which spare
+    what past tasks read, have none. A run that was begun without it goes on without.
+
+    Args:
+        config: The run's.
+        begun: That of the tasks' own run, if there is one.
+    """
+    train = config.train
+    if begun is None:
+        decays = [stage.weight_decay or train.first.weight_decay for stage in (train.second, train.later)]
+    else:
+        decays = [begun.train.second.weight_decay, begun.train.later.weight_decay]
+    second, later = (
+        stage.model_copy(update={"weight_decay": decay}) for stage, decay in zip((train.second, train.later), decays, strict=True)
+    )
+    return config.model_copy(update={"method": {"name": SINGLE_TASK}, "train": train.model_copy(update={"second": second, "later": later})})
 
 
 def _write_baselines(run: Run) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from small_runs import TASKS, events, results, settings, train_here, what_lasts
 
+from dist_teracon.train.run_folder import RunFolder
+
 KEYS = [
     "format_version", "method", "seed", "tasks", "metrics", "scores", "scores_by_metric", "single_task", "fwt", "bwt", "fwt_absolute",
     "bwt_absolute", "data_versions", "test_examples", "unseen_targets",
@@ -60,6 +62,23 @@ def test_a_second_run_gives_the_same_bytes_and_without_single_tasks_there_is_no_
     assert results(again)["single_task"] is results(again)["fwt"] is None
     train_here(settings(small, tasks=("next", "likes", "gender")), tmp_path / "run", with_single_task=True)
     assert what_lasts(again) == what_lasts(run)
+
+
+def test_tasks_alone_have_the_weight_decay_of_a_network_from_scratch(alone: None, small: str, tmp_path: Path) -> None:
+    stage = {"learning_rate": 0.01, "batch": 32, "epochs": 1}
+    values = settings(small, tasks=("next", "gender"), first={**stage, "weight_decay": 0.5}, second=stage)
+    run = train_here(values, tmp_path / "run", with_single_task=True)
+    decays = {
+        folder: [RunFolder(folder).config().train.stage(position, task).weight_decay for position, task in enumerate(("next", "gender"))]
+        for folder in (run, run / "single-task")
+    }
+    assert decays == {run: [0.5, 0.0], run / "single-task": [0.5, 0.5]}
+    # one that was begun without goes on without
+    older = train_here(values, tmp_path / "older")
+    train_here({**values, "method": {"name": "sinmo"}}, older / "single-task", until_stage=1)
+    train_here(values, older, with_single_task=True)
+    assert RunFolder(older / "single-task").config().train.stage(1, "gender").weight_decay == 0.0
+    assert results(older)["fwt"] is not None
 
 
 def test_trials_are_cut_to_users_and_steps(alone: None, small: str, tmp_path: Path) -> None:
