@@ -82,6 +82,11 @@ def _train(options: argparse.Namespace) -> int:
     from dist_teracon.config_io import load_config
     from dist_teracon.console import set_up_logging
 
+    if (Path(options.config) / "dataset.json").is_file():
+        raise ConfigError(
+            f"{options.config}: is a data set; train takes a configuration (YAML) that names it, as "
+            f"configs/ml-100k.yaml --set dataset={options.config}"
+        )
     config = load_config(options.config, options.set)
     if options.dry_run:
         _dry_run(config, options)

@@ -203,3 +203,11 @@ def test_a_recipe_that_is_not_shipped_is_refused_with_those_that_are(capsys: pyt
     assert (
         "nver: no such file; did you mean 'naver.yaml'? (shipped in configs/recipes: complete-journey-time.yaml" in capsys.readouterr().err
     )
+
+
+def test_a_data_set_in_the_place_of_a_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dataset.json").write_text("{}")
+    assert cli.main(["train", str(tmp_path), "--run", str(tmp_path / "run")]) == 2
+    assert f"is a data set; train takes a configuration (YAML) that names it, as configs/ml-100k.yaml --set dataset={tmp_path}" in (
+        capsys.readouterr().err
+    )
