@@ -250,7 +250,7 @@ def _further(run: Path, tasks: Sequence[str], metrics: dict[str, str | None], sp
 
 def _by_metric(further: dict[str, list[dict[str, list[float | None]]]]) -> dict[str, dict[str, list[list[float | None]]]]:
     """Return the rows by metric and variant, a row a run: without a value where the run has none, and without metrics that no run has."""
-    none = [None] * next((len(row) for rows in further.values() for of_run in rows for row in of_run.values()), 0)
+    none: list[float | None] = [None] * next((len(row) for rows in further.values() for of_run in rows for row in of_run.values()), 0)
     names = dict.fromkeys(name for rows in further.values() for of_run in rows for name in of_run)
     found: dict[str, dict[str, list[list[float | None]]]] = {}
     for name in names:
