@@ -1,4 +1,4 @@
-"""Kinds of arguments on the command line; a value that is none is an error that names the option."""
+"""Numbers on the command line, of commands and benchmarks; a value that is none is an error that names the option."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _COMMANDS = {
     "look at results": runs.RESULTS,
     "measure": {
         "compare": "run variants on several seeds and write tables with intervals",
-        "bench": "time kernels, heads, loader, preparation, a step; see bench --help",
+        "bench": "time kernels, heads, loader, a step and more; see bench --help",
     },
     "look after machines": {"doctor": "check what a machine or a cluster has, and what is missing"},
 }
@@ -99,12 +99,16 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_commands(add)
     runs.add_results(add)
     compare = add("compare", _compare)
-    compare.add_argument("plan", help="the comparison (YAML), as in configs/compare/")
+    compare.add_argument("plan", metavar="PLAN", help="the comparison: a YAML file, or the name of a shipped one, as all-systems")
     compare.add_argument("--out", type=as_path, required=True, help="its folder; the same command again runs what is missing")
     compare.add_argument("--parallel", type=as_count, help="runs at a time (default: one a core, or what the cluster has room for)")
     compare.add_argument(
         "--launcher", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (RAY_ADDRESS) whose nodes all see --out"
     )
+    compare.add_argument(
+        "--begin-with", type=as_path, action="append", default=[], metavar="DIR",
+        help="the folder of another comparison, whose runs' first stages cells take where they are the same; once more for another",
+    )  # fmt: skip
     add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
@@ -119,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command_list() -> str:
     lines = []
     for group, commands in _COMMANDS.items():
-        lines += [f"{group}:", *(f"  {f'{name} ':9}{text}" for name, text in commands.items())]
+        lines += [f"{group}:", *(f"  {name:13}{text}" for name, text in commands.items())]
     return "\n".join(lines)
 
 
@@ -158,7 +162,10 @@ def _compare(options: argparse.Namespace) -> int:
 
         runner = on_ray(options.parallel, console.log)
     try:
-        compare(options.plan, options.out, parallel=options.parallel, console=console, metrics=options.metric, runner=runner)
+        compare(
+            options.plan, options.out,
+            parallel=options.parallel, console=console, metrics=options.metric, runner=runner, begin_with=options.begin_with,
+        )  # fmt: skip
     except CellsError as error:
         failed = error
     if not options.quiet:

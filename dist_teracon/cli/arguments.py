@@ -1,4 +1,4 @@
-"""Kinds of arguments that several commands take."""
+"""Arguments that several commands take: paths, places of runs, choices; numbers are those of `dist_teracon/arguments.py`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ TRAIN = {
     "pseudo-label": "make a stage's pseudo-labels ahead of its training",
 }
 RESULTS = {
-    "report": "print a run's table and write report.html, several runs side by side",
+    "report": "print a run's table and write its page, report.html",
     "verify": "check every file of a run or of a data set for damage",
     "replay": "find where a NaN or Inf began, by the batch that a run kept",
 }
@@ -49,7 +49,7 @@ def add_train(add: AddCommand) -> None:
 
 def add_train_options(train: argparse.ArgumentParser) -> None:
     """Add the options of `train`, which launchers share."""
-    train.add_argument("config", metavar="CONFIG", help="run configuration (YAML)")
+    train.add_argument("config", metavar="CONFIG", help="run configuration: a YAML file, or the name of a shipped one, as ml-100k")
     train.add_argument("--run", type=as_place, help="folder of the run, or its URI on a store, as s3://bucket/run")
     train.add_argument(
         "--scratch", metavar="DIR", help="where a run on a store is written on this machine (default: DIST_TERACON_SCRATCH, or temporary)"

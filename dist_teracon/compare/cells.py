@@ -98,7 +98,7 @@ class CellJob:
 Runner = Callable[[Sequence[CellJob]], Generator[tuple[CellJob, str | None], None, None]]
 
 
-def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Console) -> None:
+def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Console, begin_with: Sequence[Path] = ()) -> None:
     """Run every cell that is not finished; a failed one does not stop the others.
 
     Args:
@@ -106,6 +106,7 @@ def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Cons
         out: The comparison's folder.
         runner: Where they run, and how many at a time.
         console: What a person sees.
+        begin_with: Folders of other comparisons, whose runs cells may begin with too.
 
     Raises:
         CellsError: some did; names them, the last line of each and its log, in `problems` by the cell's name.
@@ -115,7 +116,7 @@ def run_cells(cells: Sequence[Cell], out: Path, *, runner: Runner, console: Cons
     failures: dict[str, str] = {}
     if waiting:
         _wait_for_the_killed([cell.folder(out) for cell in waiting], console)
-        donors = donors_of(cells, out)
+        donors = donors_of(cells, out, begin_with)
         with closing(runner([_job(cell, out, donors.get(cell.name, ())) for cell in waiting])) as ended:
             for done, (job, problem) in enumerate(ended, start=1):
                 outcome = "finished" if problem is None else f"failed: {problem}"

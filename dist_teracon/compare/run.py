@@ -14,6 +14,7 @@ from dist_teracon.compare.chosen import chosen_tables
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.page import Result, write_page
 from dist_teracon.compare.plan import Cell, Plan, read_plan
+from dist_teracon.compare.shared_stages import check_others
 from dist_teracon.compare.tables import costs_table, markdown, tables_of
 from dist_teracon.console import Console, complain
 from dist_teracon.errors import ConfigError, RunError, TeraconError
@@ -21,8 +22,9 @@ from dist_teracon.store.holder import hold_folder
 
 
 def compare(
-    uri: str, out: Path, *, parallel: int | None, console: Console, metrics: Sequence[str] = (), runner: Runner | None = None
-) -> Path:
+    uri: str, out: Path, *,
+    parallel: int | None, console: Console, metrics: Sequence[str] = (), runner: Runner | None = None, begin_with: Sequence[Path] = (),
+) -> Path:  # fmt: skip
     """Run a comparison's unfinished cells and write `tables.md` of the seeds that all variants have finished.
 
     Args:
@@ -32,6 +34,7 @@ def compare(
         console: What a person sees.
         metrics: By which metrics the tables are, in place of the comparison's own.
         runner: Where cells run; on this machine where None.
+        begin_with: Folders of other comparisons: cells take the first stages of their runs, where they are the same.
 
     Returns:
         The tables' file.
@@ -47,8 +50,11 @@ def compare(
     plan, cells = read_plan(uri, metrics)
     check_folder(cells, out)
     check_cells(plan, cells, out, where=uri, console=console)
+    check_others(begin_with)
     with _held(out):
-        return _run_and_write(plan, cells, out, runner=runner or on_this_machine(parallel or os.cpu_count() or 1), console=console)
+        return _run_and_write(
+            plan, cells, out, runner=runner or on_this_machine(parallel or os.cpu_count() or 1), console=console, begin_with=begin_with
+        )
 
 
 @contextmanager
@@ -63,10 +69,12 @@ def _held(out: Path) -> Iterator[None]:
         yield
 
 
-def _run_and_write(plan: Plan, cells: Sequence[Cell], out: Path, *, runner: Runner, console: Console) -> Path:
+def _run_and_write(
+    plan: Plan, cells: Sequence[Cell], out: Path, *, runner: Runner, console: Console, begin_with: Sequence[Path]
+) -> Path:  # fmt: skip
     failed: CellsError | None = None
     try:
-        run_cells(cells, out, runner=runner, console=console)
+        run_cells(cells, out, runner=runner, console=console, begin_with=begin_with)
     except CellsError as error:
         failed = error
     page = write_tables(plan, cells, out, problems={} if failed is None else failed.problems)

@@ -134,7 +134,7 @@ class Bootstrap:
         keys = [(stage, task) for stage, task in run.sums if stage in (task, len(run.tasks) - 1)]
         columns = np.stack([part[key] for part in (run.sums, run.counts) for key in keys], axis=1)
         place = np.searchsorted(self._every, run.users)
-        drawn = [columns.sum(axis=0, keepdims=True)]
+        drawn = [np.array([[math.fsum(column) for column in columns.T]])]
         for first in range(0, self.draws, _DRAWS_AT_ONCE):
             weight = self._user_weight[first : first + _DRAWS_AT_ONCE, place]
             drawn.append(weight.astype(np.float64) @ columns)

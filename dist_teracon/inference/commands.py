@@ -22,10 +22,10 @@ COMMANDS = {
     "predict": "write the best labels of a task for the users of EVENTS",
     "evaluate": "score a run on any version of the data, by any metrics",
     "probe": "learn labels that the model never saw from its vectors",
-    "cold-start": "from frozen vectors, for users with few labels in a new task",
+    "cold-start": "test frozen vectors in a new task, on users with few labels",
     "drift": "compare the vectors of two exports, runs or stages",
     "export-model": "write encoder and head as a torch.export or ONNX program",
-    "item-vectors": "vectors of items from their texts, by an encoder on disk",
+    "item-vectors": "make vectors of items from their texts, by an encoder on disk",
 }
 
 

@@ -1,4 +1,4 @@
-"""The running mean as Triton kernels: a program walks a row's positions, in the channels of one block.
+"""The running mean on a GPU, with its gradient: what launches the kernels of `row_walk.py`.
 
 `torch.cumsum` over the positions of a batch walks all N of them one after another for every channel, on a GPU 20 ms at N = 100,000
 and C = 256, and as much again backward (docs/kernels.md). Rows are independent, so B × C / 64 programs walk one row each.

@@ -149,12 +149,12 @@ def test_another_data_set_is_refused(alone: None, small: str, tmp_path: Path) ->
         train_here(values(other), tmp_path / "run", begins_with=str(given))
 
 
-def compared(tmp_path: Path, dataset: str, plan: dict[str, Any]) -> Path:
+def compared(tmp_path: Path, dataset: str, plan: dict[str, Any], *options: str, name: str = "out") -> Path:
     """Compare variants of one run, one after another; returns the comparison's folder."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values(dataset)))
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"config": str(tmp_path / "run.yaml"), "seeds": [0], **plan}))
-    out = tmp_path / "out"
-    assert cli.main(["compare", str(tmp_path / "plan.yaml"), "--out", str(out), "--parallel", "1", "--quiet"]) == 0
+    out = tmp_path / name
+    assert cli.main(["compare", str(tmp_path / "plan.yaml"), "--out", str(out), "--parallel", "1", "--quiet", *options]) == 0
     return out
 
 
@@ -173,3 +173,18 @@ def test_cells_of_several_methods_train_a_plain_first_stage_once(alone: None, sm
     assert began["piggyback"] == began["sinmo"] < began["teracon"]
     log = (out / "logs" / "piggyback-seed-0.log").read_text(encoding="utf-8")
     assert "the first 1 of 3 stages" in log and "(method.name is 'sinmo' there and 'piggyback' here)" in log
+
+
+def test_cells_begin_with_runs_of_another_comparison(alone: None, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = compared(tmp_path, small, {"axes": {"method": ["sinmo"]}, "baseline": "sinmo"}, name="first")
+    plan = {"axes": {"method": ["fineall", "sinmo"]}, "baseline": "fineall"}
+    out = compared(tmp_path, small, plan, "--begin-with", str(first), name="second")
+    given = events(first / "cells/sinmo/seed-0", "stage")
+    for name, taken in (("fineall", 1), ("sinmo", 3)):
+        stages = events(out / "cells" / name / "seed-0", "stage")
+        assert [stage["time"] for stage in stages[:taken]] == [stage["time"] for stage in given[:taken]]
+    assert_same_end(out / "cells/fineall/seed-0", train_here(values(small, method="fineall"), tmp_path / "whole"))
+    (tmp_path / "empty").mkdir()
+    third = ["compare", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "third"), "--quiet", "--begin-with", str(tmp_path / "empty")]
+    assert cli.main(third) == 2
+    assert "empty: expected the folder of a comparison, with runs in cells/" in capsys.readouterr().err

@@ -230,6 +230,30 @@ def test_a_kept_plan_serves_rows_of_the_same_lengths_in_another_order(positions)
         assert torch.equal(kept, cpu.stack(x, made[1], parameters, masks, eps=1e-8))
 
 
+@torch.no_grad()
+def test_what_is_kept_of_masks_is_of_these_masks_as_they_are():
+    """Other masks, none, other number types, and masks that were written over or have become negative, give what they give anew."""
+    x, row_offsets, tasks, parameters, masks = problem([7, 3, 12], channels=8, one_task=True)
+    layout = build_layout(row_offsets, tasks, dilations=(1, 2))
+    frozen = FrozenParameters(*parameters)
+
+    def assert_same(masks, x=x, frozen=frozen, parameters=parameters):
+        assert torch.equal(cpu.stack(x, layout, frozen, masks, eps=1e-8), cpu.stack(x, layout, parameters, masks, eps=1e-8))
+
+    for one in (masks, None, masks, masks.flip(0), masks.clone(), None):
+        assert_same(one)
+    assert_same(masks, x.float(), FrozenParameters(*(p.float() for p in parameters)), StackParameters(*(p.float() for p in parameters)))
+    for changed in (masks.mul_(0.5), masks.neg_()):
+        assert_same(changed)
+    for number in range(20):
+        assert_same(torch.full_like(masks, number / 20))
+    assert len(frozen.prepared["norms"]) == cpu._NORMS_KEPT
+    with torch.inference_mode():
+        uncounted = masks.abs()
+        assert_same(uncounted)
+        assert_same(uncounted.mul_(0.1))
+
+
 def test_groups_hold_every_row_once_and_one_task_each():
     lengths = [30] * 20 + [7, 0, 12, 1, 30, 9, 9, 2]
     tasks = torch.arange(len(lengths)) % 3

@@ -103,8 +103,8 @@ def _check_bound(where: str, bound: float, moments: NDArray[np.float64]) -> None
     if abs(bound) < _NO_TIME_BELOW and len(moments) and float(moments.min()) >= _TIME_FROM:
         text = int(bound) if bound.is_integer() else bound
         raise ConfigError(
-            f"{where}: a bare number counts seconds since 1970, so {text} is {_day(bound)}, years before the first event; "
-            "write a date, as 2026-01-31"
+            f"{where}: {_day(bound)} (a bare number, as {text}, counts seconds since 1970) is years before the first event; "
+            "write a date of the events' own time, as 2026-01-31, or leave it out"
         )
 
 

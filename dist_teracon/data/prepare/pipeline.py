@@ -89,7 +89,10 @@ def prepare(
     reader = _checked_format(format, max_bad_rows=max_bad_rows, shards=shards, min_count=min_count, cluster=cluster)
     rules = recipe if isinstance(recipe, Recipe) or recipe is None else read_recipe(str(recipe))
     if rules is None and reader.needs_recipe:
-        raise ConfigError(f"--recipe: format '{format}' requires a recipe, which defines how tasks come from events (see configs/recipes/)")
+        raise ConfigError(
+            f"--recipe: format '{format}' requires a recipe, which defines how tasks come from events; "
+            "`dist-teracon init` writes a first one"
+        )
     if not 0 <= max_unmatched <= 1:
         raise ConfigError(f"--max-unmatched: expected a share from 0 to 1, got {max_unmatched:g}")
     if rules is not None and rules.split.by == "time" and split is not None:

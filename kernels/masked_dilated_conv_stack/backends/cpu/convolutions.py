@@ -1,4 +1,4 @@
-"""A dilated convolution over a group of rows whose positions lie by distance from the rows' ends (`cpu_plan`), on a CPU.
+"""A dilated convolution over a group of rows whose positions lie by distance from the rows' ends (`plan.py`), on a CPU.
 
 Legend: N positions, C channels, k taps, R rows of a group.
 

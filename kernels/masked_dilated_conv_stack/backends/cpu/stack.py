@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ _logger = logging.getLogger(__name__)
 # than they gain there (docs/kernels-cpu.md).
 GROUP_BYTES = 1_600_000
 
+# Of masks of frozen parameters: as shipped, at the last stage's scales, and all open.
+_NORMS_KEPT = 4
+
 # Masks count as no less: m·ReLU(a) is ReLU(m·a) for any m > 0 and its gradient for m is there, while m = 0 would lose it. No sum of
 # numbers near 1 sees it, and products of two such values and a gradient stay above the denormal numbers, which are slow.
 _LEAST_MASK = {torch.float32: 1e-12, torch.float64: 1e-40}
@@ -44,7 +48,8 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
     if x_NC.device.type != "cpu":
         raise ValueError(f"the backend 'cpu': expected tensors on a CPU, got {x_NC.device}; unset DIST_TERACON_KERNELS or choose another")
     kept = parameters.prepared if isinstance(parameters, FrozenParameters) else {}
-    if reason := _better_gathered(x_NC, masks_TKC):
+    known = _Norms.kept(kept, masks_TKC, x_NC.dtype)
+    if reason := _better_gathered(x_NC, None if known is not None else masks_TKC):
         _log_once(reason)
         return gathered.stack(x_NC, layout, parameters, masks_TKC, eps=eps)
     weights = [p if isinstance(p, Tensor) else torch.stack(list(p)) for p in parameters]
@@ -52,7 +57,10 @@ def stack(x_NC: Tensor, layout: Layout, parameters: StackParameters, masks_TKC: 
         out: Tensor = _Stack.apply(x_NC, masks_TKC, *weights, layout, eps)
         return out
     with torch.no_grad():
-        return _Run(layout, x_NC, masks_TKC, weights, eps, kept).forward(x_NC, saved=None)
+        if known is None:
+            known = _Norms.made(masks_TKC, *weights[2:], dtype=x_NC.dtype)
+            known.keep(kept)
+        return _Run(layout, x_NC, known, weights, eps, kept).forward(x_NC, saved=None)
 
 
 def _better_gathered(x_NC: Tensor, masks_TKC: Tensor | None) -> str:
@@ -75,7 +83,7 @@ class _Stack(torch.autograd.Function):
         ctx: Any, x: Tensor, masks: Tensor | None, w: Tensor, b: Tensor, g: Tensor, h: Tensor, layout: Layout, eps: float
     ) -> Tensor:
         saved: list[Tensor] = []
-        ctx.run = _Run(layout, x, masks, (w, b, g, h), eps)
+        ctx.run = _Run(layout, x, _Norms.made(masks, g, h, dtype=x.dtype), (w, b, g, h), eps)
         out = ctx.run.forward(x, saved)
         ctx.save_for_backward(x, masks, w, b, g, h, *saved)
         return out
@@ -95,6 +103,60 @@ class _Stack(torch.autograd.Function):
 _PER_STAGE = 4
 
 
+@dataclass(frozen=True)
+class _Norms:
+    """LayerNorm with the masks in it: since masks are not negative, m ⊙ ReLU(γ ⊙ n + β) is ReLU(mγ ⊙ n + mβ).
+
+    Attributes:
+        given, version: The masks as they came, and how often they had been written by then (`_times_written`).
+        dtype: Of the batch.
+        masks: [T, K, C] as they are used; None for none.
+        weight, bias: γ, β: [K, C].
+        scale, shift: m·γ, m·β: [T, K, C].
+        scales, shifts: The same by task and convolution.
+    """
+
+    given: Tensor | None
+    version: int | None
+    dtype: torch.dtype
+    masks: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+    scales: tuple[Tensor, ...]
+    shifts: tuple[Tensor, ...]
+
+    @classmethod
+    def made(cls, given: Tensor | None, weight: Tensor, bias: Tensor, *, dtype: torch.dtype) -> _Norms:
+        """Put masks [T, K, C] into LayerNorm's weight and bias."""
+        wide = torch.promote_types(dtype, torch.float32)
+        masks = None if given is None else given.to(wide).clamp_min(_LEAST_MASK[wide])
+        weight, bias = weight.to(wide), bias.to(wide)
+        scale, shift = (p[None] if masks is None else (masks * p).contiguous() for p in (weight, bias))
+        return cls(given, _times_written(given), dtype, masks, weight, bias, scale, shift, _each(scale), _each(shift))
+
+    @staticmethod
+    def kept(kept: dict[Any, Any], given: Tensor | None, dtype: torch.dtype) -> _Norms | None:
+        """Return what was made of frozen parameters and these very masks, if it is there and they have not been written since."""
+        for found in kept.get("norms", ()):
+            if isinstance(found, _Norms) and found.given is given and found.dtype == dtype and found.version == _times_written(given):
+                return found
+        return None
+
+    def keep(self, kept: dict[Any, Any]) -> None:
+        """Keep this with the frozen parameters that it was made of; the last few are kept."""
+        if self.version is not None:
+            kept["norms"] = (self, *kept.get("norms", ())[: _NORMS_KEPT - 1])
+
+
+def _times_written(masks: Tensor | None) -> int | None:
+    """Return how often masks were written so far; None for a tensor that does not count it."""
+    if masks is None:
+        return 0
+    return None if masks.is_inference() else masks._version
+
+
 class _Run:
     """A pass over one batch: parameters as the products take them, and in the backward pass the gradients' sums.
 
@@ -102,19 +164,14 @@ class _Run:
     """
 
     def __init__(
-        self, layout: Layout, x_NC: Tensor, masks: Tensor | None, weights: Sequence[Tensor], eps: float, kept: dict[Any, Any] | None = None
+        self, layout: Layout, x_NC: Tensor, norms: _Norms, weights: Sequence[Tensor], eps: float, kept: dict[Any, Any] | None = None
     ) -> None:  # fmt: skip
-        weight, self.bias, *norm = weights
+        weight, self.bias, *_ = weights
         self.layout, self.eps, self.dtype = layout, eps, x_NC.dtype
         self.wide = torch.promote_types(self.dtype, torch.float32)
-        self.norm_weight, self.norm_bias = (p.to(self.wide) for p in norm)
-        self.masks = None if masks is None else masks.to(self.wide).clamp_min(_LEAST_MASK[self.wide])
+        self.norm_weight, self.norm_bias, self.masks = norms.weight, norms.bias, norms.masks
         self.stages, self.channels = self.bias.shape
-        # [T, K, C]: since masks are not negative, m ⊙ ReLU(γ ⊙ n + β) is ReLU(mγ ⊙ n + mβ)
-        self.scale, self.shift = (
-            p[None] if self.masks is None else (self.masks * p).contiguous() for p in (self.norm_weight, self.norm_bias)
-        )
-        self.scales, self.shifts = _each(self.scale), _each(self.shift)
+        self.scale, self.shift, self.scales, self.shifts = norms.scale, norms.shift, norms.scales, norms.shifts
         at_once = GROUP_BYTES * torch.get_num_threads() // (self.channels * x_NC.element_size())
         self.groups = plan(layout, positions_at_once=max(1, at_once))
         algorithm = select_algorithm(self.dtype, self.channels, layout.kernel_size)
