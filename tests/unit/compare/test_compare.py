@@ -11,7 +11,7 @@ import yaml
 from dist_teracon import io
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.plan import read_plan
-from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, pooled, read_run_scores
+from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, p_value, pooled, read_run_scores
 from dist_teracon.compare.tables import markdown
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.scorer import UserScores
@@ -98,6 +98,17 @@ def test_seeds_on_the_same_users_say_no_more_of_these_users(tmp_path):
     apart = Bootstrap([[run] for run in others], draws=300)
     assert apart.users == 120
     assert np.corrcoef(apart.score(0, 0, 1, 1)[1:], apart.score(1, 0, 1, 1)[1:])[0, 1] < 0.3
+
+
+def test_equal_scores_differ_by_nothing_whatever_the_order_of_sums(tmp_path):
+    """Ten tenths are one only up to rounding, which must not decide on which side of zero a draw lies."""
+    base = made_up(np.random.default_rng(0))
+    tenths = np.where(np.arange(40) % 2, 0.1, 0.3)
+    runs = [write_run(tmp_path / name, {**base, (1, 1): scores}) for name, scores in (("a", tenths), ("b", 0.4 - tenths))]
+    bootstrap = Bootstrap([runs], draws=200)
+    total = bootstrap.over_seeds(lambda seed: bootstrap.score(seed, 0, 1, 1) + bootstrap.score(seed, 1, 1, 1) - 0.4)
+    assert (total == 0).all()
+    assert p_value(total) == 1.0
 
 
 def test_without_an_example_there_is_no_score(tmp_path):
