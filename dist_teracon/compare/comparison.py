@@ -6,11 +6,13 @@ name. Where a task stands in a variant's order follows from the variant's own ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.compare.plan import Cell, Plan
@@ -26,8 +28,10 @@ from dist_teracon.compare.statistics import (
     pooled,
     read_run_scores,
 )
+from dist_teracon.config.run import RunConfig
 from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import RunError
+from dist_teracon.evaluate.metrics import parse_metric
 
 Statistic = Callable[[int], Float]
 
@@ -47,6 +51,7 @@ class Comparison:
         split: `test` or `validation`.
         further: Final scores by the other metrics: metric -> variant -> seeds -> tasks.
         folders: The runs of each variant, one a seed.
+        configs: A configuration of every variant of the plan.
     """
 
     plan: Plan
@@ -59,10 +64,28 @@ class Comparison:
     split: str
     further: dict[str, dict[str, list[list[float | None]]]]
     folders: dict[str, list[Path]]
+    configs: dict[str, RunConfig]
+
+    @cached_property
+    def joint(self) -> tuple[str, ...]:
+        """The variants whose method learns later tasks together, so that nothing is transferred from one to the next."""
+        from dist_teracon.continual.registry import method_class
+
+        return tuple(name for name in self.variants if not method_class(self.configs[name].method["name"]).stages_stand_alone)
+
+    def sign(self, task: int) -> int:
+        """Return 1 for a task of which more is better, −1 for one of which less is."""
+        metric = self.metrics[task]
+        return 1 if metric is None or parse_metric(metric).higher_is_better else -1
 
     def order(self, variant: str) -> tuple[str, ...]:
         """Return a variant's tasks in the order in which it learned them."""
         return self.bootstrap.runs[0][self.variants.index(variant)].tasks
+
+    @property
+    def orders_differ(self) -> bool:
+        """Whether some variants have learned other tasks than others, or in another order."""
+        return len({self.order(variant) for variant in self.variants}) > 1
 
     def place(self, variant: str, task: int) -> int:
         """Return the position of a task in a variant's order, from 0."""
@@ -82,25 +105,43 @@ class Comparison:
         index, place = self.variants.index(variant), self.place(variant, task)
         return lambda seed: self.bootstrap.score(seed, index, place, place)
 
+    def has_bwt(self, variant: str, task: int) -> bool:
+        """Return whether a variant learns other tasks after this one, one by one."""
+        return variant not in self.joint and self.place(variant, task) < self.last(variant)
+
     def bwt(self, variant: str, tasks: Sequence[int] | None = None, *, absolute: bool = False) -> Statistic:
-        """Return the statistic `mean BWT`, in percent unless `absolute`, by seed; the task that a variant learns last has none."""
+        """Return the statistic `mean BWT` of the tasks that have it, in percent unless `absolute`, by seed; above zero is better.
+
+        The task that a variant learns last has none, and no task of a variant that learns them together.
+        """
         index, last = self.variants.index(variant), self.last(variant)
-        places = [self.place(variant, task) for task in (range(len(self.tasks)) if tasks is None else tasks)]
-        before = [place for place in places if place < last]
-        return lambda seed: backward_transfer(self.bootstrap, seed, index, before, last, absolute=absolute)
+        signs = {
+            self.place(variant, task): self.sign(task)
+            for task in (range(len(self.tasks)) if tasks is None else tasks)
+            if self.has_bwt(variant, task)
+        }
+
+        def mean(seed: int) -> Float:
+            changes = [
+                sign * backward_transfer(self.bootstrap, seed, index, place, last, absolute=absolute) for place, sign in signs.items()
+            ]
+            return np.mean(changes, axis=0) if changes else np.full(self.bootstrap.draws + 1, np.nan)
+
+        return mean
 
     def fwt(self, variant: str, task: int, *, absolute: bool = False) -> Statistic | None:
         """Return the statistic `FWT of a task` against the variant that learns it alone, in percent unless `absolute`, by seed.
 
-        None for the task that a variant learns first, and where no such variant is there.
+        Above zero is better. None for the task that a variant learns first, for one that learns its tasks together, and where no variant
+        that learns them alone is there.
         """
-        single = self.plan.single_task_of(variant)
-        if single not in self.variants or self.place(variant, task) == 0:
+        single, sign = self.plan.single_task_of(variant), self.sign(task)
+        if single not in self.variants or variant in self.joint or self.place(variant, task) == 0:
             return None
         alone, together = self.learned(single, task), self.learned(variant, task)
         if absolute:
-            return lambda seed: together(seed) - alone(seed)
-        return lambda seed: change_in_percent(together(seed), alone(seed))
+            return lambda seed: sign * (together(seed) - alone(seed))
+        return lambda seed: sign * change_in_percent(together(seed), alone(seed))
 
     def mean_fwt(self, variant: str, *, absolute: bool = False) -> Statistic | None:
         """Return the statistic `mean FWT` over the tasks that have one; None where none has."""
@@ -142,6 +183,8 @@ def gather(plan: Plan, cells: Sequence[Cell], out: Path, *, finished: Callable[[
         for number in range(len(seeds))
     ]
     tasks = _common_tasks(runs, out)
+    for seed, of_seed in zip(seeds, runs, strict=True):
+        _check_paired(dict(zip(variants, of_seed, strict=True)), tasks, where=f"{out}, seed {seed}")
     metrics = dict(zip(runs[0][0].tasks, runs[0][0].metrics, strict=True))
     further = {variant: [_further(run, tasks, metrics, split) for run in of_variant] for variant, of_variant in folders.items()}
     if plan.cross_fitting:
@@ -149,8 +192,9 @@ def gather(plan: Plan, cells: Sequence[Cell], out: Path, *, finished: Callable[[
     left_out = tuple(variant for variant in plan.variants if variant not in variants)
     by_metric = _by_metric(further)
     return Comparison(
-        plan, variants, left_out, seeds, Bootstrap(runs), tasks, tuple(metrics[task] for task in tasks), split, by_metric, folders
-    )
+        plan, variants, left_out, seeds, Bootstrap(runs), tasks, tuple(metrics[task] for task in tasks), split, by_metric, folders,
+        configs={cell.variant: cell.config for cell in cells},
+    )  # fmt: skip
 
 
 def _with_common_seeds(done: dict[str, set[int]]) -> tuple[str, ...]:
@@ -178,19 +222,42 @@ def _common_tasks(runs: Sequence[Sequence[RunScores]], out: Path) -> tuple[str, 
     return tasks
 
 
+def _check_paired(runs: Mapping[str, RunScores], tasks: Sequence[str], *, where: str) -> None:
+    """Check that a seed's runs score the same examples of each common task, without which no difference is paired."""
+    (first, before), *others = runs.items()
+    for variant, run in others:
+        for task in tasks:
+            if not all(map(np.array_equal, _examples(before, task), _examples(run, task))):
+                raise RunError(
+                    f"{where}: '{first}' and '{variant}' are scored on other examples of task '{task}', so their differences are not "
+                    "paired; expected one data set with one split, one evaluate.max_users and one test period in all variants"
+                )
+
+
+def _examples(run: RunScores, task: str) -> tuple[NDArray[np.uint64], Float]:
+    """Return the users that a task's final score is of, and how much each counts."""
+    counts = run.counts[len(run.tasks) - 1, run.tasks.index(task)]
+    return run.users[counts > 0], counts[counts > 0]
+
+
 def _further(run: Path, tasks: Sequence[str], metrics: dict[str, str | None], split: str) -> dict[str, list[float | None]]:
     """Read a run's final scores of `tasks` by the metrics that the tables are not by."""
     key = "scores_by_metric" if split == "test" else "validation_scores_by_metric"
     order = io.read_json(str(run / "results.json"))["tasks"]
     state = io.read_json(str(run / "stages" / f"{len(order):02d}-{folder_of(order[-1])}" / "state.json"))
-    rows = {name: [row[order.index(task)] for task in tasks] for name, row in state[key].items() if name not in metrics.values()}
-    return {name: row for name, row in rows.items() if any(score is not None for score in row)}
+    return {name: [row[order.index(task)] for task in tasks] for name, row in state[key].items() if name not in metrics.values()}
 
 
 def _by_metric(further: dict[str, list[dict[str, list[float | None]]]]) -> dict[str, dict[str, list[list[float | None]]]]:
+    """Return the rows by metric and variant, a row a run: without a value where the run has none, and without metrics that no run has."""
+    none: list[float | None] = [None] * next((len(row) for rows in further.values() for of_run in rows for row in of_run.values()), 0)
+    names = dict.fromkeys(name for rows in further.values() for of_run in rows for name in of_run)
     found: dict[str, dict[str, list[list[float | None]]]] = {}
-    for variant, of_variant in further.items():
-        for rows in of_variant:
-            for name, row in rows.items():
-                found.setdefault(name, {}).setdefault(variant, []).append(row)
+    for name in names:
+        by_variant = {variant: [of_run.get(name, none) for of_run in rows] for variant, rows in further.items()}
+        known = {
+            variant: rows for variant, rows in by_variant.items() if any(value is not None for row in rows for value in row)
+        }  # fmt: skip
+        if known:
+            found[name] = known
     return found

@@ -19,11 +19,13 @@ class TaskCost:
         seconds: Training, pseudo-labels and evaluation of its stage.
         parameters: Floating-point numbers among the weights that its stage added.
         bytes: All that its stage added to the weights' file, masks and owners of weights included.
+        stage_time: All that the stage measured, as JSON; a stage that another run took over has the same.
     """
 
     seconds: float
     parameters: int
     bytes: int
+    stage_time: str = ""
 
 
 def read_costs(run: Path) -> dict[str, TaskCost]:
@@ -35,8 +37,8 @@ def read_costs(run: Path) -> dict[str, TaskCost]:
         if not ((stage / "timing.json").exists() and (stage / "model.safetensors").exists()):
             break  # what later stages added cannot be told from it
         now = weights_size(stage / "model.safetensors")
-        seconds = float(io.read_json(str(stage / "timing.json"))["seconds"])
-        costs[task] = TaskCost(seconds, now[0] - before[0], now[1] - before[1])
+        timing = io.read_json(str(stage / "timing.json"))
+        costs[task] = TaskCost(float(timing["seconds"]), now[0] - before[0], now[1] - before[1], json.dumps(timing))
         before = now
     return costs
 

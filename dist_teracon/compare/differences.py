@@ -27,9 +27,10 @@ def task_columns(comparison: Comparison) -> list[str]:
     return [f"{task} ({metric or 'no mean'}{direction(metric)})" for task, metric in pairs]
 
 
-def sign_of(comparison: Comparison, task: int) -> int:
-    """Return 1 for a task of which more is better, −1 for one of which less is."""
-    return -1 if direction(comparison.metrics[task]) else 1
+def task_names(comparison: Comparison) -> list[str]:
+    """Return each task, with its metric where less of it is better."""
+    pairs = zip(comparison.tasks, comparison.metrics, strict=True)
+    return [f"{task} ({metric}{direction(metric)})" if direction(metric) else task for task, metric in pairs]
 
 
 def baseline_tables(comparison: Comparison) -> list[Table]:
@@ -45,16 +46,18 @@ def baseline_tables(comparison: Comparison) -> list[Table]:
         pairs = [(comparison.final(variant, task), comparison.final(baseline, task)) for task in tasks]
         values = [comparison.difference(*pair) for pair in pairs]
         marks |= {
-            (len(differences), task + 1): word for task, value in enumerate(values) if (word := _beyond(value, sign_of(comparison, task)))
+            (len(differences), task + 1): word for task, value in enumerate(values) if (word := _beyond(value, comparison.sign(task)))
         }
         cells = [difference_cell(value) for value in values]
         if several:
-            cells.append(percent_cell(comparison.difference(comparison.bwt(variant), comparison.bwt(baseline))))
+            both = [task for task in tasks if comparison.has_bwt(variant, task) and comparison.has_bwt(baseline, task)]
+            cells.append(percent_cell(comparison.difference(comparison.bwt(variant, both), comparison.bwt(baseline, both))))
         differences.append([variant, *cells])
         found.setdefault(baseline, {})[variant] = [comparison.p_value(*pair) for pair in pairs]
     if not differences:
         return []
-    title = f"Final scores less those of `{comparison.plan.baseline}`:"
+    of_both = "; mean BWT over the tasks that neither learns last" if several and comparison.orders_differ else ""
+    title = f"Final scores less those of `{comparison.plan.baseline}`{of_both}:"
     columns = ["variant", *task_columns(comparison), *(["mean BWT, %"] if several else [])]
     return [
         made(title, columns, differences, marks),
@@ -121,7 +124,7 @@ def leads(comparison: Comparison) -> dict[str, list[Lead | None]]:
             continue
         row: list[tuple[str, Estimate, float] | None] = []
         for task in range(len(comparison.tasks)):
-            sign = sign_of(comparison, task)
+            sign = comparison.sign(task)
             known = [(sign * finals[name][task], name) for name in others if not math.isnan(finals[name][task])]
             if math.isnan(finals[variant][task]) or not known:
                 row.append(None)
@@ -131,7 +134,7 @@ def leads(comparison: Comparison) -> dict[str, list[Lead | None]]:
             row.append((other, comparison.difference(*pair), comparison.p_value(*pair)))
         corrected = holm([math.nan if entry is None else entry[2] for entry in row])
         found[variant] = [
-            None if entry is None else _lead(entry[0], entry[1], p, sign_of(comparison, task))
+            None if entry is None else _lead(entry[0], entry[1], p, comparison.sign(task))
             for task, (entry, p) in enumerate(zip(row, corrected, strict=True))
         ]
     return found
@@ -170,10 +173,14 @@ def best_other_table(comparison: Comparison) -> Table | None:
         rows.append([variant, *(_lead_cell(lead) for lead in of_tasks)])
     references = f" ({', '.join(comparison.plan.references)}: for reference, and no other)" if comparison.plan.references else ""
     title = (
-        f"Final scores less those of the best other variant{references}, p Holm-corrected for the row's {len(comparison.tasks)} tasks. "
+        f"Final scores less those of the best other variant{references}, p Holm-corrected for the row's {_tasks_with_p(found)} tasks. "
         "The best other is chosen by its mean on the same users, which favours it a little:"
     )
     return made(title, ["variant", *task_columns(comparison)], rows, marks, heading="Against the best other variant")
+
+
+def _tasks_with_p(found: dict[str, list[Lead | None]]) -> int:
+    return max(sum(lead is not None and not math.isnan(lead.p) for lead in of_tasks) for of_tasks in found.values())
 
 
 def _lead_cell(lead: Lead | None) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from dist_teracon.compare.comparison import Comparison
-from dist_teracon.compare.differences import sign_of
 from dist_teracon.compare.experiments import changes, curves, groups_of, last_masks, paces
 from dist_teracon.compare.statistics import Estimate
 from dist_teracon.evaluate.metrics import parse_metric
@@ -57,12 +56,12 @@ def final_scores(comparison: Comparison) -> Figure:
     panels = []
     for task, name in enumerate(comparison.tasks):
         values = [comparison.summary(comparison.final(variant, task)) for variant in comparison.variants]
-        best = max((sign_of(comparison, task) * value.value for value in values if not math.isnan(value.value)), default=math.nan)
+        best = max((comparison.sign(task) * value.value for value in values if not math.isnan(value.value)), default=math.nan)
         with Plot(MEDIUM, _row_height(len(values)), f"Final scores of {name}") as plot:
             for row, (variant, value) in enumerate(zip(comparison.variants, values, strict=True)):
                 if math.isnan(value.value):
                     continue
-                is_best = sign_of(comparison, task) * value.value == best
+                is_best = comparison.sign(task) * value.value == best
                 colour = ACCENT if is_best else MUTED
                 plot.axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.4)
                 (mark,) = plot.axes.plot([value.value], [row], "o", markersize=6 if is_best else 5, color=colour)
@@ -148,9 +147,7 @@ def sampled_scores(comparison: Comparison) -> Figure | None:
         seconds = [of_task.seconds for task in tasks if (of_task := pace[variant][task]).seconds is not None]
         if not seconds:
             continue
-        values = [
-            sign_of(comparison, task) * value.value for task, value in enumerate(changed.get(variant, [])) if not math.isnan(value.value)
-        ]
+        values = [comparison.sign(task) * value.value for task, value in enumerate(changed.get(variant, [])) if not math.isnan(value.value)]
         if not values and variant in changed:
             continue
         change = fmean(values) if values else 0.0

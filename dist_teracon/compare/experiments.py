@@ -15,6 +15,7 @@ from typing import Any
 from dist_teracon import io
 from dist_teracon.compare.axes import ORDER
 from dist_teracon.compare.comparison import Comparison, Statistic
+from dist_teracon.compare.differences import task_names
 from dist_teracon.compare.plan import Plan
 from dist_teracon.compare.statistics import Estimate, change_in_percent
 from dist_teracon.compare.table import NONE, Table, made, percent_cell
@@ -66,7 +67,7 @@ def _percent(value: Statistic, before: Statistic) -> Statistic:
 def _change_tables(comparison: Comparison) -> list[Table]:
     rows = [[variant, *map(percent_cell, values)] for variant, values in changes(comparison).items()]
     title = f"Change of each final score from that of `{comparison.plan.baseline}` and the same method, %, paired:"
-    return [made(title, ["variant", *comparison.tasks], rows)] if rows else []
+    return [made(title, ["variant", *task_names(comparison)], rows)] if rows else []
 
 
 def _order_tables(comparison: Comparison) -> list[Table]:

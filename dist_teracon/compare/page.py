@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Result:
         plan: What is compared.
         cells: How many there are.
         splits: `validation` and `test`, with their tables; none before a seed of a variant is finished.
+        chosen: What validation chooses of each method, and its test scores; empty where there is nothing to choose.
         costs: What each task costs.
         unfinished: Cells that are not finished, and why.
     """
@@ -45,6 +46,7 @@ class Result:
     plan: Plan
     cells: int
     splits: Mapping[str, tuple[Comparison, Tables]]
+    chosen: Sequence[Table]
     costs: Table | None
     unfinished: Mapping[str, str]
 
@@ -85,6 +87,7 @@ def render(result: Result, name: str) -> str:
         validation=result.splits.get("validation", (None, None))[1],
         figures={} if comparison is None else make_figures(comparison),
         experiment=_EXPERIMENTS.get(experiment or "", ""),
+        chosen=result.chosen,
         costs=result.costs,
         unfinished=list(result.unfinished.items()),
         cells=result.cells,
@@ -107,8 +110,7 @@ def _facts(result: Result, comparison: Comparison | None) -> list[str]:
     facts.append(f"{result.cells - len(result.unfinished)} of {result.cells} cells finished")
     if comparison is not None:
         facts.append(f"{len(comparison.tasks)} tasks")
-        users = sum(runs[0].users.size for runs in comparison.bootstrap.runs)
-        facts.append(f"{users:,} test users over all {of}s")
+        facts.append(f"{comparison.bootstrap.users:,} different test users over all {of}s")
     return facts
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from dist_teracon import io
 from dist_teracon.compare.cells import CellsError, Runner, is_finished, on_this_machine, run_cells
 from dist_teracon.compare.checks import check_cells, check_folder
+from dist_teracon.compare.chosen import chosen_tables
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.page import Result, write_page
 from dist_teracon.compare.plan import Cell, Plan, read_plan
@@ -95,11 +96,13 @@ def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapp
     """
     finished = {cell.name for cell in cells if is_finished(cell, out)}
     found = {split: gather(plan, cells, out, finished=lambda cell: cell.name in finished, split=split) for split in ("validation", "test")}
+    validation, test = found["validation"], found["test"]
     result = Result(
         plan=plan,
         cells=len(cells),
         splits={split: (comparison, tables_of(comparison)) for split, comparison in found.items() if comparison is not None},
-        costs=None if found["test"] is None else costs_table(found["test"]),
+        chosen=[] if validation is None or test is None or plan.experiment else chosen_tables(validation, test),
+        costs=None if test is None else costs_table(test),
         unfinished={cell.name: problems.get(cell.name, "not run to its end") for cell in cells if cell.name not in finished},
     )
     page = out / "tables.md"
@@ -115,6 +118,8 @@ def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapp
 
 def _markdown(result: Result) -> str:
     parts = [f"# {split}\n\n{markdown(comparison, tables)}" for split, (comparison, tables) in result.splits.items()]
+    if result.chosen:
+        parts.append("# chosen on validation\n\n" + "\n\n".join(table.markdown() for table in result.chosen) + "\n")
     if result.costs is not None:
         parts.append(f"# costs\n\n{result.costs.markdown()}\n")
     if result.unfinished:

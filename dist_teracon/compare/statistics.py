@@ -2,8 +2,9 @@
 
 Legend: V variants, S seeds, U users, M tasks, D draws of the bootstrap.
 
-A draw resamples the seeds and, within each, the test users; the same users for all tasks, stages and variants, so differences are
-paired. A score is a mean over examples, Σ w·sum / Σ w·count with the users' weights w.
+A draw resamples the seeds and the users; the same users for all tasks, stages and variants, so differences are paired. A user has one
+weight in all seeds that score it: where the split stays the same over seeds, more seeds say no more of its users. A score is a mean over
+examples, Σ w·sum / Σ w·count with the users' weights w.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from dist_teracon.evaluate.metrics import Metric, parse_metric
 Float = NDArray[np.float64]
 
 DRAWS = 2000
+
+# Draws that are multiplied at a time: weights lie in bytes, and only so many rows of them are numbers of eight.
+_DRAWS_AT_ONCE = 64
+# Decimals of a statistic that do not depend on the order of its sums.
+_DECIMALS = 11
 
 
 @dataclass(frozen=True)
@@ -92,41 +98,61 @@ def pooled(folds: Sequence[RunScores]) -> RunScores:
 class Bootstrap:
     """Draws of seeds and users, shared by all variants of a comparison.
 
+    Attributes:
+        users: How many users there are in all runs, each counted once.
+
     Args:
-        runs: A seed's runs, one a variant, with the same test users.
+        runs: A seed's runs, one a variant.
         draws: D.
         seed: Of the draws.
     """
 
     def __init__(self, runs: Sequence[Sequence[RunScores]], *, draws: int = DRAWS, seed: int = 0) -> None:
         self.runs, self.draws = runs, draws
-        self._scores: dict[tuple[int, int, int, int], Float] = {}
+        self._scores: dict[tuple[int, int], dict[tuple[int, int], Float]] = {}
         generator = np.random.Generator(np.random.PCG64(seed))
         seeds = len(runs)
         # how often each seed is drawn: [D, S]; row 0 is the data as they are
         picked = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) if seeds > 1 else np.ones((draws, 1))
         self.seed_weight = np.concatenate([np.ones((1, seeds)), picked]) / seeds
-        self.user_weight = []
-        for of_seed in runs:
-            users = of_seed[0].users
-            if any(not np.array_equal(users, run.users) for run in of_seed):
-                raise ValueError("the runs of a seed have other test users; compare runs on the same data set and split")
-            resampled = generator.multinomial(users.size, np.full(users.size, 1 / users.size), size=draws)
-            self.user_weight.append(np.concatenate([np.ones((1, users.size)), resampled]))
+        self._every = np.unique(np.concatenate([run.users for of_seed in runs for run in of_seed]))
+        self.users = self._every.size
+        # how often each user is drawn: [D, U], at most a few times
+        self._user_weight = np.zeros((draws, self.users), np.uint8)
+        for first in range(0, draws if self.users else 0, _DRAWS_AT_ONCE):
+            rows = self._user_weight[first : first + _DRAWS_AT_ONCE]
+            rows[:] = generator.multinomial(self.users, np.full(self.users, 1 / self.users), size=len(rows))
 
     def score(self, seed: int, variant: int, stage: int, task: int) -> Float:
-        """Return R(stage, task) of a run in every draw, [D + 1]; entry 0 is the score itself."""
-        key = (seed, variant, stage, task)
-        if key not in self._scores:  # many tables are made of the same scores
-            run, weight = self.runs[seed][variant], self.user_weight[seed]
-            counted = weight @ run.counts[stage, task]
-            self._scores[key] = weight @ run.sums[stage, task] / np.maximum(counted, 1e-12)
-        return self._scores[key]
+        """Return R(stage, task) of a run in every draw, [D + 1], of the last stage or the task's own.
+
+        Entry 0 is the score itself; NaN where there is no example, or none was drawn.
+        """
+        if (seed, variant) not in self._scores:  # many tables are made of the same scores
+            self._scores[seed, variant] = self._scores_of(self.runs[seed][variant])
+        return self._scores[seed, variant][stage, task]
+
+    def _scores_of(self, run: RunScores) -> dict[tuple[int, int], Float]:
+        keys = [(stage, task) for stage, task in run.sums if stage in (task, len(run.tasks) - 1)]
+        columns = np.stack([part[key] for part in (run.sums, run.counts) for key in keys], axis=1)
+        place = np.searchsorted(self._every, run.users)
+        drawn = [np.array([[math.fsum(column) for column in columns.T]])]
+        for first in range(0, self.draws, _DRAWS_AT_ONCE):
+            weight = self._user_weight[first : first + _DRAWS_AT_ONCE, place]
+            drawn.append(weight.astype(np.float64) @ columns)
+        sums, counts = np.split(np.concatenate(drawn), 2, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scores = np.where(counts > 0, sums / counts, np.nan)
+        return dict(zip(keys, scores.T, strict=True))
 
     def over_seeds(self, statistic: Callable[[int], Float]) -> Float:
-        """Return the mean over seeds of a statistic of each seed, in every draw; NaN where it is not defined."""
+        """Return the mean over seeds of a statistic of each seed, in every draw; NaN where it is not defined.
+
+        What adding up in another order would change is rounded off, so that equal scores differ by nothing, on every machine.
+        """
         values = np.stack([statistic(seed) for seed in range(len(self.runs))], axis=1)
-        return np.where(self.seed_weight > 0, values * self.seed_weight, 0).sum(axis=1)
+        mean = np.where(self.seed_weight > 0, values * self.seed_weight, 0).sum(axis=1)
+        return np.round(mean, _DECIMALS) + 0.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +178,7 @@ def p_value(draws: Float) -> float:
     """Return the two-sided p-value of the hypothesis that a difference is nothing, from its draws; NaN where it is not defined.
 
     Twice the share of draws on the other side of zero, counted so that it is never below 2 / (D + 1), as D draws cannot tell more.
-    It inverts the percentile interval: p is below 0.05 where the 95 % interval leaves zero out.
+    It inverts the percentile interval: but for a single draw, p is below 0.05 where the 95 % interval leaves zero out.
     """
     drawn = draws[1:][~np.isnan(draws[1:])]
     if np.isnan(draws[0]) or not drawn.size:
@@ -171,18 +197,10 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def backward_transfer(
-    bootstrap: Bootstrap, seed: int, variant: int, tasks: Sequence[int], last: int, *, absolute: bool = False
-) -> Float:  # fmt: skip
-    """Mean BWT, in percent unless `absolute`, over tasks of one run, in every draw; NaN of no tasks."""
-    if not tasks:
-        return np.full(bootstrap.draws + 1, np.nan)
-    changes = []
-    for task in tasks:
-        learned = bootstrap.score(seed, variant, task, task)
-        kept = bootstrap.score(seed, variant, last, task)
-        changes.append(kept - learned if absolute else change_in_percent(kept, learned))
-    return np.mean(changes, axis=0)
+def backward_transfer(bootstrap: Bootstrap, seed: int, variant: int, task: int, last: int, *, absolute: bool = False) -> Float:
+    """BWT of a task of one run, in percent unless `absolute`, in every draw."""
+    learned, kept = bootstrap.score(seed, variant, task, task), bootstrap.score(seed, variant, last, task)
+    return kept - learned if absolute else change_in_percent(kept, learned)
 
 
 def change_in_percent(value: Float, before: Float) -> Float:

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from dist_teracon.compare.comparison import Comparison, Statistic
 from dist_teracon.compare.costs import TaskCost, read_costs
-from dist_teracon.compare.differences import baseline_tables, best_other_table, direction, sign_of, task_columns
+from dist_teracon.compare.differences import baseline_tables, best_other_table, direction, task_columns
 from dist_teracon.compare.experiments import experiment_tables
 from dist_teracon.compare.published import published_tables
 from dist_teracon.compare.table import NONE, Table, difference_cell, made, percent_cell, score_cell
@@ -48,9 +48,9 @@ def tables_of(comparison: Comparison) -> Tables:
         missing = f"No differences: the baseline `{name}` has no finished runs of these seeds."
     best = best_other_table(comparison) if comparison.plan.experiment is None else None
     return Tables(
-        drawn=f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.",
+        drawn=f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.{_learned_together(comparison)}",
         orders=_orders(comparison),
-        scores=[_score_table(comparison, "Final scores, R(M, i):", comparison.final), *published_tables(comparison)],
+        scores=[score_table(comparison, "Final scores, R(M, i):", comparison.final), *published_tables(comparison)],
         experiment=experiment_tables(comparison),
         transfer=_transfer_tables(comparison) if len(comparison.tasks) > 1 else [],
         differences=[*([] if best is None else [best]), *differences],
@@ -74,9 +74,9 @@ def markdown(comparison: Comparison, tables: Tables | None = None) -> str:
 
 
 def _transfer_tables(comparison: Comparison) -> list[Table]:
-    found = [_score_table(comparison, "Scores when learned, R(i, i):", comparison.learned)]
+    found = [score_table(comparison, "Scores when learned, R(i, i):", comparison.learned)]
     for absolute in (False, True):
-        found += [_transfer_table(comparison, absolute=absolute), _backward_table(comparison, absolute=absolute)]
+        found += [_transfer_table(comparison, absolute=absolute), *_backward_table(comparison, absolute=absolute)]
     return found
 
 
@@ -89,24 +89,33 @@ def _drawn(comparison: Comparison) -> str:
     return f"seeds {seeds}; {variants}. Mean ± standard deviation over seeds, [95 % bootstrap interval over users and seeds]"
 
 
+def _learned_together(comparison: Comparison) -> str:
+    """Return why some variants have no transfer; empty where all learn one task after another."""
+    names = ", ".join(comparison.joint)
+    return f" Learned together: all tasks of {names} but the first, so they have no FWT and no BWT." if names else ""
+
+
 def _orders(comparison: Comparison) -> list[Table]:
     """Return the variants' task orders where they differ."""
-    orders = {variant: comparison.order(variant) for variant in comparison.variants}
-    if len(set(orders.values())) == 1:
+    if not comparison.orders_differ:
         return []
+    orders = {variant: comparison.order(variant) for variant in comparison.variants}
     title = "Tasks in the order in which each variant learned them; tables have those that all learn:"
     return [made(title, ["variant", "order"], [[variant, ", ".join(order)] for variant, order in orders.items()])]
 
 
-def _score_table(comparison: Comparison, title: str, statistic: Callable[[str, int], Statistic]) -> Table:
-    tasks = range(len(comparison.tasks))
-    values = [[comparison.summary(statistic(variant, task)) for task in tasks] for variant in comparison.variants]
+def score_table(
+    comparison: Comparison, title: str, statistic: Callable[[str, int], Statistic], *, variants: Sequence[str] | None = None
+) -> Table:
+    """Return a table of scores with a variant a row, and the best of each task marked; of all variants where none are given."""
+    tasks, rows_of = range(len(comparison.tasks)), comparison.variants if variants is None else variants
+    values = [[comparison.summary(statistic(variant, task)) for task in tasks] for variant in rows_of]
     marks: dict[tuple[int, int], str] = {}
     for task in tasks if len(values) > 1 else ():
-        column = [sign_of(comparison, task) * row[task].value for row in values]
+        column = [comparison.sign(task) * row[task].value for row in values]
         best = max((value for value in column if not math.isnan(value)), default=math.nan)
         marks |= {(row, task + 1): "best" for row, value in enumerate(column) if value == best}
-    rows = [[variant, *map(score_cell, row)] for variant, row in zip(comparison.variants, values, strict=True)]
+    rows = [[variant, *map(score_cell, row)] for variant, row in zip(rows_of, values, strict=True)]
     return made(title, ["variant", *task_columns(comparison)], rows, marks)
 
 
@@ -121,22 +130,26 @@ def _transfer_table(comparison: Comparison, *, absolute: bool) -> Table:
         if forward:
             values += [comparison.mean_fwt(variant, absolute=absolute), *(statistics[task] for task in forward)]
         rows.append([variant, *(_change(comparison, value, absolute=absolute) for value in values)])
-    return made(f"Transfer, {_unit(absolute=absolute)}:", columns, rows)
+    own = "; means are of a variant's own tasks, BWT of all but its last, FWT of all but its first" if comparison.orders_differ else ""
+    return made(f"Transfer, {_unit(comparison, absolute=absolute)}{own}:", columns, rows)
 
 
-def _backward_table(comparison: Comparison, *, absolute: bool) -> Table:
+def _backward_table(comparison: Comparison, *, absolute: bool) -> list[Table]:
     places = range(len(comparison.tasks))
     # a task that every variant learns last has no BWT
-    tasks = [task for task in places if any(comparison.place(variant, task) < comparison.last(variant) for variant in comparison.variants)]
+    tasks = [task for task in places if any(comparison.has_bwt(variant, task) for variant in comparison.variants)]
     rows = [
         [variant, *(_change(comparison, comparison.bwt(variant, [task], absolute=absolute), absolute=absolute) for task in tasks)]
         for variant in comparison.variants
     ]
-    return made(f"BWT, {_unit(absolute=absolute)}:", ["variant", *(comparison.tasks[task] for task in tasks)], rows)
+    title = f"BWT, {_unit(comparison, absolute=absolute)}:"
+    return [made(title, ["variant", *(comparison.tasks[task] for task in tasks)], rows)] if tasks else []
 
 
-def _unit(*, absolute: bool) -> str:
-    return "absolute" if absolute else "%"
+def _unit(comparison: Comparison, *, absolute: bool) -> str:
+    lower = dict.fromkeys(metric for metric in comparison.metrics if direction(metric))
+    turned = f", above zero is better, of {', '.join(map(str, lower))} too" if lower else ""
+    return f"{'absolute' if absolute else '%'}{turned}"
 
 
 def _change(comparison: Comparison, statistic: Statistic | None, *, absolute: bool) -> str:
@@ -147,22 +160,37 @@ def _change(comparison: Comparison, statistic: Statistic | None, *, absolute: bo
 
 def costs_table(comparison: Comparison) -> Table | None:
     """Return what each task costs each variant; None where no run has such figures."""
-    rows, known = [], False
-    for variant in comparison.variants:
-        of_seeds = [read_costs(run) for run in comparison.folders[variant]]
-        by_task = [[costs.get(task) for costs in of_seeds] for task in comparison.order(variant)]
-        known |= any(cost is not None for of_task in by_task for cost in of_task)
-        cells = {task: _cost(of_task) for task, of_task in zip(comparison.order(variant), by_task, strict=True)}
+    rows: list[list[str]] = []
+    found = {variant: [read_costs(run) for run in comparison.folders[variant]] for variant in comparison.variants}
+    for variant, of_seeds in found.items():
+        cells = {task: _cost([costs.get(task) for costs in of_seeds]) for task in comparison.order(variant)}
         total = [_total(costs, comparison.order(variant)) for costs in of_seeds]
         rows.append([variant, *(cells[task] for task in comparison.tasks), _cost(total)])
-    if not known:
+    if not any(cost for of_seeds in found.values() for cost in of_seeds):
         return None
     of = "folds" if comparison.plan.cross_fitting else "seeds"
     title = (
         f"Seconds of a task's stage (mean over {of}, beside other runs), parameters and bytes of weights that it adds, "
-        "frozen ones and kept masks included:"
+        f"frozen ones and kept masks included{_shared(found)}{_trained_at_once(comparison)}:"
     )
     return made(title, ["variant", *comparison.tasks, "all its tasks"], rows, heading="Time and weights of each task")
+
+
+def _shared(found: dict[str, list[dict[str, TaskCost]]]) -> str:
+    """Return how many stages were not trained by their own cells, which copies of their measured time tell."""
+    measured = [
+        (number, place, task, cost.stage_time)
+        for of_seeds in found.values()
+        for number, costs in enumerate(of_seeds)
+        for place, (task, cost) in enumerate(costs.items())
+    ]
+    copies = len(measured) - len(set(measured))
+    return f". {copies} of {len(measured)} stages were taken over from another cell, and have the seconds that it took" if copies else ""
+
+
+def _trained_at_once(comparison: Comparison) -> str:
+    names = ", ".join(f"`{name}`" for name in comparison.joint)
+    return f". {names}: all tasks but the first are trained in the second's stage" if names else ""
 
 
 def _total(costs: dict[str, TaskCost], order: Sequence[str]) -> TaskCost | None:

@@ -11,7 +11,7 @@ import yaml
 from dist_teracon import io
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.plan import read_plan
-from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, pooled, read_run_scores
+from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, p_value, pooled, read_run_scores
 from dist_teracon.compare.tables import markdown
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.scorer import UserScores
@@ -50,7 +50,7 @@ def test_scores_come_back_by_user_and_their_mean_is_the_score(tmp_path):
     for (stage, task), values in scores.items():
         assert bootstrap.score(0, 0, stage, task)[0] == pytest.approx(values.mean())
     change = (scores[1, 0].mean() / scores[0, 0].mean() - 1) * 100
-    assert backward_transfer(bootstrap, 0, 0, [0], 1)[0] == pytest.approx(change)
+    assert backward_transfer(bootstrap, 0, 0, 0, 1)[0] == pytest.approx(change)
 
 
 def test_differences_are_paired(tmp_path):
@@ -87,11 +87,43 @@ def test_of_one_task_nothing_is_said_of_transfer(tmp_path):
     assert "Further metrics" not in tables
 
 
-def test_runs_on_other_users_are_not_compared(tmp_path):
+def test_seeds_on_the_same_users_say_no_more_of_these_users(tmp_path):
+    """Three runs that score every user alike are as sure as one of them: a split that stays leaves nothing to average over seeds."""
     run = write_run(tmp_path / "run", made_up(np.random.default_rng(0)))
-    other = replace(run, users=run.users + np.uint64(1))
-    with pytest.raises(ValueError, match="other test users"):
-        Bootstrap([[run, other]])
+    bootstrap = Bootstrap([[run]] * 3, draws=300)
+    assert bootstrap.users == 40
+    assert bootstrap.over_seeds(lambda seed: bootstrap.score(seed, 0, 1, 1)) == pytest.approx(bootstrap.score(0, 0, 1, 1))
+    # on users of their own, seeds are drawn apart
+    others = [replace(run, users=run.users + np.uint64(seed)) for seed in range(3)]
+    apart = Bootstrap([[run] for run in others], draws=300)
+    assert apart.users == 120
+    assert np.corrcoef(apart.score(0, 0, 1, 1)[1:], apart.score(1, 0, 1, 1)[1:])[0, 1] < 0.3
+
+
+def test_equal_scores_differ_by_nothing_whatever_the_order_of_sums(tmp_path):
+    """Ten tenths are one only up to rounding, which must not decide on which side of zero a draw lies."""
+    base = made_up(np.random.default_rng(0))
+    tenths = np.where(np.arange(40) % 2, 0.1, 0.3)
+    runs = [write_run(tmp_path / name, {**base, (1, 1): scores}) for name, scores in (("a", tenths), ("b", 0.4 - tenths))]
+    bootstrap = Bootstrap([runs], draws=200)
+    total = bootstrap.over_seeds(lambda seed: bootstrap.score(seed, 0, 1, 1) + bootstrap.score(seed, 1, 1, 1) - 0.4)
+    assert (total == 0).all()
+    assert p_value(total) == 1.0
+
+
+def test_without_an_example_there_is_no_score(tmp_path):
+    """A task that no test user has scores nothing, not zero; and neither does one whose users a draw leaves out."""
+    run = write_run(tmp_path / "run", made_up(np.random.default_rng(0)))
+    only, none = np.arange(40) == 7, np.zeros(40)
+    run.counts[1, 1][:], run.sums[1, 1][:] = only, 0.5 * only
+    drawn = Bootstrap([[run]], draws=200).score(0, 0, 1, 1)
+    assert drawn[~np.isnan(drawn)] == pytest.approx(0.5)
+    assert 0.25 < np.isnan(drawn[1:]).mean() < 0.5  # 1/e of the draws are without the only user
+    assert estimate(drawn).low == pytest.approx(0.5)
+    run.counts[1, 1][:], run.sums[1, 1][:] = none, none
+    assert np.isnan(Bootstrap([[run]], draws=9).score(0, 0, 1, 1)).all()
+    nobody = RunScores(run.users[:0], dict.fromkeys(run.sums, none[:0]), dict.fromkeys(run.sums, none[:0]), run.tasks, run.metrics)
+    assert np.isnan(Bootstrap([[nobody]], draws=9).score(0, 0, 1, 1)).all()
 
 
 def plan_file(tmp_path, **fields):
@@ -199,3 +231,11 @@ def test_metrics_that_the_tables_are_not_by_stand_below_without_intervals(tmp_pa
     assert "final scores, auroc, mean ± standard deviation over seeds:\n\n| variant | age |\n|---|---|\n| a | 0.7500 ± 0.0707 |" in tables
     assert "final scores, mrr@5," in tables and "final scores, hr@10," not in tables
     assert "nan" not in tables
+    # a run without the metric is no reason for a mean over the others
+    last = cells[-1].folder(tmp_path) / "stages/03-age/state.json"
+    io.write_json(last, {"scores_by_metric": {"mrr@5": [1.5, 0.25, None], "auroc": [None] * 3}})
+    comparison = gather(plan, cells, tmp_path, finished=lambda _: True, split="test")
+    assert comparison is not None
+    assert "final scores, auroc, mean ± standard deviation over seeds:\n\n| variant | age |\n|---|---|\n" in markdown(comparison)
+    assert comparison.further["auroc"]["b"] == [[None, None, pytest.approx(0.7)], [None] * 3]
+    assert "| b | – |\n" in markdown(comparison) + "\n"

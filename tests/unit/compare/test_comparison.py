@@ -18,7 +18,7 @@ from dist_teracon.compare.costs import read_costs
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.run import write_tables
 from dist_teracon.compare.statistics import holm, p_value
-from dist_teracon.compare.tables import markdown
+from dist_teracon.compare.tables import costs_table, markdown
 from dist_teracon.errors import RunError
 from dist_teracon.evaluate.scorer import UserScores
 from dist_teracon.train.stage_folder import StageFolder
@@ -27,7 +27,7 @@ USERS = np.arange(30, dtype=np.uint64) * np.uint64(7919)
 ORDER = ("next", "수입", "b")
 
 
-def write_run(folder, tasks, scores, *, metric="mrr@5"):
+def write_run(folder, tasks, scores, *, metric):
     """A run whose every user scores `scores[stage task][task]`; a task that is not named there scores 1."""
     metrics = [metric] * len(tasks)
     rows = [[scores.get(learned, {}).get(task, 1.0) for task in tasks[: stage + 1]] for stage, learned in enumerate(tasks)]
@@ -42,12 +42,12 @@ def write_run(folder, tasks, scores, *, metric="mrr@5"):
     return folder
 
 
-def made(tmp_path, *, seeds=(0,), finished=lambda cell: True, **fields):
+def made(tmp_path, *, seeds=(0,), finished=lambda cell: True, metric="mrr@5", **fields):
     plan = {"config": "configs/demo.yaml", "seeds": list(seeds), **fields}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     plan, cells = read_plan(str(tmp_path / "plan.yaml"))
     for cell in filter(finished, cells):
-        write_run(cell.folder(tmp_path), list(cell.config.tasks), SCORES.get(cell.variant, {}))
+        write_run(cell.folder(tmp_path), list(cell.config.tasks), SCORES.get(cell.variant, {}), metric=metric)
     return plan, cells
 
 
@@ -88,7 +88,10 @@ def test_tasks_are_compared_by_name_whatever_their_order(tmp_path):
     assert value(comparison.mean_fwt(given)) == pytest.approx((60 - 20) / 2)
     tables = markdown(comparison)
     assert "| teracon+other | next, b, 수입 |" in tables
-    assert "| teracon+other | +0.0000 [+0.0000, +0.0000] | +0.1000 [+0.1000, +0.1000] | -0.2000 [-0.2000, -0.2000] | -25.0 [" in tables
+    assert "| teracon+other | +0.0000 [+0.0000, +0.0000] | +0.1000 [+0.1000, +0.1000] | -0.2000 [-0.2000, -0.2000] | +0.0 [" in tables
+    # mean BWT is held against that of the same tasks: `next`, which both learn before their last
+    assert "Final scores less those of `given`; mean BWT over the tasks that neither learns last:" in tables
+    assert "Transfer, %; means are of a variant's own tasks, BWT of all but its last, FWT of all but its first:" in tables
     assert "p-values of these differences from `teracon+given`, two-sided, Holm-corrected for 3 comparisons" in tables
     assert "| teracon+other | 1.000 | 0.003 | 0.003 |" in tables
     assert "p-values of these differences from `hat+given`" in tables
@@ -103,6 +106,42 @@ def test_variants_with_one_task_more_are_compared_on_the_others(tmp_path):
     assert comparison is not None
     assert comparison.tasks == ("next", "b")
     assert comparison.last("noisy") == 2
+
+
+def test_what_is_learned_together_has_no_transfer(tmp_path):
+    """MTL's later tasks are learned in one stage: nothing comes after them, so keeping them is no merit."""
+    variants = {name: {"method.name": name, "tasks": list(ORDER)} for name in ("sinmo", "mtl", "hat")}
+    plan, cells = made(tmp_path, variants=variants, baseline="hat", single_task="sinmo")
+    comparison = gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+    assert comparison is not None
+    assert comparison.joint == ("mtl",)
+    tables = markdown(comparison)
+    assert "Learned together: all tasks of mtl but the first, so they have no FWT and no BWT." in tables
+    assert "| mtl | – | – | – | – |\n| hat | +0.0 [" in tables.partition("Transfer, %:")[2]
+    assert "| mtl | – | – |\n| hat | +0.0 [" in tables.partition("BWT, %:")[2]
+    assert "| mtl | +0.0000 [" in tables.partition("Final scores less those of `hat`")[2]
+
+
+def test_transfer_is_above_zero_where_a_metric_falls_of_which_less_is_better(tmp_path):
+    """From .8 to .6 a log-loss is a gain of a quarter; beside tasks of which more is better, a mean would else add up opposites."""
+    variants = {"teracon+given": {"tasks": list(ORDER)}, "alone": {"method.name": "sinmo", "tasks": list(ORDER)}}
+    plan, cells = made(tmp_path, metric="log-loss", variants=variants, baseline="alone", single_task="alone")
+    comparison = gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+    assert comparison is not None
+    given = "teracon+given"
+    assert comparison.summary(comparison.bwt(given, [1])).value == pytest.approx(25)
+    assert comparison.summary(comparison.bwt(given, [1], absolute=True)).value == pytest.approx(0.2)
+    assert comparison.summary(comparison.fwt(given, 2)).value == pytest.approx(20)
+    assert "BWT, %, above zero is better, of log-loss too:" in markdown(comparison)
+
+
+def test_variants_that_are_scored_on_other_examples_are_not_compared(tmp_path):
+    plan, cells = made(tmp_path, variants={name: {"tasks": ["next", "b"]} for name in "ab"}, baseline="a")
+    last = StageFolder(cells[1].folder(tmp_path), 1, "b")
+    every, fewer = UserScores(USERS, np.ones(30), np.ones(30, np.int64)), UserScores(USERS[1:], np.ones(29), np.ones(29, np.int64))
+    last.save_user_scores([("test", "next", every), ("test", "b", fewer)])
+    with pytest.raises(RunError, match="seed 0: 'a' and 'b' are scored on other examples of task 'b', so their differences are not paired"):
+        gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
 
 
 def test_without_a_task_in_common_there_is_nothing_to_compare(tmp_path):
@@ -179,3 +218,19 @@ def test_costs_are_what_each_stage_adds(tmp_path):
     first, second = costs["next"], costs["수입"]
     assert (first.seconds, first.parameters, first.bytes) == (2.5, 40, 160)
     assert (second.seconds, second.parameters, second.bytes) == (3.5, 6, 6 * 4 + 40)
+
+
+def test_stages_that_were_taken_over_are_told(tmp_path):
+    plan, cells = made(tmp_path, variants={name: {"tasks": ["next", "b"]} for name in "ab"}, baseline="a")
+    for number, cell in enumerate(cells):
+        for stage, task in enumerate(("next", "b")):
+            own = StageFolder(cell.folder(tmp_path), stage, task).path
+            save_file({"table": torch.zeros(10, 4 + stage)}, own / "model.safetensors", metadata={"format": "pt"})
+            seconds = 60.125 if stage == 0 else 30.5 + number  # a stage that is taken over has the other's times to the last digit
+            (own / "timing.json").write_text(json.dumps({"stage": stage + 1, "seconds": seconds}))
+    comparison = gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+    assert comparison is not None
+    table = costs_table(comparison)
+    assert table is not None
+    assert table.title.endswith("included. 1 of 4 stages were taken over from another cell, and have the seconds that it took:")
+    assert table.rows[1] == ("b", "60.1 s, 40 (160 B)", "31.5 s, 10 (40 B)", "91.6 s, 50 (200 B)")
