@@ -8,10 +8,11 @@ from typing import Any
 
 from dist_teracon import io
 from dist_teracon.config.run import RunConfig
+from dist_teracon.continual.registry import method_class
 from dist_teracon.data.schema import Task
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import Score
-from dist_teracon.evaluate.transfer import backward_transfer, forward_transfer
+from dist_teracon.evaluate.transfer import Transfer, backward_transfer, forward_transfer
 from dist_teracon.train.stage_folder import StageFolder
 
 
@@ -24,6 +25,10 @@ def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> Non
     single = _single_task(folder, config, tasks, scores)
     forward = forward_transfer(scores, single) if single is not None else None
     backward = backward_transfer(scores)
+    if not method_class(config.method["name"]).stages_stand_alone:
+        # tasks that are learned together come neither before nor after one another
+        forward, nothing = None, [None] * len(scores)
+        backward = Transfer(percent=[*nothing], absolute=[*nothing])
     by_task = [metrics_of(task, config.evaluate.metrics) for task in tasks]
     names = [name for name in config.evaluate.metrics if any(metric.name == name for metrics in by_task for metric in metrics)]
     results = {

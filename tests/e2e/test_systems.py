@@ -13,6 +13,7 @@ import torch
 from small_runs import BACKBONES, events, results, settings, train_here, weights, what_lasts, write_small
 from torch import Tensor
 
+from dist_teracon import cli
 from dist_teracon.continual.hat import gradient_factors
 from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch
@@ -285,6 +286,9 @@ def test_joint_tasks_take_one_stage_and_the_first_task_stays(trained: Train, bac
     assert all(torch.equal(value, third[name]) for name, value in second.items())
     assert all(torch.equal(value, third[name]) for name, value in first.items())
     assert not torch.equal(third["first.backbone.item_embedding.weight"], third["joint.backbone.item_embedding.weight"])
+    # nothing is transferred between tasks that are learned together; 0 would read as nothing forgotten
+    assert (results(run)["bwt"], results(run)["fwt"]) == ([None] * 3, None)
+    assert cli.main(["report", str(run), "--quiet"]) == 0
 
 
 def test_heads_of_joint_tasks_start_from_a_probe_each(alone: None, small: str, tmp_path: Path) -> None:
