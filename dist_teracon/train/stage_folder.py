@@ -233,12 +233,13 @@ class StageFolder:
     def save_checkpoint(self, checkpoint: StageCheckpoint) -> None:
         """Write a checkpoint as a folder that appears whole; the one before stays, in case this one is damaged, and older ones go.
 
-        Within an epoch `best` and `average` are what the epoch began with: where the checkpoint before has their files they are linked.
+        Within an epoch `best` and `average` are what the epoch began with: where the phase's checkpoint before has their files they are linked.
         """
         name = f"phase-{checkpoint.phase}-epoch-{checkpoint.epoch:05d}" + (f"-step-{checkpoint.step:08d}" if checkpoint.step else "")
         older = [folder for folder in self._checkpoints() if folder.name != name]
         shutil.rmtree(self._progress / name, ignore_errors=True)
-        before = older[-1] if older and checkpoint.step else None
+        # that of the phase before has other ones
+        before = older[-1] if older and checkpoint.step and older[-1].name.startswith(f"phase-{checkpoint.phase}-") else None
         known = self._files_of(before)
         with io.atomic_folder(self._progress / name) as folder:
             files = {"engine.safetensors": save_tensors(folder / "engine.safetensors", checkpoint.engine)}
