@@ -233,7 +233,8 @@ class StageFolder:
     def save_checkpoint(self, checkpoint: StageCheckpoint) -> None:
         """Write a checkpoint as a folder that appears whole; the one before stays, in case this one is damaged, and older ones go.
 
-        Within an epoch `best` and `average` are what the epoch began with: where the phase's checkpoint before has their files they are linked.
+        Within an epoch `best` and `average` are what the epoch began with: where the checkpoint before, of the same phase, has their files
+        they are linked.
         """
         name = f"phase-{checkpoint.phase}-epoch-{checkpoint.epoch:05d}" + (f"-step-{checkpoint.step:08d}" if checkpoint.step else "")
         older = [folder for folder in self._checkpoints() if folder.name != name]
