@@ -35,6 +35,7 @@ def add_train(add: AddCommand) -> None:
     train = add("train", _train)
     train.usage = "%(prog)s CONFIG --run RUN [options]\n       %(prog)s CONFIG --dry-run [options]"
     add_train_options(train)
+    train.add_argument("--end-with-input", action="store_true", help="stop, as after SIGTERM, when standard input ends")
     labels = add("pseudo-label", _pseudo_label)
     labels.add_argument("run", metavar="RUN", type=as_place, help="the run's folder, or its URI on a store")
     labels.add_argument("--stage", type=as_count, required=True, help="whose past tasks; the stage before it is finished")
@@ -71,7 +72,6 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--new-items", choices=("unseen", "neighbours", "text"), default="unseen", help="with --add-task: what new items start as"
     )
     train.add_argument("--item-vectors", metavar="FILE", help="with --new-items text: Parquet with the columns item and vector")
-    train.add_argument("--end-with-input", action="store_true", help="stop, as after SIGTERM, when standard input ends")
     train.add_argument("--no-report", action="store_true", help="leave out table and page at the end")
     volume = train.add_mutually_exclusive_group()
     volume.add_argument("--verbose", action="store_true", help="log more of what is chosen and why")

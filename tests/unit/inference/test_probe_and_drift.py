@@ -125,8 +125,9 @@ def test_a_task_of_the_data_set_that_the_model_did_not_learn(shop, tmp_path, cap
     assert found["users"] == list(club.examples)
     assert found["classes"] == Dataset(shop.dataset).vocabulary("club")["label"].to_pylist()
     assert "has learned it" not in capsys.readouterr().err
-    assert main(["probe", run, "--labels-task", "club", "--seed", "-1"]) == 2
-    assert "--seed: expected 0 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["probe", run, "--labels-task", "club", "--seed", "-1"])
+    assert "--seed: expected a whole number of 0 or more" in capsys.readouterr().err
     assert main(["probe", run, "--labels-task", "buys"]) == 2
     assert "ranks items; a probe learns classes" in capsys.readouterr().err
 
