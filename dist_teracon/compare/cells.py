@@ -66,17 +66,8 @@ class CellJob:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the cell's process, which goes on where it was; it ends with the one that started it, however that one ends."""
-        command = [
-            sys.executable,
-            "-m",
-            "dist_teracon.cli",
-            "train",
-            str(self.config),
-            "--run",
-            str(self.run),
-            "--no-report",
-            "--end-with-input",
-        ]
+        options = ["--run", str(self.run), "--no-report", "--end-with-input"]
+        command = [sys.executable, "-m", "dist_teracon.cli", "train", str(self.config), *options]
         if not (self.run / "config.yaml").exists() and self.donors:
             stages, donor = max(((donor.ready(), donor) for donor in self.donors), key=lambda ready: ready[0])
             command += ["--begin-with", str(donor.run)] if stages else []

@@ -56,7 +56,7 @@ class _Run:
         from dist_teracon.continual.registry import method_class
 
         method = str(self.config.method["name"])
-        plain = method_class(method).plain_first_network("") is not None
+        plain = method_class(method).plain_first_network is not None
         return self.dataset, self.config.seed, "plain first stages" if plain else method
 
 

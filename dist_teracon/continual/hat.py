@@ -83,10 +83,9 @@ class Hat(OneNetwork):
 
     Deviates from the paper: transformer and convolution blocks with residual connections instead of plain layers; embeddings start from
     U(−2, 2) instead of N(0, 1), so that as many channels start closed, and `s_max` is 50 as TERACON's, where the paper's images had 400
-    (docs/method.md, Systems). LayerNorm takes its statistics over all channels,
-    also those that a task's mask closes: so even with all of it frozen, past outputs are not exactly what they were, though no weight that
-    is held has moved. Adam divides by a gradient's own size, so factors that are not exactly 0 slow a weight hardly; with the paper's plain
-    gradient descent they are its rate.
+    (docs/method.md, Systems). LayerNorm takes its statistics over all channels, also those that a task's mask closes: so even with all of
+    it frozen, past outputs are not exactly what they were, though no weight that is held has moved. Adam divides by a gradient's own size,
+    so factors that are not exactly 0 slow a weight hardly; with the paper's plain gradient descent they are its rate.
     """
 
     name = "hat"

@@ -96,16 +96,13 @@ class LowRank(OneNetwork):
     """
 
     name = "lowrank"
+    plain_first_network = ""
     Settings = LowRankSettings
     network: _ExpertNetwork
 
     def __init__(self, context: MethodContext, settings: LowRankSettings) -> None:
         super().__init__(context, settings)
         self.options = settings
-
-    @classmethod
-    def plain_first_network(cls, task: str) -> str:
-        return ""
 
     def make_network(self) -> Network:
         return _ExpertNetwork(self.context.backbone(self.context.tasks[0]))

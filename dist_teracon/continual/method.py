@@ -147,6 +147,10 @@ class Method(ABC):
     stages_stand_alone: ClassVar[bool] = True
     # groups of `Settings` of which the first stage reads nothing
     later_settings: ClassVar[frozenset[str]] = frozenset()
+    # where the first stage is nothing but the training of a plain network in one phase, without masks and whatever the method's settings
+    # are, what stands in `state_dict` before the names of that network, `{task}` being the first task's key; such methods have this stage
+    # in common (`--begin-with`)
+    plain_first_network: ClassVar[str | None] = None
 
     @classmethod
     def check(cls, tasks: Sequence[Task], backbone: type[Backbone]) -> None:
@@ -165,19 +169,6 @@ class Method(ABC):
             tasks: All of the run, in their order.
         """
         return (task,)
-
-    @classmethod
-    def plain_first_network(cls, task: str) -> str | None:
-        """Return what stands in `state_dict` before the names of the first task's network, where that stage is nothing but this network's
-        training in one phase, without masks and whatever the method's settings are: such methods have it in common (`--begin-with`).
-
-        Args:
-            task: Name of the first task.
-
-        Returns:
-            None for a method whose first stage is another one.
-        """
-        return None
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         self.context = context

@@ -54,6 +54,7 @@ class Mtl(Method):
     """
 
     name = "mtl"
+    plain_first_network = "first."
     stages_stand_alone = False
     Settings = MtlSettings
     adds_tasks: ClassVar[bool] = False
@@ -77,10 +78,6 @@ class Mtl(Method):
     @classmethod
     def trained_with(cls, task: str, tasks: Sequence[str]) -> Sequence[str]:
         return (task,) if task == tasks[0] else tuple(tasks[1:])
-
-    @classmethod
-    def plain_first_network(cls, task: str) -> str:
-        return "first."
 
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)

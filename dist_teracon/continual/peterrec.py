@@ -99,6 +99,7 @@ class PeterRec(OneNetwork):
     """
 
     name = "peterrec"
+    plain_first_network = ""
     Settings = PeterRecSettings
     network: _PatchedNetwork
 
@@ -113,10 +114,6 @@ class PeterRec(OneNetwork):
                 f"model.backbone.name: method '{cls.name}' puts modules into a backbone, and '{backbone.name}' has no place for them "
                 "(`transform_patched`)"
             )
-
-    @classmethod
-    def plain_first_network(cls, task: str) -> str:
-        return ""
 
     def make_network(self) -> Network:
         return _PatchedNetwork(self.context.backbone(self.context.tasks[0]))

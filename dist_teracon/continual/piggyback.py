@@ -72,16 +72,13 @@ class Piggyback(OneNetwork):
     """
 
     name = "piggyback"
+    plain_first_network = ""
     Settings = PiggybackSettings
     network: _PiggybackNetwork
 
     def __init__(self, context: MethodContext, settings: PiggybackSettings) -> None:
         super().__init__(context, settings)
         self.options = settings
-
-    @classmethod
-    def plain_first_network(cls, task: str) -> str:
-        return ""
 
     def make_network(self) -> Network:
         return _PiggybackNetwork(self.context.backbone(self.context.tasks[0]))

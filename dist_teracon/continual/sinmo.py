@@ -18,14 +18,11 @@ class SinMo(Method):
     """A network of its own for every task, without masks."""
 
     name = SINGLE_TASK
+    plain_first_network = "{task}."
 
     def __init__(self, context: MethodContext, settings: ConfigModel) -> None:
         super().__init__(context, settings)
         self.networks = nn.ModuleDict()
-
-    @classmethod
-    def plain_first_network(cls, task: str) -> str:
-        return f"{head_key(task)}."
 
     def begin_task(self, task: Task) -> None:
         self.learned.append(task.name)

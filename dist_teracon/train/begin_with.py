@@ -22,6 +22,7 @@ from dist_teracon.data.item_vectors_file import checksum_of
 from dist_teracon.data.schema import info_from_json
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.evaluate.metrics import metrics_of
+from dist_teracon.models.heads import head_key
 from dist_teracon.train.config_changes import first_difference
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.run_setup import GIVEN, Run
@@ -54,7 +55,7 @@ def common_stages(
     """
     limit, why = len(own_tasks), "all stages are the same"
     if other.method != own.method and _have_plain_first_stages(other, own):
-        limit, why = 1, _difference_of_methods(other, own)
+        limit, why = 1, first_difference(other, own, later=())[1]
         other = other.model_copy(update={"method": own.method})
     field, difference = first_difference(other, own, later=method.later_settings)
     if field and not field.startswith(tuple(f"method.{name}." for name in method.later_settings)):
@@ -76,16 +77,7 @@ def common_stages(
 
 
 def _have_plain_first_stages(*configs: RunConfig) -> bool:
-    return all(method_class(config.method["name"]).plain_first_network("") is not None for config in configs)
-
-
-def _difference_of_methods(other: RunConfig, own: RunConfig) -> str:
-    field = (
-        "name"
-        if other.method["name"] != own.method["name"]
-        else min(name for name in {*other.method, *own.method} if other.method.get(name) != own.method.get(name))
-    )
-    return f"method.{field} is {other.method.get(field)!r} there and {own.method.get(field)!r} here"
+    return all(method_class(config.method["name"]).plain_first_network is not None for config in configs)
 
 
 def check_begin_with(run: Run, method: type[Method], donor: str) -> None:
@@ -173,8 +165,9 @@ def _copy(other: RunFolder, own: RunFolder, tasks: Sequence[str], run: Run) -> N
 
 def _names_of_weights(other: RunConfig, own: RunConfig, first: str) -> Callable[[str], str] | None:
     """Return how names of the other run's weights become those of this one; None where they are the same."""
-    theirs, mine = (method_class(config.method["name"]).plain_first_network(first) for config in (other, own))
-    if theirs == mine or other.method["name"] == own.method["name"] or theirs is None or mine is None:
+    patterns = [method_class(config.method["name"]).plain_first_network for config in (other, own)]
+    theirs, mine = (pattern and pattern.format(task=head_key(first)) for pattern in patterns)
+    if theirs == mine or theirs is None or mine is None:
         return None
     return lambda name: mine + name.removeprefix(theirs)
 

@@ -52,7 +52,7 @@ def test_two_stages_of_another_order_of_tasks(alone: None, small: str, tmp_path:
     assert began[taken + 1] > events(given, "stage")[-1]["time"]
 
 
-PLAIN = [name for name in METHODS if method_class(name).plain_first_network("next") is not None]
+PLAIN = [name for name in METHODS if method_class(name).plain_first_network is not None]
 
 
 def test_which_methods_have_a_plain_first_stage() -> None:
