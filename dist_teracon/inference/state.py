@@ -218,7 +218,7 @@ class StateEncoder:
         return self._combined(torch.cat(beside, dim=2) if len(beside) > 1 else beside[0])
 
     def _combined(self, vectors_BVW: Tensor) -> NDArray[np.float32]:
-        combined = vectors_BVW.mean(dim=1) if self._combine == "mean" else vectors_BVW.flatten(1)
+        combined = vectors_BVW.mean(dim=1) if self._combine == "mean" and self._views > 1 else vectors_BVW.flatten(1)
         return combined.float().cpu().numpy()
 
 
