@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from dist_teracon.compare.cells import CellJob, Runner
+from dist_teracon.compare.cells import CellJob, Runner, take_next
 from dist_teracon.config.run import LaunchConfig, RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Log
@@ -43,12 +43,12 @@ def on_ray(parallel: int | None, log: Log) -> Runner:
 def _tasks(jobs: Sequence[CellJob], parallel: int | None, log: Log) -> Generator[tuple[CellJob, str | None], None, None]:
     import ray
 
-    left, told = list(reversed(jobs)), set[str]()
+    waiting, told = list(jobs), set[str]()
     running: dict[Any, CellJob] = {}
     try:
-        while left or running:
-            while left and (parallel is None or len(running) < parallel):
-                job = left.pop()
+        while waiting or running:
+            while waiting and (parallel is None or len(running) < parallel):
+                job = take_next(waiting, [other.run for other in running.values()])
                 launch = validate(RunConfig, read_yaml(str(job.config)), where=str(job.config)).launch
                 worker = worker_of(launch)
                 short = lacking(launch.model_copy(update={"workers": 1, "min_workers": None}), worker)

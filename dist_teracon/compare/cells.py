@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
@@ -77,12 +77,26 @@ class CellJob:
                 env={**os.environ, **self.environment}, cwd=self.cwd,
             )  # fmt: skip
 
+    def repeats(self, running: Collection[Path]) -> bool:
+        """Whether, started now, it would train a stage that a cell which runs, one of these folders, will soon have."""
+        busy = [donor for donor in self.donors if donor.run in running]
+        if not busy or (self.run / "config.yaml").exists():
+            return False
+        ready = max(donor.ready() for donor in self.donors)
+        return any(donor.stages > ready for donor in busy)
+
     def problem(self, code: int) -> str | None:
         """Return the last line of the log of a process that has ended; None for one that has finished the cell."""
         if code == 0:
             return None
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {code}"
+
+
+def take_next(waiting: list[CellJob], running: Collection[Path]) -> CellJob:
+    """Take the job to start beside cells that run, their folders: the first that repeats nothing of theirs, or else the first."""
+    place = next((place for place, job in enumerate(waiting) if not job.repeats(running)), 0)
+    return waiting.pop(place)
 
 
 # Runs jobs, and yields each with its problem, or None, as it ends; closed early, it ends those that are running.
@@ -154,27 +168,28 @@ def on_this_machine(parallel: int) -> Runner:
     """Return the runner of processes of this machine, so many at a time, of one thread each."""
 
     def run(jobs: Sequence[CellJob]) -> Generator[tuple[CellJob, str | None], None, None]:
-        running: set[subprocess.Popen[bytes]] = set()
+        waiting, running = list(jobs), dict[Path, subprocess.Popen[bytes]]()
         guard = threading.Lock()
 
-        def one(job: CellJob) -> str | None:
-            with job.start() as process:
-                with guard:
-                    running.add(process)
+        def one() -> tuple[CellJob, str | None]:
+            with guard:
+                job = take_next(waiting, running)
+                process = running[job.run] = job.start()
+            with process:
                 code = process.wait()
-                with guard:
-                    running.discard(process)
-            return job.problem(code)
+            with guard:
+                del running[job.run]
+            return job, job.problem(code)
 
         with ThreadPoolExecutor(max_workers=parallel) as pool:
-            futures = {pool.submit(one, job): job for job in jobs}
+            futures = [pool.submit(one) for _ in jobs]
             try:
                 for future in as_completed(futures):
-                    yield futures[future], future.result()
+                    yield future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 with guard:
-                    for process in running:
+                    for process in running.values():
                         process.terminate()
                 raise
 
