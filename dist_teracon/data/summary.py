@@ -10,6 +10,8 @@ from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.text import WIDTH, cells, cropped, folded, wrapped
 
 _NAME = 26
+# What the columns of a table of tasks count.
+LEGEND = "  labels: how many there are; then examples, of which a user may have several"
 
 
 def dataset_lines(info: DatasetInfo) -> list[str]:
@@ -30,6 +32,7 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
         *above, name = folded(task.name, width)
         lines += [f"  {part}" for part in above]
         lines.append(f"  {name}{' ' * (width - cells(name))}  {task.kind:<7} {task.labels:>9,} {train:>11,} {validation:>9,} {test:>9,}")
+    lines.append(LEGEND)
     if appended := info.notes.get("appended"):
         return [*lines, *_appended_lines(appended[-1])]
     return [*lines, *matched_lines(info.notes.get("matched", {}))]
