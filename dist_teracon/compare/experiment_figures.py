@@ -216,7 +216,10 @@ def learning_curves(comparison: Comparison) -> Figure | None:
             plot.axes.set_xlabel("epoch", loc="right")
             panels.append(plot.panel(f"{task} · {metric}"))
     legend = tuple(series_key(comparison.variants[index], index) for index in sorted(shown))
-    caption = f"Epoch 0 is before training; seed {comparison.seeds[0]}. A method of two phases counts through both; the second one's start stands above the first one's last epoch."
+    caption = (
+        f"Epoch 0 is before training; seed {comparison.seeds[0]}. A method of two phases counts through both; the second one's start "
+        "stands above the first one's last epoch."
+    )
     return Figure("adaptation", "Learning a new task", caption, tuple(panels), legend, wide=True) if panels else None
 
 
