@@ -195,25 +195,26 @@ def _in_order(part: _Part, labels: int, items: int, decay: float) -> Any:
 
     values, offsets = part.history
     lengths = np.diff(offsets)
+    place = np.arange(len(values)) - np.repeat(offsets[:-1], lengths)
     if part.labels is not None:  # all of which come behind the history
         row = np.repeat(np.arange(len(lengths)), lengths)
-        weights = _weights(decay, torch.from_numpy(offsets[1:][row] - 1 - np.arange(len(values)))).numpy()
-        counts = (values >= FIRST_ITEM) & (weights > 0)
-        has_RV = csr_matrix((weights[counts], (row[counts], values[counts])), shape=(len(lengths), items))
+        weight = _weights(decay, torch.from_numpy(lengths[row] - 1 - place)).numpy()
+        counts = (values >= FIRST_ITEM) & (weight > 0)
+        has_RV = csr_matrix((weight[counts], (row[counts], values[counts])), shape=(len(lengths), items))
         return (_binary(*part.labels, labels).T @ has_RV).tocsr()
-    place = np.arange(len(values)) - np.repeat(offsets[:-1], lengths)
-    both, found, size = csr_matrix((labels, items)), list[tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.int32]]](), 0
+    both, pairs, size = csr_matrix((labels, items)), list[tuple[Any, Any, Any]](), 0
     weights = _weights(decay, torch.arange(int(lengths.max(initial=1)))).tolist()
-    for between, weight in enumerate(weights):
-        later = np.flatnonzero(place > between) if weight else np.zeros(0, np.int64)
+    for between, counted in enumerate(weights):
+        later = np.flatnonzero(place > between) if counted else np.zeros(0, np.int64)
         label, item = values[later], values[later - between - 1]
         known = (label >= FIRST_ITEM) & (item >= FIRST_ITEM)
-        found.append((np.full(int(known.sum()), weight), label[known] - np.int32(FIRST_ITEM), item[known]))
-        size += len(found[-1][0])
+        pairs.append((np.full(int(known.sum()), counted), label[known] - np.int32(FIRST_ITEM), item[known]))
+        size += len(pairs[-1][0])
         # adding to the sum passes over all of it, so many pairs are added at a time
         if size > _PAIRS_AT_ONCE or between + 1 == len(weights):
-            counts, rows, columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            both, found, size = both + csr_matrix((counts, (rows, columns)), shape=(labels, items)), [], 0
+            added, rows, columns = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+            both = both + csr_matrix((added, (rows, columns)), shape=(labels, items))
+            pairs, size = [], 0
     return both
 
 
