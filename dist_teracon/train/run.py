@@ -339,6 +339,7 @@ def _write_baselines(run: Run) -> None:
         table = baseline_table(
             run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log,
             exclude_seen=config.evaluate.exclude_seen,
-            periods=[period_of(config.evaluate, run.dataset.info, task=place, stage=place) for place in range(len(run.tasks))],
+            # of the final scores, which baselines stand beside
+            periods=[period_of(config.evaluate, run.dataset.info, task=place, stage=len(run.tasks) - 1) for place in range(len(run.tasks))],
         )  # fmt: skip
         run.folder.write_json(path.name, table)

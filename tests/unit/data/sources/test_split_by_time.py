@@ -252,6 +252,7 @@ def test_lines_on_the_data_say_rows_of_users_and_who_has_none(tmp_path):
     assert any(line.startswith(f"writing {whole}") for line in told)
     assert whole in dataset_lines(dataset.info)[0]
     assert whole in inspect_lines(dataset, users=1)[0]
+    assert any(line.split()[:5] == ["task", "kind", "labels", "rows", "training"] for line in inspect_lines(dataset, users=1))
     assert not any("training" in line and "0.5" in line for line in inspect_lines(dataset, users=1)[:3])
     assert any("have types that no training row has (new)" in line for line in told), told
 
