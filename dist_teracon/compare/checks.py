@@ -91,13 +91,13 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
             problems[str(error)] = None
     if problems:
         raise ConfigError("\n".join(problems))
-    if problem := _other_candidates(ranked):
+    if problem := other_candidates(ranked):
         raise ConfigError(f"{where}: {problem}")
     if problem := _experiment_problem(plan, tasks):
         raise ConfigError(f"{where}: experiment '{plan.experiment}' {problem}")
 
 
-def _other_candidates(ranked: Mapping[str, Mapping[str, bool]]) -> str:
+def other_candidates(ranked: Mapping[str, Mapping[str, bool]]) -> str:
     """Return that a task is ranked without the items of users' histories in one variant and with them in another; empty where none is."""
     for variant, own in ranked.items():
         for task, without in own.items():
