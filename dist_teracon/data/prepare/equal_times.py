@@ -55,15 +55,22 @@ def count_equal_times(events: Events, ordered: Int) -> EqualTimes:
 
 
 def _again(events: Events, chosen: Int) -> int:
-    """Return how many of some events are the same as an earlier one of them."""
+    """Return how many of some events, which lie user by user in time, are the same as an earlier one of them."""
     assert events.order is not None
-    columns: list[NDArray[Any]] = [events.user.codes[chosen], events.order[chosen], events.item.codes[chosen]]
+    users, times = events.user.codes[chosen], events.order[chosen]
+    begins = np.ones(len(chosen), dtype=bool)
+    begins[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1])
+    key = (np.cumsum(begins, dtype=np.int64) << 32) + events.item.codes[chosen]
+    columns: list[NDArray[Any]] = [key]
     if events.type is not None:
         columns.append(events.type.codes[chosen])
     if events.value is not None:
         columns.append(np.nan_to_num(events.value[chosen], nan=-np.inf))
+    if len(columns) > 1:  # few are of one item, and only they are told apart by type and value
+        _, place, counts = np.unique(key, return_inverse=True, return_counts=True)
+        columns = [column[counts[place] > 1] for column in columns]
     order = np.lexsort(columns)
-    same = np.ones(max(0, len(chosen) - 1), dtype=bool)
+    same = np.ones(max(0, len(order) - 1), dtype=bool)
     for column in columns:
         same &= column[order][1:] == column[order][:-1]
     return int(same.sum())
