@@ -255,8 +255,8 @@ def untrained_places(dataset: Dataset, task: Task, model: ModelConfig, runtime: 
         return ""
     users = sum(runtime.gather(int((inputs > trained).sum())))
     return (
-        f"model.backbone.max_positions: the split by last trains at most {trained} places of a row, and {users:,} users' rows are longer in "
-        f"the test: embeddings of the places behind stay as they are drawn; with max_positions: {trained} they share the last trained one"
+        f"model.backbone.max_positions: the split by last trains at most {trained} places of a row, and {users:,} users' rows are longer "
+        f"in the test: embeddings of the places behind stay as they are drawn; with max_positions: {trained} they share the last trained one"
     )
 
 
