@@ -256,7 +256,7 @@ def untrained_places(dataset: Dataset, task: Task, model: ModelConfig, runtime: 
     users = sum(runtime.gather(int((inputs > trained).sum())))
     return (
         f"model.backbone.max_positions: the split by last trains at most {trained} places of a row, and {users:,} users' rows are longer "
-        f"in the test: embeddings of the places behind stay as they are drawn; with max_positions: {trained} they share the last trained one"
+        f"in the test: embeddings of the places behind stay as drawn; with max_positions: {trained} they share the last trained one"
     )
 
 
