@@ -242,9 +242,9 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
 
 def _name_cut_histories(job: _Job, counts: NDArray[np.int64], notes: dict[str, Any]) -> None:
     """Count users whose rankings leave out less than they took, as their histories are cut; logs a line where there are any."""
-    rules = [job.recipe.history, *(task for task in job.recipe.tasks.values() if isinstance(task, ItemTask))]
+    repeats = [job.recipe.history.repeats, *(task.repeats for task in job.recipe.tasks.values() if isinstance(task, ItemTask))]
     longer, length = int(np.count_nonzero(counts > job.recipe.history.length)), job.recipe.history.length
-    if longer and not all(rule.repeats for rule in rules):
+    if longer and not all(repeats):
         notes["cut_histories"] = longer
         job.log(
             f"repeats: rankings leave out the items of the last {length:,} events (history.length); {longer:,} of {len(counts):,} users "
