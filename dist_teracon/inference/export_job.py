@@ -77,6 +77,11 @@ class ExportOptions:
             raise ConfigError("--task: expected at least one, and each once")
         if self.align_to is not None and len(self.tasks) > 1:
             raise ConfigError("--align-to: one kind of vector is turned; give one --task")
+        if self.align_to is not None and (others := [task for task in self.labels if task not in self.tasks]):
+            raise ConfigError(
+                f"--labels {others[0]}: with --align-to vectors of labels are turned with those of their own task, and the export is of "
+                f"{self.tasks[0]}; give --task {others[0]}, or export the labels without --align-to"
+            )
 
 
 def _record(part: int) -> str:
@@ -188,7 +193,9 @@ class Job:
             head, path = self.model.method.head(task), f"labels_{folder_of(task)}.parquet"
             names = self.model.labels(task).names
             columns = {"label": pa.array(names, pa.string()), "bias": pa.array(head.bias.detach().float().cpu().numpy())}
-            files[path] = self._extra(path, columns, head.weight.detach().float().cpu().numpy())
+            weight = head.weight.detach().float().cpu().numpy()
+            # turned as the users' vectors are, so that their products stay the scores
+            files[path] = self._extra(path, columns, weight if self.alignment is None else self.alignment.apply(weight))
         return files
 
     def _extra(self, path: str, columns: dict[str, Any], vectors: NDArray[np.float32]) -> dict[str, Any]:

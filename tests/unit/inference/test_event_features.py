@@ -285,3 +285,21 @@ def test_types_that_came_later_start_as_the_unknown_one(model):
     known = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     grown = with_new_labels({"network.backbone.event_embedding.type_weight": known}, Wider())
     assert grown["network.backbone.event_embedding.type_weight"].tolist() == [[1, 2], [3, 4], [1, 2], [1, 2], [1, 2]]
+
+
+def test_datetimes_without_a_zone_are_in_that_of_the_recipe(shop, tmp_path):
+    """As preparation reads them in a file: `columns.timezone`, UTC by default."""
+    from zoneinfo import ZoneInfo
+
+    from shop import RECIPE, prepare_shop
+
+    history = {**RECIPE["history"], "events": {"type": ["view", "buy"]}, "keep": ["time", "type"], "repeats": True}
+    tasks = {"club": {"kind": "profile"}}
+    dataset = prepare_shop(shop.events, tmp_path / "dataset", history=history, tasks=tasks, columns={"timezone": "Asia/Seoul"})
+    model = made(dataset, tmp_path, event_features=["gaps", "types", "recency"])
+    naive = [{**event, "time": datetime.fromtimestamp(event["time"], ZoneInfo("Asia/Seoul")).replace(tzinfo=None)} for event in EVENTS]
+    at = 1_700_500_000
+    seoul = datetime.fromtimestamp(at, ZoneInfo("Asia/Seoul")).replace(tzinfo=None)
+    assert np.array_equal(model.encode([naive], at=seoul), model.encode([EVENTS], at=at))
+    table = pa.table({"user": ["u"] * 12, **{name: [event[key] for event in naive] for name, key in COLUMNS.items()}})
+    assert model.histories(table).last_time.tolist() == [max(event["time"] for event in EVENTS if event["type"] != "other")]

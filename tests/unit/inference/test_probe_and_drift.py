@@ -95,6 +95,12 @@ def test_independent_vectors_have_little_in_common(numbers):
         drift(vectors_as("old", numbers[:7]), vectors_as("new", numbers))
 
 
+def test_a_space_that_has_collapsed_is_like_none_other(numbers):
+    same = np.tile(np.float32([0.1, 0.7, -0.3]), (600, 1))
+    assert drift(vectors_as("old", numbers), vectors_as("new", same)).cka == 0
+    assert drift(vectors_as("old", same), vectors_as("new", same)).cka == 1
+
+
 @pytest.fixture(scope="module")
 def labels_file(shop, tmp_path_factory):
     """Which of the shop's two halves of tastes a user has, which the views tell; a user whom the shop does not know."""
