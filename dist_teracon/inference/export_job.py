@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dist_teracon.data.schema import FIRST_ITEM, folder_of
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.align import Alignment
+from dist_teracon.inference.export_reader import open_export
 from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.model import SHARED, PretrainedModel, SharedVector
 from dist_teracon.inference.out_folder import OutFolder
@@ -100,6 +101,8 @@ def settings_of(model: PretrainedModel, source: UserSource, options: ExportOptio
         "items": options.items,
         "labels": list(options.labels),
         "align_to": options.align_to,
+        # another one may lie there by now
+        **({} if options.align_to is None else {"aligned_to": open_export(options.align_to).manifest["fingerprint"]}),
         **({"at": model.moment} if model.reads_moments else {}),
     }
 

@@ -285,7 +285,10 @@ class HistoryReader:
         lists = _python_lists(histories)
         offsets = _filled(ragged.offsets_of([len(history) for history in lists]))
         flat, codes, columns, typed = self._events_from_python([event for history in lists for event in history])
-        return self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()], typed)
+        made = self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()], typed)
+        if columns.times is None or not (turned := _out_of_order(columns.times, offsets)):
+            return made
+        return replace(made, told=(f"{turned} of {len(lists)} histories are not in the order of their times; they are read as given",))
 
     def _events_from_python(self, events: Sequence[Any]) -> tuple[list[str], NDArray[np.int64], EventColumns, NDArray[np.bool_] | None]:
         """Return events' item ids, the items' indices, further columns, and which types are strange, as `ColumnReader.strange`."""
@@ -352,6 +355,14 @@ def _recipe_of(info: DatasetInfo) -> Recipe:
 def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many flags each row of a ragged column has set, int64 [B]."""
     return np.diff(ragged.offsets_of(flags)[offsets])
+
+
+def _out_of_order(times: NDArray[np.int64], offsets: NDArray[np.int64]) -> int:
+    """Return how many rows have an event that was before the one in front of it."""
+    earlier = np.zeros(len(times), dtype=bool)
+    earlier[1:] = np.diff(times) < 0
+    earlier[offsets[:-1]] = False  # the first one of a row has none in front
+    return int((_count_true(earlier, offsets) > 0).sum())
 
 
 def _filled(offsets: NDArray[np.int64]) -> NDArray[np.int64]:

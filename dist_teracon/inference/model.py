@@ -434,7 +434,7 @@ class PretrainedModel:
             raise ConfigError(f"shared: expected mean, open or concat, got {way!r}")
         if way != "concat" and not self.shares_backbone:
             raise ConfigError(
-                f"shared: method '{self.method.name}' has a model for each task, and no space that they share; take concat, or a task"
+                f"shared: method '{self.method.name}' has no one network for all tasks, so they share no space; take concat, or a task"
             )
         return f"{SHARED}:{way}"
 

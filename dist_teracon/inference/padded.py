@@ -29,7 +29,6 @@ from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.out_folder import write_file
 from dist_teracon.models.backbone import Backbone, columns_read
-from dist_teracon.models.network import Network
 
 # Largest difference from `encode` with which a program is written.
 TOLERANCE = 1e-5
@@ -95,12 +94,9 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
     method = model.method
     if not method.masks_alone:
         raise ConfigError(f"export-model: method '{method.name}' computes with weights or modules of its own a task, which is not exported")
-    network = method.model()
-    if not isinstance(network, Network):
-        own = network[task] if isinstance(network, nn.ModuleDict) and task in network else None
-        if not isinstance(own, Network):
-            raise ConfigError(f"export-model: method '{method.name}' has no network to export")
-        network = own
+    network = method.network_of(task)
+    if network is None:
+        raise ConfigError(f"export-model: method '{method.name}' has no network to export")
     if model.event_columns:
         features = ", ".join(model.config.model.event_features or model.event_columns)
         field = next(iter(columns_read(model.config.model).values()))

@@ -86,6 +86,13 @@ def test_times_and_types_matter_and_unknown_types_are_read_as_unknown(model):
     assert not any("of types that" in line for line in model.histories(table).notes())  # the recipe's views and buys alone
 
 
+def test_histories_out_of_the_order_of_their_times_are_told(model):
+    told = "1 of 2 histories are not in the order of their times; they are read as given"
+    same = [{**EVENTS[0], "item": item} for item in ("p02", "p03")]
+    assert told in model.histories([EVENTS[::-1], same]).notes()
+    assert not any("not in the order" in line for line in model.histories([EVENTS[3:], EVENTS[:3]]).notes())
+
+
 @pytest.mark.parametrize(
     "shape",
     [

@@ -194,7 +194,7 @@ def test_a_method_with_a_model_for_each_task_has_no_mean(shop, tmp_path):
 
     model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": "sinmo"}))
     assert model.encode([["p01"]]).shape == (1, 48)
-    with pytest.raises(ConfigError, match="has a model for each task"):
+    with pytest.raises(ConfigError, match="has no one network for all tasks, so they share no space"):
         model.encode([["p01"]], shared="mean")
     assert probe_module.every_vector(model) == ["shared:concat", "next", "buys", "club"]
 
