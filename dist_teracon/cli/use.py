@@ -330,6 +330,8 @@ def _drift(options: argparse.Namespace) -> int:
     )
     if old.kind != new.kind:
         console.log(f"vectors of two kinds are compared: {old.kind} and {new.kind}")
+    if old.data != new.data:
+        console.log("the vectors are of two versions of data, so users' histories may differ, too; of runs --data names one for both")
     found = drift(old, new, users=options.users, labels=labels, metric=options.metric)
     print("\n".join(found.lines()))
     if options.json is not None:

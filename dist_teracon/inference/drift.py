@@ -6,7 +6,7 @@ Legend: U common users, W numbers of a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,14 @@ class VectorSet:
         users: Yields names of users, part by part.
         read: From names of users to their vectors, by name.
         kind: What they are: a task's, or `shared:mean` and its like.
+        data: The version of the data set or events that they were made from.
     """
 
     name: str
     users: Callable[[], Iterator[pa.Array]]
     read: Callable[[Mapping[str, Any]], dict[str, Vectors]]
     kind: str = ""
+    data: str = ""
 
 
 def vector_set(uri: str, *, stage: int | None, task: str | None, data: str | None, log: Log = no_log) -> VectorSet:
@@ -70,7 +72,7 @@ def vector_set(uri: str, *, stage: int | None, task: str | None, data: str | Non
             parts = export.read(column)
             return {user: row for users, rows in parts for user, row in zip(users.to_pylist(), rows, strict=True) if user in wanted}
 
-        return VectorSet(uri, export.users, of_export, export.kind(column))
+        return VectorSet(uri, export.users, of_export, export.kind(column), str(export.manifest["source"]["version"]))
     model = from_pretrained(uri, stage)
     kind, source = model.kind_of_vector(task or SHARED), of_uri(model, data or model.config.dataset, log=log)
     for note in source.notes:
@@ -89,7 +91,8 @@ def vector_set(uri: str, *, stage: int | None, task: str | None, data: str | Non
                 found.update(zip((users[row] for row in some), vectors, strict=True))
         return found
 
-    return VectorSet(f"{uri} stage {model.stage}", lambda: (source.users(part) for part in range(source.parts)), of_run, kind)
+    version = str(source.name["version"])
+    return VectorSet(f"{uri} stage {model.stage}", lambda: (source.users(part) for part in range(source.parts)), of_run, kind, version)
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ def _kept(vectors: VectorSet) -> VectorSet:
             kept[key] = vectors.read(wanted)
         return kept[key]
 
-    return VectorSet(vectors.name, vectors.users, read, vectors.kind)
+    return replace(vectors, read=read)
 
 
 def stage_lines(found: dict[str, Any]) -> list[str]:

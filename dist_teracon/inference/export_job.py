@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dist_teracon.data.prepare.padding import PADDING
 from dist_teracon.data.schema import FIRST_ITEM, folder_of
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.align import Alignment
@@ -76,6 +78,8 @@ class ExportOptions:
             raise ConfigError(f"--dtype: expected {', '.join(DTYPES)}, got '{self.dtype}'")
         if len(set(self.tasks)) < len(self.tasks) or not self.tasks:
             raise ConfigError("--task: expected at least one, and each once")
+        if self.shared is not None and SHARED not in self.tasks:
+            raise ConfigError(f"--shared {self.shared}: is for the shared vector, and {', '.join(self.tasks)} are exported; leave it out")
         if self.align_to is not None and len(self.tasks) > 1:
             raise ConfigError("--align-to: one kind of vector is turned; give one --task")
         if self.align_to is not None and (others := [task for task in self.labels if task not in self.tasks]):
@@ -205,6 +209,9 @@ class Job:
         values, scale = converted(vectors, self.options.dtype)
         made = vector_columns({"": (values, scale)})
         columns = {**columns, **{name.rstrip("_"): column for name, column in made.items()}}
+        if self.model.reader.padding is not None:  # what fills histories up is nothing that anybody is offered
+            kept = pc.not_equal(next(iter(columns.values())), PADDING)
+            columns = {name: column.filter(kept) for name, column in columns.items()}
 
         def fill(target: Path) -> None:
             write_table(target, columns, self._metadata())

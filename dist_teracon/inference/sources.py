@@ -106,6 +106,8 @@ def of_events(model: PretrainedModel, uri: str, *, dates: bool = True) -> UserSo
 def of_uri(model: PretrainedModel, uri: str, *, dates: bool = True, log: Log) -> UserSource:
     """Return the users of a data set or of events, whichever is there."""
     if uri.startswith(SYNTHETIC) or io.exists(io.join(uri, "dataset.json")):
+        if not dates:
+            log(f"--no-dates: {uri} is a data set, whose histories are cut already; it is for events, and does nothing here")
         return of_dataset(model, uri, log=log)
     return of_events(model, uri, dates=dates)
 

@@ -213,6 +213,7 @@ def test_bad_options_are_told_before_any_work(shop, model, tmp_path):
         ({"dtype": "int4"}, "expected float32, float16, int8"),
         ({"tasks": ("buys", "next"), "align_to": "old"}, "one kind of vector is turned"),
         ({"labels": ("x",)}, "task 'x': the model has not learned it"),
+        ({"tasks": ("buys",), "shared": "open"}, "--shared open: is for the shared vector, and buys are exported; leave it out"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_export(model, shop.dataset, tmp_path / "out", **options)

@@ -14,6 +14,8 @@ import dist_teracon
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.inference.evaluate import evaluate
+from dist_teracon.inference.export import export
+from dist_teracon.inference.export_job import ExportOptions
 from dist_teracon.inference.labels_file import UserLabels
 from dist_teracon.inference.padded import padded_model
 from dist_teracon.inference.predictions import best_labels
@@ -103,7 +105,7 @@ def padded(shop, tmp_path_factory):
     return dataset, dist_teracon.from_pretrained(make_shop_run(dataset, folder / "run"))
 
 
-def test_padding_is_no_event_and_no_recommendation(shop, padded):
+def test_padding_is_no_event_and_no_recommendation(shop, padded, tmp_path):
     dataset, model = padded
     items = model.info.items - FIRST_ITEM - 1
     for exclude_seen, left_out in ((None, [2, 1, 3]), (False, [0, 0, 0])):
@@ -116,6 +118,11 @@ def test_padding_is_no_event_and_no_recommendation(shop, padded):
         parts = [source.histories(part) for part in range(source.parts)]
         events[uri] = {user: count for part in parts for user, count in zip(part.users.to_pylist(), part.events.tolist(), strict=True)}
         assert all((np.diff(part.rows.offsets) == model.info.length_limit).all() for part in parts)
+    export(model, of_dataset(model, dataset, log=print), str(tmp_path / "out"), ExportOptions(items=True, labels=("next",)))
+    for name, column in (("items", "item"), ("labels_next", "label")):
+        table = pq.read_table(tmp_path / "out" / f"{name}.parquet")
+        assert table[column].to_pylist() == model.items.names[FIRST_ITEM:-1]
+        assert len(table["vector"]) == len(table)
     assert events[dataset] == events[shop.dataset]
     assert min(events[dataset].values()) < model.info.length_limit
 
