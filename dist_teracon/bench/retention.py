@@ -131,7 +131,7 @@ def _some_steps(stage: OurStage, count: int) -> Callable[[], None]:
 
 def _pass_row(number: str, stage: OurStage, folder: Path, repeats: int) -> list[str]:
     """Return the row of a store: its size, and the pass that makes it over inference of the same users."""
-    from dist_teracon.continual.pseudo_labels import PastPool
+    from dist_teracon.continual.replayed_users import PastPool
     from dist_teracon.continual.teracon import Teracon
 
     method, dataset = stage.method, stage.loader.dataset

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from dist_teracon.compare.comparison import Comparison
-from dist_teracon.compare.experiments import changes, curves, groups_of, last_masks, paces
+from dist_teracon.compare.experiments import changes, curves, epochs_so_far, groups_of, last_masks, paces
 from dist_teracon.compare.statistics import Estimate
 from dist_teracon.evaluate.metrics import parse_metric
 from dist_teracon.report.axes import MEDIUM, SMALL, cell, line, matrix_axes, name_rows
@@ -204,7 +204,11 @@ def learning_curves(comparison: Comparison) -> Figure | None:
             for variant, epochs in by_variant.items():
                 index = comparison.variants.index(variant)
                 shown.add(index)
-                points = [(float(x), epoch.validation) for x, epoch in enumerate(epochs) if epoch.validation is not None]
+                points = [
+                    (float(x), epoch.validation)
+                    for x, epoch in zip(epochs_so_far(epochs), epochs, strict=True)
+                    if epoch.validation is not None
+                ]
                 drawn = line(plot.axes, points, series_colour(index), series_dash(index))
                 best = max(value for _, value in points) if parse_metric(metric).higher_is_better else min(value for _, value in points)
                 plot.tip(drawn, f"{variant}: {score_text(points[0][1])} before training, best {score_text(best)}")
@@ -212,7 +216,10 @@ def learning_curves(comparison: Comparison) -> Figure | None:
             plot.axes.set_xlabel("epoch", loc="right")
             panels.append(plot.panel(f"{task} · {metric}"))
     legend = tuple(series_key(comparison.variants[index], index) for index in sorted(shown))
-    caption = f"Epoch 0 is before training; seed {comparison.seeds[0]}. A method of two phases counts through both."
+    caption = (
+        f"Epoch 0 is before training; seed {comparison.seeds[0]}. A method of two phases counts through both; the second one's start "
+        "stands above the first one's last epoch."
+    )
     return Figure("adaptation", "Learning a new task", caption, tuple(panels), legend, wide=True) if panels else None
 
 

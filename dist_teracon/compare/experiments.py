@@ -188,6 +188,16 @@ def _of_task(log: Events, task: str) -> list[Epoch]:
     return [] if stage is None else [epoch for epoch in log.epochs_of(stage) if epoch.validation is not None]
 
 
+def epochs_so_far(epochs: Sequence[Epoch]) -> list[int]:
+    """Return how many epochs a task has been trained at each of a stage's scores; a later phase's start adds none."""
+    counts, before = [], 0
+    for place, epoch in enumerate(epochs):
+        if place and epoch.phase != epochs[place - 1].phase:
+            before += epochs[place - 1].epoch
+        counts.append(before + epoch.epoch)
+    return counts
+
+
 def _adaptation_tables(comparison: Comparison) -> list[Table]:
     if comparison.split != "test":
         return []
@@ -205,11 +215,12 @@ def _curve_cell(epochs: list[Epoch]) -> str:
     scores = [epoch.validation for epoch in epochs if epoch.validation is not None]
     if not scores:
         return NONE
+    counts = epochs_so_far(epochs)
     first = f"{scores[1]:.4f}" if len(scores) > 1 else NONE
     metric = next((epoch.metric for epoch in epochs if epoch.metric), None)
     sign = 1 if metric is None or parse_metric(metric).higher_is_better else -1
     place = max(range(len(scores)), key=lambda epoch: sign * scores[epoch])
-    return f"{scores[0]:.4f}, {first}, {scores[place]:.4f} ({place})"
+    return f"{scores[0]:.4f}, {first}, {scores[place]:.4f} ({counts[place]})"
 
 
 def last_masks(comparison: Comparison) -> dict[str, Masks]:

@@ -204,7 +204,8 @@ def _cost(of_seeds: Sequence[TaskCost | None]) -> str:
     known = [cost for cost in of_seeds if cost is not None]
     if not known:
         return NONE
-    return f"{fmean(cost.seconds for cost in known):.1f} s, {known[0].parameters:,} ({_size(known[0].bytes)})"
+    part = f", of {len(known)} of {len(of_seeds)} runs" if len(known) < len(of_seeds) else ""
+    return f"{fmean(cost.seconds for cost in known):.1f} s, {known[0].parameters:,} ({_size(known[0].bytes)}){part}"
 
 
 def _size(count: int) -> str:

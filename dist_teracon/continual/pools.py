@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from dist_teracon.continual.method import StageContext
-from dist_teracon.continual.pseudo_labels import PastPool, Store, pool_of_users, pool_share
 from dist_teracon.continual.replay import ReplayStream
+from dist_teracon.continual.replayed_users import PastPool, pool_of_users, pool_share
+from dist_teracon.continual.target_store import Store
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError

@@ -1,100 +1,29 @@
-"""Pseudo-labels ahead of time: pools of users, the frozen teacher's pass, and the store (docs/method.md,
-Retention).
+"""Pseudo-labels ahead of time: the frozen teacher's pass over the users to replay (docs/method.md, Retention).
 
-On disk, a past task and shard: `pseudo_labels/<past task>/shard-00042.arrow` with `row` (int32, of the user in the shard) and
-`target` (fixed-size list of float32 or float16: the teacher's logits, or its representation where the labels are too many to store).
-Beside it `shard-00042.json`: the SHA-256 of the shard and of the teacher that made it. `pseudo_labels/shard-00042.pass.json` is there
-while a pass extends a shard: where it began.
+`pseudo_labels/shard-00042.pass.json` is there while a pass extends a shard: where it began.
 
-Legend: n rows, C channels, Y labels.
+Legend: n rows, d numbers of a target.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.console import Log, no_log
+from dist_teracon.continual.replayed_users import PastPool
+from dist_teracon.continual.target_store import damage_of, other_teacher, read_shard, shard_file, write_shard
 from dist_teracon.data.batches import PackedBatch, PackedRows, take_rows
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.schema import Split, folder_of
 from dist_teracon.errors import DataError, RunError
-from dist_teracon.hashing import mix64, stable_hash
-
-# `pool: auto` keeps every training user of a task of at most so many, and else a share of so many times the largest ρ, or of what a floor
-# of rows draws in an epoch.
-SMALL_TASK = 100_000
-HEADROOM = 4
-
-
-def pool_of_users(
-    dataset: Dataset, task: str, past: str, *, seed: int, share: float, shards: Iterable[int] | None = None
-) -> list[NDArray[np.int64]]:
-    """Choose the users to replay for a past task: for each shard the rows of `task`'s training users whose keyed hash lies in `share`.
-
-    Rows are ordered by hash, so a smaller pool is the beginning of a larger one. Where `shards` are named, as those that a rank owns,
-    only they are opened, and the others' rows are left empty.
-    """
-    key = stable_hash(f"{task}:{past}:{seed}")
-    pool = [np.zeros(0, dtype=np.int64)] * dataset.info.shards
-    for shard in range(dataset.info.shards) if shards is None else shards:
-        users = dataset.labels(task, shard).of(Split.TRAIN).users
-        hashed = mix64(dataset.shard(shard).user_hash[users], key=key)
-        order = np.lexsort((users, hashed))
-        inside = hashed[order] < np.uint64(min(share * 2.0**64, 2.0**64 - 2048)) if share < 1 else slice(None)
-        pool[shard] = users[order][inside]
-    return pool
-
-
-def covered_rate(largest_rate: float, *, batch: int, minimum: int) -> float:
-    """Return the share of a batch that a past task's rows can be before an epoch draws rows of its pool again.
-
-    Args:
-        largest_rate: The largest ρ, to which the pools are made.
-        batch: Examples a step.
-        minimum: Least rows of a past task a step.
-    """
-    return max(HEADROOM * largest_rate, minimum / batch)
-
-
-def pool_share(setting: float | str, *, users: int, largest_rate: float, batch: int, minimum: int, max_steps: int | None) -> float:
-    """Resolve `pool: auto`: all of a small task's users, else `covered_rate`, cut to what `max_steps` can draw."""
-    if not isinstance(setting, str):
-        return float(setting)
-    covered = covered_rate(largest_rate, batch=batch, minimum=minimum)
-    share = 1.0 if users <= SMALL_TASK else min(1.0, covered)
-    if max_steps is not None and users:
-        drawn = max_steps * max(1.0, covered * batch)
-        share = min(share, max(drawn / users, min(1.0, 100 / users)))
-    return share
-
-
-@dataclass(frozen=True)
-class PastPool:
-    """The users whom a stage replays for a past task.
-
-    Attributes:
-        task: The past task's name.
-        mask_index: Its row of the teacher's mask table.
-        rows: `pool_of_users`, of own shards at least.
-        moment: When their rows are predicted, as those of the new task, whose rows they are; None where it is not read.
-    """
-
-    task: str
-    mask_index: int
-    rows: Sequence[NDArray[np.int64]]
-    moment: int | None = None
-
 
 # Maps a packed batch of whole sequences, whose rows lie task by task (names and numbers of rows), to each task's targets [n, d].
 Teach = Callable[[PackedBatch, Sequence[tuple[str, int]]], Sequence[Tensor]]
@@ -139,7 +68,7 @@ def write_pseudo_labels(
             for part, first, targets in zip(found, firsts, made, strict=True):
                 if not part.is_whole:
                     kept = [] if part.targets is None or not first else [part.targets[:first]]
-                    _write_shard(part.path, part.pool, np.concatenate([*kept, targets]), teacher)
+                    write_shard(part.path, part.pool, np.concatenate([*kept, targets]), teacher)
                 yield part.path
         else:
             yield from (part.path for part in found)
@@ -168,7 +97,7 @@ def _find(folder: Path, pool: PastPool, shard: int, *, teacher: str, half: bool,
     path, wanted = shard_file(folder, pool.task, shard), pool.rows[shard]
     if not path.exists():
         return _Found(path, wanted, None)
-    if unfit := damage_of(path) or _other_teacher(path, teacher):
+    if unfit := damage_of(path) or other_teacher(path, teacher):
         log(f"warning: {path}: {unfit}; these pseudo-labels are made anew")
         return _Found(path, wanted, None)
     rows, targets = read_shard(path)
@@ -246,11 +175,6 @@ def _as_number(targets: Tensor, number: type[np.float16] | type[np.float32], tas
     return values.astype(number, copy=False)
 
 
-def shard_file(folder: Path, task: str, shard: int) -> Path:
-    """Return where a past task's targets of a shard lie below a stage's `pseudo_labels`."""
-    return folder / folder_of(task) / f"shard-{shard:05d}.arrow"
-
-
 def plain_batch(rows: PackedRows, mask_index: int | NDArray[np.int32]) -> PackedBatch:
     """Return rows as a batch whose last positions are read, all under one mask or each under its own."""
     return PackedBatch(
@@ -259,109 +183,3 @@ def plain_batch(rows: PackedRows, mask_index: int | NDArray[np.int32]) -> Packed
         task_of_row=torch.from_numpy(np.broadcast_to(np.asarray(mask_index, dtype=np.int32), rows.rows).copy()),
         positions="last",
     ).with_beside(rows)
-
-
-def _write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[Any], teacher: str) -> None:
-    values = pa.FixedSizeListArray.from_arrays(pa.array(targets.reshape(-1)), targets.shape[1])
-    table = pa.table({"row": pa.array(rows.astype(np.int32)), "target": values})
-    _checksum_file(path).unlink(missing_ok=True)  # a shard without one is made anew
-    with io.atomic_write(path) as file:
-        hashed = io.HashedFile(file)
-        with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), table.schema) as writer:
-            writer.write_table(table)
-    checksum = hashed.sha256
-    io.write_json(_checksum_file(path), {"sha256": checksum, "teacher": teacher, "own_sha256": _own_checksum(checksum, teacher)})
-
-
-def _checksum_file(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _own_checksum(checksum: str, teacher: str) -> str:
-    """Return the checksum of what stands beside a shard, so that damage to it is seen as well."""
-    return hashlib.sha256(f"{checksum} {teacher}".encode()).hexdigest()
-
-
-def damage_of(path: Path) -> str:
-    """Return what is wrong with a shard that a killed stage has left, or nothing: a damaged one is made anew."""
-    noted = _checksum_file(path)
-    if not noted.exists():
-        return "its checksum is missing"
-    try:
-        known = io.read_json(str(noted))
-    except DataError:
-        return "its checksum was damaged"
-    if not isinstance(known, dict) or known.get("own_sha256") != _own_checksum(str(known.get("sha256")), str(known.get("teacher"))):
-        return "its checksum was damaged"
-    return "" if known["sha256"] == io.sha256(str(path)) else "it is not as it was written"
-
-
-def _other_teacher(path: Path, teacher: str) -> str:
-    """Return that another teacher has made a sound shard, or nothing."""
-    return "" if io.read_json(str(_checksum_file(path))).get("teacher", "") == teacher else "another teacher has made it"
-
-
-def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def read_shard(path: Path) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """Map a shard of the store: rows int32 [n] and targets float32 or float16 [n, d], read from disk as they are touched.
-
-    Raises:
-        RunError: the file was changed or cut off since it was written.
-    """
-    try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        width = table.schema.field("target").type.list_size
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        if not path.exists():
-            raise
-        raise RunError(f"{path}: these pseudo-labels were damaged ({error}); remove the file, and the same command makes it anew") from None
-    if not table.num_rows:
-        number = np.float16 if table.schema.field("target").type.value_type == pa.float16() else np.float32
-        return np.zeros(0, dtype=np.int32), np.zeros((0, width), dtype=number)
-    # a shard is written as one chunk: taken as it lies, since combining chunks would copy it into memory
-    return table["row"].chunk(0).to_numpy(), table["target"].chunk(0).flatten().to_numpy().reshape(-1, width)
-
-
-@dataclass(frozen=True)
-class Store:
-    """Stored targets of one past task.
-
-    Attributes:
-        width: Numbers a row, d.
-        shards: float32 or float16 [n, d] by own shard, rows as in the pool; none where a rank owns no shard.
-    """
-
-    width: int
-    shards: dict[int, NDArray[Any]]
-
-    def take(self, rows: Sequence[tuple[int, NDArray[np.int64]]]) -> NDArray[Any]:
-        """Return the targets of rows of the pool, given shard by shard: [n, d]."""
-        parts = [self.shards[shard][chosen] for shard, chosen in rows if len(chosen)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
-
-
-def open_store(folder: Path, pool: PastPool, shards: range, width: int) -> Store:
-    """Return the targets of each own shard, cut to the pool.
-
-    Args:
-        folder: `pseudo_labels` of the stage.
-        pool: The past task's.
-        shards: The shards that this rank owns.
-        width: Numbers a row.
-    """
-    opened = {}
-    for shard in shards:
-        _, targets = read_shard(shard_file(folder, pool.task, shard))
-        size = len(pool.rows[shard])
-        opened[shard] = targets[:size] if size else np.zeros((0, width), dtype=targets.dtype)
-    return Store(width, opened)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_teracon.continual.pseudo_labels import Store
+from dist_teracon.continual.target_store import Store
 from dist_teracon.data.batches import PackedRows, concatenate, take_rows
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.hashing import stable_hash

@@ -16,17 +16,10 @@ from torch import Tensor, nn
 from dist_teracon.config.train import StageTraining
 from dist_teracon.continual.method import Method, MethodContext, Phase, StageContext
 from dist_teracon.continual.pools import OpenPools, open_pools, variances_of
-from dist_teracon.continual.pseudo_labels import (
-    PastPool,
-    Store,
-    covered_rate,
-    hash_of_weights,
-    open_store,
-    plain_batch,
-    write_pseudo_labels,
-)
+from dist_teracon.continual.pseudo_labels import plain_batch, write_pseudo_labels
 from dist_teracon.continual.registry import register
 from dist_teracon.continual.replay import ReplayStream
+from dist_teracon.continual.replayed_users import PastPool, covered_rate
 from dist_teracon.continual.sampling import (
     OnItsWay,
     apply_strategy,
@@ -36,6 +29,7 @@ from dist_teracon.continual.sampling import (
     sample_size,
     sampling_rates,
 )
+from dist_teracon.continual.target_store import Store, hash_of_weights, open_store
 from dist_teracon.continual.teracon_settings import TeraconSettings
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.schema import Task

@@ -135,7 +135,7 @@ class StateEncoder:
     def _go_on(self, states: Sequence[UserState], rows: Sequence[PackedRows]) -> list[Reading]:
         last, gone = self._read_now(states, rows)
         kept = [state.kept for state in states if state.kept is not None]
-        hidden, longer = self._stepper.step(last, torch.stack(kept) if len(kept) > 1 else kept[0][None])
+        hidden, longer = self._stepper.step(last, torch.stack(kept) if len(kept) > 1 else kept[0].unsqueeze(0))
         totals = None
         if self._pooled:
             totals = last + (torch.stack([self._total(state) for state in states]) if len(states) > 1 else self._total(states[0]))
@@ -175,7 +175,8 @@ class StateEncoder:
 
     def _items(self, items: Sequence[NDArray[np.int32]]) -> Tensor:
         packed = np.concatenate(items) if len(items) > 1 else items[0]
-        return self._backbone.embed_items(torch.from_numpy(packed).to(self._device))
+        indices = torch.from_numpy(packed)
+        return self._backbone.embed_items(indices if self._device.type == "cpu" else indices.to(self._device))
 
     def _embedded(self, rows: Sequence[PackedRows]) -> tuple[Tensor, list[int]]:
         """Return the embedded positions of rows [N, C], and where each row's end."""
@@ -205,7 +206,7 @@ class StateEncoder:
         beside, backbone = [hidden_BVC], self._backbone
         if totals_BC is not None:
             mean = mean_of_sums(totals_BC, [len(row.values) for row in rows], dtype=hidden_BVC.dtype)
-            mean_BVC = mean[:, None].expand_as(hidden_BVC)
+            mean_BVC = mean.unsqueeze(1) if self._views == 1 else mean[:, None].expand_as(hidden_BVC)
             beside = [hidden_BVC + mean_BVC] if backbone.pooling == "mean" else [hidden_BVC, mean_BVC]
         if backbone.user_features is not None or backbone.history_features is not None:
             batch = self._batch(concatenate(rows))

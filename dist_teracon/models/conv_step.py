@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dist_teracon.kernels.masked_dilated_conv_stack import StackParameters
+from dist_teracon.models.conv_step_row import RowStepper
 
 
 class ConvolutionStepper:
@@ -53,6 +54,10 @@ class ConvolutionStepper:
         stays = [place for places in moves for place in (*places, -1)]
         self._reads, self._stays, self._fresh = (torch.tensor(places, device=device) for places in (reads, stays, fresh))
         self._one = self._places_of(1)
+        self._row: RowStepper | None = None
+        if self._views == 1 and weight.device.type == "cpu" and weight.dtype is torch.float32:
+            present, past = torch.stack(self._present), self._past
+            self._row = RowStepper(present, past, bias, torch.stack(self._scales), torch.stack(self._shifts), *self._one, eps=eps)
 
     def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
         """Return a row's last position's outputs [V, C], and what the next one needs [V, P, C]."""
@@ -78,6 +83,8 @@ class ConvolutionStepper:
             kept_BVPC: What the rows have kept.
         """
         rows, V, K = x_BC.shape[0], self._views, len(self._present)
+        if rows == 1 and self._row is not None:
+            return self._row.step(x_BC, kept_BVPC)
         # rows and views lie as [B · V, C], what is kept of them as [B · V · P, C]
         kept = kept_BVPC.reshape(rows * V * self._kept, -1)
         reads, moves = self._one if rows * V == 1 else self._places_of(rows * V)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dist_teracon import io
-from dist_teracon.continual.pseudo_labels import damage_of
+from dist_teracon.continual.target_store import damage_of
 from dist_teracon.data.schema import info_from_json, input_file, read_dataset_info, vocabulary_file
 from dist_teracon.errors import DataError, RunError, TeraconError
 from dist_teracon.store.manifest import Manifest, is_run, newest_manifests

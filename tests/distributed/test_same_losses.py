@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_runs import events, run_worlds, settings, weights, write_small
 
-from dist_teracon.continual.pseudo_labels import read_shard
+from dist_teracon.continual.target_store import read_shard
 from dist_teracon.train.stage_folder import load_tensors
 
 STEPS = 20

@@ -11,8 +11,9 @@ import torch
 from small_runs import ALONE, checked, events, settings, train_here, weights, what_lasts
 
 from dist_teracon.console import Console
-from dist_teracon.continual import pseudo_labels
-from dist_teracon.continual.pseudo_labels import plain_batch, read_shard
+from dist_teracon.continual import replayed_users
+from dist_teracon.continual.pseudo_labels import plain_batch
+from dist_teracon.continual.target_store import read_shard
 from dist_teracon.continual.teracon import Teracon
 from dist_teracon.data.batches import take_rows
 from dist_teracon.data.dataset import Dataset
@@ -52,7 +53,7 @@ def test_what_is_stored_is_what_the_teacher_says_at_s_max_a_row_at_a_time(small:
 @pytest.fixture
 def growing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates that grow from .02 to .3 after four steps, and a task that is not small."""
-    monkeypatch.setattr(pseudo_labels, "SMALL_TASK", 10)
+    monkeypatch.setattr(replayed_users, "SMALL_TASK", 10)
     monkeypatch.setattr(Teracon, "_largest_rate", lambda method: 0.3 if method.steps_taken > 4 else 0.02)
 
 

@@ -15,9 +15,10 @@ from small_runs import events, settings, small_tables, train_here, weights
 
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.open_inputs import closed_features
-from dist_teracon.continual.pseudo_labels import PastPool, pool_of_users, write_pseudo_labels
+from dist_teracon.continual.pseudo_labels import write_pseudo_labels
 from dist_teracon.continual.registry import method_class
 from dist_teracon.continual.replay import ReplayStream
+from dist_teracon.continual.replayed_users import PastPool, pool_of_users
 from dist_teracon.data.batches import PackedBatch
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.input_features import CLOSED, FeatureColumn, InputTables

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_runs import TASKS, events, results, settings, train_here, weights
 
-from dist_teracon.continual.pseudo_labels import read_shard
+from dist_teracon.continual.target_store import read_shard
 from dist_teracon.continual.teracon import Teracon
 from dist_teracon.continual.teracon_settings import TeraconSettings
 from dist_teracon.data.batches import PackedBatch

@@ -234,3 +234,16 @@ def test_stages_that_were_taken_over_are_told(tmp_path):
     assert table is not None
     assert table.title.endswith("included. 1 of 4 stages were taken over from another cell, and have the seconds that it took:")
     assert table.rows[1] == ("b", "60.1 s, 40 (160 B)", "31.5 s, 10 (40 B)", "91.6 s, 50 (200 B)")
+
+
+def test_costs_of_some_runs_alone_say_of_how_many(tmp_path):
+    plan, cells = made(tmp_path, variants={"a": {"tasks": ["next"]}}, baseline="a", seeds=[0, 1])
+    for number, cell in enumerate(cells):
+        own = StageFolder(cell.folder(tmp_path), 0, "next").path
+        (own / "timing.json").write_text(json.dumps({"seconds": 60.0}))
+        if number == 0:
+            save_file({"table": torch.zeros(10, 4)}, own / "model.safetensors", metadata={"format": "pt"})
+    comparison = gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+    table = None if comparison is None else costs_table(comparison)
+    assert table is not None
+    assert table.rows[0][1] == "60.0 s, 40 (160 B), of 1 of 2 runs"

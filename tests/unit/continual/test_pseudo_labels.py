@@ -12,17 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_teracon.continual.pseudo_labels import (
-    SMALL_TASK,
-    PastPool,
-    hash_of_weights,
-    open_store,
-    pool_of_users,
-    pool_share,
-    read_shard,
-    write_pseudo_labels,
-)
+from dist_teracon.continual.pseudo_labels import write_pseudo_labels
 from dist_teracon.continual.replay import ReplayStream
+from dist_teracon.continual.replayed_users import SMALL_TASK, PastPool, pool_of_users, pool_share
+from dist_teracon.continual.target_store import hash_of_weights, open_store, read_shard
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import RunError
