@@ -87,6 +87,8 @@ def evaluate(
     data = opened if same else _mapped(opened, model, log)
     if chosen != Split.TRAIN and _split_rule(opened.info) != _split_rule(model.info):
         log(f"{opened.uri}: is split by another rule than the run's own data set; users who are scored may have been trained on")
+    if max_users is None and (cut := model.config.evaluate.max_users) is not None:
+        log(f"the run itself scored at most {cut} users a task (evaluate.max_users); all are scored here")
     if model.reads_moments:
         data.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
