@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,48 @@ def test_scores_are_the_sums_of_similarities(alone: None, small: str, tmp_path: 
             assert sum(score > 0 for score in wanted.values()) > 3
             assert {name: got[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
             assert all(score == 0 for name, score in got.items() if name not in wanted)
+
+
+def counted_in_order(dataset: Dataset, task: str, history: list[str], *, decay: float, shrinkage: float) -> dict[str, float]:
+    """Return each label's score where an event counts `decay` of the one behind it."""
+    items = dataset.vocabulary("items")["item"].to_pylist()
+    labels = items[FIRST_ITEM:] if task == "next" else dataset.vocabulary(task)["label"].to_pylist()
+    both: Counter[tuple[str, str]] = Counter()
+    with_item: Counter[str] = Counter()
+    with_label: Counter[str] = Counter()
+    for index in range(dataset.info.shards):
+        shard, train = dataset.shard(index), dataset.labels(task, index).of(Split.TRAIN)
+        for row, user in enumerate(train.users):
+            events = [items[value] for value in shard.values[shard.offsets[user] : shard.offsets[user + 1]]]
+            own = [labels[value] for value in train.values[train.offsets[row] : train.offsets[row + 1]]]
+            behind = list(enumerate(events)) if task == "next" else [(len(events), label) for label in set(own)]
+            for place, label in behind:
+                for before in range(place):
+                    both[label, events[before]] += decay ** (place - before - 1)
+            with_item.update(set(events))
+            with_label.update({label for _, label in behind})
+    return {
+        label: sum(
+            decay ** (len(history) - 1 - place) * both[label, item] / (math.sqrt(with_item[item] * with_label[label]) + shrinkage)
+            for place, item in enumerate(history)
+            if item != label and both[label, item]
+        )
+        for label in with_label
+        if label is not None
+    }
+
+
+def test_with_a_decay_what_came_last_counts_most(alone: None, small: str, tmp_path: Path) -> None:
+    method = {"name": "itemknn", "decay": 0.7, "shrinkage": 1.0}
+    run = train_here(settings(small, method=method, tasks=("next", "likes")), tmp_path / "run")
+    model, dataset = dist_teracon.from_pretrained(str(run)), Dataset(small)
+    for task, labels in (("next", 40), ("likes", 12)):
+        found = model.predict(HISTORIES, task, top=labels, exclude_seen=False)
+        for row, history in enumerate(HISTORIES):
+            wanted = counted_in_order(dataset, task, history, decay=0.7, shrinkage=1.0)
+            assert sum(score > 0 for score in wanted.values()) > 3
+            # events that count for less than a thousandth are left out
+            assert {name: scores_of(found, row)[name] for name in wanted} == pytest.approx(wanted, rel=0.01, abs=1e-3)
 
 
 def test_a_label_keeps_its_nearest_items(alone: None, small: str, tmp_path: Path) -> None:
