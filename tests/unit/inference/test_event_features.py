@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import dist_teracon
+from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import ConfigError, DataError
 
 EVENTS = [
@@ -220,14 +221,17 @@ def test_other_data_sets_need_the_columns_and_types_are_matched_by_name(model, s
     for name in ("users.csv", "items.csv"):
         (tmp_path / "raw" / name).write_bytes((shop.events / name).read_bytes())
     kinds = pa.array(["order" if kind == "buy" else kind for kind in table["type"].to_pylist()])
-    pq.write_table(table.set_column(table.column_names.index("type"), "type", kinds), tmp_path / "raw" / "events.parquet")
+    items = pa.array(["an item that came later" if item == "p22" else item for item in table["item"].to_pylist()])
+    table = table.set_column(table.column_names.index("item"), "item", items).set_column(table.column_names.index("type"), "type", kinds)
+    pq.write_table(table, tmp_path / "raw" / "events.parquet")
     history = {**history, "events": {"type": ["view", "order"]}}
     renamed = prepare_shop(tmp_path / "raw", tmp_path / "renamed", history=history, tasks={"club": {"kind": "profile"}})
     evaluate(model, renamed, tasks=["club"], log=told.append)
     line = "types of events that the model does not know are read as the unknown type: order"
     assert line in told
-    rare = f"1 of 25 items of {renamed} are not known to the model; it reads them as unseen"  # which `min_count` left out
-    assert of_dataset(model, renamed, log=print).notes == [rare, line]
+    items = dist_teracon.open_dataset(renamed).info.items - FIRST_ITEM
+    later = f"1 of {items} items of {renamed} are not known to the model; it reads them as unseen"
+    assert of_dataset(model, renamed, log=print).notes == [later, line]
     assert of_dataset(model, typed, log=print).notes == []
 
 

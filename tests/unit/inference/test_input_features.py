@@ -189,7 +189,7 @@ def test_a_probe_of_a_task_reads_nothing_that_is_closed_to_it_whatever_the_vecto
         ("north", "expected a mapping for each user"),
         ({"u001": {}}, "the histories have no ids of users"),
         ([{"regoin": "north"}, {}, {}], "has no feature 'regoin' of users; did you mean 'region'"),
-        ([{"age": "old"}, {}, {}], "expected a number for 'age', got 'old'"),
+        ([{"age": "old"}, {}, {}], "expected a number for 'age' of history 0, got 'old'"),
         (pa.table({"who": ["u001"]}), "the table has no column 'user' of users"),
     ],
 )  # fmt: skip
