@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dist_teracon.console import Log, Progress, no_log
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.moments import Moments
@@ -100,7 +102,9 @@ def evaluate(
             seed=model.config.seed, exclude_seen=setting, period=periods[task], progress=progress,
         )  # fmt: skip
         without = excludes_seen(data.info, task, setting)
-        users = int((score.by_user.examples > 0).sum())
+        scored = score.by_user.user_hash[score.by_user.examples > 0]
+        # a user of a split by time is a row in each period of the test
+        users = len(np.unique(scored)) if data.info.split.by == "time" else len(scored)
         scores.append(TaskScore(task, score.values, score.examples, score.unseen, without, users, periods[task]))
         if setting and not without and data.info.task(task).ranks_labels:
             log(f"{task}: its labels are not known to be items of the history, so all are ranked")
