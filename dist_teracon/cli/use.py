@@ -255,7 +255,7 @@ def _item_vectors(options: argparse.Namespace) -> None:
 
     check_out(options.out)
     console = Console()
-    texts = read_texts(options.items, item=options.item, text=options.text or ("text",))
+    texts = read_texts(options.items, item=options.item, text=options.text or ("text",), log=console.log)
     encoder = TextEncoder(options.encoder, pool=options.pool, max_length=options.max_length, device=options.device)
     manifest = write_item_vectors(texts, encoder, options.out, batch=options.batch, log=console.log, progress=console)
     print("\n".join([*lines_of(manifest), f"item vectors: {options.out}"]))
@@ -273,7 +273,7 @@ def _probe(options: argparse.Namespace) -> None:
     tasks = every_vector(model) if options.task == ["all"] else options.task or ["shared"]
     closed: Collection[str] = ()
     if options.labels is not None:
-        labels = read_labels(options.labels, seed=options.seed)
+        labels = read_labels(options.labels, seed=options.seed, log=console.log)
         if names := [feature.name for feature in model.inputs.user]:
             console.log(f"the vectors read {', '.join(names)} of users; labels that follow from one of them say nothing of histories")
     else:
@@ -322,12 +322,16 @@ def _drift(options: argparse.Namespace) -> int:
     most = None if options.max_drop is None else _share(options.max_drop)
     if most is not None and options.labels is None:
         raise ConfigError("--max-drop: is about an old probe's score, which needs --labels FILE")
-    labels = None if options.labels is None else read_labels(options.labels)
     console = Console()
+    labels = None if options.labels is None else read_labels(options.labels, log=console.log)
     old, new = (
         vector_set(uri, stage=stage, task=options.task, data=options.data, log=console.log)
         for uri, stage in ((options.old, options.old_stage), (options.new, options.new_stage))
     )
+    if old.kind != new.kind:
+        console.log(f"vectors of two kinds are compared: {old.kind} and {new.kind}")
+    if old.data != new.data:
+        console.log("the vectors are of two versions of data, so users' histories may differ, too; of runs --data names one for both")
     found = drift(old, new, users=options.users, labels=labels, metric=options.metric)
     print("\n".join(found.lines()))
     if options.json is not None:

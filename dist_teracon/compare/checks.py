@@ -76,6 +76,7 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
     datasets: dict[str, Dataset] = {}
     problems: dict[str, None] = {}
     tasks: dict[str, tuple[str, ...]] = {}
+    ranked: dict[str, dict[str, bool]] = {}
     for cell in cells:
         if is_finished(cell, out):
             continue
@@ -84,12 +85,29 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
             datasets[uri] = open_dataset(uri, log=console.log)
         try:
             tasks[cell.variant] = _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
+            info, setting = datasets[uri].info, cell.config.evaluate.exclude_seen
+            ranked[cell.variant] = {task: info.excludes_seen(task, setting) for task in tasks[cell.variant]}
         except ConfigError as error:
             problems[str(error)] = None
     if problems:
         raise ConfigError("\n".join(problems))
+    if problem := other_candidates(ranked):
+        raise ConfigError(f"{where}: {problem}")
     if problem := _experiment_problem(plan, tasks):
         raise ConfigError(f"{where}: experiment '{plan.experiment}' {problem}")
+
+
+def other_candidates(ranked: Mapping[str, Mapping[str, bool]]) -> str:
+    """Return that a task is ranked without the items of users' histories in one variant and with them in another; empty where none is."""
+    for variant, own in ranked.items():
+        for task, without in own.items():
+            if (other := next((name for name, rows in ranked.items() if rows.get(task, without) != without), None)) is not None:
+                one, two = (variant, other) if without else (other, variant)
+                return (
+                    f"'{one}' ranks task '{task}' without the items of the user's history and '{two}' with them, so their scores do not "
+                    "compare; expected one evaluate.exclude_seen (or `repeats` of the recipe) in all variants"
+                )
+    return ""
 
 
 # The fewest tasks with which an experiment shows anything: of fewer there is one order, no new task, no pair of masks.

@@ -283,6 +283,11 @@ class Method(ABC):
     def model(self) -> nn.Module:
         """Return the module that holds the weights of all tasks learned so far."""
 
+    def network_of(self, task: str) -> Network | None:
+        """Return the network that a learned task is computed by; None for a method without."""
+        network = self.model()
+        return network if isinstance(network, Network) else None
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return all weights of the tasks learned so far, by name."""
         return {name: value.detach() for name, value in self.model().state_dict().items()}

@@ -128,6 +128,9 @@ class Mtl(Method):
     def model(self) -> nn.Module:
         return self.networks
 
+    def network_of(self, task: str) -> Network:
+        return self._network(task)
+
     def _network(self, task: str) -> Network:
         network = self.networks.first if task == self.context.tasks[0].name else self.networks.joint
         assert network is not None

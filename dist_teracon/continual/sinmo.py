@@ -46,6 +46,9 @@ class SinMo(Method):
         assert isinstance(network, Network)
         return network
 
+    def network_of(self, task: str) -> Network:
+        return self.network(task)
+
     def mask_index(self, task: str) -> int:
         return 0
 

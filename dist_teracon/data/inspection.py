@@ -59,7 +59,7 @@ def _head(info: DatasetInfo) -> list[str]:
         if split.by == "time"
         else f"  split by {split.by}, seed {split.seed}: {split.train:g} training, {split.validation:g} validation, {split.test:g} test",
         "",
-        *table_lines(("task", "kind", "labels", "users", "training", "validation", "test"), rows, names=("task", "kind")),
+        *table_lines(("task", "kind", "labels", f"{whose}s", "training", "validation", "test"), rows, names=("task", "kind")),
         LEGEND,
     ]
 

@@ -68,7 +68,7 @@ class Task:
         name: Unique in the data set; its folder's follows from it (`folder_of`).
         kind: `next` (self-supervised next item), `item` (recommendation) or `profile` (classification).
         labels: Number of classes |Y|.
-        users: Users with at least one label.
+        users: Users with at least one label; under a split by time, where a user is several rows, rows of users.
         examples: Number of (user, label) examples by split: train, validation, test.
     """
 

@@ -87,6 +87,8 @@ def align(
         DataError: the earlier export has no such vectors, ones of another width, or too few common users.
     """
     old, column = check_old(model, old_uri, kind)
+    if old.kind(column) != kind[1]:
+        log(f"--align-to {old_uri}: its vectors are {old.kind(column)}, and the new ones {kind[1]}; they are turned all the same")
     new_BW, old_BW = _common(model, source, old, column, kind[1])
     if len(new_BW) < new_BW.shape[1]:
         raise DataError(
@@ -106,7 +108,7 @@ def _common(
     model: PretrainedModel, source: UserSource, old: Export, column: str, kind: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
     """Return the new and the old vectors of common users, two [B, W]."""
-    chosen = _chosen(old)
+    chosen = _chosen(source, old)
     new_parts, names = [], []
     for part in range(source.parts):
         users = source.users(part).to_pylist()
@@ -127,8 +129,9 @@ def _common(
     return (np.concatenate(new_parts) if new_parts else np.zeros_like(old_BW)), old_BW
 
 
-def _chosen(old: Export) -> Mapping[str, int]:
-    """Return users of an export, those of the least hash where there are many."""
-    names = [user for users in old.users() for user in users.to_pylist()]
+def _chosen(source: UserSource, old: Export) -> Mapping[str, int]:
+    """Return the users that a source and an export have in common, those of the least hash where there are many."""
+    own = {user for part in range(source.parts) for user in source.users(part).to_pylist()}
+    names = [user for users in old.users() for user in users.to_pylist() if user in own]
     hashes = np.array([stable_hash(name) for name in names], dtype=np.uint64)
     return {names[place]: place for place in np.argsort(hashes, kind="stable")[:FIT_USERS].tolist()}

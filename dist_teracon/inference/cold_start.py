@@ -65,6 +65,12 @@ class Interactions:
     scored: NDArray[np.int64]
     hashes: NDArray[np.uint64]
 
+    def held_in(self, lists: tuple[NDArray[np.int64], NDArray[np.int64]]) -> int:
+        """Return how many scored users' held-out labels are in their own one of some lists, ragged by user."""
+        values, offsets = lists
+        row = np.repeat(np.arange(len(self.held)), np.diff(offsets))
+        return len(np.intersect1d(row[values == self.held[row]], self.scored))
+
     def group(self, name: str) -> NDArray[np.bool_]:
         """Return which of the scored users a group has."""
         trained = self.trained[self.scored]
@@ -337,6 +343,8 @@ def cold_start(
         np.concatenate(values), ragged.offsets_of(np.concatenate(counts)), np.concatenate(hashes), task.labels,
         seen=known, users=users, seed=seed,
     )  # fmt: skip
+    if known is not None and (own := interactions.held_in(known)):
+        log(f"{target}: the held-out label of {own} scored users is in their own history, whose other items are not ranked")
     return compare({name: np.concatenate(parts) for name, parts in vectors.items()}, interactions, target=target, seed=seed, log=log)
 
 

@@ -6,7 +6,7 @@ Legend: U common users, W numbers of a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,15 @@ class VectorSet:
         name: For messages.
         users: Yields names of users, part by part.
         read: From names of users to their vectors, by name.
+        kind: What they are: a task's, or `shared:mean` and its like.
+        data: The version of the data set or events that they were made from.
     """
 
     name: str
     users: Callable[[], Iterator[pa.Array]]
     read: Callable[[Mapping[str, Any]], dict[str, Vectors]]
+    kind: str = ""
+    data: str = ""
 
 
 def vector_set(uri: str, *, stage: int | None, task: str | None, data: str | None, log: Log = no_log) -> VectorSet:
@@ -68,9 +72,11 @@ def vector_set(uri: str, *, stage: int | None, task: str | None, data: str | Non
             parts = export.read(column)
             return {user: row for users, rows in parts for user, row in zip(users.to_pylist(), rows, strict=True) if user in wanted}
 
-        return VectorSet(uri, export.users, of_export)
+        return VectorSet(uri, export.users, of_export, export.kind(column), str(export.manifest["source"]["version"]))
     model = from_pretrained(uri, stage)
     kind, source = model.kind_of_vector(task or SHARED), of_uri(model, data or model.config.dataset, log=log)
+    for note in source.notes:
+        log(note)
 
     def of_run(wanted: Mapping[str, Any]) -> dict[str, Vectors]:
         found: dict[str, Vectors] = {}
@@ -85,7 +91,8 @@ def vector_set(uri: str, *, stage: int | None, task: str | None, data: str | Non
                 found.update(zip((users[row] for row in some), vectors, strict=True))
         return found
 
-    return VectorSet(f"{uri} stage {model.stage}", lambda: (source.users(part) for part in range(source.parts)), of_run)
+    version = str(source.name["version"])
+    return VectorSet(f"{uri} stage {model.stage}", lambda: (source.users(part) for part in range(source.parts)), of_run, kind, version)
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,8 @@ def stage_drift(run: str, *, task: str | None, data: str | None, users: int, log
     if first >= last.stage:
         raise ConfigError(f"drift --stages: of {run} one stage alone has vectors of '{chosen}'; expected two at least")
     numbers = range(first, last.stage + 1)
-    sets = {number: _kept(vector_set(run, stage=number, task=chosen, data=data, log=log)) for number in numbers}
+    told = dict.fromkeys(numbers, no_log) | {first: log}  # what is said of the users once
+    sets = {number: _kept(vector_set(run, stage=number, task=chosen, data=data, log=told[number])) for number in numbers}
     pairs = [(number, number + 1) for number in numbers[:-1]]
     if len(pairs) > 1:
         pairs.append((first, last.stage))
@@ -214,7 +222,7 @@ def _kept(vectors: VectorSet) -> VectorSet:
             kept[key] = vectors.read(wanted)
         return kept[key]
 
-    return VectorSet(vectors.name, vectors.users, read)
+    return replace(vectors, read=read)
 
 
 def stage_lines(found: dict[str, Any]) -> list[str]:
@@ -263,7 +271,15 @@ def _kept_neighbours(new: Vectors, old: Vectors) -> float:
 
 
 def _cka(new: Vectors, old: Vectors) -> float:
-    """Return ‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) of centred vectors (Kornblith et al., 2019)."""
-    x, y = (part.astype(np.float64) - part.astype(np.float64).mean(axis=0) for part in (new, old))
-    scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(np.linalg.norm(x.T @ y) ** 2 / scale) if scale else 1.0
+    """Return ‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) of centred vectors (Kornblith et al., 2019); 0 where in one of them all users have one vector."""
+    x, y = _centred(new), _centred(old)
+    if x is None or y is None:
+        return float(x is y)
+    return float(np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+
+
+def _centred(vectors: Vectors) -> NDArray[np.float64] | None:
+    """Return vectors without their mean; None where nothing but rounding is left."""
+    wide = vectors.astype(np.float64)
+    centred: NDArray[np.float64] = wide - wide.mean(axis=0)
+    return centred if np.linalg.norm(centred) > 1e-12 * np.linalg.norm(wide) else None

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dist_teracon.console import Log, Progress, no_log
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.moments import Moments
 from dist_teracon.data.open import open_dataset
-from dist_teracon.data.schema import Split
+from dist_teracon.data.schema import DatasetInfo, Split
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import metrics_of, parse_metric
 from dist_teracon.evaluate.periods import check_period, period_of
@@ -85,6 +87,7 @@ def evaluate(
     read_event_columns(model, opened)
     same &= opened.inputs_read.user == model.inputs.user
     data = opened if same else _mapped(opened, model, log)
+    _tell_differences(model, opened, chosen, max_users, log)
     if model.reads_moments:
         data.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
@@ -99,7 +102,9 @@ def evaluate(
             seed=model.config.seed, exclude_seen=setting, period=periods[task], progress=progress,
         )  # fmt: skip
         without = excludes_seen(data.info, task, setting)
-        users = int((score.by_user.examples > 0).sum())
+        scored = score.by_user.user_hash[score.by_user.examples > 0]
+        # a user of a split by time is a row in each period of the test
+        users = len(np.unique(scored)) if data.info.split.by == "time" else len(scored)
         scores.append(TaskScore(task, score.values, score.examples, score.unseen, without, users, periods[task]))
         if setting and not without and data.info.task(task).ranks_labels:
             log(f"{task}: its labels are not known to be items of the history, so all are ranked")
@@ -115,6 +120,21 @@ def _mapped(dataset: Dataset, model: PretrainedModel, log: Log) -> MappedDataset
     for line in found.notes():
         log(line)
     return found
+
+
+def _tell_differences(model: PretrainedModel, dataset: Dataset, split: Split, max_users: int | None, log: Log) -> None:
+    """Tell why scores may be others than the run's own, where neither the data nor the arguments say it."""
+    if split != Split.TRAIN and _split_rule(dataset.info) != _split_rule(model.info):
+        log(f"{dataset.uri}: is split by another rule than the run's own data set; users who are scored may have been trained on")
+    if max_users is None and (most := model.config.evaluate.max_users) is not None:
+        log(f"the run itself scored at most {most} users a task (evaluate.max_users); all are scored here")
+
+
+def _split_rule(info: DatasetInfo) -> tuple[object, ...]:
+    """Return what decides over who is in which part; of a split by time its dates, too."""
+    recipe = info.source.get("recipe")
+    dates = recipe.get("split") if isinstance(recipe, dict) and info.split.by == "time" else None
+    return info.split, dates
 
 
 def _split(name: str) -> Split:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any, Literal
 
 import numpy as np
@@ -32,11 +32,13 @@ class ColumnReader:
         names: The columns: `times`, `types`.
         types: Names of the types by number, for `types`.
         known: Types that the model has an embedding of; those behind came later and are read as the unknown type.
+        zone: Of datetimes without one, as the recipe has it for the events' (`columns.timezone`).
     """
 
     names: tuple[str, ...] = ()
     types: Vocabulary | None = None
     known: int = 0
+    zone: tzinfo = UTC
 
     @property
     def keep(self) -> tuple[Literal["time", "type"], ...]:
@@ -76,7 +78,7 @@ class ColumnReader:
                     raise self._missing(name, f"expected a table of events, or each event of a history as {example}, got {shown}")
         times = types = None
         if "times" in self.names:
-            times = np.array([_seconds(event["time"]) for event in events], dtype=np.int64)
+            times = np.array([_seconds(event["time"], zone=self.zone) for event in events], dtype=np.int64)
         if "types" in self.names:
             given = [event["type"] for event in events]
             if (wrong := next((value for value in given if not isinstance(value, str | None)), None)) is not None:
@@ -104,13 +106,14 @@ class ColumnReader:
         return DataError(f"histories: the model reads {name} of events, and {why}")
 
 
-def moments_of(at: Any, users: int, *, default: int) -> NDArray[np.int64]:
+def moments_of(at: Any, users: int, *, default: int, zone: tzinfo = UTC) -> NDArray[np.int64]:
     """Return when each user is predicted, int64 [users], in seconds since 1970.
 
     Args:
         at: Seconds or a datetime for all, or a list of them for each; None for the default.
         users: How many.
         default: What None stands for.
+        zone: Of datetimes without one.
 
     Raises:
         DataError: a value is neither, or there is not one for each user.
@@ -119,7 +122,7 @@ def moments_of(at: Any, users: int, *, default: int) -> NDArray[np.int64]:
         at = [at] * users
     if at is not None and len(at) != users:
         raise DataError(f"at: expected a moment for all, or one for each of {users} users, got {len(at)}")
-    values = [default if value is None else _seconds(value, "at") for value in (at if at is not None else [None] * users)]
+    values = [default if value is None else _seconds(value, "at", zone=zone) for value in (at if at is not None else [None] * users)]
     return np.array(values, dtype=np.int64)
 
 
@@ -127,16 +130,16 @@ _EXAMPLES = {"time": "1600000000", "type": '"click"'}
 ITEMS_ALONE = ColumnReader()
 
 
-def _seconds(value: Any, name: str = "time") -> int:
+def _seconds(value: Any, name: str = "time", *, zone: tzinfo) -> int:
     """Return a moment's whole seconds since 1970, rounded down.
 
     Raises:
         DataError: it is neither seconds nor a datetime.
     """
     if isinstance(value, datetime):
-        value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        value = (value if value.tzinfo else value.replace(tzinfo=zone)).timestamp()
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not abs(value) < _FURTHEST_S:
         also = "; in which unit is it?" if number else ""
-        raise DataError(f"{name}: expected seconds since 1970, or a datetime (in UTC where it has no zone), got {value!r}{also}")
+        raise DataError(f"{name}: expected seconds since 1970, or a datetime (in {zone} where it has no zone), got {value!r}{also}")
     return int(np.floor(value))

@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dist_teracon.data.prepare.padding import PADDING
 from dist_teracon.data.schema import FIRST_ITEM, folder_of
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.align import Alignment
+from dist_teracon.inference.export_reader import open_export
 from dist_teracon.inference.histories import Histories
 from dist_teracon.inference.model import SHARED, PretrainedModel, SharedVector
 from dist_teracon.inference.out_folder import OutFolder
@@ -75,8 +78,15 @@ class ExportOptions:
             raise ConfigError(f"--dtype: expected {', '.join(DTYPES)}, got '{self.dtype}'")
         if len(set(self.tasks)) < len(self.tasks) or not self.tasks:
             raise ConfigError("--task: expected at least one, and each once")
+        if self.shared is not None and SHARED not in self.tasks:
+            raise ConfigError(f"--shared {self.shared}: is for the shared vector, and {', '.join(self.tasks)} are exported; leave it out")
         if self.align_to is not None and len(self.tasks) > 1:
             raise ConfigError("--align-to: one kind of vector is turned; give one --task")
+        if self.align_to is not None and (others := [task for task in self.labels if task not in self.tasks]):
+            raise ConfigError(
+                f"--labels {others[0]}: with --align-to vectors of labels are turned with those of their own task, and the export is of "
+                f"{self.tasks[0]}; give --task {others[0]}, or export the labels without --align-to"
+            )
 
 
 def _record(part: int) -> str:
@@ -95,6 +105,8 @@ def settings_of(model: PretrainedModel, source: UserSource, options: ExportOptio
         "items": options.items,
         "labels": list(options.labels),
         "align_to": options.align_to,
+        # another one may lie there by now
+        **({} if options.align_to is None else {"aligned_to": open_export(options.align_to).manifest["fingerprint"]}),
         **({"at": model.moment} if model.reads_moments else {}),
     }
 
@@ -188,13 +200,18 @@ class Job:
             head, path = self.model.method.head(task), f"labels_{folder_of(task)}.parquet"
             names = self.model.labels(task).names
             columns = {"label": pa.array(names, pa.string()), "bias": pa.array(head.bias.detach().float().cpu().numpy())}
-            files[path] = self._extra(path, columns, head.weight.detach().float().cpu().numpy())
+            weight = head.weight.detach().float().cpu().numpy()
+            # turned as the users' vectors are, so that their products stay the scores
+            files[path] = self._extra(path, columns, weight if self.alignment is None else self.alignment.apply(weight))
         return files
 
     def _extra(self, path: str, columns: dict[str, Any], vectors: NDArray[np.float32]) -> dict[str, Any]:
         values, scale = converted(vectors, self.options.dtype)
         made = vector_columns({"": (values, scale)})
         columns = {**columns, **{name.rstrip("_"): column for name, column in made.items()}}
+        if self.model.reader.padding is not None:  # what fills histories up is nothing that anybody is offered
+            kept = pc.not_equal(next(iter(columns.values())), PADDING)
+            columns = {name: column.filter(kept) for name, column in columns.items()}
 
         def fill(target: Path) -> None:
             write_table(target, columns, self._metadata())

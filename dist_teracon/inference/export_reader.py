@@ -57,6 +57,10 @@ class Export:
         """Return the numbers of a vector."""
         return int(self.manifest["vectors"][name]["width"])
 
+    def kind(self, name: str) -> str:
+        """Return what its vectors of a name are: a task's, or `shared:mean` and its like."""
+        return str(self.manifest["vectors"][name]["kind"])
+
     def users(self) -> Iterator[pa.Array]:
         """Yield each part's users."""
         for part in range(self.manifest["parts"]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_teracon import io
-from dist_teracon.console import Log, no_log
+from dist_teracon.console import Log
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
-from dist_teracon.data.input_features import CLOSED
+from dist_teracon.data.input_features import CLOSED, InputFeature
 from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.task_builder import histories as histories_of
 from dist_teracon.data.raw.bad_rows import BadRows
@@ -31,7 +32,7 @@ from dist_teracon.data.recipe_inputs import InputsPart
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files
 from dist_teracon.data.sources.base import Attributes, Events
-from dist_teracon.errors import DataError
+from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.inference.event_columns import ITEMS_ALONE, ColumnReader
 from dist_teracon.inference.frames import table_of_frame
 from dist_teracon.inference.ids import id_text
@@ -57,6 +58,7 @@ class Histories:
         unknown_items: The first few of these items.
         dropped: What was left out, by kind, as users without an event that fits.
         told: What reading the events had to say, as that they have no times.
+        reader: What `HistoryReader.identity` was: for models of another one the rows mean other items.
     """
 
     rows: PackedRows
@@ -70,6 +72,7 @@ class Histories:
     unknown_items: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
     told: tuple[str, ...] = ()
+    reader: str = ""
 
     def __len__(self) -> int:
         return self.rows.rows
@@ -107,6 +110,7 @@ class Histories:
             last_time=None if self.last_time is None else self.last_time[rows],
             strange_types=None if self.strange_types is None else self.strange_types[rows],
             strange_values=None if self.strange_values is None else self.strange_values[rows],
+            reader=self.reader,
         )
 
     def slice(self, first: int, end: int) -> Histories:
@@ -120,6 +124,7 @@ class Histories:
             last_time=None if self.last_time is None else self.last_time[first:end],
             strange_types=None if self.strange_types is None else self.strange_types[first:end],
             strange_values=None if self.strange_values is None else self.strange_values[first:end],
+            reader=self.reader,
         )
 
     def notes(self) -> list[str]:
@@ -143,18 +148,25 @@ class HistoryReader:
         items: Names of the items.
         known: Rows of the model's item table; items behind it came later and count as unknown.
         reads: What the model reads of events beside their items.
+        features: The features of users that it reads.
 
     Attributes:
         padding: Index of the item that fills histories up to the length; None where they are not filled up.
         reads: As given.
+        identity: Equal for readers of whose histories the rows mean the same.
     """
 
-    def __init__(self, info: DatasetInfo, items: Vocabulary, *, known: int, reads: ColumnReader = ITEMS_ALONE) -> None:
-        self._items, self._known, self.reads = items, known, reads
-        self.recipe = _recipe_of(info)
+    def __init__(
+        self, info: DatasetInfo, items: Vocabulary, *,
+        known: int, reads: ColumnReader = ITEMS_ALONE, features: Sequence[InputFeature] = (),
+    ) -> None:  # fmt: skip
+        self._items, self._known, self.recipe = items, known, _recipe_of(info)
+        zone = self.recipe.columns.timezone
+        self.reads = replace(reads, zone=ZoneInfo(zone)) if zone else reads
         self.length = info.length_limit
         self.rule: HistoryRule = self.recipe.history
         self.padding = items.index(PADDING) if info.notes.get("padding") == "token" else None
+        self.identity = repr((info.fingerprint, known, self.length, reads.names, reads.known, tuple(features)))
 
     def read(self, histories: Any, *, dates: bool = True) -> Histories:
         """Read histories.
@@ -169,9 +181,14 @@ class HistoryReader:
         Raises:
             DataError: a history is empty or no list, an id is neither a text nor a whole number, or the model reads times or types of
                 events that are not there.
-            ConfigError: the rule reads a column that the events do not have.
+            ConfigError: the rule reads a column that the events do not have; `histories` were read for another model.
         """
         if isinstance(histories, Histories):
+            if histories.reader != self.identity:
+                raise ConfigError(
+                    "histories: were read for a model of other items, columns or length, whose numbers mean something else here; read them "
+                    "with this model's `histories`"
+                )
             return histories
         if isinstance(histories, Events):
             return self._from_events(histories, dates=dates, bad={})
@@ -205,7 +222,7 @@ class HistoryReader:
         cut, cut_offsets = ragged.last(own, offsets, limit=self.length)
         strange = _count_true(cut == UNSEEN_ITEM, cut_offsets)
         rows = replace(self._padded(cut, cut_offsets, columns.last(offsets, limit=self.length)), features=features)
-        return Histories(rows, PackedRows(own, offsets), users, np.diff(cut_offsets), strange)
+        return Histories(rows, PackedRows(own, offsets), users, np.diff(cut_offsets), strange, reader=self.identity)
 
     def _padded(self, values: NDArray[np.int32], offsets: NDArray[np.int64], columns: EventColumns) -> PackedRows:
         if self.padding is not None:
@@ -226,18 +243,21 @@ class HistoryReader:
             events = event_files.read_events(uri, recipe, context)
             return replace(self._from_events(events, dates=dates, bad=context.bad.counts), told=tuple(lines))
 
-    def users_of(self, uri: str, names: Sequence[str]) -> Attributes | None:
-        """Return the table of users in a folder of events, with some attributes; None where there is none.
+    def users_of(self, uri: str, names: Sequence[str]) -> tuple[Attributes | None, tuple[str, ...]]:
+        """Return the table of users in a folder of events, with some attributes, and what reading it had to say; None for no table.
 
         Raises:
             ConfigError: it does not have one of them.
         """
         if not io.is_folder(uri):
-            return None
+            return None, ()
         chosen = [rule for rule in self.recipe.inputs.user if rule.name in names]
         recipe = self._reading.model_copy(update={"inputs": InputsPart(user=tuple(chosen))})
-        with _context(uri, log=no_log) as context:
-            return event_files.read_users(uri, recipe, context)
+        lines: list[str] = []
+        with _context(uri, log=lines.append) as context:
+            table = event_files.read_users(uri, recipe, context)
+            bad = [f"left out of the table of users: {count} malformed rows: {kind}" for kind, count in context.bad.counts.items()]
+            return table, (*lines, *bad)
 
     def _from_events(self, events: Events, *, dates: bool, bad: dict[str, int]) -> Histories:
         events = _with_known_types(events, self.rule.events)
@@ -265,7 +285,10 @@ class HistoryReader:
         lists = _python_lists(histories)
         offsets = _filled(ragged.offsets_of([len(history) for history in lists]))
         flat, codes, columns, typed = self._events_from_python([event for history in lists for event in history])
-        return self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()], typed)
+        made = self._made(codes, offsets, columns, lambda places: [flat[place] for place in places.tolist()], typed)
+        if columns.times is None or not (turned := _out_of_order(columns.times, offsets)):
+            return made
+        return replace(made, told=(f"{turned} of {len(lists)} histories are not in the order of their times; they are read as given",))
 
     def _events_from_python(self, events: Sequence[Any]) -> tuple[list[str], NDArray[np.int64], EventColumns, NDArray[np.bool_] | None]:
         """Return events' item ids, the items' indices, further columns, and which types are strange, as `ColumnReader.strange`."""
@@ -312,7 +335,9 @@ class HistoryReader:
         counts = _count_true(strange_cut, cut_offsets)
         typed = None if strange_types is None else _count_true(ragged.last(strange_types, offsets, limit=self.length)[0], cut_offsets)
         seen = PackedRows(values, offsets)
-        return Histories(rows, seen, None, np.diff(cut_offsets), counts, strange_types=typed, unknown_items=few)
+        return Histories(
+            rows, seen, None, np.diff(cut_offsets), counts, strange_types=typed, unknown_items=few, reader=self.identity
+        )  # fmt: skip
 
 
 def _recipe_of(info: DatasetInfo) -> Recipe:
@@ -330,6 +355,14 @@ def _recipe_of(info: DatasetInfo) -> Recipe:
 def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many flags each row of a ragged column has set, int64 [B]."""
     return np.diff(ragged.offsets_of(flags)[offsets])
+
+
+def _out_of_order(times: NDArray[np.int64], offsets: NDArray[np.int64]) -> int:
+    """Return how many rows have an event that was before the one in front of it."""
+    earlier = np.zeros(len(times), dtype=bool)
+    earlier[1:] = np.diff(times) < 0
+    earlier[offsets[:-1]] = False  # the first one of a row has none in front
+    return int((_count_true(earlier, offsets) > 0).sum())
 
 
 def _filled(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -403,4 +436,4 @@ def _is_pandas(value: Any, name: str) -> bool:
 @contextmanager
 def _context(root: str = "", *, log: Log) -> Iterator[ReadContext]:
     with TemporaryDirectory() as folder:
-        yield ReadContext(BadRows(root=root), Path(folder), log=log)
+        yield ReadContext(BadRows(root=root, adjustable=False), Path(folder), log=log)

@@ -61,13 +61,14 @@ class ItemTexts:
         return digest.hexdigest()
 
 
-def read_texts(uri: str, *, item: str = "item", text: Sequence[str] = ("text",)) -> ItemTexts:
+def read_texts(uri: str, *, item: str = "item", text: Sequence[str] = ("text",), log: Log = no_log) -> ItemTexts:
     """Read items and their texts from a table, CSV or Parquet; of an item that stands there twice the first row with a text counts.
 
     Args:
         uri: A file, or a folder of the table's parts.
         item: Column of the ids, as in the raw data.
         text: Columns of the text; several are joined by a blank.
+        log: Takes what is passed over.
 
     Raises:
         DataError: no such file or column, malformed rows, or no item has a text.
@@ -78,7 +79,7 @@ def read_texts(uri: str, *, item: str = "item", text: Sequence[str] = ("text",))
         raise DataError(f"{uri}: no such file or folder")
     listing = list_source(uri)
     with TemporaryDirectory() as folder:
-        context = ReadContext(BadRows(root=uri), Path(folder))
+        context = ReadContext(BadRows(root=uri, adjustable=False), Path(folder), log=log)
         parts = open_parts(
             [listing.uri(name) for name in listing.files], dialect=Dialect(delimiter=",", quote='"'), context=context, guess=True
         )
@@ -89,6 +90,7 @@ def read_texts(uri: str, *, item: str = "item", text: Sequence[str] = ("text",))
                 raise DataError(f"{uri}: has no column '{name}'{nearest(name, parts[0].header)} (has: {has}); name it with {option}")
         specs = {item: ColumnSpec("token", required=True), **{name: ColumnSpec("token") for name in text}}
         table = read_parts(parts, specs, context)
+    context.bad.tell(uri, log)
     ids = pa.array(table.columns[item], pa.string())
     columns = [pc.fill_null(pa.array(table.columns[name], pa.string()), "") for name in text]
     joined = pc.utf8_trim_whitespace(columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, " "))

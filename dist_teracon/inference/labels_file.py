@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon.console import Log, no_log
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext
@@ -48,20 +49,22 @@ class UserLabels:
         return UserLabels(names, self.labels[kept], self.classes, self.split[kept]), rows
 
 
-def read_labels(uri: str, *, seed: int = 0) -> UserLabels:
+def read_labels(uri: str, *, seed: int = 0, log: Log = no_log) -> UserLabels:
     """Read a file of labels, Parquet or CSV.
 
     Args:
         uri: The file.
         seed: Of the split.
+        log: Takes what is passed over.
 
     Raises:
         DataError: it is missing or malformed, a user is there twice, or there are fewer than two classes or more than a thousand.
     """
     with TemporaryDirectory() as folder:
-        context = ReadContext(BadRows(root=uri), Path(folder))
+        context = ReadContext(BadRows(root=uri, adjustable=False), Path(folder), log=log)
         parts = open_parts([uri], dialect=Dialect(delimiter=",", quote='"'), context=context, guess=True)
         table = read_parts(parts, _COLUMNS, context)
+    context.bad.tell(uri, log)
     users, labels = table.columns["user"], table.columns["label"]
     counts = np.bincount(users.codes, minlength=len(users.names))
     if (counts > 1).any():

@@ -144,8 +144,11 @@ class MappedDataset(Dataset):
         return np.stack([numbers[found[:, place]] for place, numbers in zip(places, self._feature_maps, strict=True)], axis=1)
 
     def notes(self) -> list[str]:
-        """Return what of types of events and of features of users the model does not know, for a person."""
+        """Return what of items, types of events and features of users the model does not know, for a person."""
         lines, reads_types = [], "types" in self._model.event_columns
+        known = np.delete(self._item_map, [*range(FIRST_ITEM), *([] if self._own_padding is None else [self._own_padding])])
+        if items := int((known == UNSEEN_ITEM).sum()):
+            lines.append(f"{items} of {len(known)} items of {self.uri} are not known to the model; it reads them as unseen")
         unknown = [str(name) for name, own in zip(self._inner.types(), self._type_map, strict=True) if name is not None and not own]
         if reads_types and unknown:
             lines.append(f"types of events that the model does not know are read as the unknown type: {_few(unknown)}")

@@ -136,7 +136,7 @@ class PretrainedModel:
         """What reads histories in raw ids."""
         types = self._vocabularies.types() if "types" in self.event_columns else None
         reads = ColumnReader(self.event_columns, types, self.num_types)
-        return HistoryReader(self.info, self.items, known=self.num_items, reads=reads)
+        return HistoryReader(self.info, self.items, known=self.num_items, reads=reads, features=self.inputs.user)
 
     @property
     def event_columns(self) -> tuple[str, ...]:
@@ -219,11 +219,12 @@ class PretrainedModel:
             read = replace(read, rows=replace(read.rows, moments=self.moments(len(read), at)))
         if isinstance(histories, Histories) and features is None:
             return read
-        reader = self.feature_reader
+        reader, told = self.feature_reader, read.told
         if features is None and reader.features and isinstance(histories, str | Path):
-            features = reader.of_table(self.reader.users_of(str(histories), [feature.name for feature in reader.features]))
+            features, of_table = reader.of_table(*self.reader.users_of(str(histories), [feature.name for feature in reader.features]))
+            told = (*told, *of_table)
         own = reader.read(features, len(read), read.users)
-        return replace(read, rows=replace(read.rows, features=own.values), strange_values=own.strange, told=(*read.told, *own.told))
+        return replace(read, rows=replace(read.rows, features=own.values), strange_values=own.strange, told=(*told, *own.told))
 
     def encode(
         self, histories: Any, task: str = SHARED, *,
@@ -263,7 +264,7 @@ class PretrainedModel:
             task: The task whose labels are ranked.
             top: How many a user, at most.
             exclude_seen: Leave out the items of the user's own history; by default as in the run's own scores.
-            candidates: Rank these labels alone: a list of ids for all users, or a list of ids for each user.
+            candidates: Rank these labels alone: a list of ids for all users, or one for each user; `unknown_candidates` are no labels.
             normalise: Give probabilities over the labels that are ranked; else logits.
             features, at: As of `encode`.
             batch: Users at a time, on which last digits depend.
@@ -280,7 +281,7 @@ class PretrainedModel:
                 f"exclude_seen: the labels of task '{task}' are not known to be items of the history, so none can be left out"
             )
         self.last_unknown = read.unknown
-        chosen = None if candidates is None else candidate_labels(self.labels(task), candidates, len(read), task=task)
+        chosen, strange = (None, 0) if candidates is None else candidate_labels(self.labels(task), candidates, len(read), task=task)
         setting = self.config.evaluate.exclude_seen if exclude_seen is None else exclude_seen
         without = info.ranks_labels and excludes_seen(self.info, task, setting)
         head, found = self.method.head(task), []
@@ -294,7 +295,7 @@ class PretrainedModel:
                 hidden = self.vectors(read.between(first, end), task)
                 found.append(best_labels(head, hidden, top=top, left_out=left_out, candidates=own, normalise=normalise))
         indices, scores = joined(found)
-        return Predictions(task, indices, scores, read.users, read.unknown, self.labels(task))
+        return Predictions(task, indices, scores, read.users, read.unknown, self.labels(task), strange)
 
     def state(
         self, history: Sequence[Any], task: str = SHARED, *,
@@ -416,7 +417,7 @@ class PretrainedModel:
             raise ConfigError(
                 "at: the model does not read when it predicts (`recency` among features of events or histories); leave it out"
             )
-        return moments_of(at, users, default=self.moment) if self.reads_moments else None
+        return moments_of(at, users, default=self.moment, zone=self.reader.reads.zone) if self.reads_moments else None
 
     def kind_of_vector(self, task: str, shared: SharedVector | None = None) -> str:
         """Return what `vectors` calls the vectors of a task, or shared ones.
@@ -433,7 +434,7 @@ class PretrainedModel:
             raise ConfigError(f"shared: expected mean, open or concat, got {way!r}")
         if way != "concat" and not self.shares_backbone:
             raise ConfigError(
-                f"shared: method '{self.method.name}' has a model for each task, and no space that they share; take concat, or a task"
+                f"shared: method '{self.method.name}' has no one network for all tasks, so they share no space; take concat, or a task"
             )
         return f"{SHARED}:{way}"
 

@@ -1,6 +1,8 @@
 """A task's encoder and head on padded rows, in plain operations of dynamic batch and length: what `torch.export` takes.
 
 Rows begin at the left and are filled up behind their end with any item. Backbones say in `transform_padded` what they compute there.
+What `encode` does with items before a model reads them, the program does too: indices that the model does not know, as −1 for a name that
+`index` does not find, are the unseen item, and where the recipe fills histories up, rows are filled up in front.
 
 Legend: B rows (users), L positions, C channels, W numbers of a representation, Y labels, K masked layers.
 """
@@ -22,23 +24,31 @@ from torch import Tensor, nn
 
 from dist_teracon.config.model import Pooling
 from dist_teracon.data import ragged
-from dist_teracon.data.batches import PackedRows
+from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.out_folder import write_file
 from dist_teracon.models.backbone import Backbone, columns_read
-from dist_teracon.models.network import Network
 
 # Largest difference from `encode` with which a program is written.
 TOLERANCE = 1e-5
 
 
 class PaddedModel(nn.Module):
-    """`(items int64 [B, L], lengths int64 [B]) -> (vectors [B, W], logits [B, Y])` of one task."""
+    """`(items int64 [B, L], lengths int64 [B]) -> (vectors [B, W], logits [B, Y])` of one task.
 
-    def __init__(self, backbone: Backbone, mask_KC: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    Args:
+        backbone, mask_KC, weight, bias: Of the task.
+        known: Items that the model knows, reserved ones included; other indices are read as the unseen item.
+        filled: The item that fills histories up in front, and to which length; None where they are not filled up.
+    """
+
+    def __init__(
+        self, backbone: Backbone, mask_KC: Tensor | None, weight: Tensor, bias: Tensor, *, known: int, filled: tuple[int, int] | None
+    ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.pooling = backbone, backbone.pooling
+        self.known, self.filled = known, filled
         self.register_buffer("mask", mask_KC)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
@@ -48,6 +58,12 @@ class PaddedModel(nn.Module):
 
     def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return vectors and logits."""
+        items = torch.where((items < FIRST_ITEM) | (items >= self.known), UNSEEN_ITEM, items)
+        if self.filled is not None:
+            padding, length = self.filled
+            place = torch.arange(length, device=items.device) - (length - lengths[:, None])
+            items = torch.where(place < 0, padding, items.gather(1, place.clamp(min=0)))
+            lengths = torch.full_like(lengths, length)
         inside = (torch.arange(items.shape[1], device=items.device) < lengths[:, None])[:, :, None]
         x_BLC = nn.functional.embedding(items, self.backbone.item_embedding.weight)
         if self.backbone.item_features is not None:
@@ -78,12 +94,9 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
     method = model.method
     if not method.masks_alone:
         raise ConfigError(f"export-model: method '{method.name}' computes with weights or modules of its own a task, which is not exported")
-    network = method.model()
-    if not isinstance(network, Network):
-        own = network[task] if isinstance(network, nn.ModuleDict) and task in network else None
-        if not isinstance(own, Network):
-            raise ConfigError(f"export-model: method '{method.name}' has no network to export")
-        network = own
+    network = method.network_of(task)
+    if network is None:
+        raise ConfigError(f"export-model: method '{method.name}' has no network to export")
     if model.event_columns:
         features = ", ".join(model.config.model.event_features or model.event_columns)
         field = next(iter(columns_read(model.config.model).values()))
@@ -95,7 +108,9 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
         masks = method.masks()
     head = method.head(task)
     mask = None if masks is None else masks[method.mask_index(task)].detach().clone()
-    return PaddedModel(network.backbone, mask, head.weight.detach(), head.bias.detach()).eval().requires_grad_(False)
+    filled = None if model.reader.padding is None else (model.reader.padding, model.info.length_limit)
+    program = PaddedModel(network.backbone, mask, head.weight.detach(), head.bias.detach(), known=model.num_items, filled=filled)
+    return program.eval().requires_grad_(False)
 
 
 def export_model(model: PretrainedModel, out: str, task: str) -> float:
@@ -194,20 +209,23 @@ def _metadata(model: PretrainedModel, task: str) -> str:
 
 
 def _examples(model: PretrainedModel, *, rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """Return random rows of item indices, of lengths from 1 to `length`, one of them the whole."""
+    """Return random rows of item indices, unknown ones among them, of lengths from 1 to `length`, one of them the whole."""
     generator = torch.Generator().manual_seed(rows * 1000 + length)
     lengths = torch.randint(1, length + 1, (rows,), generator=generator)
     lengths[0] = length
-    return torch.randint(1, model.num_items, (rows, length), generator=generator), lengths
+    items = torch.randint(-1, model.num_items + 1, (rows, length), generator=generator)
+    padding = model.reader.padding
+    return items if padding is None else items.masked_fill(items == padding, UNSEEN_ITEM), lengths
 
 
 def _difference(model: PretrainedModel, program: Loaded, task: str, rows: int, length: int) -> float:
     """Return the largest difference between a program's outputs and the model's on random rows."""
     items, lengths = _examples(model, rows=rows, length=length)
     inside = torch.arange(length) < lengths[:, None]
-    packed = PackedRows(items[inside].numpy().astype(np.int32), ragged.offsets_of(lengths.numpy()))
+    values = items[inside].numpy().astype(np.int32)
+    read = model.reader.of_indices(np.where(values < FIRST_ITEM, np.int32(UNSEEN_ITEM), values), ragged.offsets_of(lengths.numpy()))
     vectors, logits = program(items, lengths)
     with torch.no_grad():
-        expected = model.vectors(packed, task).cpu()
+        expected = model.vectors(read.rows, task).cpu()
         scores = model.method.head(task)(expected)
     return max(float((vectors - expected).abs().max()), float((logits - scores).abs().max()))

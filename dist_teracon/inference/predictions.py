@@ -35,6 +35,7 @@ class Predictions:
         users: Names of the users, where they came with the events.
         unknown: Events whose item the model does not know.
         names: The task's labels.
+        unknown_candidates: Candidates that are no labels of the task, so that they are not ranked.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Predictions:
     users: pa.Array | None
     unknown: int
     names: Vocabulary
+    unknown_candidates: int = 0
 
     @property
     def labels(self) -> list[list[str]]:
@@ -136,6 +138,11 @@ def _leave_out(logits: Tensor, rows: Tensor, columns: Tensor, left_out: LeftOut,
 def _best(scores: Tensor, logits: Tensor, columns: Tensor, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return labels and scores of the best columns; −1 and NaN where a logit is minus infinity."""
     values, places = torch.topk(logits, top, dim=1)
+    # of those that equal the last one `topk` takes any, and the first ones are asked for
+    least = values[:, -1:]
+    tied = ((logits == least).sum(dim=1) > (values == least).sum(dim=1)) & ~least[:, 0].isneginf()
+    if (rows := tied.nonzero()[:, 0]).numel():
+        places[rows] = torch.sort(logits[rows], dim=1, descending=True, stable=True).indices[:, :top]
     places = places.gather(1, torch.argsort(places, dim=1))
     values = logits.gather(1, places)
     places = places.gather(1, torch.argsort(values, dim=1, descending=True, stable=True))
@@ -145,8 +152,8 @@ def _best(scores: Tensor, logits: Tensor, columns: Tensor, top: int) -> tuple[ND
     return np.where(gone, -1, labels), np.where(gone, np.float32("nan"), kept)
 
 
-def candidate_labels(names: Vocabulary, candidates: Sequence[Any], users: int, *, task: str) -> list[NDArray[np.int64]]:
-    """Return the labels of candidates in raw ids, an array for all users or one for each.
+def candidate_labels(names: Vocabulary, candidates: Sequence[Any], users: int, *, task: str) -> tuple[list[NDArray[np.int64]], int]:
+    """Return the labels of candidates in raw ids, an array for all users or one for each, and how many ids are no labels.
 
     Args:
         names: The task's labels.
@@ -162,14 +169,15 @@ def candidate_labels(names: Vocabulary, candidates: Sequence[Any], users: int, *
     each = len(candidates) > 0 and not isinstance(candidates[0], str) and isinstance(candidates[0], Sequence | np.ndarray)
     if each and len(candidates) != users:
         raise DataError(f"candidates: expected a list for each of {users} users, got {len(candidates)}")
-    found = []
+    found, unknown = [], 0
     for number, ids in enumerate(candidates if each else [candidates]):
         labels = np.array([names.index(id_text(value)) for value in ids], dtype=np.int64)
         if not (labels >= 0).any():
             whose = f" of user {number}" if each else ""
             raise DataError(f"candidates{whose}: none of {len(labels)} ids is a label of task '{task}'")
         found.append(labels[labels >= 0])
-    return found
+        unknown += int((labels < 0).sum())
+    return found, unknown
 
 
 def not_recommended(read: Histories, first: int, end: int, label_of_item: NDArray[np.int64], *, seen: bool, padding: int | None) -> LeftOut:

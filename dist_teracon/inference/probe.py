@@ -235,6 +235,8 @@ def baseline_features(
 ) -> dict[str, Callable[[], Features]]:  # fmt: skip
     """Return features that cost no training, by name: SVD of items, event counts, and the mean of the model's item vectors."""
     values, offsets = ragged.concatenate([(part.rows.values, part.rows.offsets) for part in parts])
+    if (padding := model.reader.padding) is not None:  # what fills histories up is no event
+        values, offsets = ragged.keep(values, offsets, values != padding)
     rows = PackedRows(values, offsets)
     train = np.flatnonzero(labels.split == 0)
     return {

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.console import Log
+from dist_teracon.data.dataset import Dataset
+from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import users_file
 from dist_teracon.data.summary import users_text
@@ -57,7 +60,8 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
 
     def histories(part: int) -> Histories:
         shard = mapped.read_shard(part)
-        return model.reader.of_indices(shard.values, shard.offsets, users=users(part), columns=shard.columns, features=shard.features)
+        found = model.reader.of_indices(shard.values, shard.offsets, users=users(part), columns=shard.columns, features=shard.features)
+        return replace(found, last_time=_last_times(inner, part))
 
     name = {"kind": "dataset", "uri": uri, "version": inner.info.fingerprint, "users": inner.info.users}
     notes = mapped.notes()
@@ -65,6 +69,16 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
         rows = users_text(inner.info.users, inner.info.notes)
         notes = [f"{uri}: split by time, so a user is several rows of their own, as u1 and u1@test ({rows})", *notes]
     return UserSource(name, inner.info.shards, users, histories, notes)
+
+
+def _last_times(dataset: Dataset, part: int) -> NDArray[np.float64] | None:
+    """Return the time of the last event of each of a shard's users, NaN for none; None where a data set does not keep times."""
+    if "times" not in dataset.info.history.names:
+        return None
+    times = dataset.table(users_file(part), ["times"])["times"].combine_chunks()
+    ends = np.cumsum(pc.list_value_length(times).to_numpy(zero_copy_only=False))
+    last = times.flatten().to_numpy()[ends - 1]
+    return np.where(last == NO_TIME, np.nan, last.astype(np.float64))
 
 
 def of_events(model: PretrainedModel, uri: str, *, dates: bool = True) -> UserSource:
@@ -92,6 +106,8 @@ def of_events(model: PretrainedModel, uri: str, *, dates: bool = True) -> UserSo
 def of_uri(model: PretrainedModel, uri: str, *, dates: bool = True, log: Log) -> UserSource:
     """Return the users of a data set or of events, whichever is there."""
     if uri.startswith(SYNTHETIC) or io.exists(io.join(uri, "dataset.json")):
+        if not dates:
+            log(f"--no-dates: {uri} is a data set, whose histories are cut already; it is for events, and does nothing here")
         return of_dataset(model, uri, log=log)
     return of_events(model, uri, dates=dates)
 
@@ -101,7 +117,8 @@ def _checksum(read: Histories) -> str:
     digest = hashlib.sha256()
     columns = [getattr(read.rows.columns, name) for name in read.rows.columns.names]
     features = [] if read.rows.features is None else [read.rows.features]
-    arrays: tuple[NDArray[Any], ...] = (read.rows.values, read.rows.offsets, read.events, *columns, *features)
+    times = [] if read.last_time is None else [read.last_time]
+    arrays: tuple[NDArray[Any], ...] = (read.rows.values, read.rows.offsets, read.events, *times, *columns, *features)
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     for name in read.users if read.users is not None else ():

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate
@@ -229,13 +229,13 @@ def state_encoder(method: Method, kind: str, *, limit: int, device: torch.device
     Raises:
         ConfigError: the method computes more than a backbone under masks, or has no one network for this kind.
     """
-    network, way = method.model(), kind.partition(":")[2]
+    way = "" if kind in method.learned else kind.partition(":")[2]
     if not method.masks_alone:
         raise ConfigError(f"state: method '{method.name}' computes with weights or modules of its own a task; use encode")
-    if isinstance(network, nn.ModuleDict) and kind in network:
-        network = network[kind]
+    network = method.model() if way else method.network_of(kind)
     if not isinstance(network, Network):
-        raise ConfigError(f"state: method '{method.name}' has no one network for {kind}; take a task")
+        said = f"has no one network for {kind}; take a task" if way else "has no network; use encode"
+        raise ConfigError(f"state: method '{method.name}' {said}")
     with torch.no_grad():
         masks = None if way == "open" else method.masks()
     if masks is None and way == "concat":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.data.input_features import MISSING, InputFeature, bin_of
 from dist_teracon.data.prepare.input_values import number_of
+from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.values import NAN_TEXTS, whole_name
 from dist_teracon.data.recipe import Recipe
 from dist_teracon.data.sources.base import Attributes
@@ -84,7 +85,8 @@ class FeatureReader:
             cells = [row.get(feature.name) for row in rows]
             cells = [None if self._is_missing(feature.name, cell) else cell for cell in cells]
             if feature.edges:
-                values[:, place] = bin_of(np.array([_number(feature.name, cell) for cell in cells]), feature.edges)
+                numbers = [_number(feature.name, cell, row, names) for row, cell in enumerate(cells)]
+                values[:, place] = bin_of(np.array(numbers), feature.edges)
             else:
                 found = [self._category(feature, None if cell is None else _text(cell)) for cell in cells]
                 values[:, place] = [number for number, _ in found]
@@ -93,12 +95,36 @@ class FeatureReader:
             told = (*told, f"{strange.sum()} values of features ({shown}) are not known to the model; it reads them as missing")
         return FeaturesRead(values, strange, told)
 
-    def of_table(self, table: Attributes | None) -> dict[str, dict[str, Any]] | None:
-        """Return the features of a table of users by their ids; None for no table."""
+    def of_table(self, table: Attributes | None, told: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]] | None, tuple[str, ...]]:
+        """Return the features of a table of users by their ids, None for no table, and what a person should hear of them.
+
+        A cell that is no number where numbers are read is missing, as in preparation.
+
+        Args:
+            table: The table.
+            told: What a person should hear already.
+
+        Raises:
+            DataError: more cells are none than preparation passes over.
+        """
         if table is None:
-            return None
+            return None, told
         columns = {feature.name: table.columns[feature.name].to_pylist() for feature in self.features}
-        return {user: {name: cells[row] for name, cells in columns.items()} for user, row in table.rows.items()}
+        for feature in (feature for feature in self.features if feature.edges):
+            cells = columns[feature.name]
+            strange = [row for row, cell in enumerate(cells) if cell is not None and not np.isfinite(number_of(cell))]
+            if not strange:
+                continue
+            first = f"first at {table.where(strange[0])}: {cells[strange[0]]!r}"
+            if len(strange) > BadRows.limit * len(cells):
+                raise DataError(
+                    f"{table.file}: {len(strange)} of {len(cells)} users have a '{feature.name}' that is no number, {first}; write a "
+                    "number there, or leave the cell empty, which is read as missing"
+                )
+            told = (*told, f"{table.file}: {len(strange)} users have a '{feature.name}' that is no number, {first}; it is read as missing")
+            for row in strange:
+                cells[row] = None
+        return {user: {name: cells[row] for name, cells in columns.items()} for user, row in table.rows.items()}, told
 
     def numbers(self, feature: InputFeature, theirs: Sequence[str | None]) -> NDArray[np.int32]:
         """Return the model's number of each of another data set's values of a feature of categories."""
@@ -186,11 +212,12 @@ def _text(cell: Any) -> str:
     return str(cell).lower() if isinstance(cell, bool | np.bool_) else id_text(cell)
 
 
-def _number(name: str, cell: Any) -> float:
+def _number(name: str, cell: Any, row: int, users: pa.Array | None) -> float:
     """Return a cell of a binned feature as a number, NaN for none; raises DataError where it is something else."""
     if cell is None:
         return float("nan")
     number = number_of(cell) if isinstance(cell, str) else float(cell) if isinstance(cell, int | float | np.number) else None
     if number is None or isinstance(cell, bool) or not np.isfinite(number):
-        raise DataError(f"features: expected a number for '{name}', got {cell!r}")
+        whose = f"history {row}" if users is None else f"user '{users[row].as_py()}'"
+        raise DataError(f"features: expected a number for '{name}' of {whose}, got {cell!r}; leave it out where it is not known")
     return number

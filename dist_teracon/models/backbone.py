@@ -134,6 +134,11 @@ class Backbone(nn.Module, ABC):
         """Return the columns of events (`times`, `types`) that the layers read themselves, each with the setting that asks for it."""
         return {}
 
+    @classmethod
+    def places(cls, settings: ConfigModel) -> int:
+        """Return how many places of a row have embeddings of their own, those behind sharing the last one; 0 where places have none."""
+        return 0
+
     @abstractmethod
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
         """Return what the layers make of the embedded positions: [N, C] for `all`, [B, C] for `last`, zeros for an empty row.

@@ -67,6 +67,11 @@ class SasRec(Backbone):
         assert isinstance(settings, SasRecSettings)
         return {"times": "time_bias"} if settings.time_bias == "learned" else {}
 
+    @classmethod
+    def places(cls, settings: ConfigModel) -> int:
+        assert isinstance(settings, SasRecSettings)
+        return settings.max_positions if settings.positions == "learned" else 0
+
     def __init__(self, settings: SasRecSettings, *, channels: int, generator: torch.Generator, **shared: Any) -> None:
         super().__init__(settings, channels=channels, generator=generator, **shared)
         assert channels % settings.heads == 0

@@ -10,9 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from dist_teracon import io
+from dist_teracon.config.run import EvaluateConfig
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import RunError
 from dist_teracon.evaluate.metrics import is_metric, parse_metric
+from dist_teracon.evaluate.periods import period_of
 from dist_teracon.report.axes import stage_title
 from dist_teracon.report.figures import make_figures
 from dist_teracon.report.later import LaterTable, cold_start_tables, drift_tables
@@ -22,7 +24,7 @@ from dist_teracon.report.step_times import step_times
 from dist_teracon.report.summary import against_baselines, backward_verdicts, final_error, forward_verdicts, headline
 from dist_teracon.report.table import by_task, metric_title, score_rows
 from dist_teracon.report.template import flat, render_template
-from dist_teracon.report.values import as_mapping, count_text, difference_text, percent_text, score_text, seconds_text
+from dist_teracon.report.values import as_mapping, as_whole, count_text, difference_text, percent_text, score_text, seconds_text
 
 # From more tasks than this the page shows a task a row, and R folded up.
 MANY_TASKS = 8
@@ -83,6 +85,7 @@ def render(runs: Sequence[RunData]) -> str:
         figures=figures,
         protocol=_protocol(run),
         protocol_tasks=_protocol_tasks(run),
+        protocol_users="rows of users" if run.dataset and run.dataset.split.by == "time" else "users",
         notes=flat(_notes(run)),
         later=_later(run),
         configuration=flat(run.config),
@@ -151,7 +154,8 @@ def _facts(run: RunData) -> list[str]:
     facts = [f"seed {run.seed}"] if run.seed is not None else []
     facts.append(f"{done} of {len(run.tasks)} tasks learned" if not run.finished else f"{done} tasks")
     if run.dataset:
-        facts.append(f"{count_text(run.dataset.users)} users")
+        people = as_whole(as_mapping(run.dataset.notes.get("split_by_time")).get("users"))
+        facts.append(f"{count_text(run.dataset.users)} {'users' if people is None else f'rows of {count_text(people)} users'}")
         facts.append(f"{count_text(run.dataset.items - FIRST_ITEM)} items")
     if run.seconds is not None:
         facts.append(f"{seconds_text(run.seconds)} in its stages")
@@ -200,6 +204,15 @@ def _without_seen(run: RunData) -> list[str]:
     return [task for task in run.tasks if task in known and info.excludes_seen(task, setting if isinstance(setting, bool) else None)]
 
 
+def _how_ranked(run: RunData) -> list[tuple[bool, int | None]]:
+    """Return of each task whether its rankings leave out the user's own items, and the period of the test of its final score."""
+    without, setting = _without_seen(run), as_mapping(run.config.get("evaluate")).get("period")
+    evaluate = EvaluateConfig(period="present" if setting == "present" else "own")
+    last = len(run.tasks) - 1
+    periods = [None if run.dataset is None else period_of(evaluate, run.dataset, task=place, stage=last) for place in range(len(run.tasks))]
+    return [(task in without, period) for task, period in zip(run.tasks, periods, strict=True)]
+
+
 def _protocol(run: RunData) -> list[tuple[str, str]]:
     entries = []
     if run.dataset:
@@ -212,7 +225,10 @@ def _protocol(run: RunData) -> list[tuple[str, str]]:
         }[split.by]
         entries.append(("Split", f"{rule} (seed {split.seed})"))
         shares = f"{100 * split.train:g} % training, {100 * split.validation:g} % validation, {100 * split.test:g} % test"
-        entries.append(("Shares", shares if split.folds == 1 else f"{shares}; fold {split.fold + 1} of {split.folds}"))
+        if split.by != "time":
+            entries.append(("Shares", shares if split.folds == 1 else f"{shares}; fold {split.fold + 1} of {split.folds}"))
+        elif not all(task.ranks_labels for task in run.dataset.tasks):
+            entries.append(("Shares", f"{shares}, of users, in tasks of their attributes"))
     entries += [
         ("Candidates", "all labels of the task, none sampled; the reserved items (none, unseen) are never candidates"),
         ("Ranking", "full: rank = 1 + number of labels with a greater score; ties count by the mean over their order"),
@@ -301,6 +317,8 @@ def _comparison(runs: Sequence[RunData]) -> dict[str, Any]:
     """Return tasks and rows of the table that sets runs side by side, and whether their scores compare."""
     comparable = len({run.dataset.fingerprint if run.dataset else run.dataset_name for run in runs}) == 1
     comparable = comparable and len({run.max_users for run in runs}) == 1
+    ranked = {(task, how) for run in runs for task, how in zip(run.tasks, _how_ranked(run), strict=True)}
+    comparable = comparable and len(ranked) == len({task for task, _ in ranked})
     used = {(task, metric) for run in runs for task, metric in zip(run.tasks, run.metrics, strict=True)}
     comparable = comparable and len(used) == len({task for task, _ in used})
     metrics: dict[str, str] = {}

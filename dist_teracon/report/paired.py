@@ -119,8 +119,10 @@ def _error_of(table: UserTable | None) -> float | None:
 
 
 def _change_error(before: UserTable | None, after: UserTable | None) -> float | None:
-    """Return the paired error of a change; None where the two are not of the same users."""
-    if before is None or after is None or not np.array_equal(before.users, after.users):
+    """Return the paired error of a change; None where the two are not of the same users, or not of as many examples of each."""
+    if before is None or after is None:
+        return None
+    if not np.array_equal(before.users, after.users) or not np.array_equal(before.counts, after.counts):
         return None
     return _standard_error(after.sums - before.sums, after.counts)
 

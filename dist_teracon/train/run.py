@@ -36,6 +36,7 @@ from dist_teracon.train.run_setup import (
     package_versions,
     resolve,
     run_lock,
+    untrained_places,
 )
 from dist_teracon.train.run_store import open_run
 from dist_teracon.train.stage import Stage, StageSummary
@@ -295,6 +296,8 @@ def _log_run(run: Run, events: EventLog, method: Method) -> None:
     if info.test_periods:
         which = "the test period of its own stage" if run.config.evaluate.period == "own" else "the test period of the present stage"
         run.console.log(f"the test has {len(info.test_periods)} periods; each task is scored on {which} (evaluate.period)")
+    if places := untrained_places(run.dataset, run.tasks[0], run.config.model, run.runtime):
+        run.console.log(f"warning: {places}")
     if run.config.evaluate.max_users is not None:
         run.console.log(f"scores are taken on at most {run.config.evaluate.max_users} users a task and split (evaluate.max_users)")
 
@@ -339,6 +342,7 @@ def _write_baselines(run: Run) -> None:
         table = baseline_table(
             run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log,
             exclude_seen=config.evaluate.exclude_seen,
-            periods=[period_of(config.evaluate, run.dataset.info, task=place, stage=place) for place in range(len(run.tasks))],
+            # of the final scores, which baselines stand beside
+            periods=[period_of(config.evaluate, run.dataset.info, task=place, stage=len(run.tasks) - 1) for place in range(len(run.tasks))],
         )  # fmt: skip
         run.folder.write_json(path.name, table)

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.config.base import ConfigModel
-from dist_teracon.config.model import GivenItemVectors
+from dist_teracon.config.model import GivenItemVectors, ModelConfig
 from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext
@@ -27,7 +28,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.item_vectors_file import check_item_vectors, checksum_of, read_item_vectors
 from dist_teracon.data.moments import Moments
 from dist_teracon.data.open import SYNTHETIC, open_dataset
-from dist_teracon.data.schema import Task
+from dist_teracon.data.schema import Split, Task
 from dist_teracon.data.user_svd import need_sklearn
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
@@ -230,6 +231,33 @@ def check_method(kind: type[Method], config: RunConfig, tasks: Sequence[Task], *
         kind.check(tasks, resolve_backbone(config.model, where=where)[0])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def untrained_places(dataset: Dataset, task: Task, model: ModelConfig, runtime: Runtime) -> str:
+    """Return which places of rows a split by `last` validates and tests on and never trains, for a person; empty where there are none.
+
+    The last two items of every user are kept from training, so the longest rows are longer in the test. All processes call it.
+
+    Args:
+        dataset: The data set.
+        task: The first task of a run.
+        model: The run's.
+        runtime: This process's place; each counts in its own shards.
+    """
+    kind, settings = resolve_backbone(model, where="model")
+    places, behind = kind.places(settings), dataset.behind(task.name, Split.TRAIN)
+    if not places or not behind:
+        return ""
+    lengths = [np.diff(dataset.shard(shard).offsets) for shard in own_shards(dataset.info.shards, runtime.rank, runtime.world_size)]
+    inputs = np.concatenate([np.zeros(0, dtype=np.int64), *lengths]) - 1
+    trained = max(runtime.gather(int(inputs.max(initial=0)))) - behind
+    if places <= trained:
+        return ""
+    users = sum(runtime.gather(int((inputs > trained).sum())))
+    return (
+        f"model.backbone.max_positions: the split by last trains at most {trained} places of a row, and {users:,} users' rows are longer "
+        f"in the test: embeddings of the places behind stay as drawn; with max_positions: {trained} they share the last trained one"
+    )
 
 
 def method_context(run: Run) -> MethodContext:

@@ -19,6 +19,7 @@ from dist_teracon.data.prepare.pipeline import prepare
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.data.schema import Split
 from dist_teracon.errors import ConfigError
+from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import parse_metric
 from dist_teracon.evaluate.periods import period_of
 from dist_teracon.evaluate.scorer import score_task
@@ -71,6 +72,12 @@ def test_the_present_period_is_scored_after_every_stage(sets: Path, alone: None,
 
     assert scores == [[score(1, "next", 0)], [score(2, "next", 1), score(2, "buys", 1)]]
     assert score(2, "next", 0) != score(2, "next", 1) != score(2, "next", None)
+    # what stands beside the final scores is of their period
+    tables = [
+        baseline_table(dataset, dataset.info.tasks, metrics=["mrr@5"], seed=0, log=print, periods=periods)["popularity"]
+        for periods in ((1, 1), (0, 1))
+    ]
+    assert json.loads((run / "baselines.json").read_text())["popularity"] == tables[0] != tables[1]
     told: list[str] = []
     (whole,) = evaluate(from_pretrained(run), tasks=["next"], period="all", log=told.append)
     assert whole.values == {"mrr@5": score(2, "next", None)}
@@ -94,7 +101,9 @@ def test_evaluate_takes_the_runs_period_or_another(sets: Path, alone: None, tmp_
         parts = [dataset.labels(task, shard) for shard in range(2)]
         users = [sum(len(part.of(Split.TEST, period=place).users) for part in parts) for place in places]
         assert by_period["own"][task].users == users[0]
-        assert by_period["all"][task].users == sum(users)  # a user is a row in each period
+        hashes = [dataset.shard(shard).user_hash[parts[shard].of(Split.TEST).users] for shard in range(2)]
+        # a user is a row in each period, and counts once
+        assert by_period["all"][task].users == len(np.unique(np.concatenate(hashes))) < sum(users)
     assert main(["evaluate", str(run), "--period", "own", "--json", str(tmp_path / "s.json")]) == 0
     shown = capsys.readouterr()
     assert "the test has 2 periods; each task is scored on that of its own stage (--period: own)" in shown.out + shown.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime
 from typing import Any
 
 from dist_teracon.data.prepare.splits import effective
@@ -77,6 +78,27 @@ def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any]
                 problems.append(f"  tasks.{task}.{name}: {was.get(name)!r} -> {is_now.get(name)!r}")
     _refuse(parent, problems)
     return lines
+
+
+def labels_inside(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return a warning where refreshed histories end later than those that old labels were told from; empty where they do not.
+
+    Args:
+        before: The old version's recipe.
+        now: That of what is added.
+    """
+    was, until = (_flat(recipe.get("history", {})).get("events.until") for recipe in (before, now))
+    old = [name for name, task in before.get("tasks", {}).items() if task.get("kind") == "item"]
+    if was is None or not old or (until is not None and until <= was):
+        return ""
+    ended, ends = (
+        f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M}" if moment is not None else "with the last event" for moment in (was, until)
+    )
+    return (
+        f"histories ended {ended} UTC when the labels of {', '.join(old)} were told from them, and end {ends} now; labels of old tasks "
+        "stay, so histories may hold what came after them: scores of these tasks no longer tell of the future (prepare the data set anew "
+        "for that)"
+    )
 
 
 def check_without_recipe(parent: str, info: DatasetInfo, *, min_count: int | None) -> None:

@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 from dist_teracon import io
 from dist_teracon.console import Log
-from dist_teracon.data.prepare.append_rules import check_recipe, check_without_recipe, merged_recipe, recipe_of, resolved_recipe
+from dist_teracon.data.prepare.append_rules import (
+    check_recipe,
+    check_without_recipe,
+    labels_inside,
+    merged_recipe,
+    recipe_of,
+    resolved_recipe,
+)
 from dist_teracon.data.prepare.pipeline import check_output
 from dist_teracon.data.prepare.versions import append, no_new_task, refuse_fixed_splits
 from dist_teracon.data.prepare.workspace import folder_beside
@@ -45,6 +52,8 @@ def append_prepared(
         before = recipe_of(info)
         for line in check_recipe(parent, before, now, info=info, refresh=refresh):
             log(line)
+        if refresh and before is not None and (leak := labels_inside(before, now)):
+            log(f"warning: {leak}")
         if now["tasks"] and not refresh and not set(now["tasks"]) - {task.name for task in info.tasks}:
             raise no_new_task(recipe.name or "the recipe" if recipe else "", parent, info)
     elif not synthetic:

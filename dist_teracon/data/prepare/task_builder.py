@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
 from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
+from dist_teracon.data.prepare.equal_times import note_equal_times
 from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
 from dist_teracon.data.prepare.input_values import input_values, number_of
 from dist_teracon.data.prepare.kept_columns import kept_columns
@@ -20,7 +21,7 @@ from dist_teracon.data.prepare.matched import MAX_UNMATCHED, Funnel, check_join,
 from dist_teracon.data.prepare.overlap import note_overlaps
 from dist_teracon.data.prepare.splits import effective
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
-from dist_teracon.data.prepare.user_rows import UserRows, rows_by_time
+from dist_teracon.data.prepare.user_rows import UserRows, periods_without, rows_by_time
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.values import with_truth_forms
@@ -92,6 +93,7 @@ def build_tables(
             only = table.classes[int(table.values[0])]
             raise DataError(f"task '{name}': expected two labels or more, got '{only}' alone")
         labels.append(table)
+    _name_empty_periods(job, users, sequences, labels)
     if users.windows is None:  # else labels are in periods that their histories come before
         everything = len(source.events)
         notes["overlap"] = note_overlaps(
@@ -111,6 +113,16 @@ def build_tables(
         inputs=inputs,
         test_periods=recipe.split.tests if recipe.split.test_periods else (),
     )
+
+
+def _name_empty_periods(job: _Job, users: UserRows, sequences: SequenceTable, labels: Sequence[LabelTable]) -> None:
+    """Log which tasks have no example in one of several test periods."""
+    if users.splits is None or users.next_rows is None or not job.recipe.split.test_periods:
+        return
+    next_rows = users.next_rows[sequences.values[sequences.offsets[users.next_rows + 1] - 1] >= 0]
+    for name, rows in [(job.recipe.first_task, next_rows), *((table.name, table.users) for table in labels)]:
+        for number in periods_without(users.splits, rows, periods=len(job.recipe.split.tests)):
+            job.log(f"warning: task '{name}' has no example in test period {number}: a stage that is scored on it has no score of the task")
 
 
 def _matching(where: str, rule: EventFilter, job: _Job) -> tuple[NDArray[np.bool_], Funnel]:
@@ -200,6 +212,7 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     kept, row_of_code, ordered = _in_histories(kept, events, chosen)
     funnel.drop(f"of users with {few}", len(chosen) - len(ordered))
     candidates = ordered
+    notes |= note_equal_times(events, ordered, log=job.log)
     if job.recipe.split.by == "time":
         users, ordered, offsets = _by_time(job, kept, ordered, counts[kept], funnel, notes)
         before = f"with {rule.minimum} events or more" if rule.minimum > 1 else "with an event"
@@ -207,6 +220,7 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     else:
         users = UserRows.one_each([events.user.names[code] for code in kept.tolist()], row_of_code)
         ordered, offsets = _last_events(ordered, counts[kept], rule.length, funnel)
+    _name_cut_histories(job, counts[kept], notes)
     job.note("users", of_users)
     job.note("history", funnel)
 
@@ -224,6 +238,18 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
         notes["split_by_time"]["tests"] = _test_periods(job, candidates, position)
     columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.columns.timestamp_years)
     return users, SequenceTable(users.names, users.hashes, position[codes], offsets, columns), items, types
+
+
+def _name_cut_histories(job: _Job, counts: NDArray[np.int64], notes: dict[str, Any]) -> None:
+    """Count users whose rankings leave out less than they took, as their histories are cut; logs a line where there are any."""
+    repeats = [job.recipe.history.repeats, *(task.repeats for task in job.recipe.tasks.values() if isinstance(task, ItemTask))]
+    longer, length = int(np.count_nonzero(counts > job.recipe.history.length)), job.recipe.history.length
+    if longer and not all(repeats):
+        notes["cut_histories"] = longer
+        job.log(
+            f"repeats: rankings leave out the items of the last {length:,} events (history.length); {longer:,} of {len(counts):,} users "
+            "have more, and what they took before is ranked"
+        )
 
 
 def _last_events(

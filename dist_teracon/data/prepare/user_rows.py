@@ -168,6 +168,18 @@ def rows_by_time(
     return rows, ordered[ragged.positions(first_U, lengths)], ragged.offsets_of(lengths)
 
 
+def periods_without(splits: NDArray[np.int8], rows: Int, *, periods: int) -> list[int]:
+    """Return the numbers, from 1 on, of the test's periods in which none of a task's rows is.
+
+    Args:
+        splits: int8 [U], of all rows.
+        rows: int64, those that have a label of the task.
+        periods: How many the test has.
+    """
+    counts = np.bincount(splits[rows], minlength=Split.TEST + periods)[Split.TEST :]
+    return (np.flatnonzero(counts == 0) + 1).tolist()
+
+
 def _check_names(names: Sequence[str], people: Sequence[str]) -> None:
     """Raise DataError where a user's id is the name of another user's row."""
     if len(set(names)) == len(names):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from dist_teracon.console import Log
 from dist_teracon.data.raw.listing import relative_name
 from dist_teracon.errors import DataError, nearest
 
@@ -24,6 +25,7 @@ class BadRows:
 
     Attributes:
         limit: Largest share of malformed rows in a file, `--max-bad-rows`.
+        adjustable: Whether the command has that option.
         rejected: A JSON-lines file for the first 100 malformed rows of a kind in a file; made when there is one.
         root: Folder or URI of the raw files; files in it are named by their path from there.
         counts: Rows by kind over all files, for the data set's notes.
@@ -33,6 +35,7 @@ class BadRows:
     rejected: Path | None = None
     root: str = ""
     counts: dict[str, int] = field(default_factory=dict)
+    adjustable: bool = True
     _pending: dict[str, list[str]] = field(default_factory=dict)
     _pending_counts: dict[str, int] = field(default_factory=dict)
 
@@ -73,6 +76,11 @@ class BadRows:
         row = {**place, "reason": kind, "text": None if text is None else text[:_SAMPLE_LENGTH]}
         self._file.write(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n")
 
+    def tell(self, uri: str, log: Log) -> None:
+        """Log what was passed over so far, a line a kind."""
+        for kind, count in self.counts.items():
+            log(f"{uri}: {count} malformed rows are left out: {kind}")
+
     def check(self, uri: str, rows: int) -> None:
         """End a file of `rows` rows, malformed ones included.
 
@@ -86,7 +94,9 @@ class BadRows:
             return
         kinds = sorted(counts, key=lambda kind: (-counts[kind], kind))
         lines = [f"  {counts[kind]} × {kind}, first at {examples[kind][0]}" for kind in kinds]
-        head = f"{uri}: {bad} of {rows} rows are malformed; --max-bad-rows {self.limit:g} allows {int(self.limit * rows)}"
+        allowed = int(self.limit * rows)
+        told = f"--max-bad-rows {self.limit:g} allows {allowed}" if self.adjustable else f"{allowed} would be passed over; mend the others"
+        head = f"{uri}: {bad} of {rows} rows are malformed; {told}"
         if any(kind.startswith("bytes that are not") for kind in kinds):
             lines.append("  a text in another encoding is read by `encoding` in the recipe, as cp949 or latin-1")
         if any(kind.endswith("none of the recipe's classes") for kind in kinds):

@@ -111,10 +111,11 @@ class Served:
         )
         labels = found.labels
         scores = [row[: len(names)].tolist() for row, names in zip(found.scores, labels, strict=True)]
+        strange = {} if first.candidates is None else {"unknown_candidates": found.unknown_candidates}
         return [
             {
                 **self._named(), "task": first.task, "labels": labels[low:high], "scores": scores[low:high],
-                **_unknown(read, low, high),
+                **_unknown(read, low, high), **strange,
             }
             for low, high in bounds
         ]  # fmt: skip

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from dist_teracon.config.model import ModelConfig
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import EventColumns
 from dist_teracon.data.loader import TrainingLoader, evaluation_batches
@@ -23,6 +24,8 @@ from dist_teracon.data.shard_source import ShardRows
 from dist_teracon.errors import DataError
 from dist_teracon.hashing import mix64
 from dist_teracon.models.item_init import cooccurrence_vectors
+from dist_teracon.runtime import Runtime
+from dist_teracon.train.run_setup import untrained_places
 
 USERS, ITEMS = 80, 30
 RULE = SplitRule(by="last", train=0.6, validation=0.2, test=0.2)
@@ -51,6 +54,23 @@ def tables(*, future: int = 0) -> Tables:
 def made(folder, *, future=0):
     write_dataset(tables(future=future), str(folder), RULE, shards=3)
     return Dataset(str(folder))
+
+
+def test_places_that_the_test_alone_reads_are_named(dataset):
+    """The longest rows of 9 items are trained on 7, so on 6 inputs, and tested on 8."""
+    task, alone = dataset.info.task("next"), Runtime(0, 1, torch.device("cpu"))
+    (packed,) = TrainingLoader(dataset, [task], mask_index=0, batch=USERS, seed=0, rank=0, world_size=1).epoch(1)
+    assert int(packed.row_offsets.diff().max()) == 6
+    lengths = np.concatenate([np.diff(dataset.shard(shard).offsets) for shard in range(3)])
+
+    def said(**backbone):
+        return untrained_places(dataset, task, ModelConfig(backbone=backbone), alone)
+
+    line = said(name="sasrec", max_positions=8)
+    assert f"at most 6 places of a row, and {(lengths > 7).sum()} users' rows are longer in the test" in line
+    assert line.endswith("with max_positions: 6 they share the last trained one")
+    assert said(name="sasrec", max_positions=6) == said(name="sasrec", positions="none") == said(name="nextitnet") == ""
+    assert untrained_places(dataset, dataset.info.task("kind"), ModelConfig(backbone={"name": "sasrec"}), alone) == ""
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ def test_ranks_by_hand_without_what_the_user_took():
     _, values, offsets, hashes = made()
     seen = (np.zeros(400, np.int64), np.arange(401))  # everyone's history has label 0
     found = hold_out(values, offsets, hashes, LABELS, seen=seen, users=10**6, seed=0)
+    assert found.held_in(seen) == (found.held[found.scored] == 0).sum() > 0
     ranking = Ranking(found, found.scored, seed=3)
     falling = torch.arange(LABELS, 0, -1).float()
     hits = ranking.hits(lambda users: falling.repeat(len(users), 1))

@@ -87,10 +87,15 @@ def test_evaluation_on_another_data_set_matches_names(shop, model, tmp_path):
     from shop import prepare_shop, write_events
 
     events = write_events(tmp_path / "events", users=160, seed=3)
-    other = prepare_shop(events, tmp_path / "other", name="other")
+    rule = {"train": 0.6, "validation": 0.2, "test": 0.2, "seed": 7}
+    other = prepare_shop(events, tmp_path / "other", name="other", split=rule)
     told = []
     found = evaluate(model, other, log=told.append)
     assert any("is no version of the run's own data set" in line for line in told)
+    assert any("is split by another rule than the run's own data set" in line for line in told)
+    told.clear()
+    evaluate(model, split="validation", log=told.append)
+    assert told == []
     # by hand: raw histories of its test users through `predict`
     dataset, items = Dataset(other), Dataset(other).vocabulary("items")["item"].to_pylist()
     ranks, unseen = [], 0

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import dist_teracon
+from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import ConfigError, DataError
 
 EVENTS = [
@@ -84,6 +85,13 @@ def test_times_and_types_matter_and_unknown_types_are_read_as_unknown(model):
         assert np.array_equal(model.encode(form), first)
     assert not any("of types that" in line for line in model.histories([[{**event, "type": None} for event in EVENTS]]).notes())
     assert not any("of types that" in line for line in model.histories(table).notes())  # the recipe's views and buys alone
+
+
+def test_histories_out_of_the_order_of_their_times_are_told(model):
+    told = "1 of 2 histories are not in the order of their times; they are read as given"
+    same = [{**EVENTS[0], "item": item} for item in ("p02", "p03")]
+    assert told in model.histories([EVENTS[::-1], same]).notes()
+    assert not any("not in the order" in line for line in model.histories([EVENTS[3:], EVENTS[:3]]).notes())
 
 
 @pytest.mark.parametrize(
@@ -213,13 +221,17 @@ def test_other_data_sets_need_the_columns_and_types_are_matched_by_name(model, s
     for name in ("users.csv", "items.csv"):
         (tmp_path / "raw" / name).write_bytes((shop.events / name).read_bytes())
     kinds = pa.array(["order" if kind == "buy" else kind for kind in table["type"].to_pylist()])
-    pq.write_table(table.set_column(table.column_names.index("type"), "type", kinds), tmp_path / "raw" / "events.parquet")
+    items = pa.array(["an item that came later" if item == "p22" else item for item in table["item"].to_pylist()])
+    table = table.set_column(table.column_names.index("item"), "item", items).set_column(table.column_names.index("type"), "type", kinds)
+    pq.write_table(table, tmp_path / "raw" / "events.parquet")
     history = {**history, "events": {"type": ["view", "order"]}}
     renamed = prepare_shop(tmp_path / "raw", tmp_path / "renamed", history=history, tasks={"club": {"kind": "profile"}})
     evaluate(model, renamed, tasks=["club"], log=told.append)
     line = "types of events that the model does not know are read as the unknown type: order"
     assert line in told
-    assert of_dataset(model, renamed, log=print).notes == [line]
+    items = dist_teracon.open_dataset(renamed).info.items - FIRST_ITEM
+    later = f"1 of {items} items of {renamed} are not known to the model; it reads them as unseen"
+    assert of_dataset(model, renamed, log=print).notes == [later, line]
     assert of_dataset(model, typed, log=print).notes == []
 
 
@@ -285,3 +297,21 @@ def test_types_that_came_later_start_as_the_unknown_one(model):
     known = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     grown = with_new_labels({"network.backbone.event_embedding.type_weight": known}, Wider())
     assert grown["network.backbone.event_embedding.type_weight"].tolist() == [[1, 2], [3, 4], [1, 2], [1, 2], [1, 2]]
+
+
+def test_datetimes_without_a_zone_are_in_that_of_the_recipe(shop, tmp_path):
+    """As preparation reads them in a file: `columns.timezone`, UTC by default."""
+    from zoneinfo import ZoneInfo
+
+    from shop import RECIPE, prepare_shop
+
+    history = {**RECIPE["history"], "events": {"type": ["view", "buy"]}, "keep": ["time", "type"], "repeats": True}
+    tasks = {"club": {"kind": "profile"}}
+    dataset = prepare_shop(shop.events, tmp_path / "dataset", history=history, tasks=tasks, columns={"timezone": "Asia/Seoul"})
+    model = made(dataset, tmp_path, event_features=["gaps", "types", "recency"])
+    naive = [{**event, "time": datetime.fromtimestamp(event["time"], ZoneInfo("Asia/Seoul")).replace(tzinfo=None)} for event in EVENTS]
+    at = 1_700_500_000
+    seoul = datetime.fromtimestamp(at, ZoneInfo("Asia/Seoul")).replace(tzinfo=None)
+    assert np.array_equal(model.encode([naive], at=seoul), model.encode([EVENTS], at=at))
+    table = pa.table({"user": ["u"] * 12, **{name: [event[key] for event in naive] for name, key in COLUMNS.items()}})
+    assert model.histories(table).last_time.tolist() == [max(event["time"] for event in EVENTS if event["type"] != "other")]

@@ -163,12 +163,20 @@ def test_vectors_turned_into_an_old_space(shop, model, tmp_path):
     # of another model something remains, and inner products among the new vectors stay
     other = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "other", seed=9))
     run_export(other, shop.dataset, tmp_path / "plain", tasks=("buys",))
-    aligned = run_export(other, shop.dataset, tmp_path / "aligned", tasks=("buys",), align_to=str(tmp_path / "old"))["alignment"]
+    aligned = run_export(
+        other, shop.dataset, tmp_path / "aligned", tasks=("buys",), labels=("buys",), align_to=str(tmp_path / "old")
+    )["alignment"]  # fmt: skip
     assert 0.05 < aligned["residual"] < aligned["residual_before"]
     plain, turned = (
         np.stack([rows[user] for user in old]) for rows in (vectors_of(tmp_path / name, "buys") for name in ("plain", "aligned"))
     )
     assert np.allclose(plain @ plain.T, turned @ turned.T, atol=1e-2)
+    # and so do the scores of labels, which are turned with them
+    labels = np.array(pq.read_table(tmp_path / "aligned" / "labels_buys.parquet")["vector"].to_pylist())
+    assert np.allclose(turned @ labels.T, plain @ other.method.head("buys").weight.detach().numpy().T, atol=1e-4)
+    with pytest.raises(ConfigError, match="--labels club: with --align-to vectors of labels are turned with those of their own task"):
+        run_export(other, shop.dataset, tmp_path / "two", tasks=("buys",), labels=("club",), align_to=str(tmp_path / "old"))
+    assert not (tmp_path / "two").exists()
     with pytest.raises(DataError, match="a rotation needs equal widths"):
         run_export(other, shop.dataset, tmp_path / "wide", shared="concat", align_to=str(_shared(other, shop, tmp_path)))
 
@@ -205,6 +213,7 @@ def test_bad_options_are_told_before_any_work(shop, model, tmp_path):
         ({"dtype": "int4"}, "expected float32, float16, int8"),
         ({"tasks": ("buys", "next"), "align_to": "old"}, "one kind of vector is turned"),
         ({"labels": ("x",)}, "task 'x': the model has not learned it"),
+        ({"tasks": ("buys",), "shared": "open"}, "--shared open: is for the shared vector, and buys are exported; leave it out"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_export(model, shop.dataset, tmp_path / "out", **options)
@@ -242,3 +251,44 @@ def test_an_old_export_that_does_not_fit_is_refused_before_anything_is_written(s
         run_export(model, shop.dataset, tmp_path / "new", shared="concat", align_to=str(tmp_path / "old"))
     assert not (tmp_path / "new").exists()
     assert run_export(model, shop.dataset, tmp_path / "new", shared="concat")["users"] > 0
+
+
+def test_times_of_last_events_and_events_of_other_times(shop, model, tmp_path):
+    """A data set that keeps times gives those of its events, whether the model reads them or not; other times are other events."""
+    from shop import RECIPE, prepare_shop
+
+    timed = prepare_shop(shop.events, tmp_path / "timed", history={**RECIPE["history"], "keep": ["time"]})
+    run_export(model, timed, tmp_path / "dataset")
+    run_export(model, shop.events, tmp_path / "events")
+    run_export(model, shop.dataset, tmp_path / "without")
+    dataset, events, without = (
+        dict(zip(table["user"].to_pylist(), table["last_event"].to_pylist(), strict=True))
+        for table in (pq.read_table(tmp_path / name / "users") for name in ("dataset", "events", "without"))
+    )
+    assert dataset == {user: events[user] for user in dataset}
+    assert None not in dataset.values()
+    assert set(without.values()) == {None}
+    moved = pq.read_table(shop.events / "events.parquet")
+    later = pc.add(moved["timestamp"], 3600.0)
+    pq.write_table(moved.set_column(moved.column_names.index("timestamp"), "timestamp", later), tmp_path / "moved.parquet")
+    with pytest.raises(RunError, match="holds the export of something else"):
+        run_export(model, tmp_path / "moved.parquet", tmp_path / "events")
+
+
+def test_users_in_common_are_chosen_among_those_of_both(shop, model, tmp_path, monkeypatch):
+    """An old export of many users serves a new one of a part of them; vectors of another kind are told."""
+    from dist_teracon.inference import align
+
+    monkeypatch.setattr(align, "FIT_USERS", 40)
+    run_export(model, shop.dataset, tmp_path / "old", shared="open")
+    users = pq.read_table(tmp_path / "old" / "users")["user"].to_pylist()
+    from dist_teracon.hashing import stable_hash
+
+    few = sorted(users, key=stable_hash)[-30:]  # of the greatest hashes: none of the old export's first forty
+    table = pq.read_table(shop.events / "events.parquet")
+    pq.write_table(table.filter(pc.is_in(table["user"], pa.array(few))), tmp_path / "few.parquet")
+    told = []
+    source = of_uri(model, str(tmp_path / "few.parquet"), log=no_log)
+    made = export(model, source, str(tmp_path / "new"), ExportOptions(align_to=str(tmp_path / "old")), log=told.append)
+    assert made["alignment"]["users"] == 30
+    assert f"--align-to {tmp_path / 'old'}: its vectors are shared:open, and the new ones shared:mean; they are turned all the same" in told

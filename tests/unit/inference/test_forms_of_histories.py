@@ -7,13 +7,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from shop import RECIPE, make_shop_run, prepare_shop
 
 import dist_teracon
 from dist_teracon.data.schema import FIRST_ITEM
-from dist_teracon.errors import DataError
+from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.inference.evaluate import evaluate
+from dist_teracon.inference.export import export
+from dist_teracon.inference.export_job import ExportOptions
+from dist_teracon.inference.labels_file import UserLabels
+from dist_teracon.inference.padded import padded_model
+from dist_teracon.inference.predictions import best_labels
+from dist_teracon.inference.probe import baseline_features
 from dist_teracon.inference.sources import of_dataset
+from dist_teracon.models.heads import Head
 
 HISTORIES = [["p01", "p02"], ["p03"], ["p05", "p06", "p07"]]
 KINDS = (
@@ -38,6 +46,14 @@ def test_blanks_around_ids_are_cut_off_as_in_preparation(model):
         assert np.array_equal(model.encode(histories), model.encode(HISTORIES))
         assert model.last_unknown == 0
     assert model.predict(HISTORIES, "next", candidates=["p09 "]).labels == [["p09"]] * 3
+
+
+def test_candidates_that_are_no_labels_are_counted(model):
+    found = model.predict(HISTORIES, "next", candidates=["p09", "p10", "p09", "nobody", "rare"], top=9, exclude_seen=False)
+    assert [sorted(row) for row in found.labels] == [["p09", "p10"]] * 3
+    assert found.unknown_candidates == 2
+    assert model.predict(HISTORIES, "next", candidates=[["p09", "x"], ["p10"], ["x", "y", "p11"]]).unknown_candidates == 3
+    assert model.predict(HISTORIES, "next").unknown_candidates == 0
 
 
 def test_candidates_of_each_user_in_several_batches(model):
@@ -89,7 +105,7 @@ def padded(shop, tmp_path_factory):
     return dataset, dist_teracon.from_pretrained(make_shop_run(dataset, folder / "run"))
 
 
-def test_padding_is_no_event_and_no_recommendation(shop, padded):
+def test_padding_is_no_event_and_no_recommendation(shop, padded, tmp_path):
     dataset, model = padded
     items = model.info.items - FIRST_ITEM - 1
     for exclude_seen, left_out in ((None, [2, 1, 3]), (False, [0, 0, 0])):
@@ -102,8 +118,72 @@ def test_padding_is_no_event_and_no_recommendation(shop, padded):
         parts = [source.histories(part) for part in range(source.parts)]
         events[uri] = {user: count for part in parts for user, count in zip(part.users.to_pylist(), part.events.tolist(), strict=True)}
         assert all((np.diff(part.rows.offsets) == model.info.length_limit).all() for part in parts)
+    export(model, of_dataset(model, dataset, log=print), str(tmp_path / "out"), ExportOptions(items=True, labels=("next",)))
+    for name, column in (("items", "item"), ("labels_next", "label")):
+        table = pq.read_table(tmp_path / "out" / f"{name}.parquet")
+        assert table[column].to_pylist() == model.items.names[FIRST_ITEM:-1]
+        assert len(table["vector"]) == len(table)
     assert events[dataset] == events[shop.dataset]
     assert min(events[dataset].values()) < model.info.length_limit
+
+
+def test_a_program_fills_histories_up_and_knows_the_unseen_item(model, padded):
+    """`padded_model` before it is exported: what is not known is unseen, and rows are filled up as `encode` fills them."""
+    histories = [["p01", "nobody", "p03"], ["p05"], [f"p{place:02d}" for place in range(8)]]
+    lengths = torch.tensor([3, 1, 8])
+    for one in (model, padded[1]):
+        items = torch.full((3, 8), one.num_items + 5)
+        for row, history in enumerate(histories):
+            items[row, : len(history)] = torch.tensor([one.items.index(item) for item in history])
+        assert -1 in items
+        vectors, logits = padded_model(one, "buys")(items, lengths)
+        expected = one.encode(histories, "buys")
+        np.testing.assert_allclose(vectors.numpy(), expected, atol=1e-5)
+        head = one.method.head("buys")
+        np.testing.assert_allclose(logits, expected @ head.weight.detach().numpy().T + head.bias.detach().numpy(), atol=1e-4)
+
+
+def test_what_fills_histories_up_is_nothing_to_a_probe(shop, model, padded):
+    """Event counts, the mean of items and the SVD are those of the events alone."""
+    features = []
+    for one, uri in ((model, shop.dataset), (padded[1], padded[0])):
+        source = of_dataset(one, uri, log=lambda _: None)
+        parts = [source.histories(part) for part in range(source.parts)]
+        users = [user for part in parts for user in part.users.to_pylist()]
+        labels = UserLabels(users, np.zeros(len(users), np.int64), ["a", "b"], (np.arange(len(users)) % 3).astype(np.int8))
+        made = baseline_features(one, parts, labels, seed=0)
+        events = np.concatenate([part.events for part in parts])
+        np.testing.assert_allclose(np.expm1(made["event counts"]()[:, -1]), events, rtol=1e-6)
+        features.append(dict(zip(users, made["event counts"](), strict=True)))
+        table, own = one.item_vectors(), parts[0].seen
+        means = [table[own.values[begin:end][-8:]].mean(axis=0) for begin, end in zip(own.offsets[:-1], own.offsets[1:], strict=True)]
+        np.testing.assert_allclose(made["mean of item vectors"]()[: len(means)], means, atol=1e-5)
+    width = min(len(next(iter(part.values()))) for part in features) - 1
+    assert all(np.array_equal(features[0][user][:width], row[:width]) for user, row in features[1].items())
+
+
+def test_equal_scores_stand_in_the_order_of_labels_at_the_end_of_the_list_too():
+    head = Head(4, 1000, generator=torch.Generator()).requires_grad_(False)
+    head.weight.zero_()
+    head.bias.zero_()
+    head.bias[500], head.bias[7] = 1.0, -torch.inf
+    hidden = torch.zeros(3, 4)
+    found = best_labels(head, hidden, top=9, left_out=None, candidates=None, normalise=False)[0]
+    assert found.tolist() == [[500, 0, 1, 2, 3, 4, 5, 6, 8]] * 3
+    own = [np.arange(900, 400, -1), np.array([3, 2]), np.array([9, 500, 8, 8])]
+    found = best_labels(head, hidden, top=3, left_out=None, candidates=own, normalise=False)[0]
+    assert found.tolist() == [[500, 401, 402], [2, 3, -1], [500, 8, 9]]
+
+
+def test_histories_of_another_model_are_refused(shop, model, padded, tmp_path):
+    """Their numbers are of its items; models of one data set share theirs."""
+    read = model.histories(HISTORIES)
+    with pytest.raises(ConfigError, match="were read for a model of other items, columns or length"):
+        padded[1].encode(read)
+    other = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", seed=4))
+    assert np.array_equal(other.encode(read), other.encode(HISTORIES))
+    assert np.array_equal(dist_teracon.from_pretrained(shop.run, stage=1).encode(read.slice(1, 3), "next"),
+                          dist_teracon.from_pretrained(shop.run, stage=1).encode(HISTORIES[1:], "next"))  # fmt: skip
 
 
 def test_padded_and_plain_data_sets_score_the_same_in_one_model(shop, model, padded):

@@ -136,7 +136,7 @@ def test_codes_of_unknown_are_missing_in_use_too() -> None:
     read = reader.read([*rows[:1], *({"age": row["age"]} for row in rows[1:]), {"kind": 9}, {"kind": "9"}, {"age": 5, "kind": 1}], 10, None)
     assert read.values is not None and read.values.tolist() == [[0, 0]] * 9 + [[1, 1]]
     assert read.strange is not None and read.strange.tolist() == [1] + [0] * 9  # the kind 0
-    with pytest.raises(DataError, match="expected a number for 'age', got inf"):
+    with pytest.raises(DataError, match="expected a number for 'age' of history 0, got inf; leave it out where it is not known"):
         reader.read([{"age": float("inf")}], 1, None)
 
 
@@ -189,7 +189,7 @@ def test_a_probe_of_a_task_reads_nothing_that_is_closed_to_it_whatever_the_vecto
         ("north", "expected a mapping for each user"),
         ({"u001": {}}, "the histories have no ids of users"),
         ([{"regoin": "north"}, {}, {}], "has no feature 'regoin' of users; did you mean 'region'"),
-        ([{"age": "old"}, {}, {}], "expected a number for 'age', got 'old'"),
+        ([{"age": "old"}, {}, {}], "expected a number for 'age' of history 0, got 'old'"),
         (pa.table({"who": ["u001"]}), "the table has no column 'user' of users"),
     ],
 )  # fmt: skip
@@ -280,3 +280,28 @@ def test_requests_carry_features(model: Any) -> None:
     status, value = post("/events", user="u", items=["p01"], task="club")
     assert status == 400
     assert "remembered users have none; send histories to /encode" in value["error"]
+
+
+def test_a_number_that_cannot_be_read_in_the_table_of_users(model: Any, events: Path, tmp_path: Path) -> None:
+    """As in preparation: one of a thousand is missing, and told with its place; more are one error."""
+    folder = tmp_path / "events"
+    shutil.copytree(events, folder)
+    clean = model.histories(str(folder))
+    lines = (folder / "users.csv").read_text().splitlines()
+    lines[5] = "u004,yes,north,abc"
+    (folder / "users.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        DataError, match=r"users.csv: 1 of 120 users have a 'age' that is no number, first at .*users.csv:6: 'abc'; write a"
+    ):
+        model.histories(str(folder))
+    lines += [f"x{user:04d},no,south,30" for user in range(900)]
+    (folder / "users.csv").write_text("\n".join(lines) + "\n")
+    read = model.histories(str(folder))
+    (told,) = [line for line in read.notes() if "no number" in line]
+    assert "1 users have a 'age' that is no number" in told
+    assert told.endswith("users.csv:6: 'abc'; it is read as missing")
+    changed = (read.rows.features != clean.rows.features).nonzero()
+    assert read.users[int(changed[0][0])].as_py() == "u004"
+    assert (read.rows.features[changed].tolist(), len(changed[0])) == ([0], 1)
+    (folder / "users.csv").write_text("\n".join([*lines, "u001,no,south,99"]) + "\n")
+    assert any("have several values" in line for line in model.histories(str(folder)).notes())

@@ -95,6 +95,12 @@ def test_independent_vectors_have_little_in_common(numbers):
         drift(vectors_as("old", numbers[:7]), vectors_as("new", numbers))
 
 
+def test_a_space_that_has_collapsed_is_like_none_other(numbers):
+    same = np.tile(np.float32([0.1, 0.7, -0.3]), (600, 1))
+    assert drift(vectors_as("old", numbers), vectors_as("new", same)).cka == 0
+    assert drift(vectors_as("old", same), vectors_as("new", same)).cka == 1
+
+
 @pytest.fixture(scope="module")
 def labels_file(shop, tmp_path_factory):
     """Which of the shop's two halves of tastes a user has, which the views tell; a user whom the shop does not know."""
@@ -188,7 +194,7 @@ def test_a_method_with_a_model_for_each_task_has_no_mean(shop, tmp_path):
 
     model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": "sinmo"}))
     assert model.encode([["p01"]]).shape == (1, 48)
-    with pytest.raises(ConfigError, match="has a model for each task"):
+    with pytest.raises(ConfigError, match="has no one network for all tasks, so they share no space"):
         model.encode([["p01"]], shared="mean")
     assert probe_module.every_vector(model) == ["shared:concat", "next", "buys", "club"]
 

@@ -80,13 +80,20 @@ def test_unknown_events_and_other_models(shop, model, tmp_path):
         model.extend(state, {"time": 1})
 
 
-def test_a_method_with_a_model_for_each_task(shop, tmp_path):
+@pytest.mark.parametrize("name", ["sinmo", "mtl"])
+def test_a_method_with_several_networks(shop, tmp_path, name):
     from shop import make_shop_run
 
-    model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": "sinmo"}))
-    state = model.extend(model.state(["p01", "p02"], "buys"), "p03")
-    assert np.allclose(state.vector, model.encode([["p01", "p02", "p03"]], "buys")[0], atol=1e-5)
-    with pytest.raises(ConfigError, match="has no one network"):
+    from dist_teracon.inference.padded import padded_model
+
+    model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", method={"name": name}))
+    for task in model.tasks:
+        state = model.extend(model.state(["p01", "p02"], task), "p03")
+        expected = model.encode([["p01", "p02", "p03"]], task)
+        assert np.allclose(state.vector, expected[0], atol=1e-5)
+        items = torch.tensor([[model.items.index(item) for item in ("p01", "p02", "p03")]])
+        assert np.allclose(padded_model(model, task)(items, torch.tensor([3]))[0], expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="has no one network for shared:concat; take a task"):
         model.state(["p01"])
 
 

@@ -120,6 +120,34 @@ def test_runs_by_other_metrics_are_not_called_comparable(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("setting", ["exclude_seen: true", "period: present"])
+def test_runs_ranked_otherwise_are_not_called_comparable(tmp_path: Path, setting: str) -> None:
+    first, second = (make_run(tmp_path / f"run-{k}", seed=k) for k in range(2))
+    for folder in (first, second):
+        dataset = json.loads((folder / "dataset.json").read_text())
+        dataset.pop("checksum", None)
+        (folder / "dataset.json").write_text(json.dumps({**dataset, "test_periods": [0.0, 1.0]}))
+    assert "do not compare" not in render([read_run(first), read_run(second)])
+    config = (second / "config.yaml").read_text()
+    (second / "config.yaml").write_text(config.replace("max_users: 5000", f"max_users: 5000, {setting}"))
+    assert "do not compare" in render([read_run(first), read_run(second)])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_split_by_time_has_rows_of_users(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    dataset = json.loads((folder / "dataset.json").read_text())
+    dataset.pop("checksum", None)
+    assert "<th>users</th>" in render([read_run(folder)])
+    notes = {**dataset["notes"], "split_by_time": {"users": 77, "rows": dataset["users"]}}
+    (folder / "dataset.json").write_text(json.dumps({**dataset, "split": {**dataset["split"], "by": "time"}, "notes": notes}))
+    page = render([read_run(folder)])
+    assert f"{dataset['users']} rows of 77 users" in page
+    assert "<th>rows of users</th>" in page
+    assert "% training, 5 % validation, 15 % test, of users, in tasks of their attributes" in page
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_other_data_are_not_called_comparable(tmp_path: Path) -> None:
     first, second = (make_run(tmp_path / f"run-{k}", seed=k) for k in range(2))
     dataset = json.loads((second / "dataset.json").read_text())

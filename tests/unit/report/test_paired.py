@@ -76,6 +76,9 @@ def test_other_users_in_the_two_stages_do_not_pair(tmp_path: Path) -> None:
     write(tmp_path, 1, [("test", "a", 1, 1.0, 1), ("test", "a", 2, 0.0, 1)])
     write(tmp_path, 2, [("test", "a", 1, 1.0, 1), ("test", "a", 3, 0.0, 1)])
     assert read_errors(tmp_path, tasks=["a"], metrics=["accuracy"], stages=2).changes[1] == (None,)
+    # the same users with other examples, as in another period of the test
+    write(tmp_path, 2, [("test", "a", 1, 2.0, 3), ("test", "a", 2, 0.0, 1)])
+    assert read_errors(tmp_path, tasks=["a"], metrics=["accuracy"], stages=2).changes[1] == (None,)
 
 
 def test_a_damaged_file_is_named_on_the_page_and_the_rest_is_shown(tmp_path: Path) -> None:

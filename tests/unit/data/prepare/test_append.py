@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_teracon.cli import main
+from dist_teracon.data.prepare.append_rules import labels_inside
 from dist_teracon.data.schema import read_dataset_info
 
 DAY = 86400.0
@@ -183,6 +184,17 @@ def test_a_refresh_from_the_day_alone_is_warned_of(days, capsys):
     pq.write_table(pq.read_table("day2/users.parquet"), "today/users.parquet")
     assert prepare({**RECIPE, "history": {**RECIPE["history"], "minimum": 2}}, "today", "v2", "--append", "v1", "--refresh") == 0
     assert "warning: 40 of 40 renewed histories are shorter than before" in capsys.readouterr().err
+
+
+def test_old_labels_within_refreshed_histories_are_warned_of():
+    def recipe(until: float | None) -> dict[str, Any]:
+        return {"history": {"events": {"until": until}}, "tasks": {"buys": {"kind": "item"}, "age": {"kind": "profile"}}}
+
+    said = labels_inside(recipe(START), recipe(START + 31 * DAY))
+    assert said.startswith("histories ended 2020-09-13 12:26 UTC when the labels of buys were told from them, and end 2020-10-14 12:26 now")
+    assert "end with the last event now" in labels_inside(recipe(START), recipe(None))
+    assert labels_inside(recipe(START), recipe(START)) == labels_inside(recipe(None), recipe(START)) == ""
+    assert labels_inside({**recipe(START), "tasks": {"age": {"kind": "profile"}}}, recipe(None)) == ""
 
 
 def test_refusals_come_before_the_work(days, capsys):
