@@ -35,7 +35,7 @@ _RENAMED = {
 }
 
 
-def validate(model: type[M], value: Mapping[str, Any], *, where: str, group: str = "") -> M:
+def validate(model: type[M], value: Mapping[str, Any], *, where: str, group: str = "", of: str = "") -> M:
     """Validate a mapping against a part of the configuration.
 
     Args:
@@ -43,6 +43,7 @@ def validate(model: type[M], value: Mapping[str, Any], *, where: str, group: str
         value: Its fields.
         where: The file, for messages.
         group: Dotted path of the part, as `method`; the whole where it is empty.
+        of: What has these fields, as `method 'hat'`, where another one in its place has others.
 
     Raises:
         ConfigError: names `where`, each bad field with its dotted path, its value, what is allowed and the nearest known name.
@@ -53,7 +54,7 @@ def validate(model: type[M], value: Mapping[str, Any], *, where: str, group: str
         lines: dict[str, list[str]] = {}
         for problem in error.errors(include_url=False, include_context=False):
             path = _place(value, problem)
-            lines.setdefault(".".join(map(str, path)), []).append(_explain(model, path, problem, group))
+            lines.setdefault(".".join(map(str, path)), []).append(_explain(model, path, problem, group, of))
         # a field that may be one of several things has a finding for each
         raise ConfigError("\n".join(f"{where}: {' or: '.join(dict.fromkeys(found))}" for found in lines.values())) from None
     except RecursionError:
@@ -72,14 +73,15 @@ def _place(value: Any, problem: Any) -> tuple[int | str, ...]:
     return tuple(path)
 
 
-def _explain(model: type[BaseModel], place: Sequence[int | str], problem: Any, group: str) -> str:
+def _explain(model: type[BaseModel], place: Sequence[int | str], problem: Any, group: str, of: str) -> str:
     path = ".".join(str(part) for part in (*filter(None, [group]), *place))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         if (now := _new_name(path)) is not None:
             return f"{path}: was renamed to {now}"
         known = _known_fields(model, place[:-1])
-        return f"{path}: unknown field{nearest(str(place[-1]), known)} (known: {', '.join(sorted(known))})"
+        head = f"{of} has" if of and len(place) == 1 else "known"
+        return f"{path}: unknown field{nearest(str(place[-1]), known)} ({head}: {', '.join(sorted(known)) or 'none'})"
     if problem["type"] == "missing":
         return f"{path}: required field missing"
     if not path:

@@ -78,7 +78,7 @@ def _corrected(comparison: Comparison, baseline: str, of_variants: dict[str, lis
     count = sum(not math.isnan(value) for value in flat)
     title = (
         f"p-values of these differences from `{baseline}`, two-sided, Holm-corrected for {count} comparisons; "
-        f"{comparison.bootstrap.draws} draws tell none below {_least(comparison, count):.2g} for the smallest:"
+        f"the smallest that {comparison.bootstrap.draws} draws can give is {_least(comparison, count):.2g}:"
     )
     rows = [[variant, *map(p_cell, corrected[row * width : (row + 1) * width])] for row, variant in enumerate(of_variants)]
     return made(title, ["variant", *comparison.tasks], rows, heading=f"p-values against {baseline}")

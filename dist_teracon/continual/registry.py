@@ -63,4 +63,4 @@ def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], Conf
         kind = method_class(name)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return kind, validate(kind.Settings, values, where=where, group="method")
+    return kind, validate(kind.Settings, values, where=where, group="method", of=f"method '{name}'")

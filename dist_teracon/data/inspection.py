@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import FIRST_ITEM, DatasetInfo, Split, Task, users_file
-from dist_teracon.data.summary import shares, users_text
+from dist_teracon.data.summary import LEGEND, shares, users_text
 from dist_teracon.errors import DataError, nearest
 from dist_teracon.hashing import stable_hash
 from dist_teracon.text import NO_BREAK, folded, table_lines
@@ -60,6 +60,7 @@ def _head(info: DatasetInfo) -> list[str]:
         else f"  split by {split.by}, seed {split.seed}: {split.train:g} training, {split.validation:g} validation, {split.test:g} test",
         "",
         *table_lines(("task", "kind", "labels", f"{whose}s", "training", "validation", "test"), rows, names=("task", "kind")),
+        LEGEND,
     ]
 
 

@@ -10,6 +10,9 @@ from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.text import WIDTH, cells, cropped, folded, wrapped
 
 _NAME = 26
+_FEW = 30
+# What the columns of a table of tasks count.
+LEGEND = "  labels: how many there are; then examples, of which a user may have several"
 
 
 def dataset_lines(info: DatasetInfo) -> list[str]:
@@ -30,9 +33,20 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
         *above, name = folded(task.name, width)
         lines += [f"  {part}" for part in above]
         lines.append(f"  {name}{' ' * (width - cells(name))}  {task.kind:<7} {task.labels:>9,} {train:>11,} {validation:>9,} {test:>9,}")
+    lines += [LEGEND, *_few_lines(info)]
     if appended := info.notes.get("appended"):
         return [*lines, *_appended_lines(appended[-1])]
     return [*lines, *matched_lines(info.notes.get("matched", {}))]
+
+
+def _few_lines(info: DatasetInfo) -> list[str]:
+    """Return the tasks of which so few examples are for validation or the test that a score of them is mostly chance."""
+    few = [task for task in info.tasks if min(task.examples[1:]) < _FEW]
+    if not few:
+        return []
+    shown = ", ".join(f"{task.name} ({task.examples[1]:,}; {task.examples[2]:,})" for task in few)
+    told = f"few for validation, which chooses epochs, or the test: {shown}; `split` in the recipe has their shares"
+    return [f"  {line}" for line in folded(told, WIDTH - 2, indent="  ")]
 
 
 def users_text(rows: int, notes: Mapping[str, Any]) -> str:

@@ -273,7 +273,7 @@ class HistoryReader:
         times = None if events.timestamp is None else events.timestamp[ordered[offsets[1:] - 1]]
         dropped = {
             "users without an event that fits the recipe's history": len(events.user.names) - len(users),
-            "events that do not fit it": len(events) - len(ordered) - beyond,
+            "events that do not fit the recipe's history": len(events) - len(ordered) - beyond,
             "events outside of the dates of the recipe's history (dates=False, --no-dates reads them)": beyond,
             **{f"malformed rows: {kind}": count for kind, count in bad.items()},
         }

@@ -332,7 +332,8 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
         known = sorted({*BACKBONES, *_registered})
         raise ConfigError(f"{where}: model.backbone.name: no backbone {shortened(name)}{nearest(name, known)} (known: {', '.join(known)})")
     kind = _registered[name]
-    settings = validate(kind.Settings, {key: value for key, value in values.items() if key != "name"}, where=where, group="model.backbone")
+    given = {key: value for key, value in values.items() if key != "name"}
+    settings = validate(kind.Settings, given, where=where, group="model.backbone", of=f"backbone '{name}'")
     if problem := kind.check(settings, channels=model.channels):
         raise ConfigError(f"{where}: model.backbone.{problem}")
     return kind, settings

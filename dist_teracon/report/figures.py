@@ -220,7 +220,8 @@ def stage_seconds(run: RunData) -> Figure | None:
         plot.axes.set_xlabel("seconds")
         panel = plot.panel("")
     order = [used[name] for name in ("training", "pseudo-labels", "evaluation", "other") if name in used]
-    return Figure("seconds", "Time a stage", f"{seconds_text(run.seconds)} in all.", (panel,), tuple(order))
+    caption = f"{seconds_text(run.seconds)} in all, without the start, the baselines and tasks alone."
+    return Figure("seconds", "Time a stage", caption, (panel,), tuple(order))
 
 
 _SCORE_BUILDERS: tuple[Callable[[RunData], Figure | None], ...] = (retained_scores, transfer, final_scores)

@@ -130,7 +130,8 @@ def _later(run: RunData) -> list[tuple[str, str, str, list[LaterTable]]]:
 def _notes(run: RunData) -> dict[str, Any]:
     """Return the data set's notes without what counts its raw rows, which `dist-teracon prepare` has printed."""
     notes = dict(run.dataset.notes) if run.dataset else {}
-    return {name: value for name, value in notes.items() if name not in ("matched", "appended", "files", "overlap")}
+    shown = {"missing": "codes of unknown"}  # cells of the tables, not users without a value
+    return {shown.get(name, name): value for name, value in notes.items() if name not in ("matched", "appended", "files", "overlap")}
 
 
 def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -157,7 +158,7 @@ def _facts(run: RunData) -> list[str]:
         facts.append(f"{count_text(run.dataset.users)} {'users' if people is None else f'rows of {count_text(people)} users'}")
         facts.append(f"{count_text(run.dataset.items - FIRST_ITEM)} items")
     if run.seconds is not None:
-        facts.append(seconds_text(run.seconds))
+        facts.append(f"{seconds_text(run.seconds)} in its stages")
     if run.events.last_time is not None:
         facts.append(f"{datetime.fromtimestamp(run.events.last_time, UTC):%Y-%m-%d %H:%M} UTC")
     return facts
@@ -175,7 +176,7 @@ def _tiles(run: RunData) -> list[Tile]:
         above = f"{found.count('better')} of {len(found)}"
         tiles.append(Tile(above, "tasks above every baseline", ", ".join(rest) or "popularity, majority, SVD + LR"))
     if run.seconds is not None:
-        tiles.append(Tile(seconds_text(run.seconds), "in all", f"{len(run.scores)} of {len(run.tasks)} stages finished"))
+        tiles.append(Tile(seconds_text(run.seconds), "in its stages", f"{len(run.scores)} of {len(run.tasks)} stages finished"))
     return tiles
 
 

@@ -16,6 +16,7 @@ from dist_teracon.report.run_data import Column, RunData
 from dist_teracon.report.summary import backward_verdicts, forward_verdicts, headline
 from dist_teracon.report.values import (
     NO_BREAK,
+    count_text,
     difference_text,
     error_text,
     number_text,
@@ -58,7 +59,8 @@ class Row:
 
 
 def score_rows(run: RunData) -> list[Row]:
-    """Return the rows that the terminal and the page show, in their order; groups are `stages`, `metrics`, `transfer`, `baselines`.
+    """Return the rows that the terminal and the page show, in their order; groups are `stages`, `metrics`, `transfer`, `baselines`,
+    `examples`.
 
     Tasks that a stage did not evaluate have a blank cell in R, a dash elsewhere.
     """
@@ -74,6 +76,7 @@ def score_rows(run: RunData) -> list[Row]:
         svd = tuple(entry.score if entry else None for entry in run.baselines.svd_logistic_regression)
         for name, column in (("popularity", run.baselines.popularity), ("majority", run.baselines.majority), ("SVD + LR", svd)):
             rows.append(Row(name, tuple(map(score_text, column)), "baselines"))
+    rows.append(Row("test examples", tuple(map(count_text, run.test_examples)), "examples"))
     return [row for row in rows if row.group == "stages" or any(cell not in _NOTHING for cell in row.cells)]
 
 
@@ -175,7 +178,7 @@ def matrix(run: RunData, convert: Convert = str) -> Grid:
         head,
         [[convert(row.name), *map(convert, row.cells)] for row in rows],
         frozenset({0}),
-        ["bold" if row.strong else ("dim" if row.group == "baselines" else "") for row in rows],
+        ["bold" if row.strong else ("dim" if row.group in ("baselines", "examples") else "") for row in rows],
         marks,
         frozenset(k for k, (row, after) in enumerate(pairwise(rows)) if row.group != after.group),
     )
@@ -288,7 +291,7 @@ def _styled(grid: Grid, *, signs: bool) -> list[Text]:
 
 def _title(run: RunData) -> str:
     seed = "" if run.seed is None else f", seed {run.seed}"
-    time = "" if run.seconds is None else f", {seconds_text(run.seconds)}"
+    time = "" if run.seconds is None else f", {seconds_text(run.seconds)} in its stages"
     return f"{run.method} on {run.dataset_name}{seed}{time}"
 
 

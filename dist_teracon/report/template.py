@@ -10,10 +10,10 @@ from dist_teracon.errors import TeraconError
 _MACROS = "macros.html"
 
 # Widths in em below which a table of so many columns of numbers has to scroll, as the style sheet has rules for them.
-_NEEDS = (24, 32, 40, 48, 56, 64, 80, 96, 120)
+_NEEDS = (24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 80, 96, 120)
 
 
-def need(columns: int, *, first: float = 9.0, each: float = 5.6) -> int:
+def need(columns: int, *, first: float = 7.5, each: float = 5.4) -> int:
     """Return the class of tables that scroll in a box narrower than so many em: what their columns need, rounded up."""
     needed = first + each * columns
     return next((width for width in _NEEDS if width >= needed), _NEEDS[-1])

@@ -286,7 +286,7 @@ def _log_run(run: Run, events: EventLog, method: Method) -> None:
         "run", method=method.name, seed=run.config.seed, tasks=names, metrics=metrics, world_size=world, versions=package_versions()
     )  # fmt: skip
     run.console.log(
-        f"{info.name}: {users_text(info.users, info.notes)}, {info.items - 2} items, {info.events} events in {info.shards} shards; "
+        f"{info.name}: {users_text(info.users, info.notes)}, {info.items - 2:,} items, {info.events:,} events in {info.shards} shards; "
         f"{method.name}, seed {run.config.seed}, {world} process(es) on {run.runtime.device.type}"
     )
     if without := [task.name for task in run.tasks if excludes_seen(info, task.name, run.config.evaluate.exclude_seen)]:

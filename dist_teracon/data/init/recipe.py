@@ -161,9 +161,10 @@ def _events(folder: Folder) -> Draft:
     events = _best(folder, "events", _events_rank)
     if events is None:
         shown = "; ".join(f"{name} ({', '.join(sample.columns)})" for name, sample in folder.tables.items()) or "no table"
+        unread = "".join(f"; not read: {name}: {why}" for name, why in folder.not_read.items())
         raise DataError(
             f"{folder.uri}: no table looks like events: expected a row an event, with a column of users, who occur more than once, and one "
-            f"of items (found: {shown})"
+            f"of items (found: {shown}{unread})"
         )
     roles = guess_roles(events, {name: content_of(events, name) for name in events.columns})
     users, items = (
@@ -236,12 +237,12 @@ def _notes(tables: Tables, proposal: Proposal, folder: Folder) -> list[str]:
     rows = [(what, sample.name, f"{sample.rows:,}{'' if sample.whole else ' of more'}") for what, sample in read]
     columns = [(role, guess.column, guess.confidence, guess.why) for role, guess in tables.roles.items()]
     used = {id(sample) for _, sample in read}
-    others = [sample.name for sample in folder.tables.values() if id(sample) not in used]
+    without = [role for role in _OWN if role not in tables.roles]
     return [
         *table_lines(("", "table", "rows looked at"), rows, names=("", "table")),
         "",
         *table_lines(("events", "column", "how sure", "why"), columns, names=("events", "column", "how sure", "why")),
-        *folded(f"no column of: {', '.join(role for role in _OWN if role not in tables.roles) or 'nothing is missing'}"),
+        *(folded(f"no column of: {', '.join(without)}") if without else []),
         "",
         *folded(f"history: {proposal.why}", indent="  "),
         *(
@@ -251,8 +252,20 @@ def _notes(tables: Tables, proposal: Proposal, folder: Folder) -> list[str]:
         ),
         *(line for name, why in proposal.left_out.items() for line in folded(f"no task: {name}: {why}", indent="  ")),
         *([] if any(task.is_active for task in proposal.tasks) else ["no task beside the first one, the next item of the history"]),
-        *folded(f"tables that nothing is made of: {', '.join(others)}" if others else "every table is used"),
+        *_unused_lines([sample for sample in folder.tables.values() if id(sample) not in used]),
     ]
+
+
+def _unused_lines(samples: Sequence[Sample]) -> list[str]:
+    """Return the tables that nothing is made of; of those that look like events, what would make them count."""
+    if not samples:
+        return ["every table is used"]
+    events = [sample.name for sample in samples if sample.rows and _events_rank(sample) > 0]
+    lines = folded(f"tables that nothing is made of: {', '.join(sample.name for sample in samples)}")
+    if events:
+        told = f"further tables of events: {', '.join(events)}. A recipe reads one table of events: put their rows into it, and where each "
+        lines += folded(f"{told}row is from into a column `type` (docs/own-data.md, Logs in several tables)", indent="  ")
+    return lines
 
 
 def _top(folder: Folder, tables: Tables, own: Mapping[str, str], kind: str) -> list[str]:
@@ -296,12 +309,14 @@ def _history_lines(tables: Tables, proposal: Proposal) -> list[str]:
     lines += ["  length: 100    # the last so many", f"  minimum: {proposal.minimum}    # users with fewer are left out"]
     if items.distinct > 0.2 * items.filled:
         lines.append("  # min_count: 2    # many items are rare: those of fewer occurrences count as unseen")
-    return [*lines, *_kept_lines(tables), "first_task: next"]
+    return [*lines, *_kept_lines(tables, proposal), "first_task: next"]
 
 
-def _kept_lines(tables: Tables) -> list[str]:
-    """Return what of events is kept beside their items: the times and types that there are."""
+def _kept_lines(tables: Tables, proposal: Proposal) -> list[str]:
+    """Return what of events is kept beside their items: the times that there are, and the types where a history has several."""
     kept = [name for name, role in (("time", "timestamp"), ("type", "type")) if role in tables.roles]
+    if "type" in kept and ("type" in proposal.history or tables.contents[tables.roles["type"].column].distinct < 2):
+        kept.remove("type")
     return [f"  keep: {scalar(kept)}    # beside the items, for model.event_features"] if kept else []
 
 

@@ -19,6 +19,7 @@ from dist_teracon.errors import DataError
 
 _BYTES = 1 << 21
 _ROWS = 20_000
+_FILES = 8
 _ATOMIC = (".inter", ".user", ".item")  # RecBole's
 _ENCODINGS = ("utf-8", "cp949")
 _DELIMITERS = (",", "\t", ";", "|")
@@ -121,18 +122,23 @@ def _grouped(listing: Listing, folder: Folder) -> Iterator[tuple[str, list[str]]
 
 
 def _sample(name: str, files: Sequence[str]) -> Sample:
-    """Sample a table: its first file, the one in the middle and the last."""
-    is_atomic = without_compression(files[0]).lower().endswith(_ATOMIC)
-    read = _sample_parquet if not is_atomic and table_kind(files[0]) == "parquet" else _sample_text
-    chosen = sorted({0, len(files) // 2, len(files) - 1})
-    parts = [read(name, files[place]) for place in chosen]
+    """Sample a table: all of a few files, which may be of a service each; of many the first, the one in the middle and the last."""
+    chosen = range(len(files)) if len(files) <= _FILES else (0, len(files) // 2, len(files) - 1)
+    parts = [_sample_part(name, files[place]) for place in chosen]
     first = parts[0]
     for place, part in zip(chosen, parts, strict=True):
         if list(part.columns) != list(first.columns):
             raise DataError(f"{files[place]}: its columns are others than those of {files[0]}")
     columns = {column: [value for part in parts for value in part.columns[column]] for column in first.columns}
     whole = all(part.whole for part in parts) and len(chosen) == len(files)
-    return Sample(name, tuple(files), columns, first.times, first.encoding, first.delimiter, whole, first.unread)
+    times = frozenset(column for column in columns if all(column in part.times for part in parts))
+    encoding = next((part.encoding for part in parts if part.encoding != "utf-8"), "utf-8")
+    return Sample(name, tuple(files), columns, times, encoding, first.delimiter, whole, first.unread)
+
+
+def _sample_part(name: str, uri: str) -> Sample:
+    is_atomic = without_compression(uri).lower().endswith(_ATOMIC)
+    return _sample_parquet(name, uri) if not is_atomic and table_kind(uri) == "parquet" else _sample_text(name, uri)
 
 
 def _sample_parquet(name: str, uri: str) -> Sample:

@@ -53,7 +53,7 @@ def test_a_baseline_that_is_a_label_is_the_variant_that_differs_in_it_alone(tmp_
 
 
 def test_settings_of_another_method_are_refused_and_not_dropped(tmp_path):
-    with pytest.raises(ConfigError, match=r"variant 'hat\+nextitnet\+as-given': method.retention: unknown field"):
+    with pytest.raises(ConfigError, match=r"variant 'hat\+nextitnet\+as-given': method.retention: unknown field .method 'hat' has: "):
         read_plan(plan_file(tmp_path, set={"method.retention.minimum": 8}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dist_teracon.data.inspection import inspect_lines
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.schema import SplitRule
+from dist_teracon.data.summary import dataset_lines
 from dist_teracon.errors import DataError
 from dist_teracon.hashing import stable_hash
 
@@ -77,6 +79,17 @@ def test_counts_and_frequent_names(dataset: Dataset) -> None:
     assert "most frequent labels of age: 30대 (6) · 20대 (5)" in lines or "most frequent labels of age: 20대 (6) · 30대 (5)" in lines
     assert any(line.startswith("most frequent items: ") for line in lines)
     assert any(line.split() == ["age", "profile", "2", "11", *map(str, dataset.info.task("age").examples)] for line in lines)
+
+
+def test_prepare_names_the_tasks_whose_scores_are_mostly_chance(dataset: Dataset) -> None:
+    """Parts of fewer than 30 examples, and those alone."""
+    next_task, age = dataset.info.tasks
+    many = replace(age, name="many", examples=(100, 30, 30))
+    text = " ".join(line.strip() for line in dataset_lines(replace(dataset.info, tasks=(next_task, age, many))))
+    named = f"next ({next_task.examples[1]}; {next_task.examples[2]}), age ({age.examples[1]}; {age.examples[2]}); `split`"
+    assert f"few for validation, which chooses epochs, or the test: {named}" in text
+    enough = dataset_lines(replace(dataset.info, tasks=(many,)))
+    assert not any("few for validation" in line for line in enough)
 
 
 @pytest.mark.parametrize("count", [1, 3, 12, 50])

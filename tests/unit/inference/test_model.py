@@ -104,7 +104,7 @@ def test_events_get_the_histories_of_the_data_set(shop, model):
             assert own[user] == data.values[data.offsets[row] : data.offsets[row + 1]].tolist()
             seen += 1
     assert seen == dataset.info.users
-    assert read.dropped["events that do not fit it"] == 240  # the buys
+    assert read.dropped["events that do not fit the recipe's history"] == 240  # the buys
 
 
 def test_whole_numbers_are_read_as_texts(shop, model):
@@ -323,7 +323,7 @@ def test_dates_of_the_recipe_apply_or_not(shop, model):
     assert max(read.last_time) < end
     assert read.dropped["users without an event that fits the recipe's history"] == 69
     views = events[events.type == "view"]
-    assert read.dropped["events that do not fit it"] == len(events) - len(views)
+    assert read.dropped["events that do not fit the recipe's history"] == len(events) - len(views)
     (outside,) = (count for kind, count in read.dropped.items() if "dates=False" in kind)
     assert outside == (views.timestamp >= end).sum() > 0
     assert len(reader.read(shop.events, dates=False)) == 120

@@ -34,7 +34,7 @@ def test_an_unfinished_run_without_extras(tmp_path: Path) -> None:
     assert "Unfinished: teracon has learned 1 of 6 tasks" in text
     assert not run.finished
     assert score_text(run.scores[0][0]) in text
-    assert [row.name for row in score_rows(run)] == ["after next", "final ndcg@10"]
+    assert [row.name for row in score_rows(run)] == ["after next", "final ndcg@10", "test examples"]
     assert "after next" in printed(run)
 
 

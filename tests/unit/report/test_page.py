@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,27 @@ def test_the_share_that_is_replayed_stands_where_the_minimum_overrides_the_formu
     assert "each past task: 25\u00a0% of a batch, 64 to 64 rows beside 256\nby the formula 1." in drawn.panels[1].svg
     assert "The formula alone would give ρ = 1.4\u00a0% to" in drawn.caption
     assert "at least 64 rows are replayed (method.retention.minimum)" in drawn.caption
+
+
+def test_the_places_of_few_steps_are_whole_numbers(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    steps = tuple(replace(step, step=place) for place, step in zip((4, 8, 12), run.events.steps_of(2), strict=False))
+    with drawing():
+        drawn = replayed_shares(replace(run, events=replace(run.events, steps=steps)))
+    assert drawn is not None
+    named = [text for text in re.findall(r"<text[^>]*>([^<]+)</text>", drawn.panels[0].svg) if "%" not in text and text != "step"]
+    assert len(named) >= 2
+    assert all(text.isdigit() for text in named)
+
+
+def test_panels_beside_each_other_shrink_to_their_place_and_heads_of_words_stay_whole(page: str) -> None:
+    """A panel with a least width of its own is cut at the right of a card in which three stand side by side."""
+    drawn = page.partition('id="figure-learning"')[2].partition("</details>")[0]
+    assert drawn.count('<div class="panel" style="max-width: ') == 6
+    assert "min-width" not in drawn
+    assert "min-width: " in page.partition('id="figure-seconds"')[2].partition("</details>")[0]
+    assert re.search(r"\.words thead th \{ overflow-wrap: normal; \}", page)
+    assert '<table class="words" aria-label="Where a training step' in page
 
 
 def test_rows_that_follow_the_formula_are_a_line_a_task(tmp_path: Path) -> None:

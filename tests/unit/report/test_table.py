@@ -28,7 +28,8 @@ def test_printed_table_is_plain_off_a_terminal(run_folder: Path) -> None:
     assert len({len(line) for line in lines[1 : 3 + len(names)]}) <= 1 + len(run.tasks)
     assert names[6:8] == ["final ndcg@10", "final log-loss (lower is better)"]
     transfer = [f"{kind}{suffix}" for kind in ("FWT", "BWT") for suffix in ("", ", standard error", ", absolute")]
-    assert names[8:] == ["learned alone", *transfer, "popularity", "majority", "SVD + LR"]
+    assert names[8:] == ["learned alone", *transfer, "popularity", "majority", "SVD + LR", "test examples"]
+    assert plain.count(" 612") == 1  # of the second task
     for row in score_rows(run):
         assert all(cell.replace("±\u00a0", "+-").replace("−", "-").replace("–", "-").replace("\u00a0", " ") in plain for cell in row.cells)
 

@@ -52,6 +52,7 @@ def test_a_platforms_own_names_in_its_own_encoding(tmp_path: Path) -> None:
     assert recipe.encoding == "cp949"
     assert recipe.missing == {"gender": ("-",)}
     assert recipe.history.events.type == ("search",)
+    assert recipe.history.keep == ("time",)  # all events of the history are of one type
     assert list(recipe.tasks) == ["purchase", "category", "gender", "age"]
     assert recipe.tasks["category"].label == "category"
     assert recipe.tasks["category"].events.type == recipe.tasks["purchase"].events.type == ("purchase",)
@@ -165,6 +166,21 @@ def test_folders_in_folders_are_one_table(tmp_path: Path) -> None:
     assert (sample.name, len(sample.files), sample.rows) == ("events", 2, 200)
 
 
+def test_parts_may_be_text_and_parquet(tmp_path: Path) -> None:
+    """A part a service, as docs/own-data.md makes them: one of them CSV with dates, one Parquet with its own times."""
+    views = [("user", "item", "timestamp", "type"), *((f"u{n % 40}", f"p{n % 12}", "2024-05-01 12:00:00", "view") for n in range(300))]
+    rows_of(tmp_path / "raw/events/view.csv", *views)
+    users, items = [f"u{n % 40}" for n in range(100)], [f"p{n % 7}" for n in range(100)]
+    table = pa.table({"user": users, "item": items, "timestamp": [datetime(2024, 5, 2)] * 100, "type": ["order"] * 100})
+    pq.write_table(table, tmp_path / "raw/events/order.parquet")
+    recipe, said = made(tmp_path / "raw", tmp_path)
+    assert recipe.history.events.type == ("view",)
+    assert recipe.tasks["order"].events.type == ("order",)
+    assert any("dates, as 2024-05-02 00:00:00" in line for line in said)
+    command = ["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]
+    assert main(command) == 0
+
+
 def test_parquet_with_its_own_times(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     moments = [datetime.fromtimestamp(NOON + 86_400 * (number % 10), UTC) for number in range(400)]
@@ -215,6 +231,10 @@ def test_folders_of_which_nothing_can_be_made(tmp_path: Path) -> None:
     rows_of(tmp_path / "people/members.csv", ("member", "gender"), *[(f"m{number}", "f") for number in range(50)])
     with pytest.raises(DataError, match=r"no table looks like events: .* \(found: members.csv \(member, gender\)\)"):
         init_recipe(str(tmp_path / "people"), str(tmp_path / "r.yaml"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/log.json").write_text("{}")
+    with pytest.raises(DataError, match=r"\(found: no table; not read: log.json: neither CSV nor Parquet by its name\)"):
+        init_recipe(str(tmp_path / "notes"), str(tmp_path / "r.yaml"))
     with pytest.raises(ConfigError, match="expected a file on a local disk"):
         init_recipe(str(tmp_path / "people"), "s3://bucket/r.yaml")
     assert not (tmp_path / "r.yaml").exists()
@@ -244,6 +264,19 @@ def test_attributes_that_stand_in_the_table_of_events(tmp_path: Path) -> None:
     assert list(recipe.tasks) == ["구매", "분류", "성별"]
     assert any(line.startswith("log.csv: 성별: one value for each user") for line in said)
     assert main(["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
+
+
+def test_further_tables_of_events_are_named_with_what_to_do(tmp_path: Path) -> None:
+    """A service a file: one is read, and of the others is said how they would be; other tables are named alone."""
+    for place, (name, time) in enumerate((("views", "viewed_at"), ("orders", "ordered_at"))):
+        events = [(f"u{number % 40}", f"p{(number + place) % 12}", NOON + number) for number in range(400 - 100 * place)]
+        rows_of(tmp_path / "raw" / f"{name}.csv", ("customer_id", "dish_id", time), *events)
+    rows_of(tmp_path / "raw" / "shops.csv", ("shop", "town"), ("s1", "Lyon"), ("s2", "Nice"))
+    recipe, said = made(tmp_path / "raw", tmp_path)
+    assert recipe.files.events == ("views.csv",)
+    text = " ".join(" ".join(said).split())
+    assert "tables that nothing is made of: orders.csv, shops.csv further tables of events: orders.csv." in text
+    assert "no column of: type, value" in text
 
 
 def test_few_users_make_a_comment_of_a_task(tmp_path: Path) -> None:
