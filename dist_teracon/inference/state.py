@@ -152,7 +152,7 @@ class StateEncoder:
     def _readings(self, rows: Sequence[PackedRows], hidden: Tensor, kept: Tensor, totals: Tensor | None) -> list[Reading]:
         vectors = self._vectors(hidden, totals, rows)
         if len(rows) == 1:
-            return [Reading(rows[0], kept[0], None if totals is None else totals[0], vectors[0])]
+            return [Reading(rows[0], kept.squeeze(0), None if totals is None else totals.squeeze(0), vectors[0])]
         # of several users each one's own memory, so that none holds the others'
         own = [None] * len(rows) if totals is None else [total.clone() for total in totals]
         return [Reading(*parts) for parts in zip(rows, [part.clone() for part in kept], own, vectors, strict=True)]
@@ -206,7 +206,7 @@ class StateEncoder:
         beside, backbone = [hidden_BVC], self._backbone
         if totals_BC is not None:
             mean = mean_of_sums(totals_BC, [len(row.values) for row in rows], dtype=hidden_BVC.dtype)
-            mean_BVC = mean.unsqueeze(1) if self._views == 1 else mean[:, None].expand_as(hidden_BVC)
+            mean_BVC = mean.view_as(hidden_BVC) if self._views == 1 else mean[:, None].expand_as(hidden_BVC)
             beside = [hidden_BVC + mean_BVC] if backbone.pooling == "mean" else [hidden_BVC, mean_BVC]
         if backbone.user_features is not None or backbone.history_features is not None:
             batch = self._batch(concatenate(rows))
@@ -220,7 +220,8 @@ class StateEncoder:
 
     def _combined(self, vectors_BVW: Tensor) -> NDArray[np.float32]:
         combined = vectors_BVW.mean(dim=1) if self._combine == "mean" and self._views > 1 else vectors_BVW.flatten(1)
-        return combined.float().cpu().numpy()
+        plain = combined.dtype is torch.float32 and combined.device.type == "cpu"
+        return combined.numpy() if plain else combined.float().cpu().numpy()
 
 
 def state_encoder(method: Method, kind: str, *, limit: int, device: torch.device) -> StateEncoder:

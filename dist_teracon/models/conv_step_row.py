@@ -39,12 +39,12 @@ class RowStepper:
     ) -> None:
         self._convolutions, self._channels = bias.shape
         # LayerNorm takes the mean off what a convolution gives, which is linear: W − W·1·1ᵀ/C gives it without its mean
-        self._present = _in_parts(_centred(present))
+        self._present = [parts[0] if len(parts) == 1 else parts for parts in _in_parts(_centred(present))]
         self._past = _in_parts(_centred(past))
         self._bias = _centred(bias)
         # over the length instead of the deviation, which is its √C-th part
-        self._scale = _numbers(scale.double() * sqrt(self._channels))
-        self._shift, self._eps = _numbers(shift), eps * self._channels
+        self._scale = list(_numbers(scale.double() * sqrt(self._channels)))
+        self._shift, self._eps = list(_numbers(shift)), eps * self._channels
         self._reads, self._moves = reads.numpy(), moves.numpy()
 
     def step(self, x_BC: Tensor, kept_BVPC: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,9 +63,10 @@ class RowStepper:
         return torch.from_numpy(x.reshape(1, 1, C)), torch.from_numpy(longer[None, None])
 
     def _convolved(self, h: Float, before: Float, k: int, *, out: Float) -> None:
-        u = np.matmul(h, self._present[k]).ravel()
+        u = np.matmul(h, self._present[k]).reshape(-1)
         u += before
-        np.multiply(u, self._scale[k] * (1 / sqrt(float(u @ u) + self._eps)), out=out)
+        np.multiply(u, self._scale[k], out=out)
+        out *= 1 / sqrt(u.dot(u) + self._eps)
         out += self._shift[k]
         np.maximum(out, 0, out=out)
 

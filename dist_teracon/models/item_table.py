@@ -9,7 +9,6 @@ import math
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -50,7 +49,7 @@ class ItemTable(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the items' embeddings, [N, C]."""
-        return F.embedding(values, self.weight, sparse=self.sparse)
+        return torch.embedding(self.weight, values, sparse=self.sparse)
 
     def grow(self, rows: Tensor) -> None:
         """Append rows of new items [n, C]; the weight is a new parameter then."""
