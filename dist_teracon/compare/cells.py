@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +173,8 @@ def on_this_machine(parallel: int) -> Runner:
 
         def one() -> tuple[CellJob, str | None]:
             with guard:
+                if not waiting:  # closed meanwhile
+                    raise CancelledError
                 job = take_next(waiting, running)
                 process = running[job.run] = job.start()
             with process:
@@ -189,6 +191,7 @@ def on_this_machine(parallel: int) -> Runner:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 with guard:
+                    waiting.clear()
                     for process in running.values():
                         process.terminate()
                 raise

@@ -203,9 +203,9 @@ def _in_order(part: _Part, labels: int, items: int, decay: float) -> Any:
         has_RV = csr_matrix((weight[counts], (row[counts], values[counts])), shape=(len(lengths), items))
         return (_binary(*part.labels, labels).T @ has_RV).tocsr()
     both, pairs, size = csr_matrix((labels, items)), list[tuple[Any, Any, Any]](), 0
-    weights = _weights(decay, torch.arange(int(lengths.max(initial=1)))).tolist()
+    weights = [weight for weight in _weights(decay, torch.arange(int(lengths.max(initial=1)))).tolist() if weight]
     for between, counted in enumerate(weights):
-        later = np.flatnonzero(place > between) if counted else np.zeros(0, np.int64)
+        later = np.flatnonzero(place > between)
         label, item = values[later], values[later - between - 1]
         known = (label >= FIRST_ITEM) & (item >= FIRST_ITEM)
         pairs.append((np.full(int(known.sum()), counted), label[known] - np.int32(FIRST_ITEM), item[known]))

@@ -47,8 +47,6 @@ SharedVector = Literal["mean", "open", "concat"]
 
 # Users encoded at a time; the order of sums, and with it the last bits, is the scorer's at its own default.
 _BATCH = 512
-# Where the one row of a state's further event begins and ends.
-_ONE_ROW = np.array([0, 1])
 
 
 def from_pretrained(run: Path | str, stage: int | None = None, *, device: str = "cpu") -> PretrainedModel:
@@ -362,7 +360,7 @@ class PretrainedModel:
         index = self.items.index(id_text(item.get("item") if isinstance(item, Mapping) else item))
         known = FIRST_ITEM <= index < self.num_items
         items = np.array([index if known else UNSEEN_ITEM], dtype=np.int32)
-        return PackedRows(items, _ONE_ROW, columns, moments=self.moments(1, at))
+        return PackedRows(items, np.array([0, 1]), columns, moments=self.moments(1, at))
 
     def _state_encoder(self, kind: str) -> StateEncoder:
         if kind not in self._state_encoders:

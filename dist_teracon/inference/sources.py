@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.console import Log
-from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import users_file
@@ -60,8 +59,11 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
 
     def histories(part: int) -> Histories:
         shard = mapped.read_shard(part)
-        found = model.reader.of_indices(shard.values, shard.offsets, users=users(part), columns=shard.columns, features=shard.features)
-        return replace(found, last_time=_last_times(inner, part))
+        keeps_times = "times" in inner.info.history.names  # whether the model reads them or not
+        table = inner.table(users_file(part), ["user_id", "times"] if keeps_times else ["user_id"])
+        ids = table["user_id"].combine_chunks()
+        found = model.reader.of_indices(shard.values, shard.offsets, users=ids, columns=shard.columns, features=shard.features)
+        return replace(found, last_time=_last_times(table["times"].combine_chunks())) if keeps_times else found
 
     name = {"kind": "dataset", "uri": uri, "version": inner.info.fingerprint, "users": inner.info.users}
     notes = mapped.notes()
@@ -71,11 +73,8 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
     return UserSource(name, inner.info.shards, users, histories, notes)
 
 
-def _last_times(dataset: Dataset, part: int) -> NDArray[np.float64] | None:
-    """Return the time of the last event of each of a shard's users, NaN for none; None where a data set does not keep times."""
-    if "times" not in dataset.info.history.names:
-        return None
-    times = dataset.table(users_file(part), ["times"])["times"].combine_chunks()
+def _last_times(times: pa.ListArray) -> NDArray[np.float64]:
+    """Return the last one of each user's times of events, NaN for none."""
     ends = np.cumsum(pc.list_value_length(times).to_numpy(zero_copy_only=False))
     last = times.flatten().to_numpy()[ends - 1]
     return np.where(last == NO_TIME, np.nan, last.astype(np.float64))

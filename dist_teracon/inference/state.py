@@ -175,8 +175,7 @@ class StateEncoder:
 
     def _items(self, items: Sequence[NDArray[np.int32]]) -> Tensor:
         packed = np.concatenate(items) if len(items) > 1 else items[0]
-        indices = torch.from_numpy(packed)
-        return self._backbone.embed_items(indices if self._device.type == "cpu" else indices.to(self._device))
+        return self._backbone.embed_items(torch.from_numpy(packed).to(self._device))
 
     def _embedded(self, rows: Sequence[PackedRows]) -> tuple[Tensor, list[int]]:
         """Return the embedded positions of rows [N, C], and where each row's end."""
@@ -206,7 +205,7 @@ class StateEncoder:
         beside, backbone = [hidden_BVC], self._backbone
         if totals_BC is not None:
             mean = mean_of_sums(totals_BC, [len(row.values) for row in rows], dtype=hidden_BVC.dtype)
-            mean_BVC = mean.view_as(hidden_BVC) if self._views == 1 else mean[:, None].expand_as(hidden_BVC)
+            mean_BVC = mean[:, None].expand_as(hidden_BVC)
             beside = [hidden_BVC + mean_BVC] if backbone.pooling == "mean" else [hidden_BVC, mean_BVC]
         if backbone.user_features is not None or backbone.history_features is not None:
             batch = self._batch(concatenate(rows))
@@ -220,8 +219,7 @@ class StateEncoder:
 
     def _combined(self, vectors_BVW: Tensor) -> NDArray[np.float32]:
         combined = vectors_BVW.mean(dim=1) if self._combine == "mean" and self._views > 1 else vectors_BVW.flatten(1)
-        plain = combined.dtype is torch.float32 and combined.device.type == "cpu"
-        return combined.numpy() if plain else combined.float().cpu().numpy()
+        return combined.float().cpu().numpy()
 
 
 def state_encoder(method: Method, kind: str, *, limit: int, device: torch.device) -> StateEncoder:

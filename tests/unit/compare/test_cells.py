@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from dist_teracon.compare.cells import CellJob, take_next
+from dist_teracon.compare.cells import CellJob, on_this_machine, take_next
 from dist_teracon.compare.shared_stages import Donor
 
 TASKS = ("next", "likes")
@@ -68,3 +71,17 @@ def test_what_a_third_cell_has_finished_is_not_waited_for(jobs: list[CellJob], t
     assert job.repeats([jobs[0].run])
     finish(tmp_path / "elsewhere", 1)
     assert not job.repeats([jobs[0].run])
+
+
+def test_closed_early_no_further_cell_is_started(jobs: list[CellJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def start(job: CellJob) -> subprocess.Popen[bytes]:
+        started.append(job.name)
+        return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({0 if job.name == 'a-slow' else 60})"])
+
+    monkeypatch.setattr(CellJob, "start", start)
+    with closing(on_this_machine(2)(jobs)) as ended:
+        assert next(ended)[0].name == "a-slow"
+    # the third may have been started when the first ended, and was ended with the second
+    assert started[:2] == ["a-slow", "b-slow"] and len(started) <= 3
