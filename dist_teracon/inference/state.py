@@ -26,6 +26,7 @@ from dist_teracon.continual.method import Method
 from dist_teracon.data.batches import PackedBatch, PackedRows, concatenate
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.errors import ConfigError
+from dist_teracon.inference.state_row import RowReader
 from dist_teracon.models.backbone import Backbone, Stepper
 from dist_teracon.models.network import Network
 from dist_teracon.models.pooling import mean_of_sums
@@ -109,6 +110,11 @@ class StateEncoder:
     def _stepper(self) -> Stepper:
         return self._backbone.stepper(self._masks)
 
+    @cached_property
+    def _row_reader(self) -> RowReader | None:
+        row = self._stepper.row if RowReader.reads(self._backbone) else None
+        return None if row is None else RowReader(self._backbone, row)
+
     @torch.inference_mode()
     def start(self, rows: Sequence[PackedRows]) -> list[Reading]:
         """Read rows as a whole."""
@@ -117,12 +123,16 @@ class StateEncoder:
         whole = iter(self._whole([row for row, keep in zip(rows, keeps, strict=True) if not keep]))
         return [next(begun) if keep else next(whole) for keep in keeps]
 
-    @torch.inference_mode()
     def extend(self, states: Sequence[UserState], events: Sequence[PackedRows]) -> list[Reading]:
         """Read one more event of each state, a row of its own; what the states keep stays as it is."""
         longer = [_appended(state, event, self._limit) for state, event in zip(states, events, strict=True)]
-        free = self._limit + self._exact_when_cut
-        going_on = [place for place, state in enumerate(states) if state.kept is not None and len(state.items) < free]
+        if len(states) == 1 and self._goes_on(states[0]) and self._row_reader is not None:
+            return [self._row(self._row_reader, states[0], longer[0])]
+        return self._extended(states, longer)
+
+    @torch.inference_mode()
+    def _extended(self, states: Sequence[UserState], longer: Sequence[PackedRows]) -> list[Reading]:
+        going_on = [place for place, state in enumerate(states) if self._goes_on(state)]
         if len(going_on) == len(states):
             return self._go_on(states, longer)
         anew = sorted(set(range(len(states))).difference(going_on))
@@ -131,6 +141,17 @@ class StateEncoder:
             steps = self._go_on([states[place] for place in going_on], [longer[place] for place in going_on])
             found |= zip(going_on, steps, strict=True)
         return [found[place] for place in range(len(states))]
+
+    def _goes_on(self, state: UserState) -> bool:
+        """Whether a state's next event is read from what it keeps."""
+        return state.kept is not None and len(state.items) < self._limit + self._exact_when_cut
+
+    def _row(self, reader: RowReader, state: UserState, row: PackedRows) -> Reading:
+        assert state.kept is not None
+        gone = state.items[0] if len(state.items) == self._limit else None
+        total = self._total(state).numpy() if self._pooled else None
+        vector, kept, total = reader.read(row.values, state.kept.numpy()[0], total, gone=gone)
+        return Reading(row, torch.from_numpy(kept)[None], None if total is None else torch.from_numpy(total), vector)
 
     def _go_on(self, states: Sequence[UserState], rows: Sequence[PackedRows]) -> list[Reading]:
         last, gone = self._read_now(states, rows)
@@ -184,7 +205,10 @@ class StateEncoder:
 
     def _total(self, state: UserState) -> Tensor:
         """Return the sum of a state's embedded events, as it is kept, or of a state that was read from a disk."""
-        return self._embedded([state.row])[0].double().sum(0) if state.total is None else state.total
+        if state.total is not None:
+            return state.total
+        with torch.inference_mode():
+            return self._embedded([state.row])[0].double().sum(0)
 
     def _whole(self, rows: Sequence[PackedRows]) -> list[Reading]:
         if not rows:

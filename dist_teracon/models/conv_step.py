@@ -28,6 +28,9 @@ class ConvolutionStepper:
         masks_VKC: None for one view without a mask; not negative.
         dilations: Of all K convolutions.
         eps: Of LayerNorm.
+
+    Attributes:
+        row: Adds a position to one row by NumPy; None where several views, or other numbers than fp32 on a CPU, are computed.
     """
 
     @torch.no_grad()
@@ -54,10 +57,10 @@ class ConvolutionStepper:
         stays = [place for places in moves for place in (*places, -1)]
         self._reads, self._stays, self._fresh = (torch.tensor(places, device=device) for places in (reads, stays, fresh))
         self._one = self._places_of(1)
-        self._row: RowStepper | None = None
+        self.row: RowStepper | None = None
         if self._views == 1 and weight.device.type == "cpu" and weight.dtype is torch.float32:
             present, past = torch.stack(self._present), self._past
-            self._row = RowStepper(present, past, bias, torch.stack(self._scales), torch.stack(self._shifts), *self._one, eps=eps)
+            self.row = RowStepper(present, past, bias, torch.stack(self._scales), torch.stack(self._shifts), *self._one, eps=eps)
 
     def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
         """Return a row's last position's outputs [V, C], and what the next one needs [V, P, C]."""
@@ -83,8 +86,9 @@ class ConvolutionStepper:
             kept_BVPC: What the rows have kept.
         """
         rows, V, K = x_BC.shape[0], self._views, len(self._present)
-        if rows == 1 and self._row is not None:
-            return self._row.step(x_BC, kept_BVPC)
+        if rows == 1 and self.row is not None:
+            x_C, kept_PC = self.row.step(x_BC.numpy()[0], kept_BVPC.numpy()[0, 0])
+            return torch.from_numpy(x_C).view(1, 1, -1), torch.from_numpy(kept_PC)[None, None]
         # rows and views lie as [B · V, C], what is kept of them as [B · V · P, C]
         kept = kept_BVPC.reshape(rows * V * self._kept, -1)
         reads, moves = self._one if rows * V == 1 else self._places_of(rows * V)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from math import sqrt
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,11 +46,10 @@ class RowStepper:
         self._shift, self._eps = list(_numbers(shift)), eps * self._channels
         self._reads, self._moves = reads.numpy(), moves.numpy()
 
-    def step(self, x_BC: Tensor, kept_BVPC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the new position's outputs [1, 1, C], and what the next one needs [1, 1, P, C]."""
-        x, kept = x_BC.numpy()[0], kept_BVPC.numpy()[0, 0]
-        K, C = self._convolutions, self._channels
-        before = np.matmul(kept[self._reads].reshape(K, 1, 1, -1), self._past).reshape(K, C)
+    def step(self, x_C: Float, kept_PC: Float) -> tuple[Float, Float]:
+        """Return the new position's output [C], and what the next one needs [P, C]; both are new arrays."""
+        x, K, C = x_C, self._convolutions, self._channels
+        before = np.matmul(kept_PC[self._reads].reshape(K, 1, 1, -1), self._past).reshape(K, C)
         before += self._bias
         inputs, outputs = np.empty((K, C), np.float32), np.empty((K, C), np.float32)
         for k in range(0, K, 2):
@@ -59,8 +57,7 @@ class RowStepper:
             self._convolved(x, before[k], k, out=inputs[k + 1])
             self._convolved(inputs[k + 1], before[k + 1], k + 1, out=outputs[k])
             x = np.add(x, outputs[k], out=outputs[k + 1])
-        longer = np.concatenate([kept, inputs])[self._moves]
-        return torch.from_numpy(x.reshape(1, 1, C)), torch.from_numpy(longer[None, None])
+        return x, np.concatenate([kept_PC, inputs])[self._moves]
 
     def _convolved(self, h: Float, before: Float, k: int, *, out: Float) -> None:
         u = np.matmul(h, self._present[k]).reshape(-1)

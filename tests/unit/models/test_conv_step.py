@@ -57,6 +57,6 @@ def test_inputs_of_equal_numbers_give_the_shift() -> None:
 
 def test_parts_are_products_of_one_thread() -> None:
     for channels, past in ((64, 1), (256, 16), (97, 97)):
-        row = stepper(channels, 3, masked=False)._row
+        row = stepper(channels, 3, masked=False).row
         assert isinstance(row, RowStepper)
         assert row._past.shape == (4, past, 2 * channels, channels // past)
