@@ -31,6 +31,7 @@ from dist_teracon.data.schema import (
     DatasetInfo,
     FileEntry,
     Split,
+    earlier_file,
     input_file,
     read_dataset_info,
     task_file,
@@ -125,6 +126,7 @@ class Dataset:
         self.closed: Mapping[str, Collection[str]] = self.info.inputs.closed
         self.moments: Moments | None = None
         self._shards: dict[int, Shard] = {}
+        self._earlier: dict[int, tuple[NDArray[np.int32], NDArray[np.int64]]] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
         self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
         self._label_of_item: dict[str, NDArray[np.int64] | None] = {}
@@ -146,6 +148,17 @@ class Dataset:
         self.columns_read = tuple(names)
         assert set(self.columns_read) <= set(self.info.history.names), names
         self._shards.clear()
+
+    def earlier(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
+        """Return the items that each of a shard's users took before the sequence begins, ragged; None where it is not known."""
+        if not self.info.keeps_earlier:
+            return None
+        if index not in self._earlier:
+            table = self.table(earlier_file(index))
+            items, counts = table["items"].combine_chunks(), np.zeros(len(self.shard(index).user_hash), dtype=np.int64)
+            counts[table["row"].to_numpy()] = np.diff(_offsets(items))
+            self._earlier[index] = items.flatten().to_numpy().astype(np.int32, copy=False), ragged.offsets_of(counts)
+        return self._earlier[index]
 
     def last_event(self, shards: Iterable[int]) -> int:
         """Return when the last event of some shards was, in seconds since 1970; `NO_TIME` where no time is known."""
@@ -199,6 +212,7 @@ class Dataset:
     def forget(self, index: int) -> None:
         """Drop a shard's users from memory, where each shard is read once."""
         self._shards.pop(index, None)
+        self._earlier.pop(index, None)
 
     def labels(self, task: str, index: int) -> Labels:
         """Return a shard's labels of a task, all splits."""

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import record_function
 
+from dist_teracon.data import ragged
 from dist_teracon.data.batch_plan import BatchPlan, Counts, own_shards, share_rows
 from dist_teracon.data.batches import Examples, PackedBatch, PackedRows, ragged_positions, take_rows
 from dist_teracon.data.dataset import Dataset, Labels, Shard
@@ -289,6 +290,7 @@ class EvaluationBatches:
         labels: Of each of the rank's shards.
         without_last: Items at the end of a user's sequence that are not read: a next item's label, and what stands behind it.
         split: Whose labels they are.
+        with_earlier: Give batches what the users took before, where the data set knows it.
     """
 
     dataset: Dataset
@@ -298,6 +300,7 @@ class EvaluationBatches:
     labels: dict[int, Labels]
     without_last: int = 0
     split: Split = Split.TEST
+    with_earlier: bool = False
 
     def __len__(self) -> int:
         return sum(-(-part.users.shape[0] // self.batch) for part in self.labels.values())
@@ -306,6 +309,7 @@ class EvaluationBatches:
         for shard, part in self.labels.items():
             data, features = self.dataset.shard(shard), self.dataset.user_features(shard, self.task.name)
             moments = self._moments(data, part)
+            earlier = self.dataset.earlier(shard) if self.with_earlier else None
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]
@@ -321,6 +325,7 @@ class EvaluationBatches:
                     positions="last",
                     examples=(Examples(self.task.name, index, labels, 0),),
                     user_hash=data.user_hash[users],
+                    earlier=None if earlier is None else ragged.take(*earlier, users),
                 ).with_beside(rows)
 
     def _moments(self, data: Shard, part: Labels) -> NDArray[np.int64] | None:
@@ -348,11 +353,12 @@ def evaluation_batches(
     seed: int,
     gather: Gather | None = None,
     period: int | None = None,
+    with_earlier: bool = False,
 ) -> EvaluationBatches:
     """Return this rank's rows of a split, `batch` users at a time, each with its labels; a next-item row without its last item.
 
     Of a test of several periods `period` takes one, counted from 0. With `max_users` the users are those with the least keyed hash, so the
-    choice depends on neither batch nor world size.
+    choice depends on neither batch nor world size. `with_earlier` as of `EvaluationBatches`.
     """
     own = own_shards(dataset.info.shards, rank, world_size)
     read = own if max_users is None or gather is not None else range(dataset.info.shards)
@@ -360,7 +366,7 @@ def evaluation_batches(
     if max_users is not None:
         labels = _fewer_users(dataset, labels, max_users, seed, gather)
     without_last = int(task.predicts_next) + dataset.behind(task.name, split)
-    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own}, without_last, split)
+    return EvaluationBatches(dataset, task, mask_index, batch, {shard: labels[shard] for shard in own}, without_last, split, with_earlier)
 
 
 def _fewer_users(dataset: Dataset, labels: dict[int, Labels], max_users: int, seed: int, gather: Gather | None) -> dict[int, Labels]:

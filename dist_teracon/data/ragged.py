@@ -42,6 +42,13 @@ def concatenate(parts: Sequence[tuple[NDArray[Any], Int]]) -> tuple[NDArray[Any]
     return np.concatenate([values for values, _ in parts]), offsets_of(np.concatenate([np.diff(offsets) for _, offsets in parts]))
 
 
+def side_by_side(one: tuple[NDArray[Any], Int], other: tuple[NDArray[Any], Int]) -> tuple[NDArray[Any], Int]:
+    """Return a ragged column with each row's values of one column and behind them those of another one with as many rows."""
+    joined, rows = concatenate([one, other]), len(one[1]) - 1
+    values, offsets = take(*joined, np.arange(2 * rows).reshape(2, rows).T.ravel())
+    return values, offsets[::2]
+
+
 def last(values: NDArray[Any], offsets: Int, *, limit: int) -> tuple[NDArray[Any], Int]:
     """Return the last `limit` values of each row."""
     lengths = np.diff(offsets)

@@ -9,6 +9,8 @@ On disk (a folder or URI):
     users/shard-00042.parquet         user_id (string) · user_hash (uint64) · sequence (list<int32>, unpadded, oldest first)
                                       and where they are kept: times (list<int64>, s) · types (list<int32>)
                                       and where there are features of users: input.<feature> (int32, 0 = missing)
+    earlier/shard-00042.parquet       row (int32, of the user in the shard) · items (list<int32>): what a user took before the
+                                      sequence, each item once; where sequences are cut and rankings leave out what was taken
     inputs/items.parquet              index (int32) · input.<feature> (int32) …         where there are features of items
     vocab/_input.<feature>.parquet    value (string) · index (int32) · count (int64)    index 0 = missing
     tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label;
@@ -220,6 +222,11 @@ class DatasetInfo:
         """
         return self.labels_are_items(task) and (not self.repeats(task) if setting is None else setting)
 
+    @property
+    def keeps_earlier(self) -> bool:
+        """Whether it is known what users took before their sequences begin."""
+        return earlier_file(0) in self.files
+
     def _rule(self, task: str) -> dict[str, Any]:
         """Return a task's part of the recipe, the history's for the first task; nothing where there was none."""
         recipe = self.source.get("recipe")
@@ -266,6 +273,11 @@ def folder_of(task: str) -> str:
 def users_file(shard: int) -> str:
     """Path within the data set of a shard's users."""
     return f"users/shard-{shard:05d}.parquet"
+
+
+def earlier_file(shard: int) -> str:
+    """Path within the data set of what a shard's users took before their sequences begin."""
+    return f"earlier/shard-{shard:05d}.parquet"
 
 
 def task_file(task: str, shard: int) -> str:

@@ -48,6 +48,7 @@ class ShardRows:
         columns: What there is of the events beside their items; the same columns in every shard.
         splits: int8 [U], the rows' splits as they are stored, where the source decides on them; None where users or examples are cut.
         features: int32 [U, F], features of the users, where the source has any.
+        earlier: Ragged [U], positions in the catalogue of what each user took before `values`, each item once; None where it is not kept.
     """
 
     user_ids: Any
@@ -59,6 +60,7 @@ class ShardRows:
     columns: EventColumns = NO_COLUMNS
     splits: NDArray[np.int8] | None = None
     features: NDArray[np.int32] | None = None
+    earlier: tuple[NDArray[np.int32], Int] | None = None
 
 
 class ShardSource(Protocol):

@@ -55,6 +55,18 @@ def users_text(rows: int, notes: Mapping[str, Any]) -> str:
     return f"{rows:,} users" if people is None else f"{rows:,} rows of {people:,} users"
 
 
+def taken_but_ranked(info: DatasetInfo) -> str | None:
+    """Return the line on what users took and rankings do not leave out, as the data set no longer knows it; None where there is nothing."""
+    left_out = info.notes.get("matched", {}).get("history", {}).get("left_out", {})
+    cut = int(left_out.get(f"before a user's last {info.length_limit}", 0))
+    if info.keeps_earlier or not cut:
+        return None
+    return (
+        f"the data set knows the last {info.length_limit:,} events of a user alone: the items of {cut:,} events before these are ranked; "
+        "to leave them out, prepare it with `repeats: false` in the recipe's history, or in a task"
+    )
+
+
 def shares(info: DatasetInfo) -> str:
     """Return the shares by which users or rows are cut; under a split by time none where nothing is cut by them."""
     split = info.split

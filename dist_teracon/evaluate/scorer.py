@@ -84,8 +84,8 @@ def score_task(
     """Score a task on a split by its metrics, the first of which selects; every rank scores its shards and all get the whole.
 
     Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32. `exclude_seen` is
-    `evaluate.exclude_seen` of the configuration: a target that is in the sequence itself is a miss then, as it would not be offered.
-    Of a test of several periods `period` scores one, counted from 0.
+    `evaluate.exclude_seen` of the configuration: a target that is in the sequence itself, or was taken before it, is a miss then, as it
+    would not be offered. Of a test of several periods `period` scores one, counted from 0.
     """
     info = dataset.info.task(task)
     label_of_item = dataset.label_of_item(task) if excludes_seen(dataset.info, task, exclude_seen) else None
@@ -93,14 +93,14 @@ def score_task(
     tally = _Tally(metrics, None if info.ranks_labels else info.labels)
     batches = evaluation_batches(
         dataset, info, split, mask_index=encoder.mask_index(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
-        max_users=max_users, seed=seed, gather=runtime.gather, period=period,
+        max_users=max_users, seed=seed, gather=runtime.gather, period=period, with_earlier=label_of_item is not None,
     )  # fmt: skip
     for packed in (progress or NoProgress()).track(iter(batches), len(batches), f"scores of {task}, {split.name.lower()}"):
         (examples,) = packed.examples
         hidden = encoder.encode(packed.to(runtime.device), task)
         left_out = None
         if label_of_item is not None:
-            left_out = items_left_out(packed.values.numpy(), packed.row_offsets.numpy(), label_of_item)
+            left_out = items_left_out(packed.values.numpy(), packed.row_offsets.numpy(), label_of_item, earlier=packed.earlier)
         found = score_rows(
             encoder.head(task), hidden, examples.index, examples.labels, seen_Y=seen, keep_logits=not info.ranks_labels, left_out=left_out,
         )  # fmt: skip

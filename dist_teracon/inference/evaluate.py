@@ -13,6 +13,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.moments import Moments
 from dist_teracon.data.open import open_dataset
 from dist_teracon.data.schema import DatasetInfo, Split
+from dist_teracon.data.summary import taken_but_ranked
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import metrics_of, parse_metric
 from dist_teracon.evaluate.periods import check_period, period_of
@@ -91,7 +92,7 @@ def evaluate(
     if model.reads_moments:
         data.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
-    periods, scores = _periods(model, data, chosen, period, log), []
+    periods, scores, told = _periods(model, data, chosen, period, log), [], list[str]()
     for task in _tasks(model, data, tasks, log):
         own = metrics_of(data.info.task(task), names)
         if not own:
@@ -106,6 +107,9 @@ def evaluate(
         # a user of a split by time is a row in each period of the test
         users = len(np.unique(scored)) if data.info.split.by == "time" else len(scored)
         scores.append(TaskScore(task, score.values, score.examples, score.unseen, without, users, periods[task]))
+        if without and (line := taken_but_ranked(opened.info)) and line not in told:
+            told.append(line)
+            log(line)
         if setting and not without and data.info.task(task).ranks_labels:
             log(f"{task}: its labels are not known to be items of the history, so all are ranked")
     if not scores:

@@ -135,6 +135,19 @@ class MappedDataset(Dataset):
             values, offsets = left_padded(values, offsets, length=self._limit, padding=padding)
         return replace(found, values=values, offsets=offsets, columns=columns, features=self._features(index))
 
+    def earlier(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
+        """Return the items that each of a shard's users took before the sequence, as `shard` cuts it, begins."""
+        found, shard = self._inner.earlier(index), self._inner.shard(index)
+        values, offsets = shard.values, shard.offsets
+        if self._own_padding is not None:
+            values, offsets = ragged.keep(values, offsets, values != self._own_padding)
+        lengths = np.diff(offsets)
+        if (lengths > self._limit).any():
+            cut = np.maximum(lengths - self._limit, 0)
+            beyond = values[ragged.positions(offsets[:-1], cut)], ragged.offsets_of(cut)
+            found = beyond if found is None else ragged.side_by_side(found, beyond)
+        return None if found is None else (self._item_map[found[0]], found[1])
+
     def _features(self, index: int) -> NDArray[np.int32] | None:
         """Return a shard's features of users that the model reads, in its numbering; all of them, as `user_features` closes some."""
         found, names = self._inner.shard(index).features, [feature.name for feature in self._inner.info.inputs.user]

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.console import Log
+from dist_teracon.data import ragged
+from dist_teracon.data.batches import PackedRows
 from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.data.open import SYNTHETIC, open_dataset
 from dist_teracon.data.schema import users_file
@@ -58,11 +60,14 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
         return inner.table(users_file(part), ["user_id"])["user_id"].combine_chunks()
 
     def histories(part: int) -> Histories:
+        earlier = mapped.earlier(part)
         shard = mapped.read_shard(part)
         keeps_times = "times" in inner.info.history.names  # whether the model reads them or not
         table = inner.table(users_file(part), ["user_id", "times"] if keeps_times else ["user_id"])
         ids = table["user_id"].combine_chunks()
         found = model.reader.of_indices(shard.values, shard.offsets, users=ids, columns=shard.columns, features=shard.features)
+        if earlier is not None:
+            found = replace(found, seen=PackedRows(*ragged.side_by_side(earlier, (found.seen.values, found.seen.offsets))))
         return replace(found, last_time=_last_times(table["times"].combine_chunks())) if keeps_times else found
 
     name = {"kind": "dataset", "uri": uri, "version": inner.info.fingerprint, "users": inner.info.users}

@@ -11,7 +11,7 @@ from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
-from dist_teracon.data.summary import users_text
+from dist_teracon.data.summary import taken_but_ranked, users_text
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
@@ -293,6 +293,8 @@ def _log_run(run: Run, events: EventLog, method: Method) -> None:
         others = [task.name for task in run.tasks if task.ranks_labels and task.name not in without]
         also = f"; all labels are ranked in {', '.join(others)}" if others else ""
         run.console.log(f"what a user has taken is left out of the rankings of {', '.join(without)} (evaluate.exclude_seen){also}")
+        if line := taken_but_ranked(info):
+            run.console.log(line)
     if info.test_periods:
         which = "the test period of its own stage" if run.config.evaluate.period == "own" else "the test period of the present stage"
         run.console.log(f"the test has {len(info.test_periods)} periods; each task is scored on {which} (evaluate.period)")

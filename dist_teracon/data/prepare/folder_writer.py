@@ -24,6 +24,7 @@ from dist_teracon.data.schema import (
     ITEM_INPUTS_FILE,
     TYPES_FILE,
     FileEntry,
+    earlier_file,
     input_file,
     task_file,
     users_file,
@@ -76,6 +77,12 @@ class FolderWriter:
         table |= {name: _list_column(getattr(columns, name), offsets) for name in columns.names}
         table |= {f"{INPUT_COLUMN}{name}": pa.array(values, pa.int32()) for name, values in features.items()}
         self.table(users_file(shard), table)
+
+    def earlier(self, shard: int, indices: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        """Write the item indices of what a shard's users took before their sequences begin."""
+        rows = np.flatnonzero(np.diff(offsets))
+        lists = _list_column(indices, np.append(offsets[rows], len(indices)))
+        self.table(earlier_file(shard), {"row": pa.array(rows, pa.int32()), "items": lists})
 
     def labels(self, task: str, shard: int, labels: ShardLabels, split: NDArray[np.int8]) -> None:
         """Write a shard's labels of a task with their splits, int8 [E]."""

@@ -30,6 +30,7 @@ class SequenceTable:
         offsets: int64 [U + 1].
         columns: Times and types of the events, beside `values`.
         features: int32 [U, F], the users' features; None where there are none.
+        earlier: As of `ShardRows`.
     """
 
     user_ids: Sequence[str]
@@ -38,6 +39,7 @@ class SequenceTable:
     offsets: NDArray[np.int64]
     columns: EventColumns = NO_COLUMNS
     features: NDArray[np.int32] | None = None
+    earlier: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,4 +146,6 @@ class TablesSource:
             taking_part = None if members is None else members[users]
             splits = None if self.tables.splits is None else self.tables.splits[users]
             features = None if sequences.features is None else sequences.features[users]
-            yield shard, ShardRows(ids, sequences.user_hash[users], values, offsets, taking_part, labels, columns, splits, features)
+            earlier = None if sequences.earlier is None else ragged.take(*sequences.earlier, users)
+            hashes = sequences.user_hash[users]
+            yield shard, ShardRows(ids, hashes, values, offsets, taking_part, labels, columns, splits, features, earlier)

@@ -214,13 +214,13 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     candidates = ordered
     notes |= note_equal_times(events, ordered, log=job.log)
     if job.recipe.split.by == "time":
-        users, ordered, offsets = _by_time(job, kept, ordered, counts[kept], funnel, notes)
+        users, ordered, offsets, ahead = _by_time(job, kept, ordered, counts[kept], funnel, notes)
         before = f"with {rule.minimum} events or more" if rule.minimum > 1 else "with an event"
         of_users.drop(f"no history {before} ahead of a period of the split", len(kept) - len(users.people))
     else:
         users = UserRows.one_each([events.user.names[code] for code in kept.tolist()], row_of_code)
+        ahead = ragged.offsets_of(counts[kept])[:-1], np.maximum(counts[kept] - rule.length, 0)
         ordered, offsets = _last_events(ordered, counts[kept], rule.length, funnel)
-    _name_cut_histories(job, counts[kept], notes)
     job.note("users", of_users)
     job.note("history", funnel)
 
@@ -237,19 +237,33 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     if users.splits is not None:
         notes["split_by_time"]["tests"] = _test_periods(job, candidates, position)
     columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.columns.timestamp_years)
-    return users, SequenceTable(users.names, users.hashes, position[codes], offsets, columns), items, types
+    earlier = _earlier(job, position[events.item.codes[candidates[ragged.positions(*ahead)]]], ahead[1], notes)
+    return users, SequenceTable(users.names, users.hashes, position[codes], offsets, columns, earlier=earlier), items, types
 
 
-def _name_cut_histories(job: _Job, counts: NDArray[np.int64], notes: dict[str, Any]) -> None:
-    """Count users whose rankings leave out less than they took, as their histories are cut; logs a line where there are any."""
+def _earlier(
+    job: _Job, items: NDArray[np.int32], lengths: NDArray[np.int64], notes: dict[str, Any]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:  # fmt: skip
+    """Return what users took before their histories begin, where rankings leave out what was taken; logs a line on it.
+
+    Args:
+        job: The preparation.
+        items: Positions in the catalogue of the events before the histories, row by row; −1 for an item outside of it.
+        lengths: int64 [U], how many of them each row has.
+        notes: Receives how many rows have any.
+    """
     repeats = [job.recipe.history.repeats, *(task.repeats for task in job.recipe.tasks.values() if isinstance(task, ItemTask))]
-    longer, length = int(np.count_nonzero(counts > job.recipe.history.length)), job.recipe.history.length
-    if longer and not all(repeats):
-        notes["cut_histories"] = longer
-        job.log(
-            f"repeats: rankings leave out the items of the last {length:,} events (history.length); {longer:,} of {len(counts):,} users "
-            "have more, and what they took before is ranked"
-        )
+    longer = int(np.count_nonzero(lengths))
+    if all(repeats) or not longer:
+        return None
+    values, offsets = ragged.distinct(*ragged.keep(items, ragged.offsets_of(lengths), items >= 0))
+    notes["cut_histories"] = longer
+    what = "rows of users" if job.recipe.split.by == "time" else "users"
+    job.log(
+        f"repeats: rankings leave out what a user has taken; {longer:,} of {len(lengths):,} {what} have more than the last "
+        f"{job.recipe.history.length:,} events (history.length), and {len(values):,} items that they took before are kept for that"
+    )
+    return values, offsets
 
 
 def _last_events(
@@ -263,8 +277,8 @@ def _last_events(
 
 def _by_time(
     job: _Job, kept: NDArray[np.int64], ordered: NDArray[np.int64], counts: NDArray[np.int64], funnel: Funnel, notes: dict[str, Any]
-) -> tuple[UserRows, NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
-    """Return the rows of a split by time, the events of their histories, and where each row's begin."""
+) -> tuple[UserRows, NDArray[np.int64], NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:  # fmt: skip
+    """Return the rows of a split by time, the events of their histories, where each row's begin, and what lies before these."""
     recipe, events = job.recipe, job.source.events
     moments = timestamps("split.by", events)
     dates = [(name, getattr(recipe.split, name)) for name in ("labels_from", "validation_from", "test_from")]
@@ -272,12 +286,12 @@ def _by_time(
         if date is not None and not float(moments.min()) < date <= float(moments.max()):
             raise ConfigError(f"split.{name}: lies outside of the events{period(events)}")
     rule = effective(recipe.split_rule())
-    users, chosen, offsets = rows_by_time(
+    users, chosen, offsets, before = rows_by_time(
         recipe.split, rule, events, kept, ordered, counts, length=recipe.history.length, minimum=recipe.history.minimum
     )
     funnel.drop("in no row's history", len(ordered) - len(np.unique(chosen)))
     notes["split_by_time"] = {"users": len(users.people), "rows": len(users.names)}
-    return users, chosen, offsets
+    return users, chosen, offsets, before
 
 
 def _test_periods(job: _Job, ordered: NDArray[np.int64], position: NDArray[np.int32]) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ class _Kind:
 
 def rows_by_time(
     part: SplitPart, rule: SplitRule, events: Events, kept: Int, ordered: Int, counts: Int, *, length: int, minimum: int
-) -> tuple[UserRows, Int, Int]:  # fmt: skip
+) -> tuple[UserRows, Int, Int, tuple[Int, Int]]:  # fmt: skip
     """Make the rows of a split by time.
 
     Args:
@@ -107,7 +107,8 @@ def rows_by_time(
         minimum: Rows with fewer events before their period are left out.
 
     Returns:
-        The rows; the events of all rows' histories; where each row's begin, int64 [U + 1].
+        The rows; the events of all rows' histories; where each row's begin, int64 [U + 1]; of each row the place in `ordered` of its
+        user's first event, and how many of them its history leaves out before it begins, int64 [U] each.
     """
     assert part.validation_from is not None and part.test_from is not None
     t1, t2 = part.validation_from, part.test_from
@@ -165,7 +166,8 @@ def rows_by_time(
         next_rows=np.flatnonzero(np.array([kind.takes_next for kind in kinds])[kind_U]),
         later_rows=later_rows[there],
     )  # fmt: skip
-    return rows, ordered[ragged.positions(first_U, lengths)], ragged.offsets_of(lengths)
+    before = begins[person_U], first_U - begins[person_U]
+    return rows, ordered[ragged.positions(first_U, lengths)], ragged.offsets_of(lengths), before
 
 
 def periods_without(splits: NDArray[np.int8], rows: Int, *, periods: int) -> list[int]:

@@ -274,6 +274,7 @@ class _Append:
         features = self.inputs.users(ours.features, theirs.features, rows)
         ids = pa.array(list(row_of_id), pa.string())
         self.writer.users(shard, ids, hashes, values, offsets, columns=columns, features=features)
+        self._earlier(shard, item_of, rows)
         self.added_users += len(fresh)
         self.events += len(values)
         if self.refresh:
@@ -288,6 +289,25 @@ class _Append:
             )
         last = np.where(np.diff(offsets) >= 2, values[offsets[1:] - 1], UNSEEN_ITEM).astype(np.int32)
         return _Users(row, len(our_ids), self._split(shard, hashes, len(our_ids)), last)
+
+    def _earlier(self, shard: int, item_of: NDArray[np.int32], rows: NDArray[np.int64]) -> None:
+        """Write what users took before their sequences begin, of those rows of the old version and of `added` behind it that are kept."""
+        if not (self.old.info.keeps_earlier or self.new.info.keeps_earlier):
+            return
+        parts = []
+        for dataset in (self.old, self.new):
+            users = len(dataset.shard(shard).user_hash)
+            parts.append(dataset.earlier(shard) or (np.zeros(0, dtype=np.int32), np.zeros(users + 1, dtype=np.int64)))
+        (ours, our_offsets), (theirs, their_offsets) = parts
+        # an item that stands in no sequence of the new version is known where the old one has it
+        index = np.where(item_of >= FIRST_ITEM, item_of, self.same_item)[theirs]
+        theirs, their_offsets = ragged.keep(index, their_offsets, index >= FIRST_ITEM)
+        self.writer.earlier(shard, *ragged.take(*ragged.concatenate([(ours, our_offsets), (theirs, their_offsets)]), rows))
+        if not self.old.info.keeps_earlier:
+            old = self.old.shard(shard)
+            stay = rows[rows < len(old.user_hash)]
+            cut = np.count_nonzero(np.diff(old.offsets)[stay] == self.old.info.length_limit)
+            self.left_out.add("old users with a full history, of whom it is not known what they took before", int(cut))
 
     def _split(self, shard: int, hashes: NDArray[np.uint64], old: int) -> NDArray[np.int8]:
         """Each row's split as in the old version's labels, a group's being that of any of its users."""

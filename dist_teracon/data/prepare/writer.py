@@ -31,6 +31,7 @@ from dist_teracon.data.schema import (
     Split,
     SplitRule,
     Task,
+    earlier_file,
     task_file,
     users_file,
     vocabulary_file,
@@ -213,6 +214,8 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
         for name, counts in zip(features, part.input_counts, strict=True):
             np.add(counts, np.bincount(features[name][trains], minlength=len(counts)), out=counts)
         writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns, features=features)
+        if rows.earlier is not None:
+            writer.earlier(shard, rows.earlier[0] + np.int32(FIRST_ITEM), rows.earlier[1])
         last_items = last_three(rows, source.length_limit) if splitter.rule.by == "last" else None
         first = next_labels(rows, source.length_limit) if last_items is None else last_items[0]
         part.no_next = left_out(rows, source.length_limit, by_last=last_items is not None)
@@ -251,6 +254,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
     order += writer.inputs(inputs, written.input_counts)
     files = written.files | writer.files
     order += [users_file(shard) for shard in range(count)]
+    order += [path for shard in range(count) if (path := earlier_file(shard)) in files]
     order += [task_file(task.name, shard) for task in tasks for shard in range(count)]
     plain = written.history == HistoryColumns() and inputs.features == NO_FEATURES
     info = DatasetInfo(

@@ -12,6 +12,7 @@ import torch
 import dist_teracon
 from dist_teracon.cli import main
 from dist_teracon.console import Console
+from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.versions import append
 from dist_teracon.data.schema import Split
@@ -102,8 +103,9 @@ def test_evaluation_on_another_data_set_matches_names(shop, model, tmp_path):
     names = dataset.vocabulary("buys")["label"].to_pylist()
     for shard in range(dataset.info.shards):
         data, labels = dataset.shard(shard), dataset.labels("buys", shard).of(Split.TEST)
+        values, offsets = ragged.side_by_side(dataset.earlier(shard), (data.values, data.offsets))
         for row, user in enumerate(labels.users):
-            history = [items[item] or "?" for item in data.values[data.offsets[user] : data.offsets[user + 1]]]
+            history = [items[item] or "?" for item in values[offsets[user] : offsets[user + 1]]]
             ranked = model.predict([history], "buys", top=99).labels[0]
             for label in labels.values[labels.offsets[row] : labels.offsets[row + 1]]:
                 ranks.append(ranked.index(names[label]) + 1 if names[label] in ranked else 10**9)

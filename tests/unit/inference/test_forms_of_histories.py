@@ -20,7 +20,7 @@ from dist_teracon.inference.labels_file import UserLabels
 from dist_teracon.inference.padded import padded_model
 from dist_teracon.inference.predictions import best_labels
 from dist_teracon.inference.probe import baseline_features
-from dist_teracon.inference.sources import of_dataset
+from dist_teracon.inference.sources import of_dataset, of_events
 from dist_teracon.models.heads import Head
 
 HISTORIES = [["p01", "p02"], ["p03"], ["p05", "p06", "p07"]]
@@ -191,3 +191,23 @@ def test_padded_and_plain_data_sets_score_the_same_in_one_model(shop, model, pad
     for scored in (model, padded_model):
         one, other = ([(score.task, score.values) for score in evaluate(scored, uri)] for uri in (dataset, shop.dataset))
         assert one == other
+
+
+def taken(source):
+    """Return by user's id the items that rankings of a source's histories leave out."""
+    found = {}
+    for part in range(source.parts):
+        read = source.histories(part)
+        for user, low, high in zip(source.users(part), read.seen.offsets[:-1], read.seen.offsets[1:], strict=True):
+            found[str(user)] = {int(item) for item in read.seen.values[low:high]} - {0, 1}
+    return found
+
+
+@pytest.mark.parametrize("length", [8, 4])
+def test_a_data_set_knows_what_was_taken_before_its_histories(shop, tmp_path, length):
+    """Of a model that reads as much of a history as the data set keeps, and of one that reads less."""
+    own = prepare_shop(shop.events, tmp_path / "data", history={**RECIPE["history"], "length": length})
+    model = dist_teracon.from_pretrained(make_shop_run(own, tmp_path / "run"))
+    of_set, of_raw = taken(of_dataset(model, shop.dataset, log=print)), taken(of_events(model, str(shop.events)))
+    assert of_set and of_set == {user: of_raw[user] for user in of_set}
+    assert max(map(len, of_set.values())) > 8

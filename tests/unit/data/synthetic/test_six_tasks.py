@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from dist_teracon.data.open import open_dataset
 from dist_teracon.data.prepare.tables import Tables
 from dist_teracon.data.synthetic.six_tasks import oracle_scores, parse_synthetic, six_tasks_v1
 from dist_teracon.errors import ConfigError
@@ -174,3 +175,24 @@ def test_times_and_types_are_added_tell_of_the_profiles_and_all_else_stays() -> 
     more = parse_synthetic("synthetic:six-tasks-v1?users=500&times=1").sequences.columns
     np.testing.assert_array_equal(more.times[: len(times)], times)
     np.testing.assert_array_equal(more.types[: len(types)], types)
+
+
+def test_shares_of_the_split_stand_in_the_name():
+    info = open_dataset("synthetic:six-tasks-v1?users=400&train=0.25&validation=0.25").info
+    assert (info.split.train, info.split.validation, info.split.test) == (0.25, 0.25, 0.5)
+    assert info.task("next").examples == (100, 100, 200)
+    assert open_dataset("synthetic:six-tasks-v1?users=2000&train=0.5").info.split.validation == 0.05
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("train=most", "expected a share between 0 and 1 as train, as train=0.25, got 'most'"),
+        ("train=1.5", "got '1.5'"),
+        ("validation=nan", "as validation, as validation=0.25, got 'nan'"),
+        ("train=0.9&validation=0.1", "leave nothing for the test"),
+    ],
+)
+def test_shares_that_are_none(query, said):
+    with pytest.raises(ConfigError, match=said):
+        open_dataset(f"synthetic:six-tasks-v1?users=200&{query}")
