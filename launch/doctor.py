@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -92,7 +92,7 @@ def check(facts: dict[str, Any]) -> list[Finding]:
     Args:
         facts: As `machine.survey` returns it.
     """
-    return [*_programs(facts), *_computing(facts), *_machine(facts), *_extras(facts)]
+    return [*_programs(facts), *_computing(facts), *_machine(facts), *_extras(facts), *_parts(facts)]
 
 
 def _programs(facts: dict[str, Any]) -> Iterator[Finding]:
@@ -184,6 +184,29 @@ def _extras(facts: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(name, "note", f"not there: no {what}", f"pip install 'dist-teracon[{extra}]'")
 
 
+def _parts(facts: dict[str, Any]) -> Iterator[Finding]:
+    """Name the parts that other packages bring, and those that are never used, as a part of this program has their name."""
+    own = _own_parts() if facts["parts"] else {}
+    for part in facts["parts"]:
+        name = f"{part['kind'].removesuffix('s')} {part['name']}"
+        if part["name"] in own.get(part["kind"], ()):
+            yield Finding(name, "note", f"of {part['package']}: never used, there is one of this name", "another name in that package")
+        else:
+            yield Finding(name, "ok", f"of {part['package']}")
+
+
+def _own_parts() -> dict[str, Collection[str]]:
+    """Return the names of this program's own parts; none where its libraries are missing."""
+    try:
+        from dist_teracon.continual.registry import METHODS
+        from dist_teracon.data.sources.registry import SOURCES
+        from dist_teracon.evaluate.metrics import METRICS
+        from dist_teracon.models.backbone import BACKBONES
+    except ImportError:
+        return {}
+    return {"methods": METHODS, "backbones": BACKBONES, "sources": SOURCES, "metrics": METRICS}
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the numbers of a version up to the first part that is none: 2.13.0+cpu is (2, 13, 0)."""
     numbers: list[int] = []
@@ -232,4 +255,9 @@ def _of_node(look: Any, node: dict[str, Any], here: dict[str, Any]) -> list[Find
         other = facts["libraries"].get(name, "")
         if name in ("dist-teracon", *_OLDEST) and other and other != version:
             findings.append(Finding(f"{name} differs", "note", f"{other}, here {version}", "the same versions on every node"))
+    known = {(part["kind"], part["name"]) for part in facts["parts"]}
+    for part in here["parts"]:
+        if (part["kind"], part["name"]) not in known:
+            name, mend = f"{part['kind'].removesuffix('s')} {part['name']}", f"install {part['package']} on every node"
+            findings.append(Finding(name, "note", "not there, and here it is", mend))
     return findings

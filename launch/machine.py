@@ -53,10 +53,21 @@ def survey(*, disk: str = ".") -> dict[str, Any]:
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "compiler": next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), ""),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "parts": _parts(),
         "nvidia_driver": _has_nvidia(),
         "torch": _torch(),
         "deepspeed": _deepspeed(),
     }
+
+
+def _parts() -> list[dict[str, str]]:
+    """Return what other packages bring of methods, backbones, sources and metrics (`dist_teracon.extensions`)."""
+    found = []
+    for kind in ("methods", "backbones", "sources", "metrics"):
+        for entry in metadata.entry_points(group=f"dist_teracon.{kind}"):
+            package = "" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+            found.append({"kind": kind, "name": entry.name, "package": package})
+    return found
 
 
 def _memory() -> int:

@@ -72,9 +72,9 @@ def _add_inspect(add: AddCommand) -> None:
 
 def formats() -> tuple[str, ...]:
     """Return the formats of raw data that `prepare` reads; their readers are heavy to import."""
-    from dist_teracon.data.sources.registry import SOURCES
+    from dist_teracon.data.sources.registry import format_names
 
-    return (*SOURCES, "synthetic")
+    return (*format_names(), "synthetic")
 
 
 def _prepare(options: argparse.Namespace) -> None:

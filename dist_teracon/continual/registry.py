@@ -1,4 +1,4 @@
-"""Which methods there are, and the configured one with its settings."""
+"""Which methods there are, those of other installed packages among them, and the configured one with its settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import validate
 from dist_teracon.continual.method import Method
 from dist_teracon.errors import ConfigError, nearest, shortened
+from dist_teracon.extensions import declared_names, load_class
 
 # name -> module of that name's file beside this one, whose class of that name is the method
 METHODS = {
@@ -39,12 +40,14 @@ def method_class(name: str) -> type[Method]:
     """Return a method by name.
 
     Raises:
-        ConfigError: no such method; names the nearest.
+        ConfigError: no such method, and the nearest is named; or a package's cannot be imported.
     """
     if name not in _registered and name in METHODS:
         importlib.import_module(f"dist_teracon.continual.{METHODS[name]}")
+    elif name not in _registered and (found := load_class("methods", name, Method)) is not None:  # type: ignore[type-abstract]
+        _registered[name] = found
     if name not in _registered:
-        known = sorted({*METHODS, *_registered})
+        known = sorted({*METHODS, *_registered, *declared_names("methods")})
         raise ConfigError(f"method.name: no method {shortened(name)}{nearest(name, known)} (known: {', '.join(known)})")
     return _registered[name]
 
@@ -62,5 +65,5 @@ def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], Conf
     try:
         kind = method_class(name)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}") from error.__cause__
     return kind, validate(kind.Settings, values, where=where, group="method", of=f"method '{name}'")

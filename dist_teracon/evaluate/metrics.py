@@ -14,6 +14,7 @@ Legend: E examples (user, target), Y labels, k a cutoff.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from dist_teracon.config.run import EvaluateConfig
 from dist_teracon.data.schema import Task
 from dist_teracon.errors import ConfigError, nearest, shortened
+from dist_teracon.extensions import declared_names, load
 
 Float = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
@@ -250,10 +252,12 @@ def parse_metric(name: str) -> Metric:
         ValueError: no such metric; names the nearest one and all there are.
     """
     family, at, cutoff = name.partition("@")
-    entry = METRICS.get(family)
+    entry = METRICS.get(family) or _of_a_package(family)
     if entry is None:
         items, profiles = (", ".join(metric_names(ranks_labels=kind)) for kind in (True, False))
-        raise ValueError(f"no metric {shortened(name)}{nearest(family.lower(), METRICS)} (item tasks: {items}; profile tasks: {profiles})")
+        others = f"; of other packages: {', '.join(found)}" if (found := declared_names("metrics")) else ""
+        hint = nearest(family.lower(), [*METRICS, *found])
+        raise ValueError(f"no metric {shortened(name)}{hint} (item tasks: {items}; profile tasks: {profiles}{others})")
     if not entry.takes_cutoff:
         if at:
             raise ValueError(f"{shortened(name)}: {family} takes no cutoff, expected '{family}'")
@@ -261,6 +265,14 @@ def parse_metric(name: str) -> Metric:
     if not re.fullmatch(r"[1-9][0-9]{0,5}", cutoff):
         raise ValueError(f"expected a cutoff of 1 to 999999 as in '{family}@10', got {shortened(name)}")
     return replace(entry, name=name, function=partial(entry.function, k=int(cutoff)))
+
+
+@functools.cache
+def _of_a_package(family: str) -> Metric | None:
+    try:
+        return load("metrics", family, Metric)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def is_metric(name: str) -> bool:

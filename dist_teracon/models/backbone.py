@@ -20,6 +20,7 @@ from dist_teracon.config.model import EventFeature, ModelConfig, Pooling
 from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened
+from dist_teracon.extensions import declared_names, load_class
 from dist_teracon.models.conv_step_row import RowStepper
 from dist_teracon.models.dropout import row_dropout
 from dist_teracon.models.event_embedding import COLUMN_OF, RECENCY, EventEmbedding
@@ -335,8 +336,15 @@ def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone],
     name = str(values["name"])
     if name not in _registered and name in BACKBONES:
         importlib.import_module(f"dist_teracon.models.{BACKBONES[name]}")
+    elif name not in _registered:
+        try:
+            found = load_class("backbones", name, Backbone)  # type: ignore[type-abstract]
+        except ConfigError as error:
+            raise ConfigError(f"{where}: model.backbone.name: {error}") from error.__cause__
+        if found is not None:
+            _registered[name] = found
     if name not in _registered:
-        known = sorted({*BACKBONES, *_registered})
+        known = sorted({*BACKBONES, *_registered, *declared_names("backbones")})
         raise ConfigError(f"{where}: model.backbone.name: no backbone {shortened(name)}{nearest(name, known)} (known: {', '.join(known)})")
     kind = _registered[name]
     given = {key: value for key, value in values.items() if key != "name"}

@@ -33,7 +33,7 @@ from dist_teracon.data.recipe_values import clean_name
 from dist_teracon.data.schema import FORMAT_VERSION, LABELS_OF_THEIR_OWN, DatasetInfo, SplitRule, read_dataset_info
 from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.data.sources.base import EventData, SourceFormat
-from dist_teracon.data.sources.registry import SOURCES, source_format
+from dist_teracon.data.sources.registry import format_names, source_format
 from dist_teracon.data.summary import users_text
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.memory import raise_malloc_thresholds
@@ -65,7 +65,7 @@ def prepare(
     Killed at any moment, the same call goes on from the rows it had spilled, if reading had come to its end.
 
     Args:
-        format: A name of `SOURCES`.
+        format: One of `format_names`.
         source: Folder or URI of the raw files.
         out: Folder or URI of the data set.
         recipe: How tasks come from events; formats of events require one.
@@ -207,7 +207,7 @@ def _checked_format(format: str, *, max_bad_rows: float, shards: int | None, min
         if value is not None and value < 1:
             raise ConfigError(f"{option}: expected 1 or more, got {value}")
     if cluster and not reader.on_cluster:
-        able = ", ".join(name for name in SOURCES if source_format(name).on_cluster)
+        able = ", ".join(name for name in format_names() if source_format(name).on_cluster)
         raise ConfigError(f"--cluster: '{format}' is prepared on one machine; on a cluster: {able}")
     return reader
 

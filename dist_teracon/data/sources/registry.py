@@ -6,6 +6,7 @@ from importlib import import_module
 
 from dist_teracon.data.sources.base import SourceFormat
 from dist_teracon.errors import ConfigError, nearest
+from dist_teracon.extensions import declared_names, load
 
 # Where in this folder each format's `SourceFormat` stands; a format's file is imported when it is used.
 SOURCES = {
@@ -18,14 +19,21 @@ SOURCES = {
 }
 
 
+def format_names() -> list[str]:
+    """Return the names of all formats, those of other installed packages behind the others."""
+    return list(dict.fromkeys([*SOURCES, *declared_names("sources")]))
+
+
 def source_format(name: str) -> SourceFormat:
     """Return the reader of a format.
 
     Raises:
-        ConfigError: no such format; names the nearest one.
+        ConfigError: no such format, and the nearest is named; or a package's cannot be imported.
     """
     if name not in SOURCES:
-        raise ConfigError(f"format: no format '{name}'{nearest(name, SOURCES)} (there are: {', '.join(SOURCES)})")
+        if (declared := load("sources", name, SourceFormat)) is not None:
+            return declared
+        raise ConfigError(f"format: no format '{name}'{nearest(name, format_names())} (there are: {', '.join(format_names())})")
     module, _, attribute = SOURCES[name].partition(":")
     found: SourceFormat = getattr(import_module(f"dist_teracon.data.sources.{module}"), attribute)
     return found
