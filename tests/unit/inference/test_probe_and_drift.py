@@ -177,6 +177,33 @@ def test_files_of_labels_that_cannot_be_read(tmp_path):
             read_labels(str(tmp_path / "labels.csv"))
 
 
+def test_rows_of_labels_that_cannot_be_read_are_told(tmp_path):
+    """Of 2,500 rows one has a field too few, and one no label: they are left out, and said where they are. Of few rows two are too many."""
+    rows = [f"u{user},{'ab'[user % 2]}" for user in range(2500)]
+    rows[7], rows[9] = "u7", "u9,"
+    (tmp_path / "labels.csv").write_text("user,label\n" + "\n".join(rows) + "\n")
+    said: list[str] = []
+    labels = read_labels(str(tmp_path / "labels.csv"), log=said.append)
+    assert len(labels.users) == 2498 and not {"u7", "u9"} & set(labels.users)
+    assert any("labels.csv:9" in line for line in said) and any("labels.csv:11" in line for line in said), said
+    (tmp_path / "few.csv").write_text("user,label\n" + "\n".join(rows[:60]) + "\n")
+    with pytest.raises(DataError, match="2 of 60 rows are malformed; 0 would be passed over"):
+        read_labels(str(tmp_path / "few.csv"))
+
+
+def test_vectors_of_two_kinds_are_told(shop, tmp_path, capsys):
+    for name, task in (("one", "next"), ("two", "club")):
+        assert main(["export", str(shop.run), str(tmp_path / name), "--task", task]) == 0
+    capsys.readouterr()
+    assert main(["drift", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert "vectors of two kinds are compared: next and club" in "".join(capsys.readouterr())
+
+
+def test_no_dates_of_a_data_set_is_told_to_do_nothing(shop, tmp_path, capsys):
+    assert main(["export", str(shop.run), str(tmp_path / "out"), "--no-dates"]) == 0
+    assert "is a data set, whose histories are cut already" in "".join(capsys.readouterr())
+
+
 def test_too_few_users_are_told(shop, model, tmp_path):
     (tmp_path / "labels.csv").write_text("user,label\n" + "".join(f"u{user:03d},{user % 2}\n" for user in range(30)))
     from dist_teracon.inference.sources import of_uri
