@@ -38,7 +38,7 @@ class BadRows:
     adjustable: bool = True
     _pending: dict[str, list[str]] = field(default_factory=dict)
     _pending_counts: dict[str, int] = field(default_factory=dict)
-
+    _first: dict[str, str] = field(default_factory=dict)
     _file: IO[str] | None = None
 
     def add(self, kind: str, where: str, *, text: str | None = None, count: int = 1) -> None:
@@ -49,6 +49,7 @@ class BadRows:
             self._sample(kind, where, text)
         shown = "" if text is None else f": {text[:_SHOWN]!r}" + ("…" if len(text) > _SHOWN else "")
         self._pending.setdefault(kind, [f"{where}{shown}"])
+        self._first.setdefault(kind, f"{where}{shown}")
 
     def merge(self, counts: dict[str, int], rejected: str) -> None:
         """Add what another process counted and sampled, file after file."""
@@ -79,7 +80,9 @@ class BadRows:
     def tell(self, uri: str, log: Log) -> None:
         """Log what was passed over so far, a line a kind."""
         for kind, count in self.counts.items():
-            log(f"{uri}: {count} malformed rows are left out: {kind}")
+            rows = "1 malformed row is" if count == 1 else f"{count} malformed rows are"
+            first = f", first at {self._first[kind]}" if kind in self._first else ""  # not of rows that another process read
+            log(f"{uri}: {rows} left out: {kind}{first}")
 
     def check(self, uri: str, rows: int) -> None:
         """End a file of `rows` rows, malformed ones included.
