@@ -18,7 +18,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -213,8 +213,17 @@ def _ray() -> Iterator[None]:
     finally:
         from ray import serve as ray_serve
 
+        _no_more_lines_of_workers()
         ray_serve.shutdown()
         ray.shutdown()
+
+
+def _no_more_lines_of_workers() -> None:
+    """Print no more of what Ray's processes say: as Ray Serve is shut down, that its controller was killed and will be tried again."""
+    with suppress(ImportError, AttributeError):  # Ray has no public way
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
 
 
 @contextmanager

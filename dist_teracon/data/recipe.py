@@ -97,7 +97,7 @@ class HistoryRule(RecipePart):
         padding: `token` fills every sequence up to `length`, on the left, with one more item, as the published code does; `none` does not.
         minimum: Users with fewer are dropped.
         min_count: Items with fewer occurrences in all sequences count as unseen.
-        repeats: Whether a user may take an item twice; where not, the first task's ranking leaves out what a history holds.
+        repeats: Whether a user may take an item twice; where not, the first task's ranking leaves out what was taken before.
         keep: What of events is kept beside their items: `time`, `type`; `all` takes what the source has.
     """
 
@@ -127,7 +127,7 @@ class ItemTask(RecipePart):
         choose: Which of them: drawn by seed, the `first` in time, or the `next` ones after the date in `events.from`.
         label: `item`, or an attribute of items such as a category.
         min_count: Labels of fewer users are dropped before any are drawn.
-        repeats: Whether a label may be an item of the user's history; where not, rankings leave out what a history holds.
+        repeats: Whether a label may be an item of the user's history; where not, rankings leave out what was taken before.
         excludes: Features of users (`inputs.user`) that the task must not read, as they tell its labels.
     """
 

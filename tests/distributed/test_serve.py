@@ -156,5 +156,7 @@ def test_a_stop_finishes_and_keeps_the_users(server, run):
     written = json.loads((server.users / "shop" / "snapshot.json").read_text())
     assert written["users"][-1] | {"states": None} == {"user": "last", "count": 1, "history": ["p01"], "states": None}
     assert TOKEN not in server.log.read_text()
+    # and nothing of Ray's own end
+    assert server.log.read_text().splitlines()[-1].endswith("stopping: what is being answered is finished")
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", server.port)) != 0
