@@ -18,8 +18,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -213,17 +214,10 @@ def _ray() -> Iterator[None]:
     finally:
         from ray import serve as ray_serve
 
-        _no_more_lines_of_workers()
-        ray_serve.shutdown()
-        ray.shutdown()
-
-
-def _no_more_lines_of_workers() -> None:
-    """Print no more of what Ray's processes say: as Ray Serve is shut down, that its controller was killed and will be tried again."""
-    with suppress(ImportError, AttributeError):  # Ray has no public way
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
-
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+        # else Ray prints that the controller of Ray Serve, which it stops itself, was killed and will be tried again
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            ray_serve.shutdown()
+            ray.shutdown()
 
 
 @contextmanager
