@@ -65,7 +65,7 @@ def _parts() -> list[dict[str, str]]:
     found = []
     for kind in ("methods", "backbones", "sources", "metrics"):
         for entry in metadata.entry_points(group=f"dist_teracon.{kind}"):
-            package = "" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+            package = "an unknown package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
             found.append({"kind": kind, "name": entry.name, "package": package})
     return found
 

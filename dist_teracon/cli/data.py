@@ -143,15 +143,16 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
     refuse_shape_options(options.shards, options.split)
     parent, recipe, out = read_dataset_info(options.append), _recipe(options), options.paths[-1]
     options.shards, options.split = parent.shards, parent.split.by
+    known = {"known_inputs": parent.inputs, "keep_earlier": parent.leaves_out_taken}
 
     def fingerprint() -> str | None:
         return None if options.format == "synthetic" else prepared_fingerprint(
             options.format, options.paths[0], recipe, split=options.split, max_bad_rows=options.max_bad_rows,
-            min_count=options.min_count, shards=options.shards, known_inputs=parent.inputs,
+            min_count=options.min_count, shards=options.shards, **known,
         )  # fmt: skip
 
     return append_prepared(
-        options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out, known_inputs=parent.inputs),
+        options.append, out, lambda folder: _prepare_into(options, folder, recipe, progress, shown=out, **known),
         recipe=recipe, min_count=options.min_count, refresh=options.refresh,
         synthetic=options.format == "synthetic", fingerprint=fingerprint, log=Console(quiet=options.quiet).log,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Console
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
+from dist_teracon.data.summary import taken_but_ranked
 from dist_teracon.errors import ConfigError
 
 
@@ -77,6 +78,7 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
     problems: dict[str, None] = {}
     tasks: dict[str, tuple[str, ...]] = {}
     ranked: dict[str, dict[str, bool]] = {}
+    partly: dict[str, bool] = {}
     for cell in cells:
         if is_finished(cell, out):
             continue
@@ -87,14 +89,33 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
             tasks[cell.variant] = _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
             info, setting = datasets[uri].info, cell.config.evaluate.exclude_seen
             ranked[cell.variant] = {task: info.excludes_seen(task, setting) for task in tasks[cell.variant]}
+            if any(ranked[cell.variant].values()):
+                partly[uri] = taken_but_ranked(info) is not None
         except ConfigError as error:
             problems[str(error)] = None
     if problems:
         raise ConfigError("\n".join(problems))
+    if problem := other_knowledge(partly):
+        raise ConfigError(f"{where}: {problem}")
     if problem := other_candidates(ranked):
         raise ConfigError(f"{where}: {problem}")
     if problem := _experiment_problem(plan, tasks):
         raise ConfigError(f"{where}: experiment '{plan.experiment}' {problem}")
+
+
+def other_knowledge(partly: Mapping[str, bool]) -> str:
+    """Return that one data set knows all that users took and another the last events alone; empty where they are alike.
+
+    Args:
+        partly: By data set, of those with rankings that leave out what was taken, whether it knows the last events alone.
+    """
+    if len(set(partly.values())) < 2:
+        return ""
+    less, more = (next(uri for uri, part in partly.items() if part == which) for which in (True, False))
+    return (
+        f"{more} knows all that users took, and {less} the last events alone, so rankings leave out more in one of them; "
+        "prepare both by the same program"
+    )
 
 
 def other_candidates(ranked: Mapping[str, Mapping[str, bool]]) -> str:

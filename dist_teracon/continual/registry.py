@@ -61,7 +61,8 @@ def resolve_method(config: RunConfig, *, where: str) -> tuple[type[Method], Conf
     values = dict(config.method)
     name = values.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"{where}: method.name: required field missing (one of: {', '.join(sorted(METHODS))})")
+        known = sorted({*METHODS, *declared_names("methods")})
+        raise ConfigError(f"{where}: method.name: required field missing (one of: {', '.join(known)})")
     try:
         kind = method_class(name)
     except ConfigError as error:

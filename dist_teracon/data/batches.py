@@ -144,7 +144,7 @@ class PackedBatch:
         retention: Past tasks' rows.
         epoch, step, steps: Which batch of how many of which epoch this is.
         user_hash: uint64 [B], whose rows they are; only in evaluation.
-        earlier: Ragged [B], item indices of what the rows' users took before the rows begin; only in evaluation, where it is asked for.
+        earlier: Ragged [B], the task's labels that the rows' users took before the rows begin; only in evaluation, where it is asked for.
         num_micro_batches: Into how many micro-batches its step was cut.
         dropout_key: int64 [B], what a row's dropout at this step follows from; 0 for none, as for replayed rows.
         host_row_offsets, host_task_of_row: `row_offsets` and `task_of_row` on the CPU, for a batch that was moved to a device.
@@ -165,7 +165,7 @@ class PackedBatch:
     step: int = 0
     steps: int = 1
     user_hash: NDArray[np.uint64] | None = None
-    earlier: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None
+    earlier: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     num_micro_batches: int = 1
     dropout_key: Tensor | None = None
     host_row_offsets: Tensor | None = None

@@ -24,6 +24,7 @@ from dist_teracon.data.event_columns import NO_COLUMNS, NO_TIME, EventColumns
 from dist_teracon.data.input_features import NO_FEATURES, InputFeatures, close
 from dist_teracon.data.moments import Moments
 from dist_teracon.data.schema import (
+    EARLIER_FILE,
     FIRST_ITEM,
     INPUT_COLUMN,
     ITEM_INPUTS_FILE,
@@ -39,6 +40,8 @@ from dist_teracon.data.schema import (
     vocabulary_file,
 )
 from dist_teracon.errors import DataError
+
+Ragged = tuple[NDArray[Any], NDArray[np.int64]]
 
 # Data sets of at least so many events go through the local cache; smaller ones are read into memory.
 CACHE_FROM = 1 << 22
@@ -126,7 +129,8 @@ class Dataset:
         self.closed: Mapping[str, Collection[str]] = self.info.inputs.closed
         self.moments: Moments | None = None
         self._shards: dict[int, Shard] = {}
-        self._earlier: dict[int, tuple[NDArray[np.int32], NDArray[np.int64]]] = {}
+        self._earlier: dict[int, Ragged] = {}
+        self._label_of_earlier: dict[str, NDArray[np.int64]] = {}
         self._labels: dict[tuple[str, int], Labels] = {}
         self._train_counts: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
         self._label_of_item: dict[str, NDArray[np.int64] | None] = {}
@@ -149,8 +153,11 @@ class Dataset:
         assert set(self.columns_read) <= set(self.info.history.names), names
         self._shards.clear()
 
-    def earlier(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
-        """Return the items that each of a shard's users took before the sequence begins, ragged; None where it is not known."""
+    def earlier(self, index: int) -> Ragged | None:
+        """Return the items that each of a shard's users took before the sequence begins, by index; None where it is not known.
+
+        Indices from the number of items on are those of `earlier_items`.
+        """
         if not self.info.keeps_earlier:
             return None
         if index not in self._earlier:
@@ -159,6 +166,29 @@ class Dataset:
             counts[table["row"].to_numpy()] = np.diff(_offsets(items))
             self._earlier[index] = items.flatten().to_numpy().astype(np.int32, copy=False), ragged.offsets_of(counts)
         return self._earlier[index]
+
+    def earlier_items(self) -> list[str]:
+        """Return the names of items that users took before their sequences begin, and that no sequence holds."""
+        names: list[str] = self.table(EARLIER_FILE)["item"].to_pylist() if EARLIER_FILE in self.info.files else []
+        return names
+
+    def earlier_labels(self, task: str, index: int) -> Ragged | None:
+        """Return the labels of a task that each of a shard's users took before the sequence begins; None where it is not known."""
+        found = self.earlier(index)
+        if found is None:
+            return None
+        if task not in self._label_of_earlier:
+            self._label_of_earlier[task] = self._labels_of_earlier(task)
+        labels = self._label_of_earlier[task][found[0]]
+        return ragged.keep(labels, found[1], labels >= 0)
+
+    def _labels_of_earlier(self, task: str) -> NDArray[np.int64]:
+        """Return which label of a task each index of `earlier` is, −1 for none."""
+        label_of, others = self.label_of_item(task), self.earlier_items()
+        if label_of is None:
+            return np.full(self.info.items + len(others), -1, dtype=np.int64)
+        known = [] if self.info.task(task).predicts_next else self.vocabulary(task)["label"].to_pylist()
+        return np.concatenate([label_of, label_of_name(others, known)])
 
     def last_event(self, shards: Iterable[int]) -> int:
         """Return when the last event of some shards was, in seconds since 1970; `NO_TIME` where no time is known."""

@@ -309,7 +309,7 @@ class EvaluationBatches:
         for shard, part in self.labels.items():
             data, features = self.dataset.shard(shard), self.dataset.user_features(shard, self.task.name)
             moments = self._moments(data, part)
-            earlier = self.dataset.earlier(shard) if self.with_earlier else None
+            earlier = self.dataset.earlier_labels(self.task.name, shard) if self.with_earlier else None
             for first in range(0, part.users.shape[0], self.batch):
                 users = part.users[first : first + self.batch]
                 begin, end = part.offsets[first], part.offsets[first + users.shape[0]]

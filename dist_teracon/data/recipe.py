@@ -296,6 +296,11 @@ class Recipe(RecipePart):
     split: SplitPart = SplitPart()
     inputs: InputsPart = InputsPart()
 
+    @property
+    def leaves_out_taken(self) -> bool:
+        """Whether rankings of any task leave out what a user has taken."""
+        return not (self.history.repeats and all(task.repeats for task in self.tasks.values() if isinstance(task, ItemTask)))
+
     @field_validator("first_task")
     @classmethod
     def _named(cls, value: str) -> str:

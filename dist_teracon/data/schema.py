@@ -11,6 +11,7 @@ On disk (a folder or URI):
                                       and where there are features of users: input.<feature> (int32, 0 = missing)
     earlier/shard-00042.parquet       row (int32, of the user in the shard) · items (list<int32>): what a user took before the
                                       sequence, each item once; where sequences are cut and rankings leave out what was taken
+    vocab/_earlier.parquet            item (string) · index (int32): of those that no sequence holds, numbered behind the items
     inputs/items.parquet              index (int32) · input.<feature> (int32) …         where there are features of items
     vocab/_input.<feature>.parquet    value (string) · index (int32) · count (int64)    index 0 = missing
     tasks/<task>/shard-00042.parquet  row (int32, of the user in the shard) · labels (list<int32>) · split (list<int8>, one a label;
@@ -43,6 +44,7 @@ from dist_teracon.hashing import plain_name
 FORMAT_VERSION = 1
 FORMAT_WITH_MORE = 2
 TYPES_FILE = "vocab/_types.parquet"  # no task's: the short names of tasks have a hash
+EARLIER_FILE = "vocab/_earlier.parquet"
 ITEM_INPUTS_FILE = "inputs/items.parquet"
 INPUT_COLUMN = "input."  # what names of features' columns begin with
 UNSEEN_ITEM = 1
@@ -221,6 +223,11 @@ class DatasetInfo:
             setting: `evaluate.exclude_seen`; None for what the recipe has. Tasks whose labels are not items are never ranked so.
         """
         return self.labels_are_items(task) and (not self.repeats(task) if setting is None else setting)
+
+    @property
+    def leaves_out_taken(self) -> bool:
+        """Whether, by its recipe, rankings of any task leave out what a user has taken."""
+        return any(not self.repeats(task.name) for task in self.tasks)
 
     @property
     def keeps_earlier(self) -> bool:

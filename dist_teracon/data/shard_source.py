@@ -48,7 +48,8 @@ class ShardRows:
         columns: What there is of the events beside their items; the same columns in every shard.
         splits: int8 [U], the rows' splits as they are stored, where the source decides on them; None where users or examples are cut.
         features: int32 [U, F], features of the users, where the source has any.
-        earlier: Ragged [U], positions in the catalogue of what each user took before `values`, each item once; None where it is not kept.
+        earlier: Ragged [U], what each user took before `values`, each item once: positions in the catalogue, and −1 − k for the k-th of
+            the source's `earlier_items`; None where it is not kept.
     """
 
     user_ids: Any
@@ -72,7 +73,8 @@ class ShardSource(Protocol):
         tasks: The later tasks in order.
 
     A source whose events have types also has `types`, their names in the order of their numbers, from 1 on; one with side features has
-    `inputs` (`InputTables`), and one with several test periods `test_periods`.
+    `inputs` (`InputTables`), one with several test periods `test_periods`, and one whose rows have `earlier` may have `earlier_items`, the
+    names of items that are in no sequence.
     """
 
     name: str

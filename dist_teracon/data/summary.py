@@ -56,15 +56,21 @@ def users_text(rows: int, notes: Mapping[str, Any]) -> str:
 
 
 def taken_but_ranked(info: DatasetInfo) -> str | None:
-    """Return the line on what users took and rankings do not leave out, as the data set no longer knows it; None where there is nothing."""
+    """Return the line on what users took and rankings do not leave out, as the data set does not know it; None where there is nothing."""
+    if info.keeps_earlier:
+        return None
     left_out = info.notes.get("matched", {}).get("history", {}).get("left_out", {})
     cut = int(left_out.get(f"before a user's last {info.length_limit}", 0))
-    if info.keeps_earlier or not cut:
+    if not cut and not info.notes.get("cut_histories"):
         return None
-    return (
-        f"the data set knows the last {info.length_limit:,} events of a user alone: the items of {cut:,} events before these are ranked; "
-        "to leave them out, prepare it with `repeats: false` in the recipe's history, or in a task"
-    )
+    if info.labels_of_their_own:
+        mend = ""
+    elif info.leaves_out_taken:
+        mend = "; an earlier program prepared it: to leave them out, prepare it anew in another folder"
+    else:
+        mend = "; to leave them out, prepare it with `repeats: false` in the recipe's history, or in a task"
+    these = f"{cut:,} events" if cut else "events"
+    return f"the data set knows a user's last {info.length_limit:,} events alone: the items of {these} before these are ranked{mend}"
 
 
 def shares(info: DatasetInfo) -> str:

@@ -75,7 +75,7 @@ def _left_out(dataset: Dataset, task: Task, parts: Sequence[Labels]) -> LeftOut:
         rows = take_rows(data.values, data.offsets, part.users, without_last=without_last)
         label_of_item = dataset.label_of_item(task.name)
         assert label_of_item is not None
-        earlier = dataset.earlier(shard)
+        earlier = dataset.earlier_labels(task.name, shard)
         earlier = None if earlier is None else ragged.take(*earlier, part.users)
         found.append(items_left_out(rows.values, rows.offsets, label_of_item, earlier=earlier))
     return LeftOut(*ragged.concatenate([(part.labels, part.offsets) for part in found]))

@@ -82,7 +82,7 @@ class LeftOut:
 
 def items_left_out(
     values: NDArray[np.int32], offsets: NDArray[np.int64], label_of_item: NDArray[np.int64], *,
-    earlier: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None,
+    earlier: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
 ) -> LeftOut:  # fmt: skip
     """Return the labels that are items of rows' own sequences, or were taken before these.
 
@@ -90,12 +90,11 @@ def items_left_out(
         values: int32 [N], item indices, row behind row.
         offsets: int64 [B + 1].
         label_of_item: int64 [items], each item's label, −1 for none.
-        earlier: Ragged [B], item indices of what was taken before; None where it is not known.
+        earlier: Ragged [B], labels of what was taken before; None where it is not known.
     """
-    if earlier is not None:
-        values, offsets = ragged.side_by_side((values, offsets), earlier)
     labels = label_of_item[values]
-    return LeftOut(*ragged.keep(labels, offsets, labels >= 0))
+    found = ragged.keep(labels, offsets, labels >= 0)
+    return LeftOut(*(found if earlier is None else ragged.side_by_side(found, earlier)))
 
 
 def score_rows(

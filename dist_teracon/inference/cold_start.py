@@ -328,7 +328,7 @@ def cold_start(
         counts.append(number)
         hashes.append(found.user_hash[people])
         if label_of is not None:
-            seen.append(_labels_seen(found.values, found.offsets, dataset.earlier(shard), people, label_of))
+            seen.append(_labels_seen(found.values, found.offsets, dataset.earlier_labels(target, shard), people, label_of))
         (histories,) = without_features(model, [source.histories(shard)], closed, log=told)
         told = no_log  # once
         unknown += int(histories.strange[people].sum())
@@ -372,14 +372,14 @@ def _finite(vectors: NDArray[np.float32], name: str) -> NDArray[np.float32]:
 
 
 def _labels_seen(
-    values: NDArray[Any], offsets: NDArray[np.int64], earlier: tuple[NDArray[np.int32], NDArray[np.int64]] | None,
+    values: NDArray[Any], offsets: NDArray[np.int64], earlier: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
     users: NDArray[np.int64], label_of: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
     """Return the labels that are items of users' histories, or of what is known before these, and how many each user has."""
     items, ends = ragged.take(values, offsets, users)
-    if earlier is not None:
-        items, ends = ragged.side_by_side((items, ends), ragged.take(*earlier, users))
     labels, ends = ragged.keep(label_of[items], ends, label_of[items] >= 0)
+    if earlier is not None:
+        labels, ends = ragged.side_by_side((labels, ends), ragged.take(*earlier, users))
     return labels.astype(np.int64), np.diff(ends)
 
 

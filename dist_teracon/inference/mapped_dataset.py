@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedBatch
-from dist_teracon.data.dataset import Dataset, Labels, Shard
+from dist_teracon.data.dataset import Dataset, Labels, Ragged, Shard, label_of_name
 from dist_teracon.data.input_features import MISSING, InputFeatures
 from dist_teracon.data.prepare.padding import PADDING, left_padded, padded_columns
 from dist_teracon.data.prepare.versions import ancestors
@@ -115,6 +115,7 @@ class MappedDataset(Dataset):
         # the data set's own padding is taken off, and the model's put on
         self._own_padding = padding_of(inner)
         self._label_maps: dict[str, NDArray[np.int32]] = {}
+        self._label_of_earlier = {}
         tasks = tuple(self._mapped_task(task) for task in inner.info.tasks if task.name in model.tasks)
         # the rules of histories and rankings are those that the model was trained by
         self.info = replace(inner.info, tasks=tasks, items=model.num_items, source=model.info.source, inputs=self.inputs_read)
@@ -135,18 +136,35 @@ class MappedDataset(Dataset):
             values, offsets = left_padded(values, offsets, length=self._limit, padding=padding)
         return replace(found, values=values, offsets=offsets, columns=columns, features=self._features(index))
 
-    def earlier(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
-        """Return the items that each of a shard's users took before the sequence, as `shard` cuts it, begins."""
+    def earlier(self, index: int) -> Ragged | None:
+        """Return the items that each of a shard's users took before the sequence, as `shard` cuts it, begins; as the data set has them."""
         found, shard = self._inner.earlier(index), self._inner.shard(index)
         values, offsets = shard.values, shard.offsets
         if self._own_padding is not None:
             values, offsets = ragged.keep(values, offsets, values != self._own_padding)
-        lengths = np.diff(offsets)
-        if (lengths > self._limit).any():
-            cut = np.maximum(lengths - self._limit, 0)
+        cut = np.maximum(np.diff(offsets) - self._limit, 0)
+        if cut.any():
             beyond = values[ragged.positions(offsets[:-1], cut)], ragged.offsets_of(cut)
             found = beyond if found is None else ragged.side_by_side(found, beyond)
-        return None if found is None else (self._item_map[found[0]], found[1])
+        return found
+
+    def earlier_of_model(self, index: int) -> Ragged | None:
+        """Return `earlier` in the model's numbering."""
+        found = self.earlier(index)
+        if found is None:
+            return None
+        others = self._model.items.indices(pa.array(self._inner.earlier_items(), pa.string())).astype(np.int32)
+        known = (others >= FIRST_ITEM) & (others < self._model.num_items)
+        own = np.concatenate([self._item_map, np.where(known, others, UNSEEN_ITEM).astype(np.int32)])
+        return own[found[0]], found[1]
+
+    def _labels_of_earlier(self, task: str) -> NDArray[np.int64]:
+        items, others = self._inner.vocabulary("items")["item"].to_pylist(), self._inner.earlier_items()
+        if not self.info.labels_are_items(task):
+            return np.full(len(items) + len(others), -1, dtype=np.int64)
+        if self.info.task(task).predicts_next:
+            return np.concatenate([self._model.label_of_item(task)[self._item_map], np.full(len(others), -1, dtype=np.int64)])
+        return label_of_name([*items, *others], list(map(str, self._model.labels(task).names)))
 
     def _features(self, index: int) -> NDArray[np.int32] | None:
         """Return a shard's features of users that the model reads, in its numbering; all of them, as `user_features` closes some."""

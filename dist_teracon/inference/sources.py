@@ -60,7 +60,7 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
         return inner.table(users_file(part), ["user_id"])["user_id"].combine_chunks()
 
     def histories(part: int) -> Histories:
-        earlier = mapped.earlier(part)
+        earlier = mapped.earlier_of_model(part)
         shard = mapped.read_shard(part)
         keeps_times = "times" in inner.info.history.names  # whether the model reads them or not
         table = inner.table(users_file(part), ["user_id", "times"] if keeps_times else ["user_id"])

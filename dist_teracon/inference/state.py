@@ -28,6 +28,7 @@ from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.state_row import RowReader
 from dist_teracon.models.backbone import Backbone, Stepper
+from dist_teracon.models.conv_step_row import RowStepper
 from dist_teracon.models.network import Network
 from dist_teracon.models.pooling import mean_of_sums
 
@@ -112,7 +113,7 @@ class StateEncoder:
 
     @cached_property
     def _row_reader(self) -> RowReader | None:
-        row = self._stepper.row if RowReader.reads(self._backbone) else None
+        row: RowStepper | None = getattr(self._stepper, "row", None) if RowReader.reads(self._backbone) else None
         return None if row is None else RowReader(self._backbone, row)
 
     @torch.inference_mode()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.models.backbone import Backbone
 from dist_teracon.models.conv_step_row import Float, RowStepper
+from dist_teracon.models.item_table import ItemTable
 
 # Of the mean's variance, as `mean_of_sums` has it.
 _EPS = 1e-8
@@ -31,9 +32,14 @@ class RowReader:
 
     @staticmethod
     def reads(backbone: Backbone) -> bool:
-        """Whether an event of this backbone is no more than a row of its item table, and a vector no more than events."""
+        """Whether an event of this backbone is no more than a row of its item table, and a vector no more than events.
+
+        Not of a backbone that embeds or pools in a way of its own.
+        """
         more = (backbone.event_embedding, backbone.item_features, backbone.user_features, backbone.history_features)
-        return all(part is None for part in more)
+        own = type(backbone)
+        as_ever = all(getattr(own, name) is getattr(Backbone, name) for name in ("embed", "embed_items", "encode"))
+        return as_ever and type(backbone.item_embedding) is ItemTable and all(part is None for part in more)
 
     def read(
         self, items: NDArray[np.int32], kept: Float, total: NDArray[np.float64] | None, *, gone: np.int32 | None

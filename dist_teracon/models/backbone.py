@@ -21,7 +21,6 @@ from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened
 from dist_teracon.extensions import declared_names, load_class
-from dist_teracon.models.conv_step_row import RowStepper
 from dist_teracon.models.dropout import row_dropout
 from dist_teracon.models.event_embedding import COLUMN_OF, RECENCY, EventEmbedding
 from dist_teracon.models.history_features import COLUMN_OF as HISTORY_COLUMN_OF
@@ -60,11 +59,8 @@ Patch = Callable[[int, Tensor, Tensor], Tensor]
 class Stepper(Protocol):
     """Reads rows, and goes on from what it kept of them: V views of a row, P positions kept of each.
 
-    Attributes:
-        row: Does what `step` does for one row of one view, by NumPy; None where it cannot.
+    It may have `row`, a `RowStepper` that does what `step` does for one row of one view.
     """
-
-    row: RowStepper | None
 
     def begin(self, x_LC: Tensor) -> tuple[Tensor, Tensor]:
         """Read a row's embedded positions, one at least: return the last one's output [V, C], and what the next one needs [V, P, C]."""

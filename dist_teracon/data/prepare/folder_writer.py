@@ -19,6 +19,7 @@ from dist_teracon import io
 from dist_teracon.data.event_columns import NO_COLUMNS, EventColumns
 from dist_teracon.data.input_features import MISSING, FeatureColumn, InputFeature, InputTables
 from dist_teracon.data.schema import (
+    EARLIER_FILE,
     FIRST_ITEM,
     INPUT_COLUMN,
     ITEM_INPUTS_FILE,
@@ -83,6 +84,12 @@ class FolderWriter:
         rows = np.flatnonzero(np.diff(offsets))
         lists = _list_column(indices, np.append(offsets[rows], len(indices)))
         self.table(earlier_file(shard), {"row": pa.array(rows, pa.int32()), "items": lists})
+
+    def earlier_items(self, names: Sequence[str], *, first: int) -> None:
+        """Write the names of items that no sequence holds, numbered from `first` on; none are no file."""
+        if names:
+            index = pa.array(np.arange(first, first + len(names)), pa.int32())
+            self.table(EARLIER_FILE, {"item": pa.array(list(names), pa.string()), "index": index})
 
     def labels(self, task: str, shard: int, labels: ShardLabels, split: NDArray[np.int8]) -> None:
         """Write a shard's labels of a task with their splits, int8 [E]."""

@@ -41,6 +41,7 @@ class PaddedSource:
         self.types: Sequence[str] = getattr(source, "types", ())
         self.inputs: InputTables = getattr(source, "inputs", NO_INPUTS)
         self.test_periods: tuple[float, ...] = getattr(source, "test_periods", ())
+        self.earlier_items: Sequence[str] = getattr(source, "earlier_items", ())
         if self.inputs.item:
             values = self.inputs.item_values
             self.inputs = replace(self.inputs, item_values=np.pad(values, ((0, 1), (0, 0)), constant_values=MISSING))

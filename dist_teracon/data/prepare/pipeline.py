@@ -56,6 +56,7 @@ def prepare(
     cluster: bool = False,
     max_unmatched: float = MAX_UNMATCHED,
     known_inputs: InputFeatures = NO_FEATURES,
+    keep_earlier: bool = False,
     shown: str | None = None,
     log: Log = no_log,
     progress: Progress | None = None,
@@ -78,6 +79,8 @@ def prepare(
         cluster: Do the work on a Ray cluster; what is written is the same.
         max_unmatched: Largest share of the fewer ids of events and a table of attributes that may be without a partner.
         known_inputs: Side features of the version that this is added to: bins are cut where its are, and a feature may have one value.
+        keep_earlier: Keep what users took before their cut histories, also where no task of this recipe has `repeats: false`, as one has
+            of the version that this is added to.
         shown: How messages name the result; `out` where None.
         log: Receives lines on what happens.
         progress: Shows how far it is.
@@ -108,7 +111,7 @@ def prepare(
     check_output(out)
     raw = _raw_files(
         format, source, rules, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, made_from=made_from,
-        known_inputs=known_inputs,
+        known_inputs=known_inputs, keep_earlier=keep_earlier,
     )  # fmt: skip
     there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
@@ -128,7 +131,9 @@ def prepare(
         if cluster:
             context.workers = stack.enter_context(_ray_workers(out, work))
         log("reading what was drawn" if made_from else f"reading {source}")
-        data = _read(reader, raw.source, rules, context, log, max_unmatched=max_unmatched, known_inputs=known_inputs)
+        data = _read(
+            reader, raw.source, rules, context, log, max_unmatched=max_unmatched, known_inputs=known_inputs, keep_earlier=keep_earlier
+        )
         data.source = raw.origin(context.sha256)
         info = _write(data, rule, work, context, log)
         work.publish()
@@ -166,7 +171,7 @@ class _RawFiles:
 def _raw_files(
     format: str, source: str, recipe: Recipe | None, *,
     split: str | None, max_bad_rows: float, min_count: int | None, shards: int | None, made_from: dict[str, Any] | None = None,
-    known_inputs: InputFeatures = NO_FEATURES,
+    known_inputs: InputFeatures = NO_FEATURES, keep_earlier: bool = False,
 ) -> _RawFiles:  # fmt: skip
     folder = io.input_path(source)
     options = {
@@ -176,6 +181,8 @@ def _raw_files(
         "shards": shards,
         **({} if min_count is None else {"min_count": min_count}),
         **({} if known_inputs == NO_FEATURES else {"known_inputs": known_inputs.to_json()}),
+        # where the recipe says so itself, this changes nothing
+        **({"keep_earlier": True} if keep_earlier and recipe is not None and not recipe.leaves_out_taken else {}),
     }
     return _RawFiles(format, folder, source_format(format).files(folder, recipe), options, made_from)
 
@@ -190,11 +197,13 @@ def prepared_fingerprint(
     min_count: int | None,
     shards: int | None,
     known_inputs: InputFeatures = NO_FEATURES,
+    keep_earlier: bool = False,
 ) -> str:
     """Return the fingerprint of what `prepare` would make, which it records as `source.fingerprint`; reads the files for checksums."""
     raw = _raw_files(
-        format, source, recipe, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards, known_inputs=known_inputs
-    )
+        format, source, recipe, split=split, max_bad_rows=max_bad_rows, min_count=min_count, shards=shards,
+        known_inputs=known_inputs, keep_earlier=keep_earlier,
+    )  # fmt: skip
     value: str = raw.origin({})["fingerprint"]
     return value
 
@@ -221,7 +230,7 @@ def _ray_workers(out: str, work: Workspace) -> AbstractContextManager[Workers]:
 
 def _read(
     reader: SourceFormat, source: str, rules: Recipe | None, context: ReadContext, log: Log, *,
-    max_unmatched: float, known_inputs: InputFeatures,
+    max_unmatched: float, known_inputs: InputFeatures, keep_earlier: bool,
 ) -> ShardSource:  # fmt: skip
     """Read raw files into what a data set is written from."""
     read = reader.read(source, rules, context)
@@ -229,7 +238,7 @@ def _read(
     if isinstance(read, EventData):
         tables = build_tables(
             rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched,
-            known_inputs=known_inputs, log=log,
+            known_inputs=known_inputs, keep_earlier=keep_earlier, log=log,
         )  # fmt: skip
         _check(tables)
         data = TablesSource(tables)

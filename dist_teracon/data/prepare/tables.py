@@ -79,6 +79,7 @@ class Tables:
         types: Names of the events' types in the order of their numbers, from 1 on.
         splits: int8 [U], the users' splits; None where they or their examples are cut by the rule.
         test_periods: As in `DatasetInfo`.
+        earlier_items: As of `ShardSource`.
         inputs: Side features, the values of those of users being in `sequences`.
     """
 
@@ -95,6 +96,7 @@ class Tables:
     splits: NDArray[np.int8] | None = None
     inputs: InputTables = NO_INPUTS
     test_periods: tuple[float, ...] = ()
+    earlier_items: Sequence[str] = ()
 
     def feature_values(self) -> Iterator[tuple[FeatureColumn, NDArray[np.int32]]]:
         """Yield each feature with its values, of users or items."""
@@ -111,7 +113,7 @@ class TablesSource:
         self.tables = tables
         self.name, self.items, self.next_task = tables.name, tables.items, tables.next_task
         self.length_limit, self.source, self.notes, self.types = tables.length_limit, tables.source, tables.notes, tables.types
-        self.inputs, self.test_periods = tables.inputs, tables.test_periods
+        self.inputs, self.test_periods, self.earlier_items = tables.inputs, tables.test_periods, tables.earlier_items
         self.tasks: Sequence[TaskColumns] = [TaskColumns(table.name, table.kind, table.classes) for table in tables.labels]
 
     def user_hashes(self) -> Hashes:

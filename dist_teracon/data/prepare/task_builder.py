@@ -31,6 +31,9 @@ from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.hashing import mix64, stable_hash
 
+# Events before histories that are looked at together.
+_EVENTS_AT_ONCE = 1 << 22
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -42,6 +45,7 @@ class _Job:
     max_unmatched: float
     log: Log
     matched: dict[str, Any]
+    keep_earlier: bool
 
     def note(self, name: str, funnel: Funnel) -> None:
         self.matched[name] = funnel.to_json()
@@ -50,7 +54,7 @@ class _Job:
 def build_tables(
     recipe: Recipe, source: EventData, *,
     bad: BadRows, min_count: int | None = None, max_unmatched: float = MAX_UNMATCHED, known_inputs: InputFeatures = NO_FEATURES,
-    log: Log = no_log,
+    keep_earlier: bool = False, log: Log = no_log,
 ) -> Tables:  # fmt: skip
     """Make sequences and labels from events.
 
@@ -63,7 +67,7 @@ def build_tables(
         bad: Counts attributes that cannot be read.
         min_count: Overrides the recipe's `history.min_count`.
         max_unmatched: Largest share of the fewer ids of two tables that may be without a partner.
-        known_inputs: As of `prepare`.
+        known_inputs, keep_earlier: As of `prepare`.
         log: Receives a line on what nearly matches, and on labels that leak into histories (`notes.overlap`).
 
     Raises:
@@ -72,9 +76,9 @@ def build_tables(
     """
     if min_count is not None:
         recipe = recipe.model_copy(update={"history": recipe.history.model_copy(update={"min_count": min_count})})
-    job = _Job(recipe, source, bad, max_unmatched, log, {})
+    job = _Job(recipe, source, bad, max_unmatched, log, {}, keep_earlier or recipe.leaves_out_taken)
     notes: dict[str, Any] = {}
-    users, sequences, items, types = _sequences(job, notes)
+    users, sequences, items, types, earlier_items = _sequences(job, notes)
     _join_attributes(job, users)
     inputs, features, funnels = input_values(recipe, source, users, items, bad=bad, known=known_inputs, log=log)
     sequences = replace(sequences, features=features)
@@ -112,6 +116,7 @@ def build_tables(
         splits=users.splits,
         inputs=inputs,
         test_periods=recipe.split.tests if recipe.split.test_periods else (),
+        earlier_items=earlier_items,
     )
 
 
@@ -194,7 +199,8 @@ def histories(rule: HistoryRule, events: Events) -> tuple[NDArray[np.int64], NDA
     return kept, ordered, ragged.offsets_of(counts[kept])
 
 
-def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTable, list[str], list[str]]:
+def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTable, list[str], list[str], list[str]]:
+    """Return users and their histories, with the names of items, of types, and of items that stand before the histories alone."""
     rule, events = job.recipe.history, job.source.events
     fits, funnel = _matching("history.events", rule.events, job)
     chosen = np.flatnonzero(fits)
@@ -237,33 +243,47 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     if users.splits is not None:
         notes["split_by_time"]["tests"] = _test_periods(job, candidates, position)
     columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.columns.timestamp_years)
-    earlier = _earlier(job, position[events.item.codes[candidates[ragged.positions(*ahead)]]], ahead[1], notes)
-    return users, SequenceTable(users.names, users.hashes, position[codes], offsets, columns, earlier=earlier), items, types
+    earlier, earlier_items = _earlier(job, candidates, ahead, position, notes)
+    table = SequenceTable(users.names, users.hashes, position[codes], offsets, columns, earlier=earlier)
+    return users, table, items, types, earlier_items
 
 
 def _earlier(
-    job: _Job, items: NDArray[np.int32], lengths: NDArray[np.int64], notes: dict[str, Any]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:  # fmt: skip
-    """Return what users took before their histories begin, where rankings leave out what was taken; logs a line on it.
+    job: _Job, events: NDArray[np.int64], ahead: tuple[NDArray[np.int64], NDArray[np.int64]], position: NDArray[np.int32],
+    notes: dict[str, Any],
+) -> tuple[tuple[NDArray[np.int32], NDArray[np.int64]] | None, list[str]]:  # fmt: skip
+    """Return what users took before their histories begin, as of `ShardRows.earlier`, and the names of what no history holds.
+
+    There is nothing where no ranking leaves out what was taken. Logs a line where there is.
 
     Args:
         job: The preparation.
-        items: Positions in the catalogue of the events before the histories, row by row; −1 for an item outside of it.
-        lengths: int64 [U], how many of them each row has.
+        events: Of whole histories, user by user.
+        ahead: Where in `events` those before each row's history begin, and how many they are, int64 [U] each.
+        position: Of the events' item codes in the catalogue, −1 for none.
         notes: Receives how many rows have any.
     """
-    repeats = [job.recipe.history.repeats, *(task.repeats for task in job.recipe.tasks.values() if isinstance(task, ItemTask))]
-    longer = int(np.count_nonzero(lengths))
-    if all(repeats) or not longer:
-        return None
-    values, offsets = ragged.distinct(*ragged.keep(items, ragged.offsets_of(lengths), items >= 0))
-    notes["cut_histories"] = longer
-    what = "rows of users" if job.recipe.split.by == "time" else "users"
+    starts, lengths = ahead
+    longer, by_time = int(np.count_nonzero(lengths)), job.recipe.split.by == "time"
+    if longer and (job.keep_earlier or by_time):
+        notes["cut_histories"] = longer
+    if not longer or not job.keep_earlier:
+        return None, []
+    of_events, parts, most = job.source.events.item, [], max(1, int(lengths.max()))
+    for first in range(0, len(lengths), rows := max(1, _EVENTS_AT_ONCE // most)):
+        some = slice(first, first + rows)
+        codes = of_events.codes[events[ragged.positions(starts[some], lengths[some])]].astype(np.int64)
+        parts.append(ragged.distinct(codes, ragged.offsets_of(lengths[some])))
+    codes, offsets = ragged.concatenate(parts)
+    # an item that stands before the histories alone has no place in the catalogue, and may be a label all the same
+    others = np.unique(codes[position[codes] < 0])
+    values = np.where(position[codes] >= 0, position[codes], -1 - np.searchsorted(others, codes)).astype(np.int32)
+    what = "rows of users" if by_time else "users"
     job.log(
         f"repeats: rankings leave out what a user has taken; {longer:,} of {len(lengths):,} {what} have more than the last "
         f"{job.recipe.history.length:,} events (history.length), and {len(values):,} items that they took before are kept for that"
     )
-    return values, offsets
+    return (values, offsets), [of_events.names[code] for code in others.tolist()]
 
 
 def _last_events(

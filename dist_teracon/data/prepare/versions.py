@@ -145,6 +145,7 @@ class _Append:
         self.same_type = self._type_numbers()
         self.type_counts = np.zeros(len(self.types), dtype=np.int64)
         self.inputs = VersionInputs(old, new)
+        self._our_earlier = self._their_earlier = np.zeros(0, dtype=np.int32)  # numbers in the new version by index of `earlier`
         self._rows: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def write(self, fingerprint: str, recipe: dict[str, Any] | None) -> DatasetInfo:
@@ -155,6 +156,7 @@ class _Append:
             for shard in range(old.shards) if not (task.predicts_next and self.refresh) else ():
                 self._copy(task_file(task.name, shard), self.old)
         item_of = self._item_indices()
+        self._earlier_numbers(item_of)
         users = [self._users(shard, item_of) for shard in range(old.shards)]
         if self.types:
             self.writer.types([str(name) for name in self.types[1:]], self.type_counts)
@@ -274,7 +276,7 @@ class _Append:
         features = self.inputs.users(ours.features, theirs.features, rows)
         ids = pa.array(list(row_of_id), pa.string())
         self.writer.users(shard, ids, hashes, values, offsets, columns=columns, features=features)
-        self._earlier(shard, item_of, rows)
+        self._earlier(shard, rows)
         self.added_users += len(fresh)
         self.events += len(values)
         if self.refresh:
@@ -290,19 +292,32 @@ class _Append:
         last = np.where(np.diff(offsets) >= 2, values[offsets[1:] - 1], UNSEEN_ITEM).astype(np.int32)
         return _Users(row, len(our_ids), self._split(shard, hashes, len(our_ids)), last)
 
-    def _earlier(self, shard: int, item_of: NDArray[np.int32], rows: NDArray[np.int64]) -> None:
+    def _earlier_numbers(self, item_of: NDArray[np.int32]) -> None:
+        """Number the items that users of either version took before their sequences begin: those of no sequence behind the others."""
+        if not (self.old.info.keeps_earlier or self.new.info.keeps_earlier):
+            return
+        old, new = self.old.earlier_items(), self.new.earlier_items()
+        taken = [found[0] for shard in range(self.new.info.shards) if (found := self.new.earlier(shard)) is not None]
+        used = np.unique(np.concatenate(taken)) if taken else np.zeros(0, dtype=np.int32)
+        ours, theirs = self.old.vocabulary("items")["item"].to_pylist(), self.new.vocabulary("items")["item"].to_pylist()
+        known = {name: index for index, name in enumerate([*ours, *self.fresh_items]) if name is not None}
+        first = len(ours) + len(self.fresh_items)
+        lacking = [theirs[index] for index in used[used < len(theirs)].tolist() if item_of[index] < FIRST_ITEM]
+        others = [name for name in dict.fromkeys([*old, *lacking, *new]) if name not in known]
+        known |= {name: first + place for place, name in enumerate(others)}
+        self._our_earlier = np.array([*range(len(ours)), *(known[name] for name in old)], dtype=np.int32)
+        self._their_earlier = np.array([known.get(name, UNSEEN_ITEM) for name in [*theirs, *new]], dtype=np.int32)
+        self.writer.earlier_items(others, first=first)
+
+    def _earlier(self, shard: int, rows: NDArray[np.int64]) -> None:
         """Write what users took before their sequences begin, of those rows of the old version and of `added` behind it that are kept."""
         if not (self.old.info.keeps_earlier or self.new.info.keeps_earlier):
             return
         parts = []
-        for dataset in (self.old, self.new):
-            users = len(dataset.shard(shard).user_hash)
-            parts.append(dataset.earlier(shard) or (np.zeros(0, dtype=np.int32), np.zeros(users + 1, dtype=np.int64)))
-        (ours, our_offsets), (theirs, their_offsets) = parts
-        # an item that stands in no sequence of the new version is known where the old one has it
-        index = np.where(item_of >= FIRST_ITEM, item_of, self.same_item)[theirs]
-        theirs, their_offsets = ragged.keep(index, their_offsets, index >= FIRST_ITEM)
-        self.writer.earlier(shard, *ragged.take(*ragged.concatenate([(ours, our_offsets), (theirs, their_offsets)]), rows))
+        for dataset, number in ((self.old, self._our_earlier), (self.new, self._their_earlier)):
+            values, offsets = dataset.earlier(shard) or (np.zeros(0, np.int32), np.zeros(len(dataset.shard(shard).user_hash) + 1, np.int64))
+            parts.append((number[values], offsets))
+        self.writer.earlier(shard, *ragged.take(*ragged.concatenate(parts), rows))
         if not self.old.info.keeps_earlier:
             old = self.old.shard(shard)
             stay = rows[rows < len(old.user_hash)]

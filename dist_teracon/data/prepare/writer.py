@@ -21,6 +21,7 @@ from dist_teracon.data.prepare.matched import Funnel
 from dist_teracon.data.prepare.splits import Cut, row_keys, user_keys
 from dist_teracon.data.raw.context import Workers
 from dist_teracon.data.schema import (
+    EARLIER_FILE,
     FIRST_ITEM,
     FORMAT_VERSION,
     FORMAT_WITH_MORE,
@@ -215,7 +216,9 @@ def write_group(folder: Path, source: ShardSource, splitter: Splitter, group: An
             np.add(counts, np.bincount(features[name][trains], minlength=len(counts)), out=counts)
         writer.users(shard, rows.user_ids, rows.user_hash, indices, offsets, columns=columns, features=features)
         if rows.earlier is not None:
-            writer.earlier(shard, rows.earlier[0] + np.int32(FIRST_ITEM), rows.earlier[1])
+            taken, ends = rows.earlier
+            index = np.where(taken >= 0, taken + FIRST_ITEM, len(source.items) + FIRST_ITEM - 1 - taken)
+            writer.earlier(shard, index.astype(np.int32), ends)
         last_items = last_three(rows, source.length_limit) if splitter.rule.by == "last" else None
         first = next_labels(rows, source.length_limit) if last_items is None else last_items[0]
         part.no_next = left_out(rows, source.length_limit, by_last=last_items is not None)
@@ -250,6 +253,8 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
     if len(written.type_counts):
         writer.types(list(getattr(source, "types", ())), written.type_counts)
         order.append(TYPES_FILE)
+    writer.earlier_items(getattr(source, "earlier_items", ()), first=len(source.items) + FIRST_ITEM)
+    order += [EARLIER_FILE] if EARLIER_FILE in writer.files else []
     inputs = _inputs(source)
     order += writer.inputs(inputs, written.input_counts)
     files = written.files | writer.files

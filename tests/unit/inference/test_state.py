@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,3 +149,32 @@ def test_frozen_weights_give_the_same_bits(shop, model):
     batch = model._packed(rows, 0)
     other = network.encode(batch, None, positions="last", weights=double)
     assert not np.allclose(other.detach().numpy(), network.encode(batch, None, positions="last").detach().numpy())
+
+
+@pytest.mark.parametrize("change", ["embed", "stepper"])
+def test_a_backbone_that_embeds_or_steps_in_its_own_way(shop, tmp_path, monkeypatch, change):
+    """What one user's event takes by NumPy is what this program's backbones do; others have their own."""
+    model = made(shop, tmp_path, backbone={"name": "nextitnet", "dilations": [1, 2]}, pooling="mean")
+    network = model.method.model()
+
+    class Own(type(network.backbone)):
+        if change == "embed":
+
+            def embed(self, sequences):
+                return 2 * super().embed(sequences)
+
+            def embed_items(self, items_N):
+                return 2 * super().embed_items(items_N)
+
+        if change == "stepper":
+
+            def stepper(self, masks_VKC):
+                inner = super().stepper(masks_VKC)
+                return SimpleNamespace(begin=inner.begin, step=inner.step)
+
+    network.backbone.__class__ = Own
+    state = model.state(["p01", "p02"], "next")
+    for place, item in enumerate(["p03", "p05", "p07"]):
+        state = model.extend(state, item)
+        expected = model.encode([["p01", "p02", "p03", "p05", "p07"][: place + 3]], "next")[0]
+        np.testing.assert_allclose(state.vector, expected, atol=1e-5)

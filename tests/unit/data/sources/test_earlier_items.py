@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def made(
 
 def by_row(dataset: Dataset) -> dict[str, tuple[list[str], list[str], int]]:
     """Return by each row's name its items, what was taken before these, and when the first of them was."""
-    names, found = dataset.vocabulary("items")["item"].to_pylist(), {}
+    names, found = [*dataset.vocabulary("items")["item"].to_pylist(), *dataset.earlier_items()], {}
     for shard in range(dataset.info.shards):
         rows = pq.read_table(Path(dataset.uri) / f"users/shard-{shard:05d}.parquet").to_pylist()
         values, offsets = dataset.earlier(shard)
@@ -73,15 +74,17 @@ def views(events: dict, user: str, *, before: int) -> list[str]:
 def test_each_row_has_what_was_taken_before_it(tmp_path, split):
     said: list[str] = []
     dataset, events = made(tmp_path / "data", split=split, log=said.append), table()
-    catalogue, cut, again = set(dataset.vocabulary("items")["item"].to_pylist()) - {None}, 0, 0
+    catalogue, cut, again, strange = set(dataset.vocabulary("items")["item"].to_pylist()) - {None}, 0, 0, set()
     for name, (items, earlier, first) in by_row(dataset).items():
         taken = views(events, name.partition("@")[0], before=first)
         assert len(earlier) == len(set(earlier))
-        assert set(earlier) == set(taken) & catalogue
+        assert set(earlier) == set(taken)
+        strange |= set(earlier) - catalogue
         assert len(items) == LENGTH or not taken
         cut += bool(taken)
         again += bool(set(items) & set(earlier))
     assert dataset.info.notes["cut_histories"] == cut > 20 and again > 5
+    assert strange == set(dataset.earlier_items()) != set()
     assert sum(line.startswith("repeats: rankings leave out what a user has taken; ") for line in said) == 1
 
 
@@ -91,6 +94,8 @@ def test_rankings_and_popularity_leave_it_out(tmp_path, split, task):
     """By hand, from the raw events: all views of a user that came before what is predicted."""
     dataset, events = made(tmp_path / "data", split=split), table()
     label_of, names = dataset.label_of_item(task), dataset.vocabulary("items")["item"].to_pylist()
+    labels = names[2:] if task == "next" else dataset.vocabulary(task)["label"].to_pylist()
+    label_by_name = {label: place for place, label in enumerate(labels)}
     info, checked = dataset.info.task(task), 0
     batches = evaluation_batches(
         dataset, info, Split.TEST, mask_index=0, batch=7, rank=0, world_size=1, max_users=None, seed=0, with_earlier=True
@@ -108,8 +113,10 @@ def test_rankings_and_popularity_leave_it_out(tmp_path, split, task):
     popularity = _left_out(dataset, info, parts)
     for number, (row, found) in enumerate(zip(rows, every, strict=True)):
         end = row["times"][-1] + (task == "buys")  # the last event is the first task's label
-        taken = {names.index(item) for item in views(events, row["user_id"].partition("@")[0], before=end) if item in names}
-        expected = {int(label_of[item]) for item in taken} - {-1}
+        taken = views(events, row["user_id"].partition("@")[0], before=end)
+        # items of the history outside of the catalogue are unseen ones, and stay
+        before, inside = taken[:-LENGTH] if task == "buys" else taken[: 1 - LENGTH], [item for item in taken if item in names]
+        expected = {label_by_name[item] for item in (*before, *inside) if item in label_by_name}
         assert found == expected == set(popularity.labels[popularity.offsets[number] : popularity.offsets[number + 1]].tolist())
         checked += len(taken) > LENGTH
     assert checked > 3
@@ -134,18 +141,46 @@ def test_filled_up_sequences_keep_it(tmp_path):
     assert {name: set(row[1]) for name, row in plain.items()} == {name: set(row[1]) for name, row in padded.items()}
 
 
-def test_versions_keep_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("named", [True, False], ids=["old-tasks-named", "old-tasks-left-out"])
+def test_versions_keep_it(tmp_path, monkeypatch, named):
+    """By hand, over a chain: refreshed, then a task more, then refreshed again; today's recipe may leave old tasks out."""
     monkeypatch.chdir(tmp_path)
-    recipe = {"history": HISTORY, "tasks": {"buys": BUYS}, "split": PARTS}
-    made(tmp_path / "early", events=table(until=700))
-    made(tmp_path / "late")
-    (tmp_path / "recipe.yaml").write_text(str({**recipe, "tasks": {"buys": BUYS, "more": {**BUYS, "min_count": 2}}}))
-    for name, options in (("refreshed", ["--refresh"]), ("grown", [])):
-        arguments = ["prepare", "events", "late", name, "--recipe", "recipe.yaml", "--append", "early/out", *options]
-        assert main(arguments) == 0
-    early, late, refreshed, grown = (by_row(Dataset(name)) for name in ("early/out", "late/out", "refreshed", "grown"))
-    known = set(Dataset("refreshed").vocabulary("items")["item"].to_pylist())
-    assert {name: set(row[1]) for name, row in refreshed.items()} == {name: set(row[1]) & known for name, row in late.items()}
-    for name, (items, earlier, _) in grown.items():
-        before = early.get(name) or late[name]
-        assert items == before[0] and set(earlier) == set(before[1]) & set(Dataset("grown").vocabulary("items")["item"].to_pylist())
+    history = {**HISTORY, "repeats": not named}
+    made(tmp_path / "early", events=table(until=500), history=history)
+    for name, until in (("middle", 700), ("late", 1000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "events.csv").write_bytes(csv(table(until=until)))
+    chain = [("middle", "early/out", "v1", True), ("middle", "v1", "v2", False), ("late", "v2", "v3", True)]
+    for number, (source, parent, name, refresh) in enumerate(chain):
+        tasks = {f"more{number}": {"kind": "item", "events": {"type": "buy"}}, **({"buys": BUYS} if named else {})}
+        (tmp_path / "recipe.yaml").write_text(str({"history": history, "tasks": tasks, "split": PARTS}))
+        options = ["--recipe", "recipe.yaml", "--append", parent, *(["--refresh"] if refresh else [])]
+        assert main(["prepare", "events", source, name, *options]) == 0
+    for name, until in (("v1", 700), ("v2", 700), ("v3", 1000)):
+        dataset, checked = Dataset(name), 0
+        for user, (_, earlier, first) in by_row(dataset).items():
+            taken = views(table(until=until), user, before=first)
+            assert set(earlier) == set(taken), (name, user)
+            checked += bool(taken)
+        assert dataset.info.excludes_seen("buys", None) and checked > 10
+        assert not set(dataset.earlier_items()) & set(dataset.vocabulary("items")["item"].to_pylist())
+
+
+def test_a_version_of_a_data_set_that_did_not_keep_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    free, again = {**HISTORY, "repeats": True}, {**BUYS, "repeats": True}
+    made(tmp_path / "early", events=table(until=700), history=free, buys=again)
+    recipe = {"history": free, "tasks": {"buys": again, "more": BUYS}, "split": PARTS}
+    made(tmp_path / "late", history=free)
+    (tmp_path / "recipe.yaml").write_text(str(recipe))
+    assert main(["prepare", "events", "late", "grown", "--recipe", "recipe.yaml", "--append", "early/out"]) == 0
+    (last,) = Dataset("grown").info.notes["appended"]
+    assert last["left_out"]["old users with a full history, of whom it is not known what they took before"] > 10
+
+
+def test_what_an_earlier_program_prepared_is_told(tmp_path):
+    info = made(tmp_path / "data").info
+    before = replace(info, files={path: entry for path, entry in info.files.items() if not path.startswith("earlier/")})
+    assert "an earlier program prepared it: to leave them out, prepare it anew" in taken_but_ranked(before)
+    by_time = made(tmp_path / "time", split={**TIMES, **PARTS}, history={**HISTORY, "repeats": True}, buys={**BUYS, "repeats": True}).info
+    assert "the items of events before these are ranked; to leave them out, prepare it with `repeats: false`" in taken_but_ranked(by_time)
