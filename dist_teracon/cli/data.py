@@ -143,7 +143,7 @@ def _append(options: argparse.Namespace, progress: Progress) -> DatasetInfo:
     refuse_shape_options(options.shards, options.split)
     parent, recipe, out = read_dataset_info(options.append), _recipe(options), options.paths[-1]
     options.shards, options.split = parent.shards, parent.split.by
-    known = {"known_inputs": parent.inputs, "keep_earlier": parent.leaves_out_taken}
+    known: dict[str, Any] = {"known_inputs": parent.inputs, "keep_earlier": parent.leaves_out_taken}
 
     def fingerprint() -> str | None:
         return None if options.format == "synthetic" else prepared_fingerprint(
