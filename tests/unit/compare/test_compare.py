@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.scorer import UserScores
 from dist_teracon.train.stage_folder import StageFolder
 
+CONFIGS = Path(__file__).parents[3] / "configs"
+PLANS = sorted([*(CONFIGS / "compare").glob("*.yaml"), *(CONFIGS / "experiments").glob("*.yaml")])
 USERS = np.arange(40, dtype=np.uint64) * np.uint64(7919)
 
 
@@ -161,9 +164,9 @@ def test_a_bad_plan_is_told_before_anything_runs(tmp_path, fields, parts):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["retention-six-tasks", "batch-size", "frozen-heads"])
-def test_the_shipped_plans_are_whole(name):
-    plan, cells = read_plan(f"configs/compare/{name}.yaml")
+@pytest.mark.parametrize("path", PLANS, ids=[path.stem for path in PLANS])
+def test_the_shipped_plans_are_whole(path):
+    plan, cells = read_plan(str(path))
     assert len(cells) == len(plan.variants) * len(plan.seeds)
 
 
