@@ -7,6 +7,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dist_teracon
@@ -27,18 +28,25 @@ def trained(tmp_path_factory):
 
 
 def test_ranks_of_predictions_give_the_scores_of_the_run(trained):
-    """Items of a user's own history are left out in both."""
+    """Items of a user's own history are left out in both, and in the run's scores those that came before it was cut, too."""
     dataset, run = Dataset(trained[0]), trained[1]
     model, results = dist_teracon.from_pretrained(run), json.loads((run / "results.json").read_text())
     items = dataset.vocabulary("items")["item"].to_pylist()
+    earlier = 0
     for place, task in enumerate(results["tasks"]):
         seen, labels, sums, count = dataset.train_counts(task) > 0, model.labels(task), 0.0, 0
         batches = evaluation_batches(
-            dataset, dataset.info.task(task), Split.TEST, mask_index=0, batch=512, rank=0, world_size=1, max_users=None, seed=0
-        )
+            dataset, dataset.info.task(task), Split.TEST, mask_index=0, batch=512, rank=0, world_size=1, max_users=None, seed=0,
+            with_earlier=dataset.info.excludes_seen(task, None),
+        )  # fmt: skip
         for packed in batches:
             rows = [packed.values[low:high].tolist() for low, high in pairwise(packed.row_offsets.tolist())]
-            ranked = model.predict([[items[item] or "unseen" for item in row] for row in rows], task, top=len(labels)).labels
+            taken = [[] for _ in rows] if packed.earlier is None else np.split(packed.earlier[0], packed.earlier[1][1:-1])
+            earlier += sum(map(len, taken))
+            ranked = model.predict(
+                [[items[item] or "unseen" for item in row] for row in rows], task, top=len(labels),
+                candidates=[[name for place, name in enumerate(labels.names) if place not in set(part)] for part in map(list, taken)],
+            ).labels  # fmt: skip
             (examples,) = packed.examples
             for row, label in zip(examples.index.tolist(), examples.labels.tolist(), strict=True):
                 name = labels.names[label]
@@ -47,6 +55,7 @@ def test_ranks_of_predictions_give_the_scores_of_the_run(trained):
                 count += 1
         assert results["test_examples"][place] == count
         assert sums / count == pytest.approx(results["scores"][-1][place], rel=1e-12)
+    assert earlier > 10
 
 
 def test_evaluate_gives_the_scores_of_the_run(trained):

@@ -11,7 +11,7 @@ from dist_teracon.data.batches import Examples, PackedBatch, Retention
 from dist_teracon.train.failure import Failure, load_failure, save_failure
 
 # What a step on the host does not hold: where evaluation's rows are from, and what a device's copy keeps.
-NOT_KEPT = {"user_hash", "host_row_offsets", "host_task_of_row"}
+NOT_KEPT = {"user_hash", "earlier", "host_row_offsets", "host_task_of_row"}
 
 
 def test_every_field_of_a_batch_is_kept(tmp_path: Path) -> None:
