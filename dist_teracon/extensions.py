@@ -12,7 +12,6 @@ from typing import Literal, TypeVar
 from dist_teracon.errors import ConfigError
 
 Kind = Literal["methods", "backbones", "sources", "metrics"]
-KINDS: tuple[Kind, ...] = ("methods", "backbones", "sources", "metrics")
 
 T = TypeVar("T")
 

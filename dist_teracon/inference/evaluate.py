@@ -92,7 +92,7 @@ def evaluate(
     if model.reads_moments:
         data.moments = Moments.of_dataset(opened.info, opened.last_event(range(opened.info.shards)))
     encoder, runtime = MappedEncoder(model, data.info), Runtime(0, 1, model.device)
-    periods, scores, told = _periods(model, data, chosen, period, log), [], list[str]()
+    periods, scores = _periods(model, data, chosen, period, log), []
     for task in _tasks(model, data, tasks, log):
         own = metrics_of(data.info.task(task), names)
         if not own:
@@ -107,11 +107,10 @@ def evaluate(
         # a user of a split by time is a row in each period of the test
         users = len(np.unique(scored)) if data.info.split.by == "time" else len(scored)
         scores.append(TaskScore(task, score.values, score.examples, score.unseen, without, users, periods[task]))
-        if without and (line := taken_but_ranked(opened.info)) and line not in told:
-            told.append(line)
-            log(line)
         if setting and not without and data.info.task(task).ranks_labels:
             log(f"{task}: its labels are not known to be items of the history, so all are ranked")
+    if any(score.excludes_seen for score in scores) and (line := taken_but_ranked(opened.info)):
+        log(line)
     if not scores:
         raise ConfigError(f"--metrics: no task of {model.run} has any of {', '.join(names)}")
     return scores

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dist_teracon.console import Log, no_log
 from dist_teracon.data import ragged
 from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
+from dist_teracon.data.prepare.earlier_items import earlier_items_of
 from dist_teracon.data.prepare.equal_times import note_equal_times
 from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
 from dist_teracon.data.prepare.input_values import input_values, number_of
@@ -30,9 +31,6 @@ from dist_teracon.data.recipe_values import bin_names
 from dist_teracon.data.sources.base import Attributes, EventData, Events
 from dist_teracon.errors import ConfigError, DataError, nearest
 from dist_teracon.hashing import mix64, stable_hash
-
-# Events before histories that are looked at together.
-_EVENTS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -243,47 +241,18 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     if users.splits is not None:
         notes["split_by_time"]["tests"] = _test_periods(job, candidates, position)
     columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.columns.timestamp_years)
-    earlier, earlier_items = _earlier(job, candidates, ahead, position, notes)
+    cut = int(np.count_nonzero(ahead[1]))
+    if cut and (job.keep_earlier or job.recipe.split.by == "time"):
+        notes["cut_histories"] = cut
+    earlier, earlier_items = earlier_items_of(events.item, candidates, ahead, position) if cut and job.keep_earlier else (None, [])
+    if earlier is not None:
+        what = "rows of users" if job.recipe.split.by == "time" else "users"
+        job.log(
+            f"repeats: rankings leave out what a user has taken; {cut:,} of {len(ahead[1]):,} {what} have more than the last "
+            f"{rule.length:,} events (history.length), and {len(earlier[0]):,} items that they took before are kept for that"
+        )
     table = SequenceTable(users.names, users.hashes, position[codes], offsets, columns, earlier=earlier)
     return users, table, items, types, earlier_items
-
-
-def _earlier(
-    job: _Job, events: NDArray[np.int64], ahead: tuple[NDArray[np.int64], NDArray[np.int64]], position: NDArray[np.int32],
-    notes: dict[str, Any],
-) -> tuple[tuple[NDArray[np.int32], NDArray[np.int64]] | None, list[str]]:  # fmt: skip
-    """Return what users took before their histories begin, as of `ShardRows.earlier`, and the names of what no history holds.
-
-    There is nothing where no ranking leaves out what was taken. Logs a line where there is.
-
-    Args:
-        job: The preparation.
-        events: Of whole histories, user by user.
-        ahead: Where in `events` those before each row's history begin, and how many they are, int64 [U] each.
-        position: Of the events' item codes in the catalogue, −1 for none.
-        notes: Receives how many rows have any.
-    """
-    starts, lengths = ahead
-    longer, by_time = int(np.count_nonzero(lengths)), job.recipe.split.by == "time"
-    if longer and (job.keep_earlier or by_time):
-        notes["cut_histories"] = longer
-    if not longer or not job.keep_earlier:
-        return None, []
-    of_events, parts, most = job.source.events.item, [], max(1, int(lengths.max()))
-    for first in range(0, len(lengths), rows := max(1, _EVENTS_AT_ONCE // most)):
-        some = slice(first, first + rows)
-        codes = of_events.codes[events[ragged.positions(starts[some], lengths[some])]].astype(np.int64)
-        parts.append(ragged.distinct(codes, ragged.offsets_of(lengths[some])))
-    codes, offsets = ragged.concatenate(parts)
-    # an item that stands before the histories alone has no place in the catalogue, and may be a label all the same
-    others = np.unique(codes[position[codes] < 0])
-    values = np.where(position[codes] >= 0, position[codes], -1 - np.searchsorted(others, codes)).astype(np.int32)
-    what = "rows of users" if by_time else "users"
-    job.log(
-        f"repeats: rankings leave out what a user has taken; {longer:,} of {len(lengths):,} {what} have more than the last "
-        f"{job.recipe.history.length:,} events (history.length), and {len(values):,} items that they took before are kept for that"
-    )
-    return (values, offsets), [of_events.names[code] for code in others.tolist()]
 
 
 def _last_events(

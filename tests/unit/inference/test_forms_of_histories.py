@@ -211,3 +211,14 @@ def test_a_data_set_knows_what_was_taken_before_its_histories(shop, tmp_path, le
     of_set, of_raw = taken(of_dataset(model, shop.dataset, log=print)), taken(of_events(model, str(shop.events)))
     assert of_set and of_set == {user: of_raw[user] for user in of_set}
     assert max(map(len, of_set.values())) > 8
+
+
+def test_an_evaluation_says_what_its_data_set_does_not_know(shop, tmp_path):
+    free = {"history": {**RECIPE["history"], "repeats": True}, "tasks": {"buys": {**RECIPE["tasks"]["buys"], "repeats": True}}}
+    own = prepare_shop(shop.events, tmp_path / "data", **free)
+    model, said = dist_teracon.from_pretrained(make_shop_run(own, tmp_path / "run", tasks=["next", "buys"])), []
+    evaluate(model, exclude_seen=True, log=said.append)
+    assert sum("events before these are ranked" in line for line in said) == 1
+    said.clear()
+    evaluate(model, log=said.append)
+    assert not any("are ranked" in line for line in said)

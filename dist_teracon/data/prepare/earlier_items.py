@@ -1,0 +1,41 @@
+"""What users took before their histories begin, where these are cut: kept so that rankings leave it out too.
+
+Legend: U rows of users, E events.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_teracon.data import ragged
+from dist_teracon.data.raw.categorical import Categorical
+
+Int = NDArray[np.int64]
+
+# Events that are looked at together, so that rows which hold the same events many times need no memory for all of them.
+_AT_ONCE = 1 << 22
+
+
+def earlier_items_of(
+    items: Categorical, events: Int, ahead: tuple[Int, Int], position: NDArray[np.int32]
+) -> tuple[tuple[NDArray[np.int32], Int], list[str]]:  # fmt: skip
+    """Return what each row's user took before its history, as of `ShardRows.earlier`, and the names of what no history holds.
+
+    Args:
+        items: Of all events of the source.
+        events: int64 [E], those of whole histories, user by user.
+        ahead: Where in `events` those before each row's history begin, and how many they are, int64 [U] each.
+        position: Of the items' codes in the catalogue, −1 for none.
+    """
+    starts, lengths = ahead
+    rows, parts = max(1, _AT_ONCE // max(1, int(lengths.max()))), []
+    for first in range(0, len(lengths), rows):
+        some = slice(first, first + rows)
+        codes = items.codes[events[ragged.positions(starts[some], lengths[some])]].astype(np.int64)
+        parts.append(ragged.distinct(codes, ragged.offsets_of(lengths[some])))
+    codes, offsets = ragged.concatenate(parts)
+    # an item that stands before the histories alone has no place in the catalogue, and may be a label all the same
+    others = np.unique(codes[position[codes] < 0])
+    values = np.where(position[codes] >= 0, position[codes], -1 - np.searchsorted(others, codes)).astype(np.int32)
+    return (values, offsets), [items.names[code] for code in others.tolist()]
