@@ -18,6 +18,10 @@ class StageTraining(ConfigModel):
         batch: Examples a global batch; sequences for the next-item task.
         epochs: At most so many.
         patience: Stop after so many epochs without a better validation score; 0 never stops early.
+        schedule: How the learning rate goes over the steps (`train/learning_rate.py`): `constant`; `linear` and `cosine` fall to 0 over
+            all `epochs`, and are stopped early as well; `plateau` multiplies the rate by `plateau_factor`, at most `plateau_cuts` times,
+            where the stage would stop early, and goes on.
+        warmup_steps: The rate rises to its value over so many steps first.
         weight_decay: Decoupled (AdamW's), of the backbone's matrices and the new head's, TERACON's later stages the head's alone.
         ema_decay: What is validated and handed on is a running average of the weights at the ends of epochs, of which an epoch keeps this
             share; 0: the weights of the epoch alone.
@@ -30,10 +34,20 @@ class StageTraining(ConfigModel):
     batch: Examples = 1024
     epochs: Epochs = 100
     patience: Epochs = 5
+    schedule: Literal["constant", "linear", "cosine", "plateau"] = "constant"
+    warmup_steps: Annotated[Whole, Field(ge=0, le=10_000_000)] = 0
+    plateau_factor: Annotated[Real, Field(gt=0, lt=1)] = 0.3
+    plateau_cuts: Annotated[Whole, Field(ge=1, le=100)] = 2
     weight_decay: Annotated[Real, Field(ge=0, le=10)] = 0.0
     ema_decay: Share = 0.0
     pretrained_lr_scale: Annotated[Real, Field(gt=0, le=1)] = 1.0
     probe_steps: Annotated[Whole, Field(ge=0, le=100_000)] = 0
+
+    @model_validator(mode="after")
+    def _plateau_needs_patience(self) -> StageTraining:
+        if self.schedule == "plateau" and not self.patience:
+            raise ValueError("schedule plateau lowers the rate after `patience` epochs without a better score: set patience to 1 or more")
+        return self
 
 
 class CheckpointEvery(ConfigModel):

@@ -24,6 +24,9 @@ class Engine(Protocol):
     def step(self) -> None:
         """Step the optimiser if this was the last micro-batch of a step."""
 
+    def scale_rates(self, factor: float) -> None:
+        """Have the steps from now on take `factor` times the learning rates that the parameter groups came with."""
+
     def gradient_square(self) -> Tensor:
         """Return the gradient's squared length, before clipping, as this rank's part of the sum over ranks; of the step that is due.
 

@@ -83,6 +83,7 @@ class DeepSpeedEngine:
         kind = SparseAdamW if sparse_updates else torch.optim.AdamW
         # with a decay of 0 this is Adam; fused, it takes one pass over each parameter instead of some ten small operations
         optimizer = kind(list(groups), lr=1e-3, weight_decay=0.0, fused=True)
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
         if runtime.world_size == 1 and not config.zero:
             self._engine.enable_backward_allreduce = False  # alone, it would copy all gradients to a buffer and back
@@ -100,6 +101,10 @@ class DeepSpeedEngine:
 
     def step(self) -> None:
         self._engine.step()
+
+    def scale_rates(self, factor: float) -> None:
+        for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
     def gradient_square(self) -> Tensor:
         if self._zero:  # each rank holds a partition of it

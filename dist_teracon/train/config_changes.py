@@ -70,9 +70,13 @@ def compare_configs(before: RunConfig, now: RunConfig, *, tasks: Sequence[str], 
             if was[field] == is_now[field]:
                 continue
             name = f"train.{('first', 'second', 'later')[min(position, 2)]}.{field}"
-            if field != "epochs" or position < finished or is_now[field] < was[field]:
+            # a rate that falls to 0 over all epochs has begun to, in a stage that may be under way
+            falls = was["schedule"] in ("linear", "cosine") and position == finished
+            if field != "epochs" or position < finished or is_now[field] < was[field] or falls:
                 problem = f"{name} was {was[field]!r} and is now {is_now[field]!r} (stage {position + 1}, task '{task}')"
-                if field == "epochs" and is_now[field] > was[field]:
+                if field == "epochs" and is_now[field] > was[field] and falls:
+                    problem += f", over which its {was['schedule']} schedule lowers the learning rate"
+                elif field == "epochs" and is_now[field] > was[field]:
                     problem += ", which is finished; more epochs for a stage to come: train.by_task.<its task>.epochs"
                 return ConfigChange(problem, [])
             notes.append(f"stage {position + 1} ({task}) trains at most {is_now[field]} epochs instead of {was[field]}")

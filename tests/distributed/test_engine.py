@@ -75,6 +75,18 @@ def test_an_engine_that_takes_over_a_state_goes_on_bit_for_bit(zero: int, precis
 
 
 @pytest.mark.parametrize(("zero", "precision"), SETTINGS)
+def test_scaled_rates_are_those_of_the_groups_times_the_factor(zero: int, precision: str) -> None:
+    _, scaled = _engine(zero, precision, learning_rate=0.4)
+    _, plain = _engine(zero, precision, learning_rate=0.1)
+    for factor in (0.5, 0.25):  # of the rate that the group came with, not of the one before
+        scaled.scale_rates(factor)
+    for engine in (scaled, plain):
+        _steps(engine, 0, 2)
+    expected, found = plain.state_dict(), scaled.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(("zero", "precision"), SETTINGS)
 def test_the_gradients_square_is_autograds_and_exchanges_are_seen(zero: int, precision: str) -> None:
     plain, seen = Toy(), list[str]()
     plain(0).backward()

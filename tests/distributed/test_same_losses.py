@@ -54,7 +54,8 @@ def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[st
         config["model"] = {**config["model"], "heads": {"default": "sampled", "sampled": {"negatives": 5}}}
     if kind == "dropout":
         config["model"] = {**config["model"], "dropout": 0.3, "item_init": "svd"}
-        config["train"]["later"] = config["train"]["first"] = {**config["train"]["first"], "weight_decay": 0.5}
+        scheduled = {"weight_decay": 0.5, "schedule": "cosine", "warmup_steps": 4}
+        config["train"]["later"] = config["train"]["first"] = {**config["train"]["first"], **scheduled}
     return config
 
 

@@ -14,10 +14,11 @@ from dist_teracon.train import phase as phase_module
 
 
 def _config(small: str, *, every: dict[str, Any], **train: Any) -> dict[str, Any]:
-    """A run with everything that has state in the middle of an epoch: rates, replayed rows, dropout, averages, a probe."""
+    """A run with everything that has state in the middle of an epoch: rates (ρ and learning), replayed rows, dropout, averages, a probe."""
     method = {"name": "teracon", "retention": {"refresh_every": 2, "minimum": 5}}
     stage = {"learning_rate": 0.01, "batch": 16, "epochs": 2, "ema_decay": 0.5, "pretrained_lr_scale": 0.5, "probe_steps": 30}
-    config = settings(small, method=method, first=stage, second=stage, later=stage, checkpoint_every=every, **train)
+    falling = {**stage, "schedule": "cosine", "warmup_steps": 5}
+    config = settings(small, method=method, first=stage, second=falling, later=stage, checkpoint_every=every, **train)
     config["model"] = {**config["model"], "dropout": 0.2}
     return config
 

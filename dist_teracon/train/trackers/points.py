@@ -71,8 +71,9 @@ def _values(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield OF_STEPS, sum(event["loss"].values())
         for field, name in _CURVES.items():
             yield from ((f"{name}/{part}", float(value)) for part, value in (event.get(field) or {}).items() if _is_number(value))
-        if _is_number(event.get("gradient_norm")):
-            yield "gradient norm", float(event["gradient_norm"])
+        for field, name in (("gradient_norm", "gradient norm"), ("learning_rate", "learning rate")):
+            if _is_number(event.get(field)):
+                yield name, float(event[field])
         timing = event.get("timing") or {}
         yield from ((f"seconds a step/{part}", float(value)) for part, value in timing.get("seconds", {}).items())
         for field, name in (("users_per_s", "users a second"), ("memory_bytes", "memory bytes"), ("mfu", "mfu")):
