@@ -15,7 +15,6 @@ from __future__ import annotations
 import codecs
 from itertools import pairwise
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +30,7 @@ from pydantic import (
 )
 
 from dist_teracon.config_io import read_yaml
+from dist_teracon.data.recipe_columns import Columns, Files
 from dist_teracon.data.recipe_inputs import InputRule, InputsPart
 from dist_teracon.data.recipe_split import SPLIT_DATES, SplitPart
 from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, RecipePart, Texts, clean_name, zone_of
@@ -193,15 +193,6 @@ class ProfileTask(RecipePart):
         return _without_later_defaults(serialize(self))
 
 
-def _known_zone(name: str | None) -> str | None:
-    if name is not None:
-        try:
-            ZoneInfo(name)
-        except (KeyError, ValueError, OSError):
-            raise ValueError("expected a time zone by its IANA name, as Asia/Seoul or UTC") from None
-    return name
-
-
 def _known_encoding(name: str) -> str:
     try:
         codecs.getincrementaldecoder(name)("strict").decode(b"", final=True)
@@ -229,46 +220,6 @@ def _listed_codes(value: Any) -> tuple[str, ...]:
     if not all(isinstance(code, str | int | float) and not isinstance(code, bool) for code in listed):
         raise ValueError("expected a list of codes, as ['0', '-'], or such lists by attribute")
     return tuple(map(str, listed))
-
-
-def _years(value: Any) -> Any:
-    """Refuse with one message, where pydantic would have one for each part."""
-    listed = isinstance(value, list | tuple) and all(isinstance(year, int) and not isinstance(year, bool) for year in value)
-    if value is not None and not (listed and len(value) == 2 and 1678 < value[0] <= value[1] < 2261):
-        raise ValueError("expected the first and the last year of events, as [1970, 2030], within 1679 to 2260")
-    return value
-
-
-class Columns(RecipePart):
-    """Names of a source's columns where they are not the format's own.
-
-    Attributes:
-        user, item, timestamp, type, value: The columns; `timestamp: null` takes the order of the files for that of the events.
-        timestamp_unit: Of times that are numbers, since 1970; `date` for digits as 20200131 or 20200131235959.
-        timestamp_years: The first and the last year in which events are plausible, where not all are of 1990 to 2100.
-        timezone: Of times that are dates without a zone, by its IANA name; UTC where it is left out.
-    """
-
-    user: str | None = None
-    item: str | None = None
-    timestamp: str | None = None
-    type: str | None = None
-    value: str | None = None
-    timestamp_unit: Literal["s", "ms", "us", "ns", "date"] = "s"
-    timezone: Annotated[str | None, AfterValidator(_known_zone)] = None
-    timestamp_years: Annotated[tuple[int, int] | None, BeforeValidator(_years)] = None
-
-    @model_serializer(mode="wrap")
-    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialize(self).items() if name != "timestamp_years" or value is not None}
-
-
-class Files(RecipePart):
-    """Names or patterns of a source's files where they are not the format's own: `clicks-*.csv`; a folder stands for what it holds."""
-
-    events: Texts | None = Field(default=None, min_length=1)
-    users: Texts | None = Field(default=None, min_length=1)
-    items: Texts | None = Field(default=None, min_length=1)
 
 
 class Recipe(RecipePart):
