@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from dist_teracon.config_io import read_yaml
-from dist_teracon.data.recipe_columns import Columns, Files
+from dist_teracon.data.recipe_columns import Columns, Files, LogRule
 from dist_teracon.data.recipe_inputs import InputRule, InputsPart
 from dist_teracon.data.recipe_split import SPLIT_DATES, SplitPart
 from dist_teracon.data.recipe_values import Comparisons, Edge, Moment, RecipePart, Texts, clean_name, zone_of
@@ -228,6 +228,7 @@ class Recipe(RecipePart):
     Attributes:
         name: Name of the data set; the source's own where it is left out.
         files, columns: Names of files and columns where they are not the format's own.
+        logs: Several tables of events by name, instead of one.
         encoding: Of files that are text.
         missing: Codes of unknown in attributes of users and items: of all of them, or by attribute. Not of ids.
         first_task: Name of the self-supervised first task.
@@ -239,6 +240,7 @@ class Recipe(RecipePart):
     seed: int = Field(default=0, ge=0)
     files: Files = Files()
     columns: Columns = Columns()
+    logs: dict[str, LogRule] = Field(default_factory=dict)
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
     missing: Annotated[dict[str, tuple[str, ...]] | tuple[str, ...], BeforeValidator(_codes)] = ()
     history: HistoryRule = HistoryRule()
@@ -256,6 +258,27 @@ class Recipe(RecipePart):
     @classmethod
     def _named(cls, value: str) -> str:
         return clean_name(value)
+
+    @field_validator("logs", mode="before")
+    @classmethod
+    def _types(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
+            if not isinstance(name, str) or name != name.strip() or not name:
+                raise ValueError(
+                    f"a log's name is {name!r} to YAML, and is to be the type of its events: write a text, in quotes if need be"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _one_table_or_logs(self) -> Recipe:
+        if self.logs and self.files.events is not None:
+            raise ValueError("files.events names one table of events and logs several; name each table once, in logs")
+        if self.logs and self.columns.type is not None:
+            raise ValueError(
+                "columns.type: with logs a log's name is the type of its events; where a log has a column of types, name it there "
+                f"(logs.{next(iter(self.logs))}.type)"
+            )
+        return self
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -305,7 +328,8 @@ class Recipe(RecipePart):
     @model_serializer(mode="wrap")
     def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = serialize(self)
-        return values if self.inputs != InputsPart() else {name: value for name, value in values.items() if name != "inputs"}
+        unused = {name for name, is_used in (("inputs", self.inputs != InputsPart()), ("logs", bool(self.logs))) if not is_used}
+        return {name: value for name, value in values.items() if name not in unused}
 
     def closed_inputs(self) -> dict[str, tuple[str, ...]]:
         """Return by task the features of users that it must not read: a profile task's own attribute, and what it excludes."""
@@ -324,6 +348,11 @@ class Recipe(RecipePart):
     def filters(self) -> list[EventFilter]:
         """Return every filter of events."""
         return [self.history.events, *(task.events for task in self.tasks.values() if isinstance(task, ItemTask))]
+
+    def logs_of_history(self) -> dict[str, LogRule]:
+        """Return the logs of which events may be in histories."""
+        types = self.history.events.type
+        return {name: log for name, log in self.logs.items() if types is None or log.type is not None or name in types}
 
     def missing_in(self, attribute: str) -> frozenset[str]:
         """Return the codes of unknown in an attribute."""
@@ -373,6 +402,8 @@ def _explain(where: str, recipe: dict[str, Any], problem: Any) -> str:
     parent = _PARTS.get(loc[-2], Recipe) if len(loc) > 1 else Recipe
     if len(loc) > 1 and isinstance(loc[-2], int):  # of a list of features
         parent = InputRule
+    if len(loc) > 2 and loc[0] == "logs":
+        parent = LogRule
     if len(loc) > 2 and loc[0] == "tasks" and isinstance(recipe.get("tasks"), dict):
         del loc[2]  # the kind, which pydantic puts after the task's name
     dotted = ".".join(str(part) for part in loc) or "recipe"

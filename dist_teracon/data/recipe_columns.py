@@ -57,3 +57,28 @@ class Files(RecipePart):
     events: Texts | None = Field(default=None, min_length=1)
     users: Texts | None = Field(default=None, min_length=1)
     items: Texts | None = Field(default=None, min_length=1)
+
+
+class LogRule(Columns):
+    """One table of events among several, as each service of a platform writes one.
+
+    A column that is not given has the name that the recipe's `columns` gives it.
+
+    Attributes:
+        files: Names or patterns of its files; a folder stands for what it holds.
+        type: A column whose values are the types of its events; without it the log's own name is the type of all of them.
+        prefix: Stands in front of the names of its items, where an id means something else in another log.
+    """
+
+    files: Texts = Field(min_length=1)
+    prefix: str = ""
+
+    @model_serializer(mode="wrap")
+    def _older_fingerprints_stay(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not given, so that it is still that of `columns` where the recipe is read again."""
+        return {name: value for name, value in serialize(self).items() if name in self.model_fields_set}
+
+    def over(self, columns: Columns) -> Columns:
+        """Return the log's columns: its own, and those of the recipe where it does not say."""
+        given = {name: getattr(self, name) for name in self.model_fields_set if name in Columns.model_fields}
+        return columns.model_copy(update={"type": None, **given})

@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_teracon.data.input_features import InputFeatures
 from dist_teracon.data.schema import DatasetInfo
-from dist_teracon.text import WIDTH, cells, cropped, folded, wrapped
+from dist_teracon.text import WIDTH, cells, cropped, folded, table_lines, wrapped
 
 _NAME = 26
 _FEW = 30
@@ -36,7 +36,15 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     lines += [LEGEND, *_few_lines(info)]
     if appended := info.notes.get("appended"):
         return [*lines, *_appended_lines(appended[-1])]
-    return [*lines, *matched_lines(info.notes.get("matched", {}))]
+    return [*lines, *_log_lines(info.notes.get("logs", {})), *matched_lines(info.notes.get("matched", {}))]
+
+
+def _log_lines(logs: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a line a log: how much it has, and how much of that another log has too."""
+    heads = ("log", "events", "in history", "users", "elsewhere too", "items", "elsewhere too ")
+    fields = ("events", "in_history", "users", "users_elsewhere", "items", "items_elsewhere")
+    rows = [(cropped(name, _NAME), *(f"{facts[field]:,}" for field in fields)) for name, facts in logs.items()]
+    return ["events of several logs:", *(f"  {line}" for line in table_lines(heads, rows, names=("log",)))] if rows else []
 
 
 def _few_lines(info: DatasetInfo) -> list[str]:

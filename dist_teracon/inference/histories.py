@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,7 @@ from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.parquet import plain
 from dist_teracon.data.recipe import EventFilter, Files, HistoryRule, Recipe, parse_recipe
+from dist_teracon.data.recipe_columns import LogRule
 from dist_teracon.data.recipe_inputs import InputsPart
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files
@@ -232,12 +234,14 @@ class HistoryReader:
 
     @property
     def _reading(self) -> Recipe:
-        """The recipe without its tasks, whose columns are not needed, and with the columns of events that the model reads."""
-        return self.recipe.model_copy(update={"tasks": {}, "history": self.rule.model_copy(update={"keep": self.reads.keep})})
+        """The recipe without tasks and logs that are not needed, and with the columns of events that the model reads."""
+        history = self.rule.model_copy(update={"keep": self.reads.keep})
+        return self.recipe.model_copy(update={"tasks": {}, "logs": self.recipe.logs_of_history(), "history": history})
 
     def _from_uri(self, uri: str, *, dates: bool) -> Histories:
-        # the recipe's names of files are those of a folder
-        recipe = self._reading if io.is_folder(uri) else self._reading.model_copy(update={"files": Files()})
+        recipe = self._reading
+        if not io.is_folder(uri):  # the recipe's names of files are those of a folder
+            recipe = recipe.model_copy(update={"files": Files(), "logs": _log_of_file(recipe.logs, uri)})
         lines: list[str] = []
         with _context(uri, log=lines.append) as context:
             events = event_files.read_events(uri, recipe, context)
@@ -350,6 +354,14 @@ def _recipe_of(info: DatasetInfo) -> Recipe:
     in_file_order = (info.notes.get("times") or {}).get("column") == "none"
     kept = {name: value for name, value in columns.items() if value is not None or (name == "timestamp" and in_file_order)}
     return parse_recipe({**recipe, "columns": kept}, where="dataset.json: source.recipe")
+
+
+def _log_of_file(logs: Mapping[str, LogRule], uri: str) -> dict[str, LogRule]:
+    """Return the one log that a file is of, by its name, or the only one that there is; none where the file is a table of its own."""
+    file = uri.rsplit("/", 1)[-1]
+    named = [name for name, log in logs.items() if any(fnmatchcase(file, pattern.rsplit("/", 1)[-1]) for pattern in log.files)]
+    found = named if len(named) == 1 else list(logs) if len(logs) == 1 else []
+    return {name: logs[name].model_copy(update={"files": (file,)}) for name in found}
 
 
 def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -62,9 +62,11 @@ def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any]
         now = {**now, "history": {"length": now["history"]["length"]}, "tasks": {}}
         now = {name: now[name] for name in before}
         lines.append(f"{parent}: its recipe was not recorded; only history.length and split are compared")
-    old, new = _flat({**before, "tasks": {}}), _flat({**now, "tasks": {}})
+    told, wrong = _compare_logs(before, now, refresh=refresh)
+    lines, problems = lines + told, problems + wrong
+    old, new = (_flat({name: value for name, value in recipe.items() if name not in ("tasks", "logs")}) for recipe in (before, now))
     for name in sorted({*old, *new}):
-        if old.get(name) == new.get(name) or name.partition(".")[0] in _FREE or name.startswith("tasks"):
+        if old.get(name) == new.get(name) or name.partition(".")[0] in _FREE:
             continue
         if refresh and name in _WINDOW:
             lines.append(f"{name} is now {new.get(name)!r} (was {old.get(name)!r}), for all users' histories")
@@ -78,6 +80,46 @@ def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any]
                 problems.append(f"  tasks.{task}.{name}: {was.get(name)!r} -> {is_now.get(name)!r}")
     _refuse(parent, problems)
     return lines
+
+
+def _compare_logs(before: dict[str, Any], now: dict[str, Any], *, refresh: bool) -> tuple[list[str], list[str]]:
+    """Return what changes in the logs and may, and what must not: what old histories were read from, unless they are read anew."""
+    old, new = before.get("logs", {}), now.get("logs", {})
+    lines, problems = [], []
+    for name in (name for name in old if name in new):
+        was, is_now = (_flat({**log, "files": None}) for log in (old[name], new[name]))
+        for field in sorted({*was, *is_now}):
+            if was.get(field) != is_now.get(field):
+                problems.append(f"  logs.{name}.{field}: {was.get(field)!r} -> {is_now.get(field)!r}")
+    for name in sorted({*old} ^ {*new}):
+        what = "new" if name in new else "no longer there"
+        types = (now if name in new else before).get("history", {}).get("events", {}).get("type")
+        in_history = types is None or name in types
+        if in_history and not (refresh and name in new):
+            mend = "--refresh reads them anew" if name in new else "name it"
+            problems.append(f"  logs.{name}: {what}, and histories are of its events: {mend}")
+        elif "type" in (new if name in new else old)[name]:  # which types there are, only its events tell (`check_new_logs`)
+            lines.append(f"logs.{name} is {what}; it has types of its own")
+        else:
+            follows = "all histories are read anew with it" if in_history else "no history is of its events"
+            lines.append(f"logs.{name} is {what}; {follows}")
+    return lines, problems
+
+
+def check_new_logs(parent: str, before: dict[str, Any] | None, logs: dict[str, dict[str, int]]) -> None:
+    """Check that no event of a new log fits the histories, which old users would have without it.
+
+    Args:
+        parent: The old version.
+        before: Its recipe.
+        logs: What `notes.logs` counts of what is added.
+
+    Raises:
+        ConfigError: one does.
+    """
+    new = {name: facts["in_history"] for name, facts in logs.items() if name not in (before or {}).get("logs", {})}
+    mend = "--refresh reads all histories anew"
+    _refuse(parent, [f"  logs.{name}: new, and {count} of its events fit history.events: {mend}" for name, count in new.items() if count])
 
 
 def labels_inside(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dist_teracon import io
 from dist_teracon.console import Log
 from dist_teracon.data.prepare.append_rules import (
+    check_new_logs,
     check_recipe,
     check_without_recipe,
     labels_inside,
@@ -65,6 +66,8 @@ def append_prepared(
     with folder_beside(out, "appending") as folder:
         added = str(folder / "added")
         make(added)
+        if before is not None and not refresh:
+            check_new_logs(parent, before, read_dataset_info(added).notes.get("logs", {}))
         made = append(parent, added, out, refresh=refresh, recipe=merged_recipe(before, now))
     last = made.notes["appended"][-1]
     log(f"{parent} and {last['users']} users, {last['items']} items, tasks: {', '.join(last['tasks']) or 'none'}")

@@ -18,6 +18,7 @@ from fsspec.core import url_to_fs
 from dist_teracon import io
 from dist_teracon.console import Log, NoProgress, Progress, no_log
 from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
+from dist_teracon.data.prepare.logs import meeting_logs
 from dist_teracon.data.prepare.matched import MAX_UNMATCHED
 from dist_teracon.data.prepare.padding import PaddedSource
 from dist_teracon.data.prepare.splits import effective
@@ -98,6 +99,9 @@ def prepare(
         )
     if not 0 <= max_unmatched <= 1:
         raise ConfigError(f"--max-unmatched: expected a share from 0 to 1, got {max_unmatched:g}")
+    if rules is not None and rules.logs and not reader.takes_logs:
+        able = ", ".join(name for name in format_names() if source_format(name).takes_logs)
+        raise ConfigError(f"logs: format '{format}' has its events in one place; several tables of events are read by: {able}")
     if rules is not None and rules.split.by == "time" and split is not None:
         raise ConfigError(f"--split {split}: the recipe splits by time (split.by), which its dates are for; change the recipe instead")
     if rules is not None and rules.inputs.names and format in LABELS_OF_THEIR_OWN:
@@ -236,6 +240,8 @@ def _read(
     read = reader.read(source, rules, context)
     data: ShardSource
     if isinstance(read, EventData):
+        if len(read.logs) > 1:
+            context.notes["logs"] = meeting_logs(read, rules or Recipe(), limit=max_unmatched, log=log)
         tables = build_tables(
             rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched,
             known_inputs=known_inputs, keep_earlier=keep_earlier, log=log,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -86,12 +86,20 @@ class Attributes:
 
 @dataclass(frozen=True)
 class EventData:
-    """Events, with the attributes of users and items where a source has them."""
+    """Events, with the attributes of users and items where a source has them.
+
+    Attributes:
+        name: Of the data set, where the recipe has none.
+        events: Of all logs, one behind the other.
+        users, items: Attributes.
+        logs: Where the events come from several tables: by name, how many of each, in the order of the events.
+    """
 
     name: str
     events: Events
     users: Attributes | None = None
     items: Attributes | None = None
+    logs: Mapping[str, int] = field(default_factory=dict)
 
 
 def attributes_from(table: RawTable, key: str, *, recipe: Recipe | None, context: ReadContext) -> Attributes:
@@ -205,12 +213,14 @@ class SourceFormat:
             there.
         read: From a folder, the recipe and the context to events, or to shards where the format has its own tasks.
         needs_recipe: Whether nothing can be made without a recipe.
+        takes_logs: Whether a recipe may name several tables of events (`logs`).
         on_cluster: Whether `read` can leave its work to `ReadContext.workers`.
     """
 
     files: Callable[[str, Recipe | None], list[str]]
     read: Callable[[str, Recipe | None, ReadContext], EventData | ShardSource]
     needs_recipe: bool = True
+    takes_logs: bool = False
     on_cluster: bool = False
 
 
@@ -220,8 +230,9 @@ def folder_name(uri: str) -> str:
 
 
 def event_columns(
-    columns: Columns, header: Sequence[str], own: Mapping[str, str], *, where: str, context: ReadContext | None = None
-) -> dict[str, str]:
+    columns: Columns, header: Sequence[str], own: Mapping[str, str], *,
+    where: str, context: ReadContext | None = None, part: str = "columns",
+) -> dict[str, str]:  # fmt: skip
     """Return the file's column for each of user, item, timestamp, type, value that it has.
 
     Args:
@@ -230,6 +241,7 @@ def event_columns(
         own: The format's own names.
         where: The file, for messages.
         context: Where it is noted that there are no times; None for a format that has none.
+        part: The part of the recipe that names them, for messages.
 
     Raises:
         ConfigError: the recipe names a column that is not there, or one column twice.
@@ -239,33 +251,35 @@ def event_columns(
     for role in ("user", "item", "timestamp", "type", "value"):
         named: str | None = getattr(columns, role)
         if named is not None and named not in header:
-            raise ConfigError(f"columns.{role}: {where} has no column '{named}'{nearest(named, header)} (there are: {', '.join(header)})")
+            raise ConfigError(f"{part}.{role}: {where} has no column '{named}'{nearest(named, header)} (there are: {', '.join(header)})")
         left_out = role == "timestamp" and named is None and "timestamp" in columns.model_fields_set
         name = named or own.get(role, "")
         if name in header and not left_out:
             if (other := next((role for role, column in found.items() if column == name), None)) is not None:
                 raise ConfigError(
-                    f"columns.{role} and columns.{other} are both '{name}'; a column has one role (there are: {', '.join(header)})"
+                    f"{part}.{role} and {part}.{other} are both '{name}'; a column has one role (there are: {', '.join(header)})"
                 )
             found[role] = name
         elif role in ("user", "item"):
             raise column_missing(f"{where}:1", name, header)
     if "timestamp" not in found and context is not None:
-        _without_times(columns, header, found, own.get("timestamp", ""), where, context)
+        _without_times(columns, header, found, own.get("timestamp", ""), where, context, part)
     return found
 
 
-def _without_times(columns: Columns, header: Sequence[str], found: Mapping[str, str], own: str, where: str, context: ReadContext) -> None:
+def _without_times(
+    columns: Columns, header: Sequence[str], found: Mapping[str, str], own: str, where: str, context: ReadContext, part: str
+) -> None:  # fmt: skip
     """Note that a table has no times; raises DataError where a column looks like times."""
     left_out = "timestamp" in columns.model_fields_set
     for name in header if not left_out else ():
         if name not in found.values() and _bare(name) in (*_TIME_NAMES, _bare(own)):
             raise DataError(
-                f"{where}:1: no column '{own}', but '{name}', which looks like times: set columns.timestamp: {name} in the recipe, "
-                "or columns.timestamp: null to take the order of the file"
+                f"{where}:1: no column '{own}', but '{name}', which looks like times: set {part}.timestamp: {name} in the recipe, "
+                f"or {part}.timestamp: null to take the order of the file"
             )
     near = nearest(own, [name for name in header if name not in found.values()]) if own and not left_out else ""
-    told = f"{where}: no column of times; the order of the file is taken (columns.timestamp in the recipe names one{near})"
+    told = f"{where}: no column of times; the order of the file is taken ({part}.timestamp in the recipe names one{near})"
     context.note("times", "column", "none", told)
 
 
@@ -292,10 +306,13 @@ def event_column_specs(found: Mapping[str, str], recipe: Recipe | None) -> dict[
         "type": ColumnSpec("name"),
         "value": ColumnSpec("number"),
     }
-    unused = {name for name in ("type", "value") if recipe and not any(getattr(rule, name) is not None for rule in filters)}
-    if rules.history.keeps("type"):
-        unused.discard("type")
+    unused = {role for role in ("type", "value") if recipe and not reads_column(recipe, role)}
     return {name: specs[role] for role, name in found.items() if role not in unused}
+
+
+def reads_column(recipe: Recipe, role: str) -> bool:
+    """Return whether a recipe has a use for the types (`type`) or values (`value`) of events."""
+    return any(getattr(rule, role) is not None for rule in recipe.filters()) or (role == "type" and recipe.history.keeps("type"))
 
 
 def events_from(table: RawTable, found: Mapping[str, str]) -> Events:

@@ -2,12 +2,13 @@
 
 Columns of events: user, item, and where they mean something timestamp, type, value. Those of users: user and attributes; of items:
 item and attributes. A recipe's `columns` gives other names, its `files` other files. Each may also be a folder of parts, at any depth,
-read in natural order; a source that is one file, or holds nothing but parts, is events alone.
+read in natural order; a source that is one file, or holds nothing but parts, is events alone. A recipe's `logs` names several tables of
+events instead, one a service: `event_logs.py` puts them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_teracon.data.raw.context import ReadContext
@@ -27,9 +28,11 @@ from dist_teracon.data.sources.base import (
     event_columns,
     events_from,
     folder_name,
+    reads_column,
     wanted_attributes,
 )
-from dist_teracon.errors import DataError
+from dist_teracon.data.sources.event_logs import labelled, together
+from dist_teracon.errors import ConfigError, DataError
 
 _OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
 _ROLES = ("events", "users", "items")
@@ -44,13 +47,17 @@ def layout(source: str, recipe: Recipe | None = None) -> Layout:
     """
     listing = list_source(source)
     roles: dict[str, list[str]] = {}
-    for role in _ROLES:
+    if logs := recipe.logs if recipe else {}:
+        roles |= {f"logs.{name}": listing.match(log.files, where=f"logs.{name}.files") for name, log in logs.items()}
+        _check_apart(roles, listing)
+    for role in _ROLES if not logs else _ROLES[1:]:
         patterns = getattr(recipe.files, role) if recipe else None
         roles[role] = listing.match(patterns, where=f"files.{role}") if patterns else _own_files(listing, role)
-    if not roles["events"]:
+    if not logs and not roles["events"]:
         roles["events"] = _events_alone(listing, [*roles["users"], *roles["items"]])
     read = [name for names in roles.values() for name in names]
-    listing.leave_others(read, "is not named events, users or items (`files:` in the recipe names others)")
+    others = "is in no log that is read (`logs:` in the recipe)"
+    listing.leave_others(read, others if logs else "is not named events, users or items (`files:` in the recipe names others)")
     return Layout(listing, roles)
 
 
@@ -81,7 +88,7 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
     found = layout(source, recipe)
     context.notes["files"] = found.note
     columns = recipe.columns if recipe else Columns()
-    events = _read_events(found, recipe, context)
+    logs = _read_logs(found, recipe, context)
     tables: dict[str, Attributes] = {}
     known: list[str] = []
     for kind, key in (("users", columns.user or _OWN["user"]), ("items", columns.item or _OWN["item"])):
@@ -89,7 +96,8 @@ def read(source: str, recipe: Recipe | None, context: ReadContext) -> EventData:
             tables[kind], header = _read_attributes(uris, kind, key, recipe, context)
             known += [name for name in header if name != key]
     check_missing(recipe, known, context)
-    return EventData(folder_name(source), events, tables.get("users"), tables.get("items"))
+    counts = {name: len(events) for name, events in logs.items()} if recipe and recipe.logs else {}
+    return EventData(folder_name(source), together(logs), tables.get("users"), tables.get("items"), counts)
 
 
 def _read_attributes(
@@ -115,10 +123,35 @@ def _dialect(recipe: Recipe | None) -> Dialect:
     return Dialect(delimiter=",", quote='"', encoding=recipe.encoding if recipe else "utf-8")
 
 
-def _read_events(found: Layout, recipe: Recipe | None, context: ReadContext) -> Events:
-    parts = open_parts(found.uris("events"), dialect=_dialect(recipe), context=context, guess=True)
-    roles = event_columns(recipe.columns if recipe else Columns(), parts[0].header, _OWN, where=parts[0].uri, context=context)
+def _read_logs(found: Layout, recipe: Recipe | None, context: ReadContext) -> dict[str, Events]:
+    """Return the events of each log by name, or of the one table."""
+    if recipe is None or not recipe.logs:
+        return {"events": _read_table(found.uris("events"), recipe, context)}
+    logs = {}
+    for name, log in recipe.logs.items():
+        rules = recipe.model_copy(update={"columns": log.over(recipe.columns)})
+        own = _OWN if log.type is not None else {role: column for role, column in _OWN.items() if role != "type"}
+        events = _read_table(found.uris(f"logs.{name}"), rules, context, own=own, part=f"logs.{name}")
+        logs[name] = labelled(events, log, type=name if log.type is None and reads_column(recipe, "type") else None)
+    return logs
+
+
+def _read_table(
+    uris: Sequence[str], recipe: Recipe | None, context: ReadContext, *, own: Mapping[str, str] = _OWN, part: str = "columns"
+) -> Events:  # fmt: skip
+    parts = open_parts(uris, dialect=_dialect(recipe), context=context, guess=True)
+    columns = recipe.columns if recipe else Columns()
+    roles = event_columns(columns, parts[0].header, own, where=parts[0].uri, context=context, part=part)
     return events_from(read_parts(parts, event_column_specs(roles, recipe), context), roles)
+
+
+def _check_apart(roles: Mapping[str, Sequence[str]], listing: Listing) -> None:
+    """Raise ConfigError where a file is in two logs, whose events would count twice."""
+    owners: dict[str, str] = {}
+    for role, names in roles.items():
+        for name in names:
+            if (other := owners.setdefault(name, role)) != role:
+                raise ConfigError(f"{role}.files: '{name}' of {listing.source} is in {other} too, and its events would count twice")
 
 
 def read_events(source: str, recipe: Recipe, context: ReadContext) -> Events:
@@ -131,7 +164,7 @@ def read_events(source: str, recipe: Recipe, context: ReadContext) -> Events:
     found = layout(source, recipe)
     for name, why in found.listing.not_read.items():
         context.log(f"not read: {name}, which {why}")
-    return _read_events(found, recipe, context)
+    return together(_read_logs(found, recipe, context))
 
 
 def events_of_table(table: Any, recipe: Recipe, context: ReadContext, *, where: str = "events") -> Events:
@@ -140,4 +173,4 @@ def events_of_table(table: Any, recipe: Recipe, context: ReadContext, *, where: 
     return events_from(read_arrow(table, event_column_specs(roles, recipe), where=where, context=context), roles)
 
 
-FORMAT = SourceFormat(lambda source, recipe: layout(source, recipe).all, read)
+FORMAT = SourceFormat(lambda source, recipe: layout(source, recipe).all, read, takes_logs=True)
