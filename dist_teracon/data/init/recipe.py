@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from dist_teracon import io
 from dist_teracon.data.init.columns import Content, Guess, content_of, guess_roles, named_role
+from dist_teracon.data.init.logs import Log, logs_of, put_together
 from dist_teracon.data.init.samples import Folder, Sample, attributes_within, sample_folder
 from dist_teracon.data.init.tasks import Proposal, Tables, propose
 from dist_teracon.data.raw.files import without_compression
@@ -21,7 +23,7 @@ from dist_teracon.data.raw.listing import stem
 from dist_teracon.data.recipe import parse_recipe
 from dist_teracon.data.sources.base import folder_name
 from dist_teracon.errors import ConfigError, DataError
-from dist_teracon.text import folded, table_lines
+from dist_teracon.text import cropped, folded, table_lines
 
 _OWN = {"user": "user", "item": "item", "timestamp": "timestamp", "type": "type", "value": "value"}
 _OWN_RECBOLE = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", "type": "type", "value": "rating"}
@@ -171,7 +173,10 @@ def _events(folder: Folder) -> Draft:
         _best(folder, f"{role}s", partial(_attribute_rank, role=role, key=roles[role].column), without=(events,))
         for role in ("user", "item")
     )
-    return _draft("events", folder, events, users, items if items is not users else None, own=_OWN)
+    taken = [id(sample) for sample in (events, users, items) if sample is not None]
+    further = [sample for sample in folder.tables.values() if id(sample) not in taken and sample.rows and _events_rank(sample) > 0]
+    logs, left_out = logs_of(events, further)
+    return _draft("events", folder, events, users, items if items is not users else None, own=_OWN, logs=logs, left_out=left_out)
 
 
 def _best(folder: Folder, name: str, rank: Callable[[Sample], float], *, without: Sequence[Sample] = ()) -> Sample | None:
@@ -201,7 +206,8 @@ def _attribute_rank(sample: Sample, *, role: str, key: str) -> float:
 
 
 def _draft(
-    kind: str, folder: Folder, events: Sample, users: Sample | None, items: Sample | None, *, own: Mapping[str, str]
+    kind: str, folder: Folder, events: Sample, users: Sample | None, items: Sample | None, *,
+    own: Mapping[str, str], logs: Sequence[Log] = (), left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Draft:  # fmt: skip
     contents = {name: content_of(events, name) for name in events.columns}
     roles = guess_roles(events, contents)
@@ -220,28 +226,32 @@ def _draft(
             other = next(name for name in sample.columns if named_role(name) == role)
             told = f"{sample.name}: its {role}s stand in '{other}', those of the events in '{key}': give both one name to use it"
             draft.notes += folded(told, indent="  ")
+    if len(logs) > 1:
+        events, roles = put_together(logs)
+        contents = {name: content_of(events, name) for name in events.columns}
     tables = Tables(events, roles, contents, attributes["user"], attributes["item"])
     proposal = propose(tables)
-    draft.notes[:0] = _notes(tables, proposal, folder)
-    draft.text = "\n".join(
-        [*_top(folder, tables, own, kind), *_history_lines(tables, proposal), *_task_lines(proposal), *_input_lines(tables), *_SPLIT]
-    )
+    several = logs if len(logs) > 1 else ()
+    draft.notes[:0] = _notes(tables, proposal, folder, several, left_out)
+    head = _top(folder, tables, own, kind, several)
+    body = (*_history_lines(tables, proposal), *_task_lines(proposal), *_input_lines(tables), *_SPLIT)
+    draft.text = "\n".join([*head, *body])
     return draft
 
 
 _SPLIT = ["split: {by: users, train: 0.8, validation: 0.05, test: 0.15}    # users are cut once for all tasks"]
 
 
-def _notes(tables: Tables, proposal: Proposal, folder: Folder) -> list[str]:
-    read = [("events", tables.events), *((what, pair[0]) for what, pair in (("users", tables.users), ("items", tables.items)) if pair)]
+def _notes(tables: Tables, proposal: Proposal, folder: Folder, logs: Sequence[Log], left_out: Mapping[str, str]) -> list[str]:
+    read = [(f"log {log.name}", log.sample) for log in logs] or [("events", tables.events)]
+    read += [(what, pair[0]) for what, pair in (("users", tables.users), ("items", tables.items)) if pair]
     rows = [(what, sample.name, f"{sample.rows:,}{'' if sample.whole else ' of more'}") for what, sample in read]
-    columns = [(role, guess.column, guess.confidence, guess.why) for role, guess in tables.roles.items()]
     used = {id(sample) for _, sample in read}
     without = [role for role in _OWN if role not in tables.roles]
     return [
         *table_lines(("", "table", "rows looked at"), rows, names=("", "table")),
         "",
-        *table_lines(("events", "column", "how sure", "why"), columns, names=("events", "column", "how sure", "why")),
+        *(line for name, roles in _roles(tables, logs) for line in _role_lines(name, roles)),
         *(folded(f"no column of: {', '.join(without)}") if without else []),
         "",
         *folded(f"history: {proposal.why}", indent="  "),
@@ -252,41 +262,59 @@ def _notes(tables: Tables, proposal: Proposal, folder: Folder) -> list[str]:
         ),
         *(line for name, why in proposal.left_out.items() for line in folded(f"no task: {name}: {why}", indent="  ")),
         *([] if any(task.is_active for task in proposal.tasks) else ["no task beside the first one, the next item of the history"]),
-        *_unused_lines([sample for sample in folder.tables.values() if id(sample) not in used]),
+        *_unused_lines([sample for sample in folder.tables.values() if id(sample) not in used], left_out),
     ]
 
 
-def _unused_lines(samples: Sequence[Sample]) -> list[str]:
-    """Return the tables that nothing is made of; of those that look like events, what would make them count."""
+def _roles(tables: Tables, logs: Sequence[Log]) -> list[tuple[str, Mapping[str, Guess]]]:
+    """Return the columns' roles of each log, or of the one table of events."""
+    return [(log.name, log.roles) for log in logs] or [("events", tables.roles)]
+
+
+def _role_lines(name: str, roles: Mapping[str, Guess]) -> list[str]:
+    heads = (cropped(name, 16), "column", "how sure", "why")
+    return table_lines(heads, [(role, guess.column, guess.confidence, guess.why) for role, guess in roles.items()], names=heads)
+
+
+def _unused_lines(samples: Sequence[Sample], left_out: Mapping[str, str]) -> list[str]:
+    """Return the tables that nothing is made of; of those that look like events, why they do not go with the others."""
     if not samples:
         return ["every table is used"]
-    events = [sample.name for sample in samples if sample.rows and _events_rank(sample) > 0]
     lines = folded(f"tables that nothing is made of: {', '.join(sample.name for sample in samples)}")
-    if events:
-        told = f"further tables of events: {', '.join(events)}. A recipe reads one table of events: put their rows into it, and where each "
-        lines += folded(f"{told}row is from into a column `type` (docs/own-data.md, Logs in several tables)", indent="  ")
+    for name, why in left_out.items():
+        lines += folded(f"{name} looks like events, but {why}; `logs` in a recipe names several tables of events", indent="  ")
     return lines
 
 
-def _top(folder: Folder, tables: Tables, own: Mapping[str, str], kind: str) -> list[str]:
+def _top(folder: Folder, tables: Tables, own: Mapping[str, str], kind: str, logs: Sequence[Log]) -> list[str]:
     lines = [f"name: {scalar(folder_name(folder.uri))}", "seed: 0"]
-    files = {"events": tables.events, **{what: pair[0] for what, pair in (("users", tables.users), ("items", tables.items)) if pair}}
+    files = {"events": tables.events} if not logs else {}
+    files |= {what: pair[0] for what, pair in (("users", tables.users), ("items", tables.items)) if pair}
     renamed = {what: sample for what, sample in files.items() if kind == "events" and stem(sample.name) != what}
     if renamed:
         lines += ["files:", *(f"  {what}: {scalar(sample.name)}" for what, sample in renamed.items())]
-    named = {role: guess for role, guess in tables.roles.items() if guess.column != own[role]}
     times = tables.contents[tables.roles["timestamp"].column].times if "timestamp" in tables.roles else None
-    if named or times not in (None, "iso", "s"):
-        lines.append("columns:")
-        lines += [f"  {role}: {scalar(guess.column)}    # {_comment(guess)}" for role, guess in named.items()]
-        if times not in (None, "iso", "s"):
-            lines.append(f"  timestamp_unit: {times}    # {tables.roles['timestamp'].why}")
-    if times == "iso":
+    if logs:
+        named = {role: tables.roles[role].column for role in ("user", "item") if tables.roles[role].column != own[role]}
+        lines += ["columns:    # of all logs and tables that do not say otherwise"] if named else []
+        lines += [f"  {role}: {scalar(name)}" for role, name in named.items()]
+        lines += ["logs:    # a table of events each; without a column of types a log's name is the type of its events"]
+        for log in logs:
+            lines += _log_lines(log, {**own, **named}, others=[other for other in logs if other is not log])
+    else:
+        named_here = {role: guess for role, guess in tables.roles.items() if guess.column != own[role]}
+        if named_here or times not in (None, "iso", "s"):
+            lines.append("columns:")
+            lines += [f"  {role}: {scalar(guess.column)}    # {_comment(guess)}" for role, guess in named_here.items()]
+            if times not in (None, "iso", "s"):
+                lines.append(f"  timestamp_unit: {times}    # {tables.roles['timestamp'].why}")
+    if times == "iso" or any(log.times == "iso" for log in logs):
         lines.append("# dates without a zone are read as UTC; local times: `columns: {timezone: Asia/Seoul}`")
     if times is None:
         lines.append("# no column of times was found: a user's events stand in the order of the rows")
-    if tables.events.encoding != "utf-8":
-        lines.append(f"encoding: {tables.events.encoding}")
+    encoding = logs[0].sample.encoding if logs else tables.events.encoding
+    if encoding != "utf-8":
+        lines.append(f"encoding: {encoding}")
     if missing := {
         name: list(content.unknown)
         for pair, key in ((tables.users, "user"), (tables.items, "item"))
@@ -294,6 +322,21 @@ def _top(folder: Folder, tables: Tables, own: Mapping[str, str], kind: str) -> l
         if content.unknown and name != tables.roles[key].column
     }:
         lines += ["missing:    # codes of unknown", *(f"  {scalar(name)}: {scalar(codes)}" for name, codes in missing.items())]
+    return lines
+
+
+def _log_lines(log: Log, named: Mapping[str, str], *, others: Sequence[Log]) -> list[str]:
+    """Return a log's part of the recipe; `named` has the columns' names where it does not say."""
+    lines = [f"  {scalar(log.name)}:", f"    files: {scalar(log.sample.name)}"]
+    for role, guess in log.roles.items():
+        if guess.column != named[role] or role == "type":
+            lines.append(f"    {role}: {scalar(guess.column)}    # {_comment(guess)}")
+    if log.times not in (None, "iso", "s"):
+        lines.append(f"    timestamp_unit: {log.times}    # {log.roles['timestamp'].why}")
+    items, elsewhere = set(log.column("item")) - {None}, {item for other in others for item in other.column("item")}
+    if both := len(items & elsewhere):
+        why = f"{both:,} of its {len(items):,} items have names of another log's; for other things of the same names"
+        lines.append(f"    # prefix: {scalar(log.name + ':')}    # {why}")
     return lines
 
 

@@ -49,7 +49,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables with what their columns hold; `keys` has the column of users and of items in their own tables."""
+    """The tables with what their columns hold; `events` are those of all logs together, where there are several tables of them."""
 
     events: Sample
     roles: dict[str, Guess]

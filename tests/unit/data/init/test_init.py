@@ -266,17 +266,66 @@ def test_attributes_that_stand_in_the_table_of_events(tmp_path: Path) -> None:
     assert main(["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
 
 
-def test_further_tables_of_events_are_named_with_what_to_do(tmp_path: Path) -> None:
-    """A service a file: one is read, and of the others is said how they would be; other tables are named alone."""
-    for place, (name, time) in enumerate((("views", "viewed_at"), ("orders", "ordered_at"))):
-        events = [(f"u{number % 40}", f"p{(number + place) % 12}", NOON + number) for number in range(400 - 100 * place)]
-        rows_of(tmp_path / "raw" / f"{name}.csv", ("customer_id", "dish_id", time), *events)
-    rows_of(tmp_path / "raw" / "shops.csv", ("shop", "town"), ("s1", "Lyon"), ("s2", "Nice"))
-    recipe, said = made(tmp_path / "raw", tmp_path)
-    assert recipe.files.events == ("views.csv",)
+def write_services(folder: Path, **changed: tuple[tuple[Any, ...], ...]) -> Path:
+    """Write a table of events a service, with names of columns and units of their own, and one table that is none; some may be others."""
+    tables: dict[str, tuple[tuple[Any, ...], ...]] = {
+        "views-1": (("customer_id", "dish_id", "viewed_at"), *((f"u{n % 40}", f"p{n % 12}", NOON + n) for n in range(400))),
+        "views-2": (("customer_id", "dish_id", "viewed_at"), *((f"u{n % 40}", f"p{n % 11}", NOON + 500 + n) for n in range(300))),
+        "orders": (("buyer", "dish_id", "ordered_at"), *((f"u{n % 39}", f"p{n % 13}", 1000 * (NOON + n)) for n in range(300))),
+        "clips": (
+            ("customer_id", "video", "watched", "action"),
+            *((f"u{n % 38}", f"v{n % 12}", f"2024-05-0{1 + n % 3}", ("play", "play", "like")[n // 38 % 3]) for n in range(500)),
+        ),
+        "shops": (("shop", "town"), ("s1", "Lyon"), ("s2", "Nice")),
+        **changed,
+    }
+    for name, rows in tables.items():
+        rows_of(folder / f"{name}.csv", *rows)
+    return folder
+
+
+def test_a_table_of_events_a_service_becomes_a_log_each(tmp_path: Path) -> None:
+    recipe, said = made(write_services(tmp_path / "raw"), tmp_path)
+    assert recipe.files.events is None
+    assert {name: log.files for name, log in recipe.logs.items()} == {
+        "clips": ("clips.csv",), "orders": ("orders.csv",), "views": ("views-*.csv",),
+    }  # fmt: skip
+    views, orders, clips = (recipe.logs[name].over(recipe.columns) for name in ("views", "orders", "clips"))
+    assert (views.user, views.item, views.timestamp, views.type) == ("customer_id", "dish_id", "viewed_at", None)
+    assert (orders.user, orders.item, orders.timestamp, orders.timestamp_unit) == ("buyer", "dish_id", "ordered_at", "ms")
+    assert (clips.user, clips.item, clips.timestamp, clips.type) == ("customer_id", "video", "watched", "action")
+    assert recipe.history.events.type == ("views",)
+    assert [task.events.type for task in recipe.tasks.values()] == [("play",), ("orders",), ("like",)]
+    text = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    assert "# prefix: 'orders:'    # 12 of its 13 items have names of another log's" in text
+    assert "# prefix: 'clips:'" not in text
+    assert "tables that nothing is made of: shops.csv" in " ".join(said)
+    prepared = ["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.yaml")]
+    assert main(prepared) == 0
+
+
+@pytest.mark.parametrize(
+    ("orders", "why"),
+    [
+        ((("buyer", "dish"), *((f"u{n % 39}", f"p{n % 13}") for n in range(300))), "orders.csv has no column of times"),
+        ((("buyer", "dish", "at"), *((f"b{n % 39}", f"p{n % 13}", NOON + n) for n in range(300))), "0 of its 39 users are in"),
+        ((("buyer", "dish", "at"), *((f"u{33 + n % 60}", f"p{n % 13}", NOON + n) for n in range(300))), "5 of its 60 users are in"),
+    ],
+)
+def test_events_that_do_not_go_with_the_others_are_named_with_the_reason(tmp_path: Path, orders: Any, why: str) -> None:
+    recipe, said = made(write_services(tmp_path / "raw", orders=orders), tmp_path)
+    assert set(recipe.logs) == {"clips", "views"}
     text = " ".join(" ".join(said).split())
-    assert "tables that nothing is made of: orders.csv, shops.csv further tables of events: orders.csv." in text
-    assert "no column of: type, value" in text
+    assert "tables that nothing is made of: orders.csv, shops.csv" in text
+    assert "orders.csv looks like events, but" in text
+    assert why in text
+
+
+def test_types_of_a_log_that_another_one_has_too_give_way_to_the_logs_names(tmp_path: Path) -> None:
+    orders = (("buyer", "dish", "at", "action"), *((f"u{n % 39}", f"p{n % 13}", NOON + n, ("play", "buy")[n % 2]) for n in range(300)))
+    recipe, _ = made(write_services(tmp_path / "raw", orders=orders), tmp_path)
+    assert recipe.logs["clips"].type == "action"
+    assert recipe.logs["orders"].type is None
 
 
 def test_few_users_make_a_comment_of_a_task(tmp_path: Path) -> None:
