@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dist_teracon.data.recipe import Columns
+from dist_teracon.data.recipe_columns import Columns
 from dist_teracon.errors import DataError
 from dist_teracon.inference.ids import id_text
 

@@ -28,8 +28,8 @@ from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.parquet import plain
-from dist_teracon.data.recipe import EventFilter, Files, HistoryRule, Recipe, parse_recipe
-from dist_teracon.data.recipe_columns import LogRule
+from dist_teracon.data.recipe import EventFilter, HistoryRule, Recipe, parse_recipe
+from dist_teracon.data.recipe_columns import Files, LogRule
 from dist_teracon.data.recipe_inputs import InputsPart
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files

@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 import yaml
@@ -78,7 +78,7 @@ def recipe_fields(model: type[BaseModel], path: str = "") -> Iterator[str]:
             part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type) and issubclass(part, BaseModel)
         ]
         if inside and inside[0] is not EventFilter:
-            yield from recipe_fields(inside[0], f"{path}{name}.")
+            yield from recipe_fields(inside[0], f"{path}{name}.NAME." if get_origin(field.annotation) is dict else f"{path}{name}.")
         else:
             yield f"{path}{name}"
 
@@ -94,6 +94,8 @@ def test_the_page_on_own_data_has_every_field_of_a_recipe() -> None:
 
 
 def test_the_page_on_own_data_has_a_whole_recipe_that_is_read() -> None:
-    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "own-data.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    recipe = parse_recipe(yaml.safe_load(block))
+    page = (DOCS / "own-data.md").read_text(encoding="utf-8")
+    of_logs, whole = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert list(parse_recipe(yaml.safe_load(of_logs)).logs) == ["view", "order", "video"]
+    recipe = parse_recipe(yaml.safe_load(whole))
     assert list(recipe.tasks) == ["later-queries", "purchases", "category", "age", "sex"]

@@ -55,7 +55,8 @@ def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any]
     Raises:
         ConfigError: a field differs that must not; names each, old and new.
     """
-    lines, problems = [], []
+    lines: list[str] = []
+    problems: list[str] = []
     if before is None:
         before = {"split": {name: getattr(info.split, name) for name in ("by", "seed", "train", "validation", "test", "folds", "fold")}}
         before["history"] = {"length": info.length_limit}

@@ -34,12 +34,11 @@ def meeting_logs(data: EventData, recipe: Recipe, *, limit: float, log: Log) -> 
     for number, name in enumerate(data.logs):
         facts[name] = {"events": data.logs[name], "in_history": int(np.count_nonzero(fits[ranges[number]]))}
         for kind, within in (("users", users), ("items", items)):
-            elsewhere = within[:number].any(axis=0) | within[number + 1 :].any(axis=0)
+            elsewhere = np.delete(within, number, axis=0).any(axis=0)
             facts[name] |= {kind: int(within[number].sum()), f"{kind}_elsewhere": int((within[number] & elsewhere).sum())}
     for number, name in enumerate(data.logs):
-        own = _texts(data.events.user, users[number])
-        others = _texts(data.events.user, users[:number].any(axis=0) | users[number + 1 :].any(axis=0))
-        join = join_of(own, others)
+        own, others = users[number : number + 1], np.delete(users, number, axis=0)
+        join = join_of(_texts(data.events.user, own), _texts(data.events.user, others))
         allowed = 1.0 if join.both else limit
         if told := check_join(f"logs.{name}.user", join, noun="users", left=name, right="the other logs", limit=allowed):
             log(told)
@@ -55,5 +54,6 @@ def _names_in(column: Categorical, ranges: list[slice]) -> NDArray[np.bool_]:
     return found
 
 
-def _texts(column: Categorical, chosen: NDArray[np.bool_]) -> list[str]:
-    return [column.names[code] for code in np.flatnonzero(chosen).tolist()]
+def _texts(column: Categorical, within: NDArray[np.bool_]) -> list[str]:
+    """Return the names that any of the ranges has."""
+    return [column.names[code] for code in np.flatnonzero(within.any(axis=0)).tolist()]

@@ -19,7 +19,8 @@ from dist_teracon.data.raw.listing import natural_key
 from dist_teracon.data.raw.table import ColumnSpec, RawTable
 from dist_teracon.data.raw.times import YEARS
 from dist_teracon.data.raw.values import truth_names, whole_name
-from dist_teracon.data.recipe import Columns, ItemTask, ProfileTask, Recipe
+from dist_teracon.data.recipe import ItemTask, ProfileTask, Recipe
+from dist_teracon.data.recipe_columns import Columns
 from dist_teracon.data.shard_source import ShardSource
 from dist_teracon.errors import ConfigError, DataError, nearest
 

@@ -16,7 +16,8 @@ from dist_teracon.data.raw.delimited import Dialect
 from dist_teracon.data.raw.listing import Layout, Listing, list_source, named_kind, stem
 from dist_teracon.data.raw.parquet import read_arrow
 from dist_teracon.data.raw.parts import open_parts, read_parts
-from dist_teracon.data.recipe import Columns, Recipe
+from dist_teracon.data.recipe import Recipe
+from dist_teracon.data.recipe_columns import Columns
 from dist_teracon.data.sources.base import (
     Attributes,
     EventData,

@@ -16,7 +16,8 @@ from typing import Literal
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import without_compression
 from dist_teracon.data.raw.listing import Layout, Listing, list_source, named_kind, natural_key
-from dist_teracon.data.recipe import Columns, Recipe
+from dist_teracon.data.recipe import Recipe
+from dist_teracon.data.recipe_columns import Columns
 from dist_teracon.data.sources.base import SourceFormat, folder_name
 from dist_teracon.data.streaming.source import SequenceSource, TaskFiles, spill_rows
 from dist_teracon.data.streaming.spill import Partitioning, read_state, write_state

@@ -19,7 +19,8 @@ from dist_teracon.data.raw.files import without_compression
 from dist_teracon.data.raw.listing import Layout, list_source
 from dist_teracon.data.raw.parts import open_parts, read_parts
 from dist_teracon.data.raw.table import ColumnSpec, RawTable
-from dist_teracon.data.recipe import Columns, Recipe
+from dist_teracon.data.recipe import Recipe
+from dist_teracon.data.recipe_columns import Columns
 from dist_teracon.data.sources.base import (
     Attributes,
     EventData,
