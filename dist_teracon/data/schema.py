@@ -10,7 +10,7 @@ On disk (a folder or URI):
                                       and where they are kept: times (list<int64>, s) · types (list<int32>)
                                       and where there are features of users: input.<feature> (int32, 0 = missing)
     earlier/shard-00042.parquet       row (int32, of the user in the shard) · items (list<int32>): what a user took before the
-                                      sequence, each item once; where sequences are cut and rankings leave out what was taken
+                                      sequence, and in it of items too rare for the catalogue, each once; where rankings leave it out
     vocab/_earlier.parquet            item (string) · index (int32): of those that no sequence holds, numbered behind the items
     inputs/items.parquet              index (int32) · input.<feature> (int32) …         where there are features of items
     vocab/_input.<feature>.parquet    value (string) · index (int32) · count (int64)    index 0 = missing

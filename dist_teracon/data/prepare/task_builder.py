@@ -244,12 +244,14 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     cut = int(np.count_nonzero(ahead[1]))
     if cut and (job.keep_earlier or job.recipe.split.by == "time"):
         notes["cut_histories"] = cut
-    earlier, earlier_items = earlier_items_of(events.item, candidates, ahead, position) if cut and job.keep_earlier else (None, [])
+    kept_beside = earlier_items_of(events.item, candidates, ahead, (ordered, offsets), position) if job.keep_earlier else None
+    earlier, earlier_items = kept_beside or (None, [])
     if earlier is not None:
         what = "rows of users" if job.recipe.split.by == "time" else "users"
         job.log(
             f"repeats: rankings leave out what a user has taken; {cut:,} of {len(ahead[1]):,} {what} have more than the last "
-            f"{rule.length:,} events (history.length), and {len(earlier[0]):,} items that they took before are kept for that"
+            f"{rule.length:,} events (history.length); {len(earlier[0]):,} items that they took before, or that are too rare for the "
+            "catalogue, are kept for that"
         )
     table = SequenceTable(users.names, users.hashes, position[codes], offsets, columns, earlier=earlier)
     return users, table, items, types, earlier_items

@@ -1,4 +1,4 @@
-"""What users took before their histories begin, where these are cut: kept, so that rankings leave it out too."""
+"""What users took and sequences do not tell, as it came before or is too rare: kept, so that rankings leave it out too."""
 
 from __future__ import annotations
 
@@ -54,14 +54,19 @@ def made(
     return Dataset(str(folder / "out"))
 
 
-def by_row(dataset: Dataset) -> dict[str, tuple[list[str], list[str], int]]:
-    """Return by each row's name its items, what was taken before these, and when the first of them was."""
+def by_row(dataset: Dataset) -> dict[str, tuple[list[str | None], list[str], int, int]]:
+    """Return by each row's name its items (None for unseen ones), what is kept beside, and when the first and the last of them were."""
     names, found = [*dataset.vocabulary("items")["item"].to_pylist(), *dataset.earlier_items()], {}
     for shard in range(dataset.info.shards):
         rows = pq.read_table(Path(dataset.uri) / f"users/shard-{shard:05d}.parquet").to_pylist()
         values, offsets = dataset.earlier(shard)
         for row, first, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
-            found[row["user_id"]] = ([names[i] for i in row["sequence"]], [names[i] for i in values[first:end]], row["times"][0])
+            found[row["user_id"]] = (
+                [names[i] for i in row["sequence"]],
+                [names[i] for i in values[first:end]],
+                row["times"][0],
+                row["times"][-1],
+            )
     return found
 
 
@@ -75,15 +80,18 @@ def test_each_row_has_what_was_taken_before_it(tmp_path, split):
     said: list[str] = []
     dataset, events = made(tmp_path / "data", split=split, log=said.append), table()
     catalogue, cut, again, strange = set(dataset.vocabulary("items")["item"].to_pylist()) - {None}, 0, 0, set()
-    for name, (items, earlier, first) in by_row(dataset).items():
-        taken = views(events, name.partition("@")[0], before=first)
+    rare = 0
+    for name, (items, earlier, first, last) in by_row(dataset).items():
+        user = name.partition("@")[0]
+        taken, inside = views(events, user, before=first), views(events, user, before=last + 1)[-len(items) :]
         assert len(earlier) == len(set(earlier))
-        assert set(earlier) == set(taken)
+        assert set(earlier) == {*taken, *(item for item in inside if item not in catalogue)}
+        rare += bool(set(earlier) - set(taken))
         strange |= set(earlier) - catalogue
         assert len(items) == LENGTH or not taken
         cut += bool(taken)
         again += bool(set(items) & set(earlier))
-    assert dataset.info.notes["cut_histories"] == cut > 20 and again > 5
+    assert dataset.info.notes["cut_histories"] == cut > 20 and again > 5 and rare > 5
     assert strange == set(dataset.earlier_items()) != set()
     assert sum(line.startswith("repeats: rankings leave out what a user has taken; ") for line in said) == 1
 
@@ -114,9 +122,7 @@ def test_rankings_and_popularity_leave_it_out(tmp_path, split, task):
     for number, (row, found) in enumerate(zip(rows, every, strict=True)):
         end = row["times"][-1] + (task == "buys")  # the last event is the first task's label
         taken = views(events, row["user_id"].partition("@")[0], before=end)
-        # items of the history outside of the catalogue are unseen ones, and stay
-        before, inside = taken[:-LENGTH] if task == "buys" else taken[: 1 - LENGTH], [item for item in taken if item in names]
-        expected = {label_by_name[item] for item in (*before, *inside) if item in label_by_name}
+        expected = {label_by_name[item] for item in taken if item in label_by_name}
         assert found == expected == set(popularity.labels[popularity.offsets[number] : popularity.offsets[number + 1]].tolist())
         checked += len(taken) > LENGTH
     assert checked > 3
@@ -127,7 +133,7 @@ def test_it_is_kept_where_it_is_needed_alone(tmp_path):
     never = made(tmp_path / "never", history=free, buys={**BUYS, "repeats": True})
     assert never.earlier(0) is None and not any(path.startswith("earlier/") for path in never.info.files)
     assert "events before these are ranked" in taken_but_ranked(never.info)
-    whole = made(tmp_path / "whole", history={**HISTORY, "length": 100})
+    whole = made(tmp_path / "whole", history={**HISTORY, "length": 100, "min_count": 1})
     assert whole.earlier(0) is None and taken_but_ranked(whole.info) is None
     one = made(tmp_path / "one", history=free)
     assert one.earlier(0) is not None and taken_but_ranked(one.info) is None
@@ -158,10 +164,11 @@ def test_versions_keep_it(tmp_path, monkeypatch, named):
         assert main(["prepare", "events", source, name, *options]) == 0
     for name, until in (("v1", 700), ("v2", 700), ("v3", 1000)):
         dataset, checked = Dataset(name), 0
-        for user, (_, earlier, first) in by_row(dataset).items():
-            taken = views(table(until=until), user, before=first)
-            assert set(earlier) == set(taken), (name, user)
-            checked += bool(taken)
+        for user, (items, earlier, first, last) in by_row(dataset).items():
+            taken, before = (views(table(until=until), user, before=moment) for moment in (last + 1, first))
+            assert {*earlier, *filter(None, items)} == set(taken), (name, user)
+            assert set(before) <= set(earlier)
+            checked += bool(before)
         assert dataset.info.excludes_seen("buys", None) and checked > 10
         assert not set(dataset.earlier_items()) & set(dataset.vocabulary("items")["item"].to_pylist())
 
