@@ -15,8 +15,8 @@ from dist_teracon.report.values import as_list, as_mapping, as_number, as_whole
 class Step:
     """One logged training step; for each past task `rho` has the formula's sampling rate, `rows` the replayed rows of the batch.
 
-    `gradient_norm` is of this step; `seconds` (of a step and its parts), `users_per_s`, `memory_bytes` and `mfu` are of those since the
-    last one that was logged.
+    `gradient_norm` and `learning_rate` are of this step; `seconds` (of a step and its parts), `users_per_s`, `memory_bytes` and `mfu`
+    are of those since the last one that was logged.
     """
 
     stage: int
@@ -29,6 +29,7 @@ class Step:
     users_per_s: float | None = None
     memory_bytes: int | None = None
     mfu: float | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _step(entry: Mapping[str, Any], stage: int, epoch: int, step: int) -> Step:
     return Step(
         stage, epoch, step, _numbers(entry.get("rho")), _numbers(entry.get("rows")), as_number(entry.get("gradient_norm")),
         _numbers(timing.get("seconds")), as_number(timing.get("users_per_s")), as_whole(timing.get("memory_bytes")),
-        as_number(timing.get("mfu")),
+        as_number(timing.get("mfu")), as_number(entry.get("learning_rate")),
     )  # fmt: skip
 
 

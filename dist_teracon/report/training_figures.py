@@ -83,6 +83,25 @@ def gradient_norms(run: RunData) -> Figure | None:
     return Figure("gradient", "Length of the gradient", caption, tuple(panels), wide=True) if panels else None
 
 
+def learning_rates(run: RunData) -> Figure | None:
+    """The learning rate over the logged steps, a panel a stage in which it changes."""
+    panels: list[Panel] = []
+    for stage in run.events.stages:
+        steps = enumerate(run.events.steps_of(stage), start=1)
+        points = [(float(place), step.learning_rate) for place, step in steps if step.learning_rate is not None]
+        if len({rate for _, rate in points}) < 2:
+            continue
+        with Plot(SMALL, 152, f"Learning rate in stage {stage}") as plot:
+            draw_line(plot.axes, points, series_colour(0))
+            plot.axes.set_ylim(bottom=0)
+            plot.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            plot.axes.locator_params(axis="x", integer=True)
+            plot.axes.set_xlabel("logged step", loc="right")
+            panels.append(plot.panel(stage_title(run, stage)))
+    caption = "Of what the stage learns anew; what earlier stages trained has its share of it (pretrained_lr_scale)."
+    return Figure("rate", "Learning rate", caption, tuple(panels), wide=True) if panels else None
+
+
 def retention_loss(run: RunData) -> Figure | None:
     """Retention loss of each past task an epoch, a panel a stage."""
     caption = "Mean squared distance to the frozen model's pseudo-labels, for each past task while a new one is learned."
@@ -254,6 +273,7 @@ TRAINING_BUILDERS: tuple[Callable[[RunData], Figure | None], ...] = (
     learning_curves,
     training_loss,
     gradient_norms,
+    learning_rates,
     replayed_shares,
     retention_loss,
     mask_similarity,

@@ -229,7 +229,8 @@ def _events(tasks: tuple[str, ...], stages: int, rng: random.Random) -> list[dic
                 for step in range(10):
                     number = 10 * (epoch - 1) + step
                     step_event = {"event": "step", **place, "step": number, "loss": loss, "scale": 3.1, "rho": rates, "rows": rows}
-                    log.append({**step_event, "gradient_norm": 2.0 / (1 + number), "timing": TIMING})
+                    rate = 1e-3 if stage > 1 else 1e-3 * (1 - number / (10 * epochs))
+                    log.append({**step_event, "gradient_norm": 2.0 / (1 + number), "learning_rate": rate, "timing": TIMING})
             kept = {"metric": _metrics(stage - 1)[0], "best": epoch >= epochs - 2}
             log.append({"event": "epoch", **place, "loss": loss, "validation": score, "validation_error": 0.1 * score, **kept})
         known = tasks[:stage]
