@@ -101,7 +101,7 @@ def _contents(run: RunData, figures: Mapping[str, Figure], *, several: bool) -> 
     sections = (
         ("comparison", "Runs side by side", several),
         ("scores", "Scores", bool(run.scores)),
-        ("learning", "Learning", bool({"learning", "loss", "gradient"} & set(figures))),
+        ("learning", "Learning", bool({"learning", "loss", "gradient", "rate"} & set(figures))),
         ("retention", "Knowledge retention", bool({"rho", "retention", "similarity", "histograms"} & set(figures))),
         ("time", "Time", "seconds" in figures or bool(run.events.pseudo_labels) or step_times(run) is not None),
         *((anchor, title, True) for anchor, title, _, _ in _later(run)),
