@@ -349,6 +349,14 @@ class Recipe(RecipePart):
         """Return every filter of events."""
         return [self.history.events, *(task.events for task in self.tasks.values() if isinstance(task, ItemTask))]
 
+    @property
+    def event_years(self) -> tuple[int, int] | None:
+        """The first and the last year in which events of any log are plausible; None for those that are by default."""
+        given = [years for log in self.logs.values() if (years := log.over(self.columns).timestamp_years) is not None]
+        if not self.logs:
+            return self.columns.timestamp_years
+        return (min(first for first, _ in given), max(last for _, last in given)) if given else None
+
     def logs_of_history(self) -> dict[str, LogRule]:
         """Return the logs of which events may be in histories."""
         types = self.history.events.type

@@ -44,7 +44,7 @@ def _log_lines(logs: Mapping[str, Mapping[str, int]]) -> list[str]:
     heads = ("log", "events", "in history", "users", "elsewhere too", "items", "elsewhere too ")
     fields = ("events", "in_history", "users", "users_elsewhere", "items", "items_elsewhere")
     rows = [(cropped(name, _NAME), *(f"{facts[field]:,}" for field in fields)) for name, facts in logs.items()]
-    return ["events of several logs:", *(f"  {line}" for line in table_lines(heads, rows, names=("log",)))] if rows else []
+    return ["events of several logs:", *(f"  {line}" for line in table_lines(heads, rows, names=("log",)))] if len(rows) > 1 else []
 
 
 def _few_lines(info: DatasetInfo) -> list[str]:

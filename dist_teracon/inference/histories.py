@@ -241,7 +241,7 @@ class HistoryReader:
     def _from_uri(self, uri: str, *, dates: bool) -> Histories:
         recipe = self._reading
         if not io.is_folder(uri):  # the recipe's names of files are those of a folder
-            recipe = recipe.model_copy(update={"files": Files(), "logs": _log_of_file(recipe.logs, uri)})
+            recipe = recipe.model_copy(update={"files": Files(), "logs": _log_of_file(self.recipe, uri)})
         lines: list[str] = []
         with _context(uri, log=lines.append) as context:
             events = event_files.read_events(uri, recipe, context)
@@ -356,12 +356,32 @@ def _recipe_of(info: DatasetInfo) -> Recipe:
     return parse_recipe({**recipe, "columns": kept}, where="dataset.json: source.recipe")
 
 
-def _log_of_file(logs: Mapping[str, LogRule], uri: str) -> dict[str, LogRule]:
-    """Return the one log that a file is of, by its name, or the only one that there is; none where the file is a table of its own."""
-    file = uri.rsplit("/", 1)[-1]
-    named = [name for name, log in logs.items() if any(fnmatchcase(file, pattern.rsplit("/", 1)[-1]) for pattern in log.files)]
-    found = named if len(named) == 1 else list(logs) if len(logs) == 1 else []
-    return {name: logs[name].model_copy(update={"files": (file,)}) for name in found}
+def _log_of_file(recipe: Recipe, uri: str) -> dict[str, LogRule]:
+    """Return the one log that a file is of: by the end of its path, or the only one of histories; none where the recipe has no logs.
+
+    Raises:
+        ConfigError: the file is of a log that no history is of, or it is not known of which one it is.
+    """
+    if not recipe.logs:
+        return {}
+    read, file = recipe.logs_of_history(), uri.rsplit("/", 1)[-1]
+    fits = [name for name, log in recipe.logs.items() if any(_names(pattern, uri) for pattern in log.files)]
+    if len(fits) == 1 and fits[0] not in read:
+        raise ConfigError(f"{uri}: is of the recipe's log '{fits[0]}', and histories are of {', '.join(read)} alone")
+    found = fits if len(fits) == 1 else list(read) if len(read) == 1 and not fits else []
+    if not found:
+        shown = "; ".join(f"{name}: {', '.join(log.files)}" for name, log in read.items())
+        raise ConfigError(
+            f"{uri}: its path does not tell of which of the recipe's logs it is ({shown}); name it as there, or give the folder of all logs"
+        )
+    return {found[0]: read[found[0]].model_copy(update={"files": (file,)})}
+
+
+def _names(pattern: str, uri: str) -> bool:
+    """Return whether the end of a path fits a pattern of files, or of a folder that the file lies in."""
+    wanted, path = pattern.strip("/").removeprefix("./").split("/"), uri.split("/")
+    ends = range(len(wanted), len(path) + 1)
+    return any(all(map(fnmatchcase, path[end - len(wanted) : end], wanted)) for end in ends)
 
 
 def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,11 +17,10 @@ def rate_factor(training: StageTraining, step: int, *, total: int, cuts: int) ->
         cuts: How often validation has stood still so far (`plateau`).
     """
     warmup = training.warmup_steps
+    cut = float(training.plateau_factor**cuts) if training.schedule == "plateau" else 1.0
     if step < warmup:
-        return (step + 1) / warmup
-    if training.schedule == "plateau":
-        return float(training.plateau_factor**cuts)
-    if training.schedule == "constant":
-        return 1.0
+        return cut * (step + 1) / warmup
+    if training.schedule in ("constant", "plateau"):
+        return cut
     left = max(0.0, 1 - (step - warmup) / max(1, total - warmup))
     return left if training.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2

@@ -214,6 +214,11 @@ class PhaseTrainer:
         training, limit = self.phase.training, self.config.train.max_steps
         if training.schedule != "constant" or state.steps <= training.warmup_steps:
             total = min(training.epochs * steps_of_epoch, limit or sys.maxsize)
+            if not state.steps and training.warmup_steps > total:
+                self.shared.console.log(
+                    f"{self.label} · warmup_steps {training.warmup_steps:,} are more than its {total:,} steps: the learning rate does not "
+                    "reach its value"
+                )
             self._rate = rate_factor(training, state.steps, total=total, cuts=state.stopping.cuts)
             self.engine.scale_rates(self._rate)
 
@@ -250,7 +255,8 @@ class PhaseTrainer:
         """Lower the learning rate instead of ending the phase, where the schedule says so."""
         training = self.phase.training
         stopping = state.stopping
-        if training.schedule == "plateau" and stopping.is_exhausted(training.patience) and stopping.cuts < training.plateau_cuts:
+        may_go_on = training.schedule == "plateau" and stopping.cuts < training.plateau_cuts and state.epoch < training.epochs
+        if may_go_on and stopping.is_exhausted(training.patience):
             stopping.cut()
             rate = training.learning_rate * training.plateau_factor**stopping.cuts
             self.shared.console.log(f"{self.label} · no better score for {training.patience} epochs: learning rate {rate:.3g}")

@@ -182,7 +182,13 @@ def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Ta
     _check_tied_heads(config, dataset, where=where)
     tasks = dataset.info.tasks if config.tasks is None else tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
     for position, task in enumerate(tasks):
-        batch = config.train.stage(position, task.name).batch
+        stage = config.train.stage(position, task.name)
+        if stage.schedule == "plateau" and not stage.patience:  # one from train.by_task, the other from the stage's own settings
+            raise ConfigError(
+                f"{where}: train.by_task.{task.name}: with patience 0 no epochs pass after which schedule plateau could lower the learning "
+                "rate; set patience to 1 or more"
+            )
+        batch = stage.batch
         if config.train.accumulation > batch:
             raise ConfigError(
                 f"{where}: train.accumulation: expected at most as many micro-batches as a step has examples ({batch} for task "

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from small_runs import events, settings, timeless, train_here, what_lasts
 
+from dist_teracon.errors import ConfigError
 from dist_teracon.train import phase as phase_module
 from dist_teracon.train.early_stopping import EarlyStopping
 
@@ -97,3 +98,16 @@ def test_a_fall_is_over_the_steps_of_all_epochs_or_of_a_trial(alone: None, small
 def test_a_constant_rate_is_what_it_was(alone: None, small: str, tmp_path: Path) -> None:
     run = train_here(_config(small, first={"epochs": 2}), tmp_path / "run")
     assert {event["learning_rate"] for event in events(run, "step")} == {0.01}
+
+
+def test_a_plateau_without_patience_is_refused_also_where_one_of_them_is_a_single_tasks(alone: None, small: str, tmp_path: Path) -> None:
+    for first, own in (({"patience": 0}, {"schedule": "plateau"}), ({"schedule": "plateau"}, {"patience": 0})):
+        config = _config(small, first={"epochs": 2, **first}, by_task={"next": own})
+        with pytest.raises(ConfigError, match=r"train\.by_task\.next: with patience 0 no epochs pass"):
+            train_here(config, tmp_path / "run")
+
+
+def test_a_warmup_that_never_ends_is_told(alone: None, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train_here(_config(small, first={"epochs": 1, "warmup_steps": 10_000}), tmp_path / "run")
+    rates = [event["learning_rate"] for event in events(run, "step")]
+    assert rates == pytest.approx([0.01 * number / 10_000 for number in range(1, len(rates) + 1)])

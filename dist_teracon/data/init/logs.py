@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dist_teracon.data.init.columns import Content, Guess, content_of, guess_roles
@@ -36,6 +36,11 @@ class Log:
         """Return the sample's values of a role, nothing where there is none."""
         return self.sample.columns[self.roles[role].column] if role in self.roles else [None] * self.sample.rows
 
+    def events(self) -> Iterator[tuple[str | None, str | None, float | None]]:
+        """Return user, item and time of the sample's rows."""
+        moments = [None] * self.sample.rows if self.times is None else seconds_of(self.column("timestamp"), self.times)
+        return zip(self.column("user"), self.column("item"), moments, strict=True)
+
     def types(self) -> list[str | None]:
         """Return the type of each event of the sample."""
         return self.column("type") if "type" in self.roles else [self.name] * self.sample.rows
@@ -53,11 +58,12 @@ def logs_of(first: Sample, others: Sequence[Sample]) -> tuple[list[Log], dict[st
     for sample in (first, *others):
         contents = {name: content_of(sample, name) for name in sample.columns}
         roles = guess_roles(sample, contents)
-        log = Log(_name(sample, [log.name for log in logs]), sample, roles, _times_of(roles, contents))
-        if (why := _unlike(log, logs[0])) if logs else "":
+        taken = {text for log in logs for text in (log.name, *log.types()) if text is not None}
+        log = Log(_name(sample, taken), sample, roles, _times_of(roles, contents))
+        if (why := _unlike(log, logs[0]) or _copied(log, logs)) if logs else "":
             left_out[sample.name] = why
         else:
-            logs.append(_with_types(log, contents, {text for log in logs for text in (log.name, *log.types()) if text is not None}))
+            logs.append(_with_types(log, contents, taken))
     return logs, left_out
 
 
@@ -65,13 +71,23 @@ def _times_of(roles: dict[str, Guess], contents: dict[str, Content]) -> str | No
     return contents[roles["timestamp"].column].times if "timestamp" in roles else None
 
 
-def _name(sample: Sample, taken: Sequence[str]) -> str:
-    """Return the file's name without what tells its parts apart."""
-    name = task_name(re.sub(r"[*\d]+", " ", stem(sample.name)).strip(" -_."))
-    number = 2
-    while name in taken:
-        name, number = f"{name.rpartition('-')[0] or name}-{number}", number + 1
+def _name(sample: Sample, taken: Collection[str]) -> str:
+    """Return the file's name without what tells its parts apart; not one that is a type already."""
+    bare = re.sub(r"[*\d]+", " ", stem(sample.name)).strip(" -_.")
+    first = task_name(bare) if bare else "events"
+    name, number, known = first, 2, {text.casefold() for text in taken}
+    while name.casefold() in known:
+        name, number = f"{first}-{number}", number + 1
     return name
+
+
+def _copied(log: Log, logs: Sequence[Log]) -> str:
+    """Return that most rows of a table are another one's; empty where they are not."""
+    rows = set(log.events())
+    for other in logs:
+        if 2 * (both := len(rows & set(other.events()))) > len(rows):
+            return f"{both:,} of its {len(rows):,} different rows looked at (user, item, time) are in {other.sample.name} too"
+    return ""
 
 
 def _unlike(log: Log, first: Log) -> str:

@@ -242,7 +242,8 @@ def _notes(tables: Tables, proposal: Proposal, folder: Folder, logs: Sequence[Lo
     read += [(what, pair[0]) for what, pair in (("users", tables.users), ("items", tables.items)) if pair]
     rows = [(what, sample.name, f"{sample.rows:,}{'' if sample.whole else ' of more'}") for what, sample in read]
     used = {id(sample) for _, sample in read}
-    without = [role for role in _OWN if role not in tables.roles]
+    there = {role for _, roles in _roles(tables, logs) for role in roles} | ({"type"} if logs else set())  # a log's name is one
+    without = [role for role in _OWN if role not in there]
     return [
         *table_lines(("", "table", "rows looked at"), rows, names=("", "table")),
         "",

@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_teracon.data.prepare.splits import effective
 from dist_teracon.data.recipe import Recipe, parse_recipe
+from dist_teracon.data.recipe_columns import Columns, LogRule
 from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.errors import ConfigError
 
@@ -63,7 +64,7 @@ def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any]
         now = {**now, "history": {"length": now["history"]["length"]}, "tasks": {}}
         now = {name: now[name] for name in before}
         lines.append(f"{parent}: its recipe was not recorded; only history.length and split are compared")
-    told, wrong = _compare_logs(before, now, refresh=refresh)
+    told, wrong = _compare_logs(before, now, info=info, refresh=refresh)
     lines, problems = lines + told, problems + wrong
     old, new = (_flat({name: value for name, value in recipe.items() if name not in ("tasks", "logs")}) for recipe in (before, now))
     for name in sorted({*old, *new}):
@@ -83,31 +84,55 @@ def check_recipe(parent: str, before: dict[str, Any] | None, now: dict[str, Any]
     return lines
 
 
-def _compare_logs(before: dict[str, Any], now: dict[str, Any], *, refresh: bool) -> tuple[list[str], list[str]]:
+def _compare_logs(before: dict[str, Any], now: dict[str, Any], *, info: DatasetInfo, refresh: bool) -> tuple[list[str], list[str]]:
     """Return what changes in the logs and may, and what must not: what old histories were read from, unless they are read anew."""
-    old, new = before.get("logs", {}), now.get("logs", {})
+    old, new = _logs_of(before), _logs_of(now)
+    if bool(old) != bool(new):
+        what = "events are read from logs now" if new else "events are read from one table now"
+        return ([f"{what}, and all histories with them"], []) if refresh else ([], [f"  logs: {what}: --refresh reads all histories anew"])
     lines, problems = [], []
     for name in (name for name in old if name in new):
-        was, is_now = (_flat({**log, "files": None}) for log in (old[name], new[name]))
-        for field in sorted({*was, *is_now}):
-            if was.get(field) != is_now.get(field):
-                problems.append(f"  logs.{name}.{field}: {was.get(field)!r} -> {is_now.get(field)!r}")
-    for name in sorted({*old} ^ {*new}):
-        what = "new" if name in new else "no longer there"
-        types = (now if name in new else before).get("history", {}).get("events", {}).get("type")
-        in_history = types is None or name in types
-        if in_history and not (refresh and name in new):
-            mend = "--refresh reads them anew" if name in new else "name it"
-            problems.append(f"  logs.{name}: {what}, and histories are of its events: {mend}")
-        elif "type" in (new if name in new else old)[name]:  # which types there are, only its events tell (`check_new_logs`)
-            lines.append(f"logs.{name} is {what}; it has types of its own")
+        for field in old[name]:
+            if old[name][field] != new[name][field]:
+                problems.append(f"  logs.{name}.{field}: {old[name][field]!r} -> {new[name][field]!r}")
+    orders = [[name for name in logs if name in old and name in new] for logs in (old, new)]
+    if orders[0] != orders[1]:  # in which events of one moment stand
+        problems.append(f"  logs: in the order {', '.join(orders[0])} -> {', '.join(orders[1])}")
+    for name in sorted({*old} - {*new}):
+        if _may_be_in_history(name, before) and info.notes.get("logs", {}).get(name, {}).get("in_history", 1):
+            problems.append(f"  logs.{name}: no longer there, and histories are of its events: name it, with the files that there are")
         else:
-            follows = "all histories are read anew with it" if in_history else "no history is of its events"
-            lines.append(f"logs.{name} is {what}; {follows}")
+            lines.append(f"logs.{name} is no longer there; no history is of its events")
+    for name in sorted({*new} - {*old}):
+        types = now["history"]["events"].get("type")
+        if refresh and _may_be_in_history(name, now):
+            lines.append(f"logs.{name} is new; all histories are read anew, with those of its events that fit history.events")
+        elif types is None or name in types:
+            problems.append(f"  logs.{name}: new, and histories are of its events: --refresh reads them anew")
+        else:
+            lines.append(f"logs.{name} is new; its events are labels alone")
     return lines, problems
 
 
-def check_new_logs(parent: str, before: dict[str, Any] | None, logs: dict[str, dict[str, int]]) -> None:
+def _logs_of(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what each log of a recipe reads, in which `columns` has its part, without the files."""
+    columns = Columns.model_validate({name: value for name, value in (recipe.get("columns") or {}).items() if value is not None})
+    found = {}
+    for name, written in recipe.get("logs", {}).items():
+        log = LogRule.model_validate(written)
+        own = log.over(columns)
+        untimed = own.timestamp is None and "timestamp" in own.model_fields_set
+        found[name] = {**own.model_dump(), "timestamp": "null" if untimed else own.timestamp, "prefix": log.prefix}
+    return found
+
+
+def _may_be_in_history(name: str, recipe: dict[str, Any]) -> bool:
+    """Return whether events of a log can be of histories; which types a log of several has, the recipe does not tell."""
+    types = recipe.get("history", {}).get("events", {}).get("type")
+    return types is None or name in types or recipe["logs"][name].get("type") is not None
+
+
+def check_new_logs(parent: str, before: dict[str, Any], logs: dict[str, dict[str, int]]) -> None:
     """Check that no event of a new log fits the histories, which old users would have without it.
 
     Args:
@@ -118,7 +143,7 @@ def check_new_logs(parent: str, before: dict[str, Any] | None, logs: dict[str, d
     Raises:
         ConfigError: one does.
     """
-    new = {name: facts["in_history"] for name, facts in logs.items() if name not in (before or {}).get("logs", {})}
+    new = {name: facts["in_history"] for name, facts in logs.items() if name not in before.get("logs", {})}
     mend = "--refresh reads all histories anew"
     _refuse(parent, [f"  logs.{name}: new, and {count} of its events fit history.events: {mend}" for name, count in new.items() if count])
 

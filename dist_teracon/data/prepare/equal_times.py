@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,34 +36,38 @@ class EqualTimes:
     backwards: bool
 
 
-def count_equal_times(events: Events, ordered: Int) -> EqualTimes:
+def count_equal_times(events: Events, ordered: Int, logs: Mapping[str, int] = MappingProxyType({})) -> EqualTimes:
     """Count events of one time.
 
     Args:
         events: With times.
         ordered: int64 [N], the events of whole histories, user by user in time, then in the order of the files.
+        logs: How many of the events are of each table, in their order, where there are several.
     """
     assert events.order is not None
+    log_of = np.searchsorted(np.cumsum(list(logs.values())), ordered, side="right") if len(logs) > 1 else np.zeros(len(ordered), np.int64)
     users, times = events.user.codes[ordered], events.order[ordered]
     of_user = users[1:] == users[:-1]
     same = of_user & (times[1:] == times[:-1])
     tied = np.zeros(len(ordered), dtype=bool)
     tied[1:] |= same
     tied[:-1] |= same
-    others = of_user & ~same
+    others = of_user & ~same & (log_of[1:] == log_of[:-1])  # what stands in which table says nothing of its order in time
     back = np.count_nonzero(others & (ordered[1:] < ordered[:-1]))
     backwards = bool(same.any()) and back > _BACKWARDS * np.count_nonzero(others)
-    return EqualTimes(int(tied.sum()), _again(events, ordered[tied]), bool(backwards))
+    return EqualTimes(int(tied.sum()), _again(events, ordered[tied], log_of[tied]), bool(backwards))
 
 
-def _again(events: Events, chosen: Int) -> int:
-    """Return how many of some events, which lie user by user in time, are the same as an earlier one of them."""
+def _again(events: Events, chosen: Int, log_of: Int) -> int:
+    """Return how many of some events, which lie user by user in time, are the same as an earlier one of them in the same table."""
     assert events.order is not None
     users, times = events.user.codes[chosen], events.order[chosen]
     begins = np.ones(len(chosen), dtype=bool)
     begins[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1])
     key = (np.cumsum(begins, dtype=np.int64) << 32) + events.item.codes[chosen]
     columns: list[NDArray[Any]] = [key]
+    if log_of.any():
+        columns.append(log_of)
     if events.type is not None:
         columns.append(events.type.codes[chosen])
     if events.value is not None:
@@ -76,17 +82,17 @@ def _again(events: Events, chosen: Int) -> int:
     return int(same.sum())
 
 
-def note_equal_times(events: Events, ordered: Int, *, log: Log) -> dict[str, Any]:
+def note_equal_times(events: Events, ordered: Int, *, logs: Mapping[str, int], log: Log) -> dict[str, Any]:
     """Return what there is of equal times as JSON values, nothing where there is none; log what a reader may have to mend.
 
     Args:
         events: A source's.
-        ordered: As of `count_equal_times`.
+        ordered, logs: As of `count_equal_times`.
         log: Takes lines.
     """
     if events.order is None:
         return {}
-    found = count_equal_times(events, ordered)
+    found = count_equal_times(events, ordered, logs)
     if not found.events:
         return {}
     of = f"of {len(ordered):,} events of histories"

@@ -40,7 +40,7 @@ def matching(where: str, rule: EventFilter, events: Events, funnel: Funnel) -> N
     if rule.value is not None:
         if events.value is None or not (there := ~np.isnan(events.value)).any():
             missing = "have no column of values" if events.value is None else "have no value in that column"
-            raise ConfigError(f"{where}.value: the events {missing} (columns.value in the recipe names one)")
+            raise ConfigError(f"{where}.value: the events {missing} (columns.value in the recipe, or of a log logs.NAME.value, names one)")
         keep(there, "no value")
         for compare, number in parse_comparisons(rule.value):
             keep(compare(events.value, number), f"value not {rule.value}")

@@ -17,7 +17,7 @@ def meeting_logs(data: EventData, recipe: Recipe, *, limit: float, log: Log) -> 
     """Return of each log how many events it has and how many of them fit the histories, its users and items, and how many others have too.
 
     Args:
-        data: Events of two logs or more.
+        data: Events of logs; an empty one meets nobody.
         recipe: Has the histories' filter.
         limit: `--max-unmatched`; services may well share few users, so below 1 only a log that shares none is refused.
         log: Receives what a person should look at.
@@ -36,7 +36,10 @@ def meeting_logs(data: EventData, recipe: Recipe, *, limit: float, log: Log) -> 
         for kind, within in (("users", users), ("items", items)):
             elsewhere = np.delete(within, number, axis=0).any(axis=0)
             facts[name] |= {kind: int(within[number].sum()), f"{kind}_elsewhere": int((within[number] & elsewhere).sum())}
+    there = [number for number, count in enumerate(data.logs.values()) if count]
     for number, name in enumerate(data.logs):
+        if number not in there or len(there) < 2:
+            continue
         own, others = users[number : number + 1], np.delete(users, number, axis=0)
         join = join_of(_texts(data.events.user, own), _texts(data.events.user, others))
         allowed = 1.0 if join.both else limit

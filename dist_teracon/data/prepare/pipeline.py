@@ -119,6 +119,7 @@ def prepare(
     )  # fmt: skip
     there = existing_dataset(out, raw.origin({}) if io.exists(io.join(out, "dataset.json")) else {})
     if there is not None:
+        _check_order(out, there, rules)
         log(f"{out}: is there already, made from the same input and options; nothing to do")
         return there
     raise_malloc_thresholds()
@@ -142,6 +143,16 @@ def prepare(
         info = _write(data, rule, work, context, log)
         work.publish()
     return info
+
+
+def _check_order(out: str, there: DatasetInfo, recipe: Recipe | None) -> None:
+    """Raise DataError where a data set that is there has a recipe's tasks in another order, which fingerprints do not tell."""
+    has, wanted = [task.name for task in there.tasks[1:]], list(recipe.tasks) if recipe is not None else []
+    if sorted(has) == sorted(wanted) and has != wanted:
+        raise DataError(
+            f"{out}: holds the same tasks in another order ({', '.join(has)}), in which a run learns them where it names none; name a new "
+            "folder, or the order in the run's configuration (tasks)"
+        )
 
 
 @dataclass(frozen=True)
@@ -185,6 +196,8 @@ def _raw_files(
         "shards": shards,
         **({} if min_count is None else {"min_count": min_count}),
         **({} if known_inputs == NO_FEATURES else {"known_inputs": known_inputs.to_json()}),
+        # events of one moment stand in the order of the logs, which the recipe's fingerprint does not tell
+        **({"logs": list(recipe.logs)} if recipe is not None and len(recipe.logs) > 1 else {}),
         # where the recipe says so itself, this changes nothing
         **({"keep_earlier": True} if keep_earlier and recipe is not None and not recipe.leaves_out_taken else {}),
     }
@@ -240,7 +253,7 @@ def _read(
     read = reader.read(source, rules, context)
     data: ShardSource
     if isinstance(read, EventData):
-        if len(read.logs) > 1:
+        if read.logs:
             context.notes["logs"] = meeting_logs(read, rules or Recipe(), limit=max_unmatched, log=log)
         tables = build_tables(
             rules or Recipe(), read, bad=context.bad, min_count=context.min_count, max_unmatched=max_unmatched,

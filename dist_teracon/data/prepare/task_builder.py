@@ -216,7 +216,7 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     kept, row_of_code, ordered = _in_histories(kept, events, chosen)
     funnel.drop(f"of users with {few}", len(chosen) - len(ordered))
     candidates = ordered
-    notes |= note_equal_times(events, ordered, log=job.log)
+    notes |= note_equal_times(events, ordered, logs=job.source.logs, log=job.log)
     if job.recipe.split.by == "time":
         users, ordered, offsets, ahead = _by_time(job, kept, ordered, counts[kept], funnel, notes)
         before = f"with {rule.minimum} events or more" if rule.minimum > 1 else "with an event"
@@ -240,7 +240,7 @@ def _sequences(job: _Job, notes: dict[str, Any]) -> tuple[UserRows, SequenceTabl
     job.note("items", of_items)
     if users.splits is not None:
         notes["split_by_time"]["tests"] = _test_periods(job, candidates, position)
-    columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.columns.timestamp_years)
+    columns, types = kept_columns(rule, events, ordered, counted=counted, log=job.log, years=job.recipe.event_years)
     cut = int(np.count_nonzero(ahead[1]))
     if cut and (job.keep_earlier or job.recipe.split.by == "time"):
         notes["cut_histories"] = cut

@@ -90,14 +90,14 @@ def _check_agreement(first: Part, other: Part) -> None:
     )
 
 
-def read_parts(parts: Sequence[Part], specs: Mapping[str, ColumnSpec], context: ReadContext) -> RawTable:
+def read_parts(parts: Sequence[Part], specs: Mapping[str, ColumnSpec], context: ReadContext, *, may_be_empty: bool = False) -> RawTable:
     """Read columns of a table's parts, one after another.
 
     Raises:
-        DataError: as `read_delimited` and `read_parquet`, or there are no rows.
+        DataError: as `read_delimited` and `read_parquet`, or there are no rows where there must be.
     """
     tables = [_read(part, specs, context) for part in parts]
-    if not any(map(len, tables)):
+    if not may_be_empty and not any(map(len, tables)):
         raise DataError(f"{parts[0].uri}: has no rows" + (f", nor have the {len(parts) - 1} other parts" if len(parts) > 1 else ""))
     if len(tables) > 1:
         for part, table in zip(parts, tables, strict=True):

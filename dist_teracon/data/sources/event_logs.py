@@ -17,7 +17,7 @@ from dist_teracon.errors import DataError
 def labelled(events: Events, log: LogRule, *, type: str | None) -> Events:
     """Return a log's events with its prefix in front of the items' names and, where it is given, one type for all of them."""
     item = Categorical(events.item.codes, [f"{log.prefix}{name}" for name in events.item.names]) if log.prefix else events.item
-    types = events.type if type is None else Categorical(np.zeros(len(events), dtype=np.int32), [type])
+    types = events.type if type is None else Categorical(np.zeros(len(events), dtype=np.int32), [type] if len(events) else [])
     return replace(events, item=item, type=types)
 
 

@@ -37,6 +37,10 @@ def test_a_phase_that_gets_more_steps_than_foretold_stands_still() -> None:
     assert rate_factor(training, 9, total=4, cuts=0) == 0
 
 
+def test_a_cut_counts_within_the_warmup_too() -> None:
+    assert _factors(4, cuts=1, schedule="plateau", plateau_factor=0.5, warmup_steps=2) == [0.25, 0.5, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("cuts", [0, 1, 2])
 def test_each_cut_at_a_plateau_multiplies_once_more(cuts: int) -> None:
     assert _factors(3, cuts=cuts, schedule="plateau", plateau_factor=0.1) == pytest.approx([0.1**cuts] * 3)

@@ -321,6 +321,32 @@ def test_events_that_do_not_go_with_the_others_are_named_with_the_reason(tmp_pat
     assert why in text
 
 
+def test_a_copy_of_a_table_is_no_service_of_its_own(tmp_path: Path) -> None:
+    """Of its labels each would stand in the history."""
+    folder = write_services(tmp_path / "raw")
+    (folder / "orders_backup.csv").write_text((folder / "orders.csv").read_text())
+    rows = [row.split(",") for row in (folder / "clips.csv").read_text().splitlines()]
+    pq.write_table(pa.table(dict(zip(rows[0], map(list, zip(*rows[1:], strict=True)), strict=True))), folder / "clips.parquet")
+    recipe, said = made(folder, tmp_path)
+    assert [log.files for log in recipe.logs.values()] == [("clips.csv",), ("orders.csv",), ("views-*.csv",)]
+    text = " ".join(" ".join(said).split())
+    assert (
+        "orders_backup.csv looks like events, but 300 of its 300 different rows looked at (user, item, time) are in orders.csv too" in text
+    )
+    assert "are in clips.csv too" in text
+
+
+def test_logs_have_names_of_their_own(tmp_path: Path) -> None:
+    actions = (
+        ("customer_id", "dish_id", "at", "type"),
+        *((f"u{n % 40}", f"p{(n + 5) % 13}", NOON + n, ("views", "cart")[n % 2]) for n in range(900)),
+    )
+    recipe, said = made(write_services(tmp_path / "raw", actions=actions), tmp_path)
+    assert recipe.logs["actions"].type == "type"
+    assert recipe.logs["views-2"].files == ("views-*.csv",)  # `views` is a type already
+    assert "no column of: value" in " ".join(said)
+
+
 def test_types_of_a_log_that_another_one_has_too_give_way_to_the_logs_names(tmp_path: Path) -> None:
     orders = (("buyer", "dish", "at", "action"), *((f"u{n % 39}", f"p{n % 13}", NOON + n, ("play", "buy")[n % 2]) for n in range(300)))
     recipe, _ = made(write_services(tmp_path / "raw", orders=orders), tmp_path)

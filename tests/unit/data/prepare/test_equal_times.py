@@ -40,12 +40,12 @@ def test_counts_by_hand(users: str, items: str, times: list[int], kinds: str | N
 
 def test_what_may_have_to_be_mended_is_told() -> None:
     said: list[str] = []
-    note = note_equal_times(*made("aaaa", "wxyy", [3, 2, 1, 1]), log=said.append)
+    note = note_equal_times(*made("aaaa", "wxyy", [3, 2, 1, 1]), logs={}, log=said.append)
     assert note == {"equal_times": {"events": 2, "again": 1, "backwards": True}}
     again, order = said
     assert "1 of 4 events of histories are there again (user, item, time are the same)" in again
     assert order.startswith("warning: history: 2 of 4 events")
     assert "the files run from new to old" in order
-    assert note_equal_times(*made("aaaa", "wxyz", None), log=said.append) == {}
-    assert note_equal_times(*made("aaaa", "wxyz", [1, 2, 3, 4]), log=said.append) == {}
+    assert note_equal_times(*made("aaaa", "wxyz", None), logs={}, log=said.append) == {}
+    assert note_equal_times(*made("aaaa", "wxyz", [1, 2, 3, 4]), logs={}, log=said.append) == {}
     assert len(said) == 2

@@ -206,6 +206,60 @@ def test_formats_with_one_place_for_events_refuse_logs(made: Any) -> None:
         made({"a.inter": b"user_id:token\titem_id:token\n1\t2\n"}, RECIPE, format="recbole")
 
 
+def test_a_log_without_rows_adds_nothing_and_is_told(made: Any) -> None:
+    kinds = {"buyer": pa.string(), "dish": pa.string(), "at": pa.timestamp("s"), "price": pa.float64()}
+    quiet = {**FILES, "orders/part-0.parquet": parquet({name: pa.array([], kind) for name, kind in kinds.items()})}
+    recipe = {**RECIPE, "tasks": {"likes": RECIPE["tasks"]["likes"]}}
+    back = made(quiet, recipe)
+    assert "logs.order: has no rows; it adds nothing" in back.info["log"]
+    assert back.info["notes"]["logs"]["order"] == {
+        "events": 0, "in_history": 0, "users": 0, "users_elsewhere": 0, "items": 0, "items_elsewhere": 0,
+    }  # fmt: skip
+    whole = made(FILES, recipe)
+    assert whole.sequences == back.sequences
+    with pytest.raises(ConfigError, match="no event is of type 'order'"):
+        made(quiet, RECIPE)
+
+
+def test_days_in_several_logs_do_not_run_backwards(made: Any) -> None:
+    """Each log runs from old to new; that the second stands behind the first says nothing of time."""
+    days = {"customer": [user for user in USERS for _ in range(9)], "dish": [f"p{place}" for _ in USERS for place in range(9)]}
+    moments = [START + 86_400 * place for _ in USERS for place in range(9)]
+    files = {"a.csv": csv({**days, "timestamp": moments}), "b.csv": csv({**days, "timestamp": moments})}
+    recipe = {
+        "columns": {"user": "customer", "item": "dish"},
+        "logs": {"a": {"files": "a.csv"}, "b": {"files": "b.csv"}},
+        "split": RECIPE["split"],
+    }
+    back = made(files, recipe)
+    assert back.info["notes"]["equal_times"] == {"events": 720, "again": 0, "backwards": False}
+    assert "there again" not in back.info["log"]
+    assert back.sequences[USERS[0]] == [f"p{place // 2}" for place in range(18)]
+    turned = made(files, {**recipe, "logs": {"b": {"files": "b.csv", "prefix": "b"}, "a": {"files": "a.csv"}}})
+    assert turned.sequences[USERS[0]][:2] == ["bp0", "p0"]
+
+
+def test_years_of_a_log_hold_for_times_that_are_kept(made: Any) -> None:
+    old = {"customer": [user for user in USERS for _ in range(3)], "dish": [f"p{place}" for _ in USERS for place in range(3)]}
+    files = {"a.csv": csv({**old, "timestamp": [20_000_000 + place for place in range(120)]})}
+    recipe = {"columns": {"user": "customer", "item": "dish"}, "history": {"keep": "time"}, "split": RECIPE["split"]}
+    back = made(files, {**recipe, "logs": {"a": {"files": "a.csv", "timestamp_years": [1970, 1975]}}})
+    assert len(back.sequences) == 40
+    with pytest.raises(DataError, match="120 of 120 times lie outside of 1990 to 2100"):
+        made(files, {**recipe, "logs": {"a": {"files": "a.csv"}}})
+
+
+def test_another_order_of_logs_or_tasks_is_another_data_set(tmp_path: Path) -> None:
+    raw, out = _written(tmp_path / "raw", FILES), str(tmp_path / "out")
+    prepare("events", raw, out, recipe=parse_recipe(RECIPE))
+    prepare("events", raw, out, recipe=parse_recipe(RECIPE))  # is there already
+    turned = {**RECIPE, "logs": dict(reversed(RECIPE["logs"].items()))}
+    with pytest.raises(DataError, match=r"holds a data set made from something else \(differs in: logs\)"):
+        prepare("events", raw, out, recipe=parse_recipe(turned))
+    with pytest.raises(DataError, match=r"holds the same tasks in another order \(orders, likes, age\)"):
+        prepare("events", raw, out, recipe=parse_recipe({**RECIPE, "tasks": dict(reversed(RECIPE["tasks"].items()))}))
+
+
 def test_files_in_no_log_are_named_as_not_read(made: Any) -> None:
     back = made({**FILES, "clicks.csv": FILES["videos.csv"]}, RECIPE)
     assert "not read: clicks.csv, which is in no log that is read (`logs:` in the recipe)" in back.info["log"]
@@ -239,12 +293,46 @@ def test_in_use_a_folder_needs_the_logs_of_histories_alone(reader: HistoryReader
         reader.read(_written(tmp_path / "less", {name: content for name, content in today.items() if name != "videos.csv"}))
 
 
-def test_in_use_one_file_is_the_one_log_of_histories(tmp_path: Path) -> None:
-    recipe = {**RECIPE, "history": {"events": {"type": "view"}, "length": 8}}
+def test_in_use_one_file_is_the_log_that_its_path_names(tmp_path: Path) -> None:
+    """Three folders with parts of the same names, as a platform's services write them."""
+    table = {"customer": [row[0] for row in LOGS["view"]], "item": [row[1] for row in LOGS["view"]]}
+    files = {
+        f"{name}/part-0.csv": csv({**table, "timestamp": [START + place for place in range(240)]}) for name in ("views", "plays", "buys")
+    }
+    logs = {"view": {"files": "views"}, "play": {"files": "plays/*.csv", "prefix": "p:"}, "buy": {"files": "./buys/"}}
+    labels = {"buys": {"kind": "item", "events": {"type": "buy"}}}
+    recipe = {
+        "columns": {"user": "customer"},
+        "logs": logs,
+        "history": {"events": {"type": ["view", "play"]}, "length": 8},
+        "tasks": labels,
+    }
+    prepare("events", _written(tmp_path / "raw", files), str(tmp_path / "data"), recipe=parse_recipe(recipe))
+    reader = _reader_of(str(tmp_path / "data"))
+    names = Dataset(str(tmp_path / "data")).vocabulary("items")["item"].to_pylist()
+    for log, prefix in (("views", "p"), ("plays", "p:p")):
+        read = reader.read(str(tmp_path / "raw" / log / "part-0.csv"))
+        assert all(names[item].startswith(prefix) and (":" in names[item]) == (":" in prefix) for item in read.rows.values)
+        assert read.unknown == 0
+    with pytest.raises(ConfigError, match="is of the recipe's log 'buy', and histories are of view, play alone"):
+        reader.read(str(tmp_path / "raw/buys/part-0.csv"))
+    _written(tmp_path / "today", {"log.csv": files["views/part-0.csv"]})
+    with pytest.raises(ConfigError, match=r"its path does not tell of which of the recipe's logs it is \(view: views; play: plays"):
+        reader.read(str(tmp_path / "today/log.csv"))
+
+
+def test_in_use_one_file_of_another_name_is_the_only_log_of_histories(tmp_path: Path) -> None:
+    logs = {name: log for name, log in RECIPE["logs"].items() if name != "video"}
+    recipe = {**RECIPE, "logs": logs, "history": {"events": {"type": "view"}, "length": 8}, "tasks": {"orders": RECIPE["tasks"]["orders"]}}
     prepare("events", _written(tmp_path / "raw", FILES), str(tmp_path / "data"), recipe=parse_recipe(recipe))
-    read = _reader_of(str(tmp_path / "data")).read(str(tmp_path / "raw/views-2.csv"))
-    assert int(read.events.sum()) == len(LOGS["view"]) - 100
-    assert read.unknown == 0
+    reader = _reader_of(str(tmp_path / "data"))
+    _written(tmp_path / "raw", {"today.csv": FILES["views-2.csv"]})
+    for name in ("views-2.csv", "today.csv"):
+        read = reader.read(str(tmp_path / "raw" / name))
+        assert int(read.events.sum()) == len(LOGS["view"]) - 100
+        assert read.unknown == 0
+    with pytest.raises(ConfigError, match="is of the recipe's log 'order'"):
+        reader.read(str(tmp_path / "raw/orders/part-0.parquet"))
 
 
 # -- versions
@@ -268,7 +356,7 @@ def first(tmp_path: Path) -> dict[str, Any]:
 def test_a_new_service_comes_with_its_log_and_task(first: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     later = {**first, "logs": RECIPE["logs"], "tasks": {**first["tasks"], "likes": RECIPE["tasks"]["likes"]}}
     assert _append(tmp_path, later) == 0
-    assert "logs.video is new; it has types of its own" in capfd.readouterr().err
+    assert "logs.video is new; its events are labels alone" in capfd.readouterr().err
     assert [task.name for task in read_dataset_info(str(tmp_path / "v2")).tasks] == ["next", "orders", "likes"]
 
 
@@ -288,6 +376,32 @@ def test_what_histories_were_read_from_does_not_change(
     code = _append(tmp_path, recipe)
     error = capfd.readouterr().err
     assert (code, said is None or said in " ".join(error.split())) == (0 if said is None else 2, True)
+
+
+def test_a_log_of_histories_with_types_of_its_own_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prepare("events", _written(tmp_path / "raw", FILES), str(tmp_path / "v1"), recipe=parse_recipe(RECIPE))
+    logs = {name: log for name, log in RECIPE["logs"].items() if name != "video"}
+    tasks = {"more": {"kind": "item", "events": {"type": "order"}}}
+    without = {**RECIPE, "logs": logs, "tasks": tasks, "history": {**RECIPE["history"], "events": {"type": ["view", "play"]}}}
+    for options in ((), ("--refresh",)):
+        assert _append(tmp_path, without, *options) == 2
+        assert "logs.video: no longer there, and histories are of its events" in " ".join(capfd.readouterr().err.split())
+    turned = {**RECIPE, "logs": dict(reversed(RECIPE["logs"].items())), "tasks": tasks}
+    assert _append(tmp_path, turned) == 2
+    assert "logs: in the order view, order, video -> video, order, view" in capfd.readouterr().err
+    spelled_out = _changed(view={"prefix": "", "user": "customer"}) | {"tasks": tasks}
+    assert _append(tmp_path, spelled_out) == 0
+
+
+def test_one_table_becomes_logs_where_all_histories_are_read_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    alone = {"columns": {"user": "customer", "item": "dish", "timestamp": "viewed_at", "type": "type"}, "files": {"events": "views-*.csv"}}
+    recipe = {**alone, "history": {"length": 8}, "split": RECIPE["split"]}
+    prepare("events", _written(tmp_path / "raw", FILES), str(tmp_path / "v1"), recipe=parse_recipe(recipe))
+    logs = {"view": {"files": "views-*.csv", "prefix": "p:"}}
+    later = {**recipe, "files": {}, "columns": {**alone["columns"], "type": None}, "logs": logs, "tasks": {"age": RECIPE["tasks"]["age"]}}
+    assert _append(tmp_path, later) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "logs: events are read from logs now: --refresh reads all histories anew" in said
 
 
 def test_a_new_logs_own_types_may_not_slip_into_histories(first: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
