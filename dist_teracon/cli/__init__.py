@@ -17,7 +17,7 @@ from dist_teracon.bench import BENCHMARKS
 from dist_teracon.cli import data, runs, serve, use
 from dist_teracon.cli.arguments import AddCommand, add_quiet, as_count, as_path
 from dist_teracon.console import Console, complain, print_lines
-from dist_teracon.errors import PeerError, TeraconError
+from dist_teracon.errors import ConfigError, PeerError, TeraconError
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
 _COMMANDS = {
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--begin-with", type=as_path, action="append", default=[], metavar="DIR",
         help="the folder of another comparison, whose runs' first stages cells take where they are the same; once more for another",
     )  # fmt: skip
+    compare.add_argument("--dry-run", action="store_true", help="print what is left to run and how long it takes at most; run nothing")
     add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
@@ -156,6 +157,18 @@ def _compare(options: argparse.Namespace) -> int:
     from dist_teracon.text import terminal_width
 
     page, failed, console, runner = options.out / "tables.md", None, Console(quiet=options.quiet), None
+    if options.dry_run:
+        if options.launcher != "local":
+            raise ConfigError("--dry-run: measures steps on this machine; leave --launcher out")
+        from dist_teracon.compare.dry_run import plan_comparison
+
+        print_lines(
+            plan_comparison(
+                options.plan, options.out,
+                parallel=options.parallel, console=console, metrics=options.metric, begin_with=options.begin_with,
+            )
+        )  # fmt: skip
+        return 0
     if options.launcher == "ray":
         from dist_teracon.launch.ray_cells import on_ray
 
