@@ -41,6 +41,8 @@ from dist_teracon.inference.ids import id_text
 from dist_teracon.inference.vocabulary import Vocabulary
 
 _SHOWN = 5
+# Names, row behind row, and where each row's begin and end.
+Names = tuple[NDArray[np.object_], NDArray[np.int64]]
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view, pa.types.is_large_list_view)
 
 
@@ -59,6 +61,8 @@ class Histories:
         strange_values: int64 [B], features of the user whose value the model does not know; None where none are given.
         unknown_items: The first few of these items.
         dropped: What was left out, by kind, as users without an event that fits.
+        strange_names: Ragged [B], names of items in `seen` that the model does not know, which may be labels all the same; None where
+            there are none.
         told: What reading the events had to say, as that they have no times.
         reader: What `HistoryReader.identity` was: for models of another one the rows mean other items.
     """
@@ -72,6 +76,7 @@ class Histories:
     strange_types: NDArray[np.int64] | None = None
     strange_values: NDArray[np.int64] | None = None
     unknown_items: tuple[str, ...] = ()
+    strange_names: Names | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     told: tuple[str, ...] = ()
     reader: str = ""
@@ -112,6 +117,7 @@ class Histories:
             last_time=None if self.last_time is None else self.last_time[rows],
             strange_types=None if self.strange_types is None else self.strange_types[rows],
             strange_values=None if self.strange_values is None else self.strange_values[rows],
+            strange_names=None if self.strange_names is None else ragged.take(*self.strange_names, rows),
             reader=self.reader,
         )
 
@@ -126,6 +132,7 @@ class Histories:
             last_time=None if self.last_time is None else self.last_time[first:end],
             strange_types=None if self.strange_types is None else self.strange_types[first:end],
             strange_values=None if self.strange_values is None else self.strange_values[first:end],
+            strange_names=None if self.strange_names is None else ragged.take(*self.strange_names, np.arange(first, end)),
             reader=self.reader,
         )
 
@@ -333,14 +340,15 @@ class HistoryReader:
         values = np.where(strange, UNSEEN_ITEM, codes).astype(np.int32)
         cut, cut_offsets = ragged.last(values, offsets, limit=self.length)
         strange_cut, _ = ragged.last(strange, offsets, limit=self.length)
-        some = np.flatnonzero(strange)[: 20 * _SHOWN]
-        few = tuple(dict.fromkeys(names(some)))[:_SHOWN] if len(some) else ()
+        unknown = names(np.flatnonzero(strange)) if strange.any() else []
+        few = tuple(dict.fromkeys(unknown[: 20 * _SHOWN]))[:_SHOWN]
         rows = self._padded(cut, cut_offsets, columns.last(offsets, limit=self.length))
         counts = _count_true(strange_cut, cut_offsets)
         typed = None if strange_types is None else _count_true(ragged.last(strange_types, offsets, limit=self.length)[0], cut_offsets)
         seen = PackedRows(values, offsets)
         return Histories(
-            rows, seen, None, np.diff(cut_offsets), counts, strange_types=typed, unknown_items=few, reader=self.identity
+            rows, seen, None, np.diff(cut_offsets), counts, strange_types=typed, unknown_items=few,
+            strange_names=(np.array(unknown, dtype=object), ragged.offsets_of(strange)[offsets]) if unknown else None, reader=self.identity,
         )  # fmt: skip
 
 

@@ -158,6 +158,24 @@ class MappedDataset(Dataset):
         own = np.concatenate([self._item_map, np.where(known, others, UNSEEN_ITEM).astype(np.int32)])
         return own[found[0]], found[1]
 
+    def names_unknown_to_model(self, index: int) -> tuple[NDArray[np.object_], NDArray[np.int64]] | None:
+        """Return the names of items that each of a shard's users took and the model does not know, ragged; None where there are none."""
+        shard, before = self._inner.shard(index), self._inner.earlier(index)
+        values, offsets = shard.values, shard.offsets
+        if before is not None:
+            values, offsets = ragged.side_by_side(before, (values, offsets))
+        vocabulary = [*self._inner.vocabulary("items")["item"].to_pylist(), *self._inner.earlier_items()]
+        known = np.zeros(len(vocabulary), dtype=bool)
+        known[: len(self._item_map)] = self._item_map != UNSEEN_ITEM
+        others = self._model.items.indices(pa.array(self._inner.earlier_items(), pa.string()))
+        known[len(self._item_map) :] = (others >= FIRST_ITEM) & (others < self._model.num_items)
+        known[:FIRST_ITEM] = True  # they have no names
+        strange = ~known[values]
+        if not strange.any():
+            return None
+        values, offsets = ragged.keep(values, offsets, strange)
+        return np.array(vocabulary, dtype=object)[values], offsets
+
     def _labels_of_earlier(self, task: str) -> NDArray[np.int64]:
         items, others = self._inner.vocabulary("items")["item"].to_pylist(), self._inner.earlier_items()
         if not self.info.labels_are_items(task):

@@ -289,7 +289,7 @@ class PretrainedModel:
             end = min(first + batch, len(read))
             padding, left_out = self.reader.padding, None
             if without or padding is not None:
-                left_out = not_recommended(read, first, end, self.label_of_item(task), seen=without, padding=padding)
+                left_out = not_recommended(read, first, end, self.label_of_item(task), self.labels(task), seen=without, padding=padding)
             own = chosen[first:end] if chosen is not None and len(chosen) > 1 else chosen
             with torch.no_grad():
                 hidden = self.vectors(read.between(first, end), task)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_teracon.data import ragged
 from dist_teracon.errors import DataError
 from dist_teracon.evaluate.candidates import LeftOut, items_left_out
 from dist_teracon.inference.histories import Histories
@@ -180,13 +181,16 @@ def candidate_labels(names: Vocabulary, candidates: Sequence[Any], users: int, *
     return found, unknown
 
 
-def not_recommended(read: Histories, first: int, end: int, label_of_item: NDArray[np.int64], *, seen: bool, padding: int | None) -> LeftOut:
+def not_recommended(
+    read: Histories, first: int, end: int, label_of_item: NDArray[np.int64], labels: Vocabulary, *, seen: bool, padding: int | None
+) -> LeftOut:  # fmt: skip
     """Return the labels that some users are not recommended.
 
     Args:
         read: Histories of users.
         first, end: Which of them.
         label_of_item: Which label each item is, −1 for none.
+        labels: Names of the labels.
         seen: Leave out the items of their own histories.
         padding: The item that fills short rows, where there is one; never recommended.
     """
@@ -196,4 +200,9 @@ def not_recommended(read: Histories, first: int, end: int, label_of_item: NDArra
         values, offsets = values[:0], np.zeros_like(offsets)
     if padding is not None:
         values, offsets = np.insert(values, offsets[1:], padding), offsets + np.arange(len(offsets))
-    return items_left_out(values, offsets, label_of_item)
+    beside = None
+    if seen and read.strange_names is not None:  # items outside of the catalogue may be labels
+        names, ends = ragged.take(*read.strange_names, np.arange(first, end))
+        places = np.array([labels.index(name) for name in names], dtype=np.int64)
+        beside = ragged.keep(places, ends, places >= 0)
+    return items_left_out(values, offsets, label_of_item, earlier=beside)

@@ -60,12 +60,14 @@ def of_dataset(model: PretrainedModel, uri: str, *, log: Log) -> UserSource:
         return inner.table(users_file(part), ["user_id"])["user_id"].combine_chunks()
 
     def histories(part: int) -> Histories:
-        earlier = mapped.earlier_of_model(part)
+        earlier, strange = mapped.earlier_of_model(part), mapped.names_unknown_to_model(part)
         shard = mapped.read_shard(part)
         keeps_times = "times" in inner.info.history.names  # whether the model reads them or not
         table = inner.table(users_file(part), ["user_id", "times"] if keeps_times else ["user_id"])
         ids = table["user_id"].combine_chunks()
         found = model.reader.of_indices(shard.values, shard.offsets, users=ids, columns=shard.columns, features=shard.features)
+        if strange is not None:
+            found = replace(found, strange_names=strange)
         if earlier is not None:
             found = replace(found, seen=PackedRows(*ragged.side_by_side(earlier, (found.seen.values, found.seen.offsets))))
         return replace(found, last_time=_last_times(table["times"].combine_chunks())) if keeps_times else found

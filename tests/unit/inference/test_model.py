@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import dist_teracon
+from dist_teracon.cli import main
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
 from dist_teracon.data.schema import Split, users_file
@@ -162,6 +163,34 @@ def test_predictions_leave_out_and_choose(model):
     assert [set(row) for row in each.labels] == [{"p05", "p09"}, {"p11"}]
     order = [label for label in everything.labels[0] if label in ("p05", "p09")]
     assert each.labels[0] == few.labels[0] == order
+
+
+def test_predictions_leave_out_what_is_too_rare_for_the_catalogue(shop, tmp_path):
+    """A label that hardly any history holds: the model reads it as unseen, and it is not recommended to those who had it."""
+    from shop import make_shop_run, prepare_shop
+
+    events = pq.read_table(shop.events / "events.parquet")
+    bought = {"user": ["u001", "u002"], "item": ["rare"] * 2, "timestamp": [1.8e9] * 2, "type": ["buy"] * 2}
+    (tmp_path / "events").mkdir()
+    pq.write_table(pa.concat_tables([events, pa.table(bought, events.schema)]), tmp_path / "events/events.parquet")
+    for name in ("items.csv", "users.csv"):
+        shutil.copy(shop.events / name, tmp_path / "events" / name)
+    dataset = prepare_shop(tmp_path / "events", tmp_path / "dataset")
+    model = dist_teracon.from_pretrained(make_shop_run(dataset, tmp_path / "run"))
+    assert "rare" in list(model.labels("buys").names) and "rare" not in list(model.items.names)
+    lists = [["p01", "p02"], ["p01", "rare", "p02"], ["unheard-of", "p03"]]
+    for form in (lists, pa.array(lists)):
+        recommended = model.predict(form, "buys", top=50, batch=2).labels
+        assert ["rare" in row for row in recommended] == [True, False, True]
+    assert all("rare" in row for row in model.predict(lists, "buys", top=50, exclude_seen=False).labels)
+    assert "rare" not in model.predict(model.histories(lists).take([2, 1]), "buys", top=50).labels[1]
+    of_users = []
+    for number, source in enumerate((str(tmp_path / "events"), dataset)):
+        out = tmp_path / f"{number}.parquet"
+        assert main(["predict", str(tmp_path / "run"), source, str(out), "--task", "buys", "--top", "50"]) == 0
+        of_users.append({row["user"]: "rare" in row["labels"] for row in pq.read_table(out).to_pylist()})
+    assert of_users[0] == of_users[1]
+    assert [user for user, is_there in of_users[0].items() if not is_there] == ["u000"]
 
 
 def test_predictions_leave_out_what_the_runs_scores_left_out(shop, model, tmp_path):
