@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--begin-with", type=as_path, action="append", default=[], metavar="DIR",
         help="the folder of another comparison, whose runs' first stages cells take where they are the same; once more for another",
     )  # fmt: skip
-    compare.add_argument("--dry-run", action="store_true", help="print what is left to run and how long it takes at most; run nothing")
+    compare.add_argument("--dry-run", action="store_true", help="print what is left to run and how long it takes; run nothing")
     add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"

@@ -1,4 +1,4 @@
-"""`compare --dry-run`: which cells a comparison has yet to run, which stages of them are trained, and how long that takes at most.
+"""`compare --dry-run`: which cells and stages a comparison has yet to train, and how long that takes at least and at most.
 
 A step of each stage is measured once a variant, as `train --dry-run` does, in a network that is thrown away; nothing is written.
 """
@@ -108,14 +108,13 @@ def dry_run_comparison(
                 seconds[cell.variant] = tuple(_seconds(stage, cell.config.train, place) for place, stage in enumerate(stages))
     finally:
         torch.set_num_threads(threads)
-    left, starts = [], dict[Path, int]()
+    left, earlier = [], set[Path]()
     for cell in waiting:
-        of_stages, folder = seconds[cell.variant], cell.folder(out).absolute()
-        own = _finished(cell, out)
-        # a cell takes over what another one that starts before it will have trained by then
-        shared = max((donor.stages if donor.run in starts else donor.ready() for donor in donors[cell.name]), default=0)
-        first = own if (folder / "config.yaml").exists() else shared
-        starts[folder] = first
+        of_stages = seconds[cell.variant]
+        if (first := _finished(cell, out)) is None:
+            # a cell takes over what another one that starts before it will have trained by then
+            first = max((donor.stages if donor.run in earlier else donor.ready() for donor in donors[cell.name]), default=0)
+        earlier.add(cell.folder(out).absolute())
         left.append(PlannedCell(cell.variant, cell.seed, len(of_stages), first, of_stages[first:]))
     return ComparisonPlan(len(cells), tuple(left))
 
@@ -130,13 +129,13 @@ def _seconds(stage: PlannedStage, train: TrainConfig, place: int) -> tuple[float
     return most * min(1.0, waits * training.patience / max(1, training.epochs)), most
 
 
-def _finished(cell: Cell, out: Path) -> int:
-    """Return how many stages of a cell are finished."""
+def _finished(cell: Cell, out: Path) -> int | None:
+    """Return how many stages of a cell are finished; None where it has not begun."""
     from dist_teracon.train.run_folder import RunFolder
 
     run = RunFolder(cell.folder(out).absolute())
     if not run.exists:
-        return 0
+        return None
     tasks = cell.config.tasks or [task["name"] for task in run.dataset_json()["tasks"]]
     return run.finished_stages(tuple(tasks))
 

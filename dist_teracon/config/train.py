@@ -43,12 +43,6 @@ class StageTraining(ConfigModel):
     pretrained_lr_scale: Annotated[Real, Field(gt=0, le=1)] = 1.0
     probe_steps: Annotated[Whole, Field(ge=0, le=100_000)] = 0
 
-    @model_validator(mode="after")
-    def _plateau_needs_patience(self) -> StageTraining:
-        if self.schedule == "plateau" and not self.patience:
-            raise ValueError("schedule plateau lowers the rate after `patience` epochs without a better score: set patience to 1 or more")
-        return self
-
 
 class CheckpointEvery(ConfigModel):
     """How often a stage is saved within an epoch; at the end of every epoch it is saved anyway.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,11 +28,12 @@ from dist_teracon.data.raw.categorical import Categorical
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.parquet import plain
 from dist_teracon.data.recipe import EventFilter, HistoryRule, Recipe, parse_recipe
-from dist_teracon.data.recipe_columns import Files, LogRule
+from dist_teracon.data.recipe_columns import Files
 from dist_teracon.data.recipe_inputs import InputsPart
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo
 from dist_teracon.data.sources import events as event_files
 from dist_teracon.data.sources.base import Attributes, Events
+from dist_teracon.data.sources.event_logs import log_of_file
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.inference.event_columns import ITEMS_ALONE, ColumnReader
 from dist_teracon.inference.frames import table_of_frame
@@ -248,7 +248,7 @@ class HistoryReader:
     def _from_uri(self, uri: str, *, dates: bool) -> Histories:
         recipe = self._reading
         if not io.is_folder(uri):  # the recipe's names of files are those of a folder
-            recipe = recipe.model_copy(update={"files": Files(), "logs": _log_of_file(self.recipe, uri)})
+            recipe = recipe.model_copy(update={"files": Files(), "logs": log_of_file(self.recipe, uri)})
         lines: list[str] = []
         with _context(uri, log=lines.append) as context:
             events = event_files.read_events(uri, recipe, context)
@@ -362,34 +362,6 @@ def _recipe_of(info: DatasetInfo) -> Recipe:
     in_file_order = (info.notes.get("times") or {}).get("column") == "none"
     kept = {name: value for name, value in columns.items() if value is not None or (name == "timestamp" and in_file_order)}
     return parse_recipe({**recipe, "columns": kept}, where="dataset.json: source.recipe")
-
-
-def _log_of_file(recipe: Recipe, uri: str) -> dict[str, LogRule]:
-    """Return the one log that a file is of: by the end of its path, or the only one of histories; none where the recipe has no logs.
-
-    Raises:
-        ConfigError: the file is of a log that no history is of, or it is not known of which one it is.
-    """
-    if not recipe.logs:
-        return {}
-    read, file = recipe.logs_of_history(), uri.rsplit("/", 1)[-1]
-    fits = [name for name, log in recipe.logs.items() if any(_names(pattern, uri) for pattern in log.files)]
-    if len(fits) == 1 and fits[0] not in read:
-        raise ConfigError(f"{uri}: is of the recipe's log '{fits[0]}', and histories are of {', '.join(read)} alone")
-    found = fits if len(fits) == 1 else list(read) if len(read) == 1 and not fits else []
-    if not found:
-        shown = "; ".join(f"{name}: {', '.join(log.files)}" for name, log in read.items())
-        raise ConfigError(
-            f"{uri}: its path does not tell of which of the recipe's logs it is ({shown}); name it as there, or give the folder of all logs"
-        )
-    return {found[0]: read[found[0]].model_copy(update={"files": (file,)})}
-
-
-def _names(pattern: str, uri: str) -> bool:
-    """Return whether the end of a path fits a pattern of files, or of a folder that the file lies in."""
-    wanted, path = pattern.strip("/").removeprefix("./").split("/"), uri.split("/")
-    ends = range(len(wanted), len(path) + 1)
-    return any(all(map(fnmatchcase, path[end - len(wanted) : end], wanted)) for end in ends)
 
 
 def _count_true(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -153,10 +154,14 @@ class MappedDataset(Dataset):
         found = self.earlier(index)
         if found is None:
             return None
-        others = self._model.items.indices(pa.array(self._inner.earlier_items(), pa.string())).astype(np.int32)
+        return self._index_of_any[found[0]], found[1]
+
+    @cached_property
+    def _index_of_any(self) -> NDArray[np.int32]:
+        """The model's index of each of the data set's items and, behind them, of those that no sequence holds."""
+        others = self._model.items.indices(pa.array(self._inner.earlier_items(), pa.string()))
         known = (others >= FIRST_ITEM) & (others < self._model.num_items)
-        own = np.concatenate([self._item_map, np.where(known, others, UNSEEN_ITEM).astype(np.int32)])
-        return own[found[0]], found[1]
+        return np.concatenate([self._item_map, np.where(known, others, UNSEEN_ITEM).astype(np.int32)])
 
     def names_unknown_to_model(self, index: int) -> tuple[NDArray[np.object_], NDArray[np.int64]] | None:
         """Return the names of items that each of a shard's users took and the model does not know, ragged; None where there are none."""
@@ -164,17 +169,16 @@ class MappedDataset(Dataset):
         values, offsets = shard.values, shard.offsets
         if before is not None:
             values, offsets = ragged.side_by_side(before, (values, offsets))
-        vocabulary = [*self._inner.vocabulary("items")["item"].to_pylist(), *self._inner.earlier_items()]
-        known = np.zeros(len(vocabulary), dtype=bool)
-        known[: len(self._item_map)] = self._item_map != UNSEEN_ITEM
-        others = self._model.items.indices(pa.array(self._inner.earlier_items(), pa.string()))
-        known[len(self._item_map) :] = (others >= FIRST_ITEM) & (others < self._model.num_items)
-        known[:FIRST_ITEM] = True  # they have no names
-        strange = ~known[values]
+        strange = (self._index_of_any[values] == UNSEEN_ITEM) & (values >= FIRST_ITEM) & (values != (self._own_padding or UNSEEN_ITEM))
         if not strange.any():
             return None
         values, offsets = ragged.keep(values, offsets, strange)
-        return np.array(vocabulary, dtype=object)[values], offsets
+        return self._names_of_any[values], offsets
+
+    @cached_property
+    def _names_of_any(self) -> NDArray[np.object_]:
+        """The names of what `_index_of_any` numbers."""
+        return np.array([*self._inner.vocabulary("items")["item"].to_pylist(), *self._inner.earlier_items()], dtype=object)
 
     def _labels_of_earlier(self, task: str) -> NDArray[np.int64]:
         items, others = self._inner.vocabulary("items")["item"].to_pylist(), self._inner.earlier_items()

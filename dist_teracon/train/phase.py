@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ from dist_teracon.models.item_table import SparseTable
 from dist_teracon.models.sampled_softmax import Negatives, SampledLoss
 from dist_teracon.train.early_stopping import EarlyStopping
 from dist_teracon.train.failure import Failure, save_failure
-from dist_teracon.train.learning_rate import rate_factor
+from dist_teracon.train.learning_rate import LearningRate
 from dist_teracon.train.run_folder import EventLog
 from dist_teracon.train.run_setup import Run
 from dist_teracon.train.stage_folder import StageCheckpoint, StageFolder
@@ -122,7 +121,7 @@ class PhaseTrainer:
         self.watch = StepWatch(self.runtime.device)
         self.engine.when_exchanging(lambda: self.watch.mark("wait"), lambda: self.watch.mark("backward"))
         self._gradient_square = torch.zeros(())
-        self._rate = 1.0
+        self._rate = LearningRate(phase.training, self.config.train.max_steps, lambda line: run.console.log(f"{label} · {line}"))
         self._flops = StepFlops(method, self.runtime, self.config.train.precision)
 
     def run(self, resumed: StageCheckpoint | None, *, start_is_candidate: bool) -> PhaseState:
@@ -162,7 +161,7 @@ class PhaseTrainer:
         seconds = time.monotonic() - began
         state.seconds += seconds
         self._log_epoch(state, means, score, better=better, seconds=seconds)
-        self._cut_rate_if_due(state)
+        self._rate.cut_if_due(state.stopping, state.epoch)
         self._save(state, snapshot)
         if number := self.shared.stop.agreed(self.runtime):
             self.shared.stop.stop(number)
@@ -183,7 +182,7 @@ class PhaseTrainer:
             for batch in self._progress.track(islice(ready, steps), steps, f"epoch {state.epoch}"):
                 last = batch.step + 1 == batches.steps
                 logs = (state.steps + 1) % every == 0 or last
-                self._set_rate(state, batches.steps)
+                self._rate.before_step(self.engine, state.steps, steps_of_epoch=batches.steps, cuts=state.stopping.cuts)
                 if self.shared.before_step is not None:
                     self.shared.before_step(self, state, batch)
                 meter.add(
@@ -208,19 +207,6 @@ class PhaseTrainer:
         self.watch.mark("")
         self._check(meter.fetch(), state.steps)
         return meter.means()
-
-    def _set_rate(self, state: PhaseState, steps_of_epoch: int) -> None:
-        """Set the learning rate of the step that comes, where it is not the same for all."""
-        training, limit = self.phase.training, self.config.train.max_steps
-        if training.schedule != "constant" or state.steps <= training.warmup_steps:
-            total = min(training.epochs * steps_of_epoch, limit or sys.maxsize)
-            if not state.steps and training.warmup_steps > total:
-                self.shared.console.log(
-                    f"{self.label} · warmup_steps {training.warmup_steps:,} are more than its {total:,} steps: the learning rate does not "
-                    "reach its value"
-                )
-            self._rate = rate_factor(training, state.steps, total=total, cuts=state.stopping.cuts)
-            self.engine.scale_rates(self._rate)
 
     def _measure_gradient(self) -> None:
         self._gradient_square = self.engine.gradient_square()
@@ -250,16 +236,6 @@ class PhaseTrainer:
         if better:
             state.best = weights
         return score, better, snapshot
-
-    def _cut_rate_if_due(self, state: PhaseState) -> None:
-        """Lower the learning rate instead of ending the phase, where the schedule says so."""
-        training = self.phase.training
-        stopping = state.stopping
-        may_go_on = training.schedule == "plateau" and stopping.cuts < training.plateau_cuts and state.epoch < training.epochs
-        if may_go_on and stopping.is_exhausted(training.patience):
-            stopping.cut()
-            rate = training.learning_rate * training.plateau_factor**stopping.cuts
-            self.shared.console.log(f"{self.label} · no better score for {training.patience} epochs: learning rate {rate:.3g}")
 
     def _validate(self) -> Validation:
         """Mean validation score of the phase's tasks; None where no task has validation examples."""
@@ -325,8 +301,8 @@ class PhaseTrainer:
         timing = self.watch.read(self.runtime)
         if (share := self._flops.share_of_peak(self.watch.batches[-1], timing["seconds"]["step"])) is not None:
             timing["mfu"] = share
-        rate = self._rate * self.phase.training.learning_rate
-        self.events.write("step", **where, loss=losses[-1], gradient_norm=norm, learning_rate=rate, **self.method.logs(), timing=timing)
+        rates = {"gradient_norm": norm, "learning_rate": self._rate.value}
+        self.events.write("step", **where, loss=losses[-1], **rates, **self.method.logs(), timing=timing)
 
     def _check(self, losses: list[dict[str, float]], last_step: int) -> None:
         for step, terms in enumerate(losses, start=last_step - len(losses) + 1):

@@ -183,10 +183,11 @@ def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Ta
     tasks = dataset.info.tasks if config.tasks is None else tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
     for position, task in enumerate(tasks):
         stage = config.train.stage(position, task.name)
-        if stage.schedule == "plateau" and not stage.patience:  # one from train.by_task, the other from the stage's own settings
+        if stage.schedule == "plateau" and not stage.patience:  # of the stage as it comes out: train.by_task may have one of the two
+            group = ("first", "second", "later")[min(position, 2)]
             raise ConfigError(
-                f"{where}: train.by_task.{task.name}: with patience 0 no epochs pass after which schedule plateau could lower the learning "
-                "rate; set patience to 1 or more"
+                f"{where}: train.{group} or train.by_task.{task.name}: schedule plateau lowers the learning rate after `patience` epochs "
+                "without a better score, and patience is 0; set it to 1 or more"
             )
         batch = stage.batch
         if config.train.accumulation > batch:

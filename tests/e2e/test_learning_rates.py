@@ -8,11 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import events, settings, timeless, train_here, what_lasts
+from small_runs import ALONE, checked, events, settings, timeless, train_here, what_lasts
 
+from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError
 from dist_teracon.train import phase as phase_module
 from dist_teracon.train.early_stopping import EarlyStopping
+from dist_teracon.train.run import train
+
+
+class Told(Console):
+    """Keeps the lines that a person would see."""
+
+    def __init__(self) -> None:
+        super().__init__(active=False)
+        self.lines: list[str] = []
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def _config(small: str, *, first: dict[str, Any], **train: Any) -> dict[str, Any]:
@@ -45,7 +58,10 @@ def test_where_no_epoch_improves_the_rate_is_cut_and_in_the_end_the_stage_ends(
 ) -> None:
     scores += [0.0, 0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.5, 0.5, 0.9]
     plateau = {"epochs": 20, "patience": 2, "schedule": "plateau", "plateau_factor": 0.1, "plateau_cuts": 2}
-    run = train_here(_config(small, first=plateau), tmp_path / "run")
+    console, run = Told(), tmp_path / "run"
+    train(checked(_config(small, first=plateau)), ALONE, run, where="test", console=console)
+    cuts = [line.rpartition(" · ")[2] for line in console.lines if "learning rate" in line]
+    assert cuts == [f"no better score for 2 epochs: learning rate {rate}" for rate in ("0.001", "0.0001")]
     rates = _rates(run)
     # epochs 2 and 3 are no better than 1, 5 and 6 no better than 4, nor 7 and 8 at the last rate
     assert {epoch: next(iter(of)) for epoch, of in rates.items()} == pytest.approx(
@@ -100,14 +116,22 @@ def test_a_constant_rate_is_what_it_was(alone: None, small: str, tmp_path: Path)
     assert {event["learning_rate"] for event in events(run, "step")} == {0.01}
 
 
-def test_a_plateau_without_patience_is_refused_also_where_one_of_them_is_a_single_tasks(alone: None, small: str, tmp_path: Path) -> None:
-    for first, own in (({"patience": 0}, {"schedule": "plateau"}), ({"schedule": "plateau"}, {"patience": 0})):
-        config = _config(small, first={"epochs": 2, **first}, by_task={"next": own})
-        with pytest.raises(ConfigError, match=r"train\.by_task\.next: with patience 0 no epochs pass"):
-            train_here(config, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("first", "own"),
+    [({"patience": 0, "schedule": "plateau"}, {}), ({"patience": 0}, {"schedule": "plateau"}), ({"schedule": "plateau"}, {"patience": 0})],
+)
+def test_a_plateau_without_patience_is_refused(
+    alone: None, small: str, tmp_path: Path, first: dict[str, Any], own: dict[str, Any]
+) -> None:  # fmt: skip
+    config = _config(small, first={"epochs": 2, **first}, by_task={"next": own})
+    with pytest.raises(ConfigError, match=r"train\.first or train\.by_task\.next: schedule plateau .* patience is 0"):
+        train_here(config, tmp_path / "run")
 
 
-def test_a_warmup_that_never_ends_is_told(alone: None, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train_here(_config(small, first={"epochs": 1, "warmup_steps": 10_000}), tmp_path / "run")
+def test_a_warmup_that_never_ends_is_told(alone: None, small: str, tmp_path: Path) -> None:
+    console, run = Told(), tmp_path / "run"
+    train(checked(_config(small, first={"epochs": 1, "warmup_steps": 10_000})), ALONE, run, where="test", console=console)
     rates = [event["learning_rate"] for event in events(run, "step")]
     assert rates == pytest.approx([0.01 * number / 10_000 for number in range(1, len(rates) + 1)])
+    told = f"warmup_steps 10,000 are more than its {len(rates)} steps: the learning rate does not reach its value"
+    assert [line.rpartition(" · ")[2] for line in console.lines if "warmup" in line] == [told]

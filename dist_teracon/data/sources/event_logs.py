@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon.data.raw.categorical import Categorical
+from dist_teracon.data.recipe import Recipe
 from dist_teracon.data.recipe_columns import LogRule
 from dist_teracon.data.sources.base import Events
-from dist_teracon.errors import DataError
+from dist_teracon.errors import ConfigError, DataError
 
 
 def labelled(events: Events, log: LogRule, *, type: str | None) -> Events:
@@ -60,3 +62,31 @@ def _values(parts: list[Events]) -> NDArray[np.float64] | None:
     if all(part.value is None for part in parts):
         return None
     return np.concatenate([np.full(len(part), np.nan) if part.value is None else part.value for part in parts])
+
+
+def log_of_file(recipe: Recipe, uri: str) -> dict[str, LogRule]:
+    """Return the one log that a file is of: by the end of its path, or the only one of histories; none where the recipe has no logs.
+
+    Raises:
+        ConfigError: the file is of a log that no history is of, or it is not known of which one it is.
+    """
+    if not recipe.logs:
+        return {}
+    read, file = recipe.logs_of_history(), uri.rsplit("/", 1)[-1]
+    fits = [name for name, log in recipe.logs.items() if any(_names(pattern, uri) for pattern in log.files)]
+    if len(fits) == 1 and fits[0] not in read:
+        raise ConfigError(f"{uri}: is of the recipe's log '{fits[0]}', and histories are of {', '.join(read)} alone")
+    found = fits if len(fits) == 1 else list(read) if len(read) == 1 and not fits else []
+    if not found:
+        shown = "; ".join(f"{name}: {', '.join(log.files)}" for name, log in read.items())
+        raise ConfigError(
+            f"{uri}: its path does not tell of which of the recipe's logs it is ({shown}); name it as there, or give the folder of all logs"
+        )
+    return {found[0]: read[found[0]].model_copy(update={"files": (file,)})}
+
+
+def _names(pattern: str, uri: str) -> bool:
+    """Return whether the end of a path fits a pattern of files, or of a folder that the file lies in."""
+    wanted, path = pattern.strip("/").removeprefix("./").split("/"), uri.split("/")
+    ends = range(len(wanted), len(path) + 1)
+    return any(all(map(fnmatchcase, path[end - len(wanted) : end], wanted)) for end in ends)

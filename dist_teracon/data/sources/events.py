@@ -132,7 +132,7 @@ def _read_logs(found: Layout, recipe: Recipe | None, context: ReadContext) -> di
     for name, log in recipe.logs.items():
         rules = recipe.model_copy(update={"columns": log.over(recipe.columns)})
         own = _OWN if log.type is not None else {role: column for role, column in _OWN.items() if role != "type"}
-        events = _read_table(found.uris(f"logs.{name}"), rules, context, own=own, part=f"logs.{name}")
+        events = _read_table(found.uris(f"logs.{name}"), rules, context, own=own, part=f"logs.{name}", may_be_empty=True)
         if not len(events):
             context.note("empty_logs", name, "no rows", f"logs.{name}: has no rows; it adds nothing")
         logs[name] = labelled(events, log, type=name if log.type is None and reads_column(recipe, "type") else None)
@@ -142,12 +142,13 @@ def _read_logs(found: Layout, recipe: Recipe | None, context: ReadContext) -> di
 
 
 def _read_table(
-    uris: Sequence[str], recipe: Recipe | None, context: ReadContext, *, own: Mapping[str, str] = _OWN, part: str = "columns"
+    uris: Sequence[str], recipe: Recipe | None, context: ReadContext, *,
+    own: Mapping[str, str] = _OWN, part: str = "columns", may_be_empty: bool = False,
 ) -> Events:  # fmt: skip
     parts = open_parts(uris, dialect=_dialect(recipe), context=context, guess=True)
     columns = recipe.columns if recipe else Columns()
     roles = event_columns(columns, parts[0].header, own, where=parts[0].uri, context=context, part=part)
-    return events_from(read_parts(parts, event_column_specs(roles, recipe), context, may_be_empty=part != "columns"), roles)
+    return events_from(read_parts(parts, event_column_specs(roles, recipe), context, may_be_empty=may_be_empty), roles)
 
 
 def _check_apart(roles: Mapping[str, Sequence[str]], listing: Listing) -> None:
