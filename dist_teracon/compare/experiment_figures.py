@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from dist_teracon.compare.comparison import Comparison
-from dist_teracon.compare.experiments import changes, curves, epochs_so_far, groups_of, last_masks, paces
+from dist_teracon.compare.experiments import changes, curves, epochs_so_far, groups_of, last_masks
+from dist_teracon.compare.paces import paces
 from dist_teracon.compare.statistics import Estimate
 from dist_teracon.evaluate.metrics import parse_metric
 from dist_teracon.report.axes import MEDIUM, SMALL, cell, line, matrix_axes, name_rows

@@ -16,7 +16,8 @@ from made_runs import Balanced, parse
 from dist_teracon.compare.comparison import Comparison, gather
 from dist_teracon.compare.differences import leads, rivals_of
 from dist_teracon.compare.experiment_figures import make_figures
-from dist_teracon.compare.experiments import changes, paces, spreads
+from dist_teracon.compare.experiments import changes, spreads
+from dist_teracon.compare.paces import paces
 from dist_teracon.compare.page import headline
 from dist_teracon.compare.plan import Cell, Plan, read_plan
 from dist_teracon.compare.published import published_tables
