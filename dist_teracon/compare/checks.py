@@ -131,8 +131,8 @@ def other_candidates(ranked: Mapping[str, Mapping[str, bool]]) -> str:
     return ""
 
 
-# The fewest tasks with which an experiment shows anything: of fewer there is one order, no new task, no pair of masks.
-_FEWEST = {"reversed": 3, "orders": 3}
+# The fewest tasks with which an experiment shows anything: of fewer there is one order, no new task, no pair of masks, no number of tasks.
+_FEWEST = {"reversed": 3, "orders": 3, "many": 3}
 
 
 def _experiment_problem(plan: Plan, tasks: Mapping[str, tuple[str, ...]]) -> str:

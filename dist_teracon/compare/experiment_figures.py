@@ -8,6 +8,7 @@ from statistics import fmean
 
 from dist_teracon.compare.comparison import Comparison
 from dist_teracon.compare.experiments import changes, curves, epochs_so_far, groups_of, last_masks
+from dist_teracon.compare.many_tasks import milestones, stage_costs, transfers
 from dist_teracon.compare.paces import paces
 from dist_teracon.compare.statistics import Estimate
 from dist_teracon.evaluate.metrics import parse_metric
@@ -255,6 +256,34 @@ def mask_similarity(comparison: Comparison) -> Figure | None:
     return Figure("similarity", "Similarity of task masks", caption, tuple(panels), wide=True)
 
 
+def by_number_of_tasks(comparison: Comparison) -> Figure | None:
+    """Mean BWT, and the time of a step, against the number of tasks that were learned; a line a variant."""
+    counts, costs = milestones(comparison), stage_costs(comparison)
+    bwt = {
+        variant: [(count, value.value) for count, value in zip(counts, values, strict=True) if not math.isnan(value.value)]
+        for variant, values in transfers(comparison).items()
+    }
+    steps = {
+        variant: [(count, cost.milliseconds) for count, cost in zip(counts, of_variant, strict=True) if cost.milliseconds is not None]
+        for variant, of_variant in costs.items()
+    }
+    panels = []
+    for title, unit, by_variant in (("mean BWT, %", "%", bwt), ("a training step, ms", "ms", steps)):
+        if not any(by_variant.values()):
+            continue
+        with Plot(MEDIUM, 220, f"{title} by the number of tasks") as plot:
+            for index, (variant, points) in enumerate(by_variant.items()):
+                if points:
+                    drawn = line(plot.axes, points, series_colour(index), series_dash(index))
+                    plot.tip(drawn, f"{variant}: " + ", ".join(f"{value:.1f} {unit} after {count}" for count, value in points))
+            plot.axes.locator_params(axis="both", nbins=5)
+            plot.axes.set_xlabel("tasks", loc="right")
+            panels.append(plot.panel(title))
+    legend = tuple(series_key(variant, index) for index, variant in enumerate(comparison.variants))
+    caption = "BWT is the mean of all tasks before, paired with when they were learned; a step is one of the last task's stage."
+    return Figure("many", "By the number of tasks", caption, tuple(panels), legend, wide=True) if panels else None
+
+
 Builder = Callable[[Comparison], Figure | None]
 
 _BUILDERS: dict[str, Sequence[Builder]] = {
@@ -264,4 +293,5 @@ _BUILDERS: dict[str, Sequence[Builder]] = {
     "sampling": (sampled_scores, epoch_seconds),
     "adaptation": (learning_curves,),
     "similarity": (mask_similarity,),
+    "many": (by_number_of_tasks,),
 }

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from dist_teracon.compare.axes import ORDER
 from dist_teracon.compare.comparison import Comparison, Statistic
 from dist_teracon.compare.differences import task_names
+from dist_teracon.compare.many_tasks import many_tables
 from dist_teracon.compare.paces import Pace, paces
 from dist_teracon.compare.plan import Plan
 from dist_teracon.compare.statistics import Estimate, change_in_percent
@@ -198,5 +199,6 @@ _TABLES: dict[str, Callable[[Comparison], list[Table]]] = {
     "noisy": _change_tables,
     "sampling": _sampling_tables,
     "adaptation": _adaptation_tables,
+    "many": many_tables,
     "similarity": _similarity_tables,
 }

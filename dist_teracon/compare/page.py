@@ -13,6 +13,7 @@ from dist_teracon.compare.comparison import Comparison
 from dist_teracon.compare.differences import leads
 from dist_teracon.compare.experiment_figures import make_figures
 from dist_teracon.compare.experiments import changes, spreads
+from dist_teracon.compare.many_tasks import milestones, transfers
 from dist_teracon.compare.plan import Plan
 from dist_teracon.compare.statistics import Estimate
 from dist_teracon.compare.table import Table, signed
@@ -27,6 +28,7 @@ _EXPERIMENTS = {
     "sampling": "Sampling of past users",
     "adaptation": "Learning a new task",
     "similarity": "Similarity of masks",
+    "many": "Many tasks",
 }
 
 
@@ -121,6 +123,8 @@ def headline(comparison: Comparison) -> str:
             return _spread_sentence(comparison)
         case "noisy" | "sampling":
             return _change_sentence(comparison)
+        case "many":
+            return _many_sentence(comparison)
         case None:
             return _lead_sentence(comparison)
         case _:
@@ -165,6 +169,12 @@ def _change_sentence(comparison: Comparison) -> str:
         name = "+".join(part for part in baseline.split("+") if part != comparison.plan.baseline)
         parts.append(f"{name} {signed(value.value, 1)} % ({task}, {variant}; {beyond} of {len(entries)} intervals without zero)".lstrip())
     return f"The largest change of a final score from {comparison.plan.baseline}: {', '.join(parts)}." if parts else ""
+
+
+def _many_sentence(comparison: Comparison) -> str:
+    known = {variant: values[-1] for variant, values in transfers(comparison).items() if not math.isnan(values[-1].value)}
+    parts = [f"{variant} {signed(value.value, 1)} %" for variant, value in known.items()]
+    return f"Mean BWT after {milestones(comparison)[-1]} tasks: {', '.join(parts)}." if parts else ""
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from dist_teracon.config_io import apply_overrides, make_config, read_yaml, vali
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import check_metrics, parse_metric
 
-Experiment = Literal["reversed", "orders", "noisy", "sampling", "adaptation", "similarity"]
+Experiment = Literal["reversed", "orders", "noisy", "sampling", "adaptation", "similarity", "many"]
 
 # Experiments that compare task orders, so that a plan of theirs has an axis of them and its baseline on it.
 _OF_ORDERS = ("reversed", "orders", "noisy")

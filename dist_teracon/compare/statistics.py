@@ -124,16 +124,18 @@ class Bootstrap:
             rows[:] = generator.multinomial(self.users, np.full(self.users, 1 / self.users), size=len(rows))
 
     def score(self, seed: int, variant: int, stage: int, task: int) -> Float:
-        """Return R(stage, task) of a run in every draw, [D + 1], of the last stage or the task's own.
+        """Return R(stage, task) of a run in every draw, [D + 1].
 
         Entry 0 is the score itself; NaN where there is no example, or none was drawn.
         """
-        if (seed, variant) not in self._scores:  # many tables are made of the same scores
-            self._scores[seed, variant] = self._scores_of(self.runs[seed][variant])
-        return self._scores[seed, variant][stage, task]
+        run, known = self.runs[seed][variant], self._scores.setdefault((seed, variant), {})
+        if not known:  # many tables are made of these
+            known |= self._scores_of(run, [key for key in run.sums if key[0] in (key[1], len(run.tasks) - 1)])
+        if (stage, task) not in known:
+            known |= self._scores_of(run, [key for key in run.sums if key[0] == stage])
+        return known[stage, task]
 
-    def _scores_of(self, run: RunScores) -> dict[tuple[int, int], Float]:
-        keys = [(stage, task) for stage, task in run.sums if stage in (task, len(run.tasks) - 1)]
+    def _scores_of(self, run: RunScores, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Float]:
         columns = np.stack([part[key] for part in (run.sums, run.counts) for key in keys], axis=1)
         place = np.searchsorted(self._every, run.users)
         drawn = [np.array([[math.fsum(column) for column in columns.T]])]

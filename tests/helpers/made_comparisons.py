@@ -79,7 +79,8 @@ def _events(tasks: Sequence[str], metrics: Sequence[str], scores: Sequence[Seque
         for epoch in range(EPOCHS + 1):
             place = {"stage": stage, "task": task, "phase": "train", "epoch": epoch}
             if epoch:
-                log.append({"event": "step", **place, "step": epoch, "rho": {}, "rows": dict.fromkeys(tasks[: stage - 1], 64)})
+                rows, timing = dict.fromkeys(tasks[: stage - 1], 64), {"seconds": {"step": 0.01 * stage * pace}}
+                log.append({"event": "step", **place, "step": epoch, "rho": {}, "rows": rows, "timing": timing})
             score = scores[stage - 1][stage - 1] * (1 - math.exp(-(epoch + 0.3) / pace))
             log.append({"event": "epoch", **place, "loss": {}, "validation": score, "metric": metrics[stage - 1], "best": True})
         similarity = [[1.0 if i == j else 0.6 + 0.35 * abs(math.sin(i + j + pace)) for i in range(stage)] for j in range(stage)]

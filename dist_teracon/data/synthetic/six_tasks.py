@@ -76,10 +76,17 @@ _TASKS = (
 # The task of `noise=CLASSES`, whose labels follow from nothing: a share of the users, one class each. Its stream is of no other task.
 NOISE = "noise"
 _NOISE_SHARE, _NOISE_STREAM = 0.5, 8
-_PARAMETERS = {"users": (1, None, "users=2000"), "noise": (2, 10_000, "noise=50"), "times": (0, 1, "times=1")}
+_PARAMETERS = {
+    "users": (1, None, "users=2000"),
+    "noise": (2, 10_000, "noise=50"),
+    "times": (0, 1, "times=1"),
+    "more": (1, 500, "more=34"),
+}
+# Streams of the further tasks of `more=TASKS`; those of six tasks, noise and times lie below.
+_MORE_STREAMS = 100
 
 
-def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None, times: bool = False) -> Tables:
+def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None, times: bool = False, more: int = 0) -> Tables:
     """Return the synthetic data set of `users` users: 5,000 items, sequences of 8 to 30, the tasks next, item-a … profile-6.
 
     The first n users are those of the data set of n users. Names of items, labels and users are their numbers from 0.
@@ -88,6 +95,7 @@ def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None, times:
         users: How many.
         noise: Add a last task, `noise`, that nothing can predict: half of the users, one of so many classes at random. All else stays.
         times: Give events times and types, which tell of `profile-2` and `profile-8` (`event_times.py`). All else stays.
+        more: Add so many further tasks, `more-001` on, behind `profile-6`: in turn items and profiles of half of the users. All else stays.
 
     Raises:
         ConfigError: `users` is not positive.
@@ -103,7 +111,7 @@ def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None, times:
         name=NAME,
         items=[str(item) for item in range(ITEMS)],
         sequences=SequenceTable(names, hashes, values, offsets, columns),
-        labels=[*(_draw_labels(task, latent_UD) for task in _TASKS), *([] if noise is None else [_draw_noise(users, noise)])],
+        labels=[*(_draw_labels(task, latent_UD) for task in _tasks(more)), *([] if noise is None else [_draw_noise(users, noise)])],
         length_limit=LENGTH_LIMIT,
         source={
             "format": "synthetic",
@@ -112,6 +120,7 @@ def six_tasks_v1(users: int = DEFAULT_USERS, *, noise: int | None = None, times:
             "seed": _ENTROPY,
             **({} if noise is None else {"noise": noise}),
             **({"times": True} if times else {}),
+            **({"more": more} if more else {}),
         },
         types=TYPES if times else (),
     )
@@ -139,7 +148,9 @@ def parse_synthetic(uri: str) -> Tables:
             upper = "" if most is None else f" and at most {most}"
             raise ConfigError(f"'{uri}': {key} is '{value}'; it must be a whole number of at least {least}{upper}, as in {example}")
         found[key] = int(value)
-    return six_tasks_v1(found.get("users", DEFAULT_USERS), noise=found.get("noise"), times=bool(found.get("times")))
+    return six_tasks_v1(
+        found.get("users", DEFAULT_USERS), noise=found.get("noise"), times=bool(found.get("times")), more=found.get("more", 0)
+    )
 
 
 def oracle_scores(tables: Tables, *, rows: Int | None = None, given: Literal["user", "popularity"] = "user") -> dict[str, float]:
@@ -164,7 +175,8 @@ def oracle_scores(tables: Tables, *, rows: Int | None = None, given: Literal["us
     chosen_U = np.ones(len(latent_UD), dtype=bool) if rows is None else np.isin(np.arange(len(latent_UD)), rows)
     plain = given == "popularity"
     found = {tables.next_task: _next_hits(tables.sequences, latent_UD, chosen_U, plain=plain)}
-    for task, table in zip(_TASKS, tables.labels[: len(_TASKS)], strict=True):
+    drawn = _tasks(tables.source.get("more", 0))
+    for task, table in zip(drawn, tables.labels[: len(drawn)], strict=True):
         if task.kind == "item" or not plain:
             found[task.name] = _label_hits(task, table, latent_UD, chosen_U, plain=plain)
     return {name: float(hits_E.mean()) for name, hits_E in found.items() if len(hits_E)}
@@ -192,6 +204,20 @@ def _label_hits(task: _LabelTask, table: LabelTable, latent_UD: Float, chosen_U:
         logits = popularity_Y if plain else _label_logits(task, latent_UD[users[block]], vectors_YD, popularity_Y)
         hits[block] = logits.argmax(1) == labels[block] if task.kind == "profile" else _reciprocal_ranks(logits, labels[block])
     return hits
+
+
+def _tasks(more: int) -> tuple[_LabelTask, ...]:
+    """Return the tasks whose labels follow from users' vectors: the five after `next`, and so many more."""
+    return (*_TASKS, *map(_further_task, range(1, more + 1)))
+
+
+def _further_task(number: int) -> _LabelTask:
+    """Return a further task; it reads dimensions from its own number on, so that tasks of near numbers are related."""
+    name, stream = f"more-{number:03d}", _MORE_STREAMS + number
+    dimensions = tuple((number + place) % _LATENT for place in range(8 if number % 2 else 4))
+    if number % 2:
+        return _LabelTask(name, "item", stream, 0.5, 200, 3, dimensions, 2 / np.sqrt(8))
+    return _LabelTask(name, "profile", stream, 0.5, 2 + number // 2 % 7, 1, dimensions, 3 / 2)
 
 
 def _stream(key: int) -> np.random.Generator:

@@ -17,6 +17,7 @@ from dist_teracon.compare.comparison import Comparison, gather
 from dist_teracon.compare.differences import leads, rivals_of
 from dist_teracon.compare.experiment_figures import make_figures
 from dist_teracon.compare.experiments import changes, spreads
+from dist_teracon.compare.many_tasks import many_tables, milestones, stage_costs, transfers
 from dist_teracon.compare.paces import paces
 from dist_teracon.compare.page import headline
 from dist_teracon.compare.plan import Cell, Plan, read_plan
@@ -30,6 +31,7 @@ PICTURES = {
     "sampling": {"sampling", "seconds"},
     "adaptation": {"adaptation"},
     "similarity": {"similarity"},
+    "many": {"many"},
 }
 
 
@@ -41,7 +43,7 @@ def cut(name: str, folder: Path) -> tuple[Plan, list[Cell]]:
     """Read a shipped plan, cut to one seed; an experiment to two methods, two orders and three tasks beside that of noise too."""
     value = yaml.safe_load(files("dist_teracon.configs").joinpath(*f"{name}.yaml".split("/")).read_text(encoding="utf-8"))
     if "experiment" in value:
-        value["axes"] = {axis: _first_two(labels) for axis, labels in value["axes"].items()}
+        value["axes"] = {axis: _first_two(labels) for axis, labels in value.get("axes", {}).items()}
         orders = value["axes"].get("order", {})
         orders |= {label: [task for task in order if task in (*KEPT, "noise")] for label, order in orders.items() if order}
         value["set"]["tasks"] = list(KEPT)
@@ -164,6 +166,28 @@ def test_changes_and_spreads_over_orders_are_in_percent(tmp_path: Path) -> None:
         assert widths == pytest.approx([100 * abs(a - b) / ((a + b) / 2) for a, b in zip(given, other, strict=True)])
     assert set(changes(comparison)) == {"teracon+reversed", "hat+reversed"}
     assert headline(comparison).startswith("How far the final scores of a task lie apart over orders, at most: teracon ")
+
+
+def test_backward_transfer_and_costs_by_the_number_of_tasks(tmp_path: Path) -> None:
+    comparison = compared("experiments/many", tmp_path)
+    assert milestones(comparison) == [2, 3]
+    for variant, found in transfers(comparison).items():
+        run = comparison.bootstrap.runs[0][comparison.variants.index(variant)]
+        score = {key: run.sums[key].sum() / run.counts[key].sum() for key in run.sums}
+        after_two = 100 * (score[1, 0] / score[0, 0] - 1)
+        after_three = [100 * (score[2, task] / score[task, task] - 1) for task in (0, 1)]
+        assert [value.value for value in found] == pytest.approx([after_two, sum(after_three) / 2])
+        assert all(value.low < value.value < value.high for value in found)
+    labels = comparison.folders["floor"][0] / "stages" / "03-profile-2" / "pseudo_labels" / "next"
+    labels.mkdir(parents=True)
+    for number in (0, 1):
+        (labels / f"shard-0000{number}.arrow").write_bytes(bytes(600_000))
+    two, three = stage_costs(comparison)["floor"]
+    assert (two.share, two.label_bytes, three.share, three.label_bytes) == (64 / 256, None, 128 / 256, 1_200_000)
+    assert two.milliseconds is not None and three.milliseconds == pytest.approx(1.5 * two.milliseconds)
+    row = next(line for line in many_tables(comparison)[1].markdown().splitlines() if line.startswith("| floor |"))
+    assert row.endswith(f"| {two.milliseconds:.0f} (25 %) | {three.milliseconds:.0f} (50 %; 1.2 MB) |")
+    assert headline(comparison).startswith("Mean BWT after 3 tasks: floor ")
 
 
 def test_paces_are_seconds_an_epoch_and_replayed_shares(tmp_path: Path) -> None:

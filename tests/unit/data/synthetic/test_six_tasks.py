@@ -123,6 +123,7 @@ def test_uri_names_the_data_set() -> None:
         ("synthetic:six-tasks-v1?users=2e3", "whole number"),
         ("synthetic:six-tasks-v1?users=2&users=3", "given twice"),
         ("synthetic:six-tasks-v1?noise=1", "at least 2 and at most 10000, as in noise=50"),
+        ("synthetic:six-tasks-v1?more=0", "at least 1 and at most 500, as in more=34"),
         ("data/raw", "names no synthetic data set"),
     ],
 )
@@ -145,6 +146,23 @@ def test_a_task_of_noise_is_added_and_all_else_stays() -> None:
     more = parse_synthetic("synthetic:six-tasks-v1?users=500&noise=50").labels[-1]
     np.testing.assert_array_equal(more.values[: len(noise.users)], noise.values)
     assert oracle_scores(noisy) == oracle_scores(plain)
+
+
+def test_further_tasks_are_added_tell_of_users_and_all_else_stays() -> None:
+    plain, many = parse_synthetic("synthetic:six-tasks-v1?users=400"), parse_synthetic("synthetic:six-tasks-v1?users=400&more=9&noise=50")
+    before = [table.name for table in plain.labels]
+    assert [table.name for table in many.labels] == [*before, *(f"more-{number:03d}" for number in range(1, 10)), "noise"]
+    for one, other in zip(plain.labels, many.labels, strict=False):
+        np.testing.assert_array_equal(one.values, other.values)
+    further = many.labels[5:14]
+    assert [(table.kind, len(table.classes)) for table in further[:4]] == [("item", 200), ("profile", 3), ("item", 200), ("profile", 4)]
+    assert all(150 < len(table.users) < 250 for table in further)
+    # each follows from the users' vectors, and neither more tasks nor more users change it
+    scores = oracle_scores(many)
+    assert {name: scores[name] for name in oracle_scores(plain)} == oracle_scores(plain)
+    assert min(scores[table.name] - (0 if table.kind == "item" else 1 / len(table.classes)) for table in further) > 0.1
+    alone = parse_synthetic("synthetic:six-tasks-v1?users=500&more=2").labels[6]
+    np.testing.assert_array_equal(alone.values[: len(further[1].values)], further[1].values)
 
 
 def test_times_and_types_are_added_tell_of_the_profiles_and_all_else_stays() -> None:
