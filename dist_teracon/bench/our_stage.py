@@ -24,8 +24,9 @@ from dist_teracon.errors import ConfigError
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.phase import Carried, PhaseTrainer
 from dist_teracon.train.restore import take_up
+from dist_teracon.train.run_checks import chosen_tasks
 from dist_teracon.train.run_folder import EventLog, RunFolder
-from dist_teracon.train.run_setup import Run, chosen_tasks, method_context, open_on_all_ranks, resolve
+from dist_teracon.train.run_setup import Run, method_context, open_on_all_ranks, resolve
 from dist_teracon.train.step import train_step
 
 DILATIONS, KERNEL_SIZE = (1, 4) * 4, 3

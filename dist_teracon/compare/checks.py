@@ -13,8 +13,9 @@ from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Console
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
+from dist_teracon.data.schema import read_dataset_info
 from dist_teracon.data.summary import taken_but_ranked
-from dist_teracon.errors import ConfigError
+from dist_teracon.errors import ConfigError, DataError
 
 
 def check_folder(cells: Sequence[Cell], out: Path) -> None:
@@ -71,9 +72,11 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
         console: Where preparing is logged.
 
     Raises:
-        ConfigError: names each variant that cannot run, and why; or the tasks do not fit the plan's experiment.
+        ConfigError: names each variant that cannot run, and why; the tasks or the methods do not fit the plan's experiment; or a data set
+            is another one than that of the cells which are there.
         DataError: a data set is not there.
     """
+    known = _known_data(cells, out)
     datasets: dict[str, Dataset] = {}
     problems: dict[str, None] = {}
     tasks: dict[str, tuple[str, ...]] = {}
@@ -85,6 +88,7 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
         uri = cell.config.dataset
         if uri not in datasets:
             datasets[uri] = open_dataset(uri, log=console.log)
+            _check_same_data(uri, "what is there now", datasets[uri].info.fingerprint, known, out)
         try:
             tasks[cell.variant] = _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
             info, setting = datasets[uri].info, cell.config.evaluate.exclude_seen
@@ -99,8 +103,32 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
         raise ConfigError(f"{where}: {problem}")
     if problem := other_candidates(ranked):
         raise ConfigError(f"{where}: {problem}")
-    if problem := _experiment_problem(plan, tasks):
+    if problem := _experiment_problem(plan, tasks) or _method_problem(plan, cells):
         raise ConfigError(f"{where}: experiment '{plan.experiment}' {problem}")
+
+
+def _known_data(cells: Sequence[Cell], out: Path) -> dict[str, tuple[str, str]]:
+    """Return by data set the fingerprint of what the cells that were begun are trained on, and one of these cells.
+
+    Raises:
+        ConfigError: they are trained on two.
+    """
+    known: dict[str, tuple[str, str]] = {}
+    for cell in cells:
+        folder = cell.folder(out)
+        if (folder / "dataset.json").is_file():
+            _check_same_data(cell.config.dataset, f"that of {cell.name}", read_dataset_info(str(folder)).fingerprint, known, out)
+            known.setdefault(cell.config.dataset, (read_dataset_info(str(folder)).fingerprint, cell.name))
+    return known
+
+
+def _check_same_data(uri: str, which: str, fingerprint: str, known: Mapping[str, tuple[str, str]], out: Path) -> None:
+    before, name = known.get(uri, (fingerprint, ""))
+    if before != fingerprint:
+        raise ConfigError(
+            f"--out {out}: {name} was trained on another version of {uri} than {which}, so their scores do not compare; bring that version "
+            "back, or name another folder"
+        )
 
 
 def other_knowledge(partly: Mapping[str, bool]) -> str:
@@ -156,13 +184,29 @@ def _experiment_problem(plan: Plan, tasks: Mapping[str, tuple[str, ...]]) -> str
     return ""
 
 
+def _method_problem(plan: Plan, cells: Sequence[Cell]) -> str:
+    """Return that no variant's method has what the plan's experiment shows; empty where one has."""
+    from dist_teracon.continual.heads_alone import HeadsAlone
+    from dist_teracon.continual.method import Method
+    from dist_teracon.continual.registry import method_class
+
+    kinds = {method_class(cell.config.method["name"]) for cell in cells}
+    has = {
+        "similarity": ("shows masks of tasks", any(kind.masks is not Method.masks for kind in kinds)),
+        "sampling": ("compares how past users are sampled", any(kind.replay_bounds is not Method.replay_bounds for kind in kinds)),
+        "adaptation": ("shows how a task is learned", any(not issubclass(kind, HeadsAlone) for kind in kinds)),
+    }
+    asks, found = has.get(plan.experiment or "", ("", True))
+    return "" if found else f"{asks}, and no variant's method does that ({', '.join(sorted(kind.name for kind in kinds))})"
+
+
 def _check_cell(cell: Cell, dataset: Dataset, *, where: str) -> tuple[str, ...]:
     """Check one cell; returns the names of its tasks."""
-    from dist_teracon.evaluate.metrics import check_metrics
-    from dist_teracon.train.run_setup import check_method, chosen_tasks, resolve
+    from dist_teracon.train.run_checks import checked_tasks
+    from dist_teracon.train.run_setup import resolve
 
     config, kind, _ = resolve(cell.config, where=where)
-    tasks = chosen_tasks(config, dataset, where=where)
-    check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
-    check_method(kind, config, tasks, where=where, adds=False)
-    return tuple(task.name for task in tasks)
+    try:
+        return tuple(task.name for task in checked_tasks(config, kind, dataset, where=where))
+    except (ConfigError, DataError) as error:
+        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error

@@ -136,9 +136,23 @@ def read_plan(uri: str, metrics: Sequence[str] = ()) -> tuple[Plan, list[Cell]]:
     if metrics:
         plan = plan.model_copy(update={"metrics": tuple(metrics)})
     cells = list(_cells(plan, read_yaml(plan.config), uri))
+    _check_single_task(plan, cells, uri)
     for name in plan.metrics:
         _check_metric(name, cells, uri)
     return plan, cells
+
+
+def _check_single_task(plan: Plan, cells: Sequence[Cell], uri: str) -> None:
+    """Check that forward transfer is against tasks that are learned alone."""
+    from dist_teracon.continual.registry import SINGLE_TASK
+
+    alone = {plan.single_task_of(variant) for variant in plan.variants}
+    for cell in cells:
+        if cell.variant in alone and cell.config.method["name"] != SINGLE_TASK:
+            raise ConfigError(
+                f"{uri}: single_task: forward transfer is against tasks that are learned alone, which method {SINGLE_TASK} does; variant "
+                f"'{cell.variant}' is of method {cell.config.method['name']}"
+            )
 
 
 def _check_metric(name: str, cells: Sequence[Cell], uri: str) -> None:

@@ -13,7 +13,15 @@ from dist_teracon.models.network import Network, Role
 
 @register
 class FineAll(SinMo):
-    """As SinMo, but every later network starts from the first task's backbone."""
+    """As SinMo, but every later network starts from the first task's backbone, all of which is fine-tuned.
+
+    The first task's own network stays as it is, and no later task sees another: a copy is trained, at `pretrained_lr_scale`. Source: the
+    transfer learning that Yuan et al., *Parameter-Efficient Transfer from Sequential Behaviors* (SIGIR 2020), call FineAll.
+
+    Memory a task: a network and its head.
+
+    Deviates: the head starts from a linear probe, and what is validated and kept is a running mean of weights, as in all systems here.
+    """
 
     name = "fineall"
 

@@ -15,7 +15,15 @@ from dist_teracon.models.network import Network, Role
 
 @register
 class SinMo(Method):
-    """A network of its own for every task, without masks."""
+    """A network of its own for every task, without masks: what a platform has that builds one model a task.
+
+    Every task starts from new weights, its items' vectors from who of its own users took which; nothing is frozen, and nothing of one task
+    reaches another. Source: the single-task models of Kim et al., *Task Relation-aware Continual User Representation Learning* (KDD 2023).
+
+    Memory a task: a network and its head.
+
+    Deviates: dropout, pooling, running mean of weights, linear probe and selection are those of all systems here.
+    """
 
     name = SINGLE_TASK
     plain_first_network = "{task}."

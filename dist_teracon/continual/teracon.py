@@ -47,7 +47,20 @@ from dist_teracon.models.network import Network, Role
 
 @register
 class Teracon(Method):
-    """One network for all tasks; a frozen copy of the stage before teaches it the past tasks."""
+    """One network for all tasks; a frozen copy of the stage before teaches it the past tasks (Kim et al., *Task Relation-aware Continual
+    User Representation Learning*, KDD 2023).
+
+    Each task has a soft mask on every masked layer, made from its own embedding and from relations to the other tasks' (`TaskMasks`).
+    Nothing of the network is frozen: past tasks' heads, embeddings and relations train on, held by the retention loss, the mean squared
+    error to the teacher's answers on some of the present task's users, ρ_j of the batch for a past task j. The teacher alone is frozen.
+
+    Memory a task: 4·K·C bytes of embedding, and its head; relations of n tasks, from the second on, are 8·K·n² bytes in all
+    (`per_channel`). While a stage is trained also the teacher, and the pseudo-labels of past tasks.
+
+    Deviates from the paper, and from its published code: pseudo-labels are made ahead of time at `s_max`; relations of past tasks are
+    extended by columns of zeros and not drawn anew; ρ of a batch has a floor of rows; the retention loss goes by means. The list with
+    reasons is docs/method.md, Choices; `preset: paper` is the published recipe.
+    """
 
     name = "teracon"
     later_settings = frozenset({"retention"})

@@ -30,12 +30,10 @@ from dist_teracon.models.item_table import ItemTable
 from dist_teracon.runtime import Runtime
 from dist_teracon.text import folded, table_lines
 from dist_teracon.train.phase import Carried, PhaseTrainer
+from dist_teracon.train.run_checks import check_kernels, check_until_stage, checked_tasks
 from dist_teracon.train.run_folder import EventLog, RunFolder
 from dist_teracon.train.run_setup import (
     Run,
-    check_kernels,
-    check_until_stage,
-    chosen_tasks,
     method_context,
     open_on_all_ranks,
     resolve,
@@ -102,8 +100,7 @@ def dry_run(config: RunConfig, runtime: Runtime, *, where: str, console: Console
     config, kind, settings = resolve(config, where=where)
     check_metrics(config.evaluate.metrics, where=where)
     dataset = open_on_all_ranks(config, runtime, console)
-    tasks = chosen_tasks(config, dataset, where=where)
-    check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
+    tasks = checked_tasks(config, kind, dataset, where=where)
     check_until_stage(until_stage, tasks)
     stages = []
     with tempfile.TemporaryDirectory(prefix="dist-teracon-dry-run-") as nowhere:

@@ -17,12 +17,10 @@ from dist_teracon.console import Console
 from dist_teracon.errors import ConfigError, RunError
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.run import check_same_state, create_or_verify, take_up_finished
+from dist_teracon.train.run_checks import check_kernels, checked_tasks
 from dist_teracon.train.run_folder import EventLog, RunFolder
 from dist_teracon.train.run_setup import (
     Run,
-    check_kernels,
-    check_method,
-    chosen_tasks,
     method_context,
     open_on_all_ranks,
     resolve,
@@ -70,8 +68,7 @@ def make_pseudo_labels(config: RunConfig, runtime: Runtime, folder: Path | str, 
         # what this job is launched with is not what the run trains with
         config, kind, settings = resolve(config.model_copy(update={"launch": own.config().launch}), where=where)
         dataset = open_on_all_ranks(config, runtime, console)
-        tasks = chosen_tasks(config, dataset, where=where)
-        check_method(kind, config, tasks, where=where, adds=False)
+        tasks = checked_tasks(config, kind, dataset, where=where, begins=False)
         run = Run(config, dataset, tasks, runtime, own, console, stop=stop)
         with run_lock(run):
             create_or_verify(run, None)

@@ -15,7 +15,7 @@ from dist_teracon.data.summary import taken_but_ranked, users_text
 from dist_teracon.errors import TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
-from dist_teracon.evaluate.periods import check_period, period_of
+from dist_teracon.evaluate.periods import period_of
 from dist_teracon.evaluate.scorer import excludes_seen
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, takes_addition, with_added_task, with_earlier_additions
@@ -23,21 +23,9 @@ from dist_teracon.train.begin_with import begin_with, check_begin_with
 from dist_teracon.train.item_growth import grown_tensors, growth_lines, label_lines, with_new_labels
 from dist_teracon.train.restore import take_up
 from dist_teracon.train.results import by_metric, write_results
+from dist_teracon.train.run_checks import check_kernels, check_until_stage, checked_tasks, untrained_places
 from dist_teracon.train.run_folder import EventLog, RunFolder
-from dist_teracon.train.run_setup import (
-    Run,
-    check_kernels,
-    check_method,
-    check_until_stage,
-    chosen_tasks,
-    machine,
-    method_context,
-    open_on_all_ranks,
-    package_versions,
-    resolve,
-    run_lock,
-    untrained_places,
-)
+from dist_teracon.train.run_setup import Run, machine, method_context, open_on_all_ranks, package_versions, resolve, run_lock
 from dist_teracon.train.run_store import open_run
 from dist_teracon.train.stage import Stage, StageSummary
 from dist_teracon.train.stage_folder import FORMAT_VERSION
@@ -88,10 +76,8 @@ def _train(
     config = with_earlier_additions(config, own) if added is None else with_added_task(config, added, own)
     check_metrics(config.evaluate.metrics, where=where)
     dataset = open_on_all_ranks(config, runtime, console)
-    tasks = chosen_tasks(config, dataset, where=where)
-    check_metrics(config.evaluate.metrics, where=where, tasks=tasks)
-    check_period(config.evaluate, dataset.info, where=where)
-    check_method(kind, config, tasks, where=where, adds=added is not None)
+    begins = not own.finished_stages(config.tasks or [task.name for task in dataset.info.tasks])
+    tasks = checked_tasks(config, kind, dataset, where=where, adds=added is not None, begins=begins)
     check_until_stage(until_stage, tasks)
     run = Run(config, dataset, tasks, runtime, own, console, None if added is None else added.vectors, stop=stop, before_step=before_step)
     if begins_with is not None:

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dist_teracon import io
 from dist_teracon.config.base import ConfigModel
-from dist_teracon.config.model import GivenItemVectors, ModelConfig
+from dist_teracon.config.model import GivenItemVectors
 from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console
 from dist_teracon.continual.method import Method, MethodContext
-from dist_teracon.continual.open_inputs import closed_features, names_read
+from dist_teracon.continual.open_inputs import closed_features
 from dist_teracon.continual.registry import method_class, resolve_method
 from dist_teracon.data.batch_plan import own_shards
 from dist_teracon.data.dataset import Dataset
-from dist_teracon.data.item_vectors_file import check_item_vectors, checksum_of, read_item_vectors
+from dist_teracon.data.item_vectors_file import checksum_of, read_item_vectors
 from dist_teracon.data.moments import Moments
 from dist_teracon.data.open import SYNTHETIC, open_dataset
-from dist_teracon.data.schema import Split, Task
-from dist_teracon.data.user_svd import need_sklearn
-from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
-from dist_teracon.kernels.masked_dilated_conv_stack import backend_of
-from dist_teracon.models.backbone import columns_asked, columns_read, reads_moments, resolve_backbone
+from dist_teracon.data.schema import Task
+from dist_teracon.errors import RunError, TeraconError
+from dist_teracon.models.backbone import columns_read, reads_moments, resolve_backbone
 from dist_teracon.models.history_features import HistoryStart
 from dist_teracon.models.history_start import history_start
 from dist_teracon.models.input_embedding import InputSizes
 from dist_teracon.models.item_init import LARGE, cooccurrence_vectors, given_vectors
 from dist_teracon.runtime import Runtime
+from dist_teracon.train.run_checks import check_reads
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.stage_folder import StageFolder
 from dist_teracon.train.stopping import StopSignals
@@ -103,18 +100,6 @@ def _absolute(uri: str) -> str:
     return str(io.local_path(uri).expanduser().absolute()) if io.is_local(uri) and not uri.startswith(SYNTHETIC) else uri
 
 
-def check_kernels(runtime: Runtime) -> None:
-    """Check that the kernels' backend that the environment asks for runs here.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    try:
-        backend_of(runtime.device.type, os.environ.get("DIST_TERACON_KERNELS", ""))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> Dataset:
     """Open the data set, the main process first: it prepares what is made on first use.
 
@@ -135,136 +120,14 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
 
 def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: Runtime) -> Dataset:
     """Return the data set, which reads of events and side features what the model asks for, and nothing else."""
-    for column, asking, entry in columns_asked(config.model):
-        if column not in dataset.info.history.names:
-            asker = f"'{entry}'" if entry else asking.rpartition(".")[2]
-            raise ConfigError(
-                f"{asking}: {f'{asker} ' if entry else ''}reads {column} of events, and data set '{dataset.info.name}' keeps none "
-                f"(it keeps: {', '.join(('items', *dataset.info.history.names))}); prepare it with "
-                f"history.keep: [{column.removesuffix('s')}] in the recipe, or leave {asker} out"
-            )
-    if "svd" in config.model.history_features:
-        need_sklearn("model.history_features: 'svd'")
+    names = check_reads(config, dataset.info)
     dataset.read_columns(tuple(columns_read(config.model)))
     if reads_moments(config.model):
         own = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
         dataset.moments = Moments.of_dataset(dataset.info, max(runtime.gather(dataset.last_event(own))))
-    try:
-        names = names_read(config.model, dataset.info)
-    except DataError as error:
-        raise ConfigError(f"model.input_features: {error}") from None
     tasks = config.tasks or [task.name for task in dataset.info.tasks]
     dataset.read_inputs(names, closed=closed_features(dataset.info, method_class(config.method["name"]), tasks))
     return dataset
-
-
-def check_until_stage(until_stage: int | None, tasks: Sequence[Task]) -> None:
-    """Check that a run has the stage at which it is to stop.
-
-    Raises:
-        ConfigError: it has fewer.
-    """
-    if until_stage is not None and until_stage > len(tasks):
-        raise ConfigError(f"--until-stage {until_stage}: the run has {len(tasks)} stages ({', '.join(task.name for task in tasks)})")
-
-
-def chosen_tasks(config: RunConfig, dataset: Dataset, *, where: str) -> tuple[Task, ...]:
-    """Return the tasks in their order.
-
-    Raises:
-        ConfigError: a field names a task that the data set does not have, or a step has more micro-batches than examples.
-    """
-    heads = config.model.heads
-    fields = (("train.by_task", config.train.by_task), ("model.heads.by_task", heads.by_task), ("model.heads.tied", heads.tied))
-    for name, values in fields:
-        for override in values:
-            _task(dataset, override, f"{where}: {name}")
-    _check_tied_heads(config, dataset, where=where)
-    tasks = dataset.info.tasks if config.tasks is None else tuple(_task(dataset, name, f"{where}: tasks") for name in config.tasks)
-    for position, task in enumerate(tasks):
-        stage = config.train.stage(position, task.name)
-        if stage.schedule == "plateau" and not stage.patience:  # of the stage as it comes out: train.by_task may have one of the two
-            group = ("first", "second", "later")[min(position, 2)]
-            raise ConfigError(
-                f"{where}: train.{group} or train.by_task.{task.name}: schedule plateau lowers the learning rate after `patience` epochs "
-                "without a better score, and patience is 0; set it to 1 or more"
-            )
-        batch = stage.batch
-        if config.train.accumulation > batch:
-            raise ConfigError(
-                f"{where}: train.accumulation: expected at most as many micro-batches as a step has examples ({batch} for task "
-                f"'{task.name}'), got {config.train.accumulation}"
-            )
-    return tasks
-
-
-def _check_tied_heads(config: RunConfig, dataset: Dataset, *, where: str) -> None:
-    """Check that heads which are tied to the items' embeddings can be: their labels are the items, and their inputs as wide."""
-    for name in config.model.heads.tied:
-        task = dataset.info.task(name)
-        if not task.predicts_next:
-            raise ConfigError(
-                f"{where}: model.heads.tied: expected a task that predicts the next item, whose labels are the items by their numbers; "
-                f"'{task.name}' is of kind {task.kind}"
-            )
-        wider = "model.pooling: concat" if config.model.pooling == "concat" else ""
-        if users := [feature.name for feature in dataset.inputs_read.user]:
-            wider = f"features of users ({', '.join(users)}, model.input_features)"
-        if config.model.history_features:
-            wider = f"features of histories ({', '.join(config.model.history_features)}, model.history_features)"
-        if wider:
-            raise ConfigError(
-                f"{where}: model.heads.tied: the head of '{task.name}' takes the items' {config.model.channels} numbers (model.channels), "
-                f"and a representation with {wider} has more; take pooling last or mean, without features of users or histories"
-            )
-
-
-def _task(dataset: Dataset, name: str, field: str) -> Task:
-    try:
-        return dataset.info.task(name)
-    except DataError as error:
-        raise ConfigError(f"{field}: {error}") from None
-
-
-def check_method(kind: type[Method], config: RunConfig, tasks: Sequence[Task], *, where: str, adds: bool) -> None:
-    """Check that a method can learn these tasks on this backbone, and one more where `adds`.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if adds and not kind.adds_tasks:
-        raise ConfigError(f"{where}: method '{kind.name}' learns its tasks together, so none can be added to a run; train a new one")
-    try:
-        kind.check(tasks, resolve_backbone(config.model, where=where)[0])
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def untrained_places(dataset: Dataset, task: Task, model: ModelConfig, runtime: Runtime) -> str:
-    """Return which places of rows a split by `last` validates and tests on and never trains, for a person; empty where there are none.
-
-    The last two items of every user are kept from training, so the longest rows are longer in the test. All processes call it.
-
-    Args:
-        dataset: The data set.
-        task: The first task of a run.
-        model: The run's.
-        runtime: This process's place; each counts in its own shards.
-    """
-    kind, settings = resolve_backbone(model, where="model")
-    places, behind = kind.places(settings), dataset.behind(task.name, Split.TRAIN)
-    if not places or not behind:
-        return ""
-    lengths = [np.diff(dataset.shard(shard).offsets) for shard in own_shards(dataset.info.shards, runtime.rank, runtime.world_size)]
-    inputs = np.concatenate([np.zeros(0, dtype=np.int64), *lengths]) - 1
-    trained = max(runtime.gather(int(inputs.max(initial=0)))) - behind
-    if places <= trained:
-        return ""
-    users = sum(runtime.gather(int((inputs > trained).sum())))
-    return (
-        f"model.backbone.max_positions: the split by last trains at most {trained} places of a row, and {users:,} users' rows are longer "
-        f"in the test: embeddings of the places behind stay as drawn; with max_positions: {trained} they share the last trained one"
-    )
 
 
 def method_context(run: Run) -> MethodContext:
@@ -295,8 +158,7 @@ def _item_vectors(run: Run) -> Callable[[Task], Tensor] | None:
     model = run.config.model
     if model.item_init == "uniform":
         return None
-    if isinstance(given := model.item_init, GivenItemVectors) and not run.finished_stages():
-        check_item_vectors(given.file)
+    given = model.item_init
 
     def vectors(task: Task) -> Tensor:
         if run.dataset.info.items >= LARGE:

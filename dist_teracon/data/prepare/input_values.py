@@ -177,4 +177,5 @@ def _check_tells(where: str, known: Sequence[str], *, missing: bool) -> None:
         whose = "item of the histories" if where.startswith("inputs.item") else "user who is trained on"
         raise DataError(f"{where} has no value for any {whose}; leave it out")
     if len(known) == 1 and not missing:
-        raise DataError(f"{where} has one value alone ('{known[0]}'), so it tells nothing; leave it out")
+        among = "items of the histories" if where.startswith("inputs.item") else "users who are trained on"
+        raise DataError(f"{where} has one value alone among {among} ('{known[0]}'), so it tells nothing; leave it out")

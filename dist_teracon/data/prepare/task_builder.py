@@ -87,8 +87,9 @@ def build_tables(
         of_tasks[name] = funnel.to_json()
         if len(table.values) == 0:
             why = ", ".join(f"{count} {reason}" for reason, count in funnel.left_out.items())
+            people = users.names if users.windows is None else users.people  # by time a user is several rows
             raise DataError(
-                f"task '{name}': no user of {len(users.names)} has a label; check its events or attribute in the recipe "
+                f"task '{name}': no user of {len(people)} has a label; check its events or attribute in the recipe "
                 f"(of {funnel.total} {funnel.unit}: {why or 'none'})"
             )
         if len(np.unique(table.values)) == 1:

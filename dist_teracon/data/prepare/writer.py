@@ -244,7 +244,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         DataError: a task has no example in one of the parts.
     """
     tasks = _all_tasks(source)
-    described = tuple(map(_task, tasks, written.users_of_task, written.tallies))
+    described = tuple(_task(*of_task, rule) for of_task in zip(tasks, written.users_of_task, written.tallies, strict=True))
     writer = FolderWriter(folder)
     writer.vocabulary("items", "item", names_column([None] * FIRST_ITEM, source.items), written.item_counts)
     for task, counts in zip(source.tasks, written.label_counts, strict=True):
@@ -357,12 +357,18 @@ def _example_keys(task: str, user_hash: NDArray[np.uint64], labels: ShardLabels,
     return row_keys(task, user_hash[np.repeat(labels.rows, lengths)], position, rule)
 
 
-def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64]) -> Task:
+def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64], rule: SplitRule) -> Task:
     if columns.kind == "next" and users == 0:
         raise DataError(f"task '{columns.name}': no user has two items or more whose last one is in the catalogue")
     train, validation, test = tally.tolist()
     for part, size in (("training", train), ("validation", validation), ("test", test)):
         if size == 0:
-            sizes = f"{train} training, {validation} validation, {test} test examples of {users} users"
-            raise DataError(f"task '{columns.name}': has no {part} example ({sizes}); give it more users or that part a larger share")
+            by_dates = rule.by == "time" and columns.kind != "profile"
+            sizes = f"{train} training, {validation} validation, {test} test examples of {users} {'rows' if by_dates else 'users'}"
+            mend = (
+                "move split.validation_from or split.test_from, or leave the task out"
+                if by_dates
+                else ("give it more users or that part a larger share")
+            )
+            raise DataError(f"task '{columns.name}': has no {part} example ({sizes}); {mend}")
     return Task(columns.name, columns.kind, len(columns.classes), users, (train, validation, test))

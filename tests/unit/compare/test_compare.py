@@ -151,6 +151,7 @@ def test_cells_are_variants_by_seeds_with_the_seed_filled_in(tmp_path):
         ({"variants": {"a": {"method.retention.alfa": 8}}}, ("variant 'a'", "retention.alfa: unknown field; did you mean 'alpha'?")),
         ({"variants": {"a": {}, "x/y": {}}}, ("got 'x/y'",)),
         ({"seeds": []}, ("seeds",)),
+        ({"single_task": "b"}, ("single_task: forward transfer is against tasks that are learned alone, which method sinmo does", "'b'")),
         ({"metrics": ["mmr@5"]}, ("metrics: no metric 'mmr@5'; did you mean 'mrr'?",)),
         ({"metrics": ["auroc"], "set": {"evaluate.metrics": ["mrr@5", "auroc"]}}, ("metrics: expected a mean", "got 'auroc'")),
         ({"metrics": ["hr@10"]}, ("variant 'a' does not compute 'hr@10' (its evaluate.metrics: mrr@5, accuracy)",)),

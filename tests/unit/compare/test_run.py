@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             {"experiment": "noisy", "axes": {"method": ["popularity"], "order": {**ORDERS["order"], "other": None}}, "baseline": "given"},
             "experiment 'noisy' adds a task to the baseline's; all orders have the same tasks",
         ),
+        ({"experiment": "similarity"}, "'similarity' shows masks of tasks, and no variant's method does that (fineall, popularity)"),
+        ({"experiment": "sampling"}, "experiment 'sampling' compares how past users are sampled, and no variant's method does that"),
+        (
+            {"experiment": "adaptation", "axes": {"method": ["popularity", "itemknn"]}, "set": {"tasks": ["next", "likes"]}},
+            "experiment 'adaptation' shows how a task is learned, and no variant's method does that",
+        ),
+        ({"set": {"model.event_features": ["gaps"]}}, "variant 'popularity': model.event_features: 'gaps' reads times of events, and data"),
+        ({"set": {"model.input_features": "all"}}, "variant 'popularity': model.input_features: data set 'small' has no features of users"),
+        ({"set": {"model.history_features": ["types"]}}, "variant 'popularity': model.history_features: 'types' reads types of events"),
+        ({"set": {"evaluate.period": "present"}}, "variant 'popularity': evaluate.period: 'present' scores all tasks on the test period"),
+        ({"set": {"model.item_init": {"file": "nowhere.parquet"}}}, "nowhere.parquet"),
     ],
 )
 def test_what_cannot_be_learned_is_told_before_anything_runs(
@@ -89,6 +101,25 @@ def test_a_method_that_cannot_run_on_a_backbone_is_told_before_anything_runs(
     error = refused(capsys, plan_file(tmp_path, dataset, axes=axes), "--out", str(tmp_path / "out"))
     assert "variant 'peterrec': model.backbone.name: method 'peterrec' puts modules into a backbone, and 'bag' has no place" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_another_version_of_a_data_set_under_the_same_name_is_refused(
+    tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(dataset, tmp_path / "set")
+    plan, out = plan_file(tmp_path, str(tmp_path / "set"), seeds=[0, 1]), tmp_path / "out"
+    for seed in (0, 1):
+        folder = out / "cells" / "popularity" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        shutil.copy(tmp_path / "set" / "dataset.json", folder)
+    shutil.rmtree(tmp_path / "set")
+    write_small(tmp_path / "set", users=97)
+    error = refused(capsys, plan, "--out", str(out))
+    assert f"popularity, seed 0 was trained on another version of {tmp_path / 'set'} than what is there now" in error
+    shutil.copy(tmp_path / "set" / "dataset.json", out / "cells" / "popularity" / "seed-1")
+    error = refused(capsys, plan, "--out", str(out))
+    assert "popularity, seed 0 was trained on another version of" in error
+    assert "than that of popularity, seed 1" in error
 
 
 def test_folders_of_something_else_are_refused(tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from dist_teracon.errors import DataError
 from dist_teracon.hashing import mix64
 from dist_teracon.models.item_init import cooccurrence_vectors
 from dist_teracon.runtime import Runtime
-from dist_teracon.train.run_setup import untrained_places
+from dist_teracon.train.run_checks import untrained_places
 
 USERS, ITEMS = 80, 30
 RULE = SplitRule(by="last", train=0.6, validation=0.2, test=0.2)

@@ -182,3 +182,9 @@ def test_annealing():
     paper = [annealed_scale(batch, 4, s_max=S_MAX, paper=True) for batch in range(4)]
     assert paper == pytest.approx([0.02, 12.515, 25.01, 37.505])
     assert annealed_scale(0, 1, s_max=S_MAX, paper=True) == pytest.approx(0.02)
+
+
+def test_masks_of_n_tasks_take_the_bytes_that_the_documents_promise():
+    for tasks in (1, 2, 3, 7):
+        numbers = sum(parameter.numel() for parameter in masks_of(tasks).parameters())
+        assert 4 * numbers == 4 * tasks * K * C + (0 if tasks == 1 else 8 * K * tasks**2)
