@@ -126,7 +126,10 @@ def _seconds(stage: PlannedStage, train: TrainConfig, place: int) -> tuple[float
     if not training.patience:
         return most, most
     waits = 1 + (training.plateau_cuts if training.schedule == "plateau" else 0)
-    return most * min(1.0, waits * training.patience / max(1, training.epochs)), most
+    # of a phase's epochs; train.max_steps may end it before patience does
+    phases = max(1, round(stage.epochs / max(1, training.epochs)))
+    least = min(stage.steps, phases * waits * training.patience * stage.steps_per_epoch)
+    return least * (stage.seconds or 0.0), most
 
 
 def _finished(cell: Cell, out: Path) -> int | None:

@@ -255,8 +255,12 @@ class ColdStart:
         if self.unseen:
             lines.append(f"{self.unseen} held-out labels are of nobody in training")
         width = max(len(system.name) for system in self.systems)
+        # of few labels all are drawn
+        heads = [*(f"1+{min(count, self.labels - 1)}" for count in SAMPLED), PROTOCOLS[-1]]
+        if self.labels - 1 < SAMPLED[-1]:
+            lines.append(f"there are {self.labels - 1} labels beside the held-out one, so up to {SAMPLED[-1]} drawn ones are all of them")
         for group, table in found["scores"].items():
-            lines += ["", f"{group} users{'':{max(0, width - len(group) - 6)}}  " + "  ".join(f"{protocol:^17}" for protocol in PROTOCOLS)]
+            lines += ["", f"{group} users{'':{max(0, width - len(group) - 6)}}  " + "  ".join(f"{head:^17}" for head in heads)]
             lines.append(
                 f"{'HR@':>{width}}  " + "  ".join("  ".join(f"{cutoff:>5}" for cutoff in CUTOFFS) + "  " for _ in PROTOCOLS).rstrip()
             )

@@ -92,7 +92,10 @@ def claim_addition(folder: RunFolder, config: RunConfig, dataset: Dataset, added
     begun, listed = folder.config().model_copy(update={"tasks": config.tasks}), folder.additions()
     # as of a run that goes on: where it trains, and what else no result depends on, may change
     if problem := compare_configs(begun, config, tasks=config.tasks, finished=folder.finished_stages(config.tasks)).problem:
-        return f"{folder}: was run with other settings ({problem}); a task is added with the run's own"
+        return (
+            f"{folder}: was run with other settings ({problem}); a task is added with the run's own: train {folder}/config.yaml with the "
+            "same --run and --add-task has them"
+        )
     if listed and listed[-1]["task"] == added.name:
         if problem := _begun_otherwise(folder, listed[-1], config, info, added):
             return problem

@@ -78,6 +78,11 @@ def test_bounds_follow_from_patience(plan: Path) -> None:
     assert cell.most > 0
     assert left["popularity", 0].most == 0
     assert left["plain", 1].seconds == cell.seconds  # measured once a variant
+    # where train.max_steps ends a phase before patience may, nothing ends it before
+    few = [Cell(old.variant, old.seed, old.config.model_copy(update={"train": old.config.train.model_copy(update={"max_steps": 1})}))
+           for old in _cells(plan)[:1]]  # fmt: skip
+    (short,) = dry_run_comparison(few, plan.parent / "out", ALONE, console=QUIET).left
+    assert short.least == short.most > 0
 
 
 def test_it_measures_on_this_machine_alone(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,10 @@ def _grouped(listing: Listing, folder: Folder) -> Iterator[tuple[str, list[str]]
     groups: dict[str, list[str]] = {}
     for name in listing.files:
         if _is_table(name):
-            groups.setdefault(re.sub(r"[0-9]+([-_.][0-9]+)*", "*", name), []).append(name)
+            # some of a log's files may be compressed by now; one that lies there twice, plain and compressed, is two tables
+            bare = re.sub(r"[0-9]+([-_.][0-9]+)*", "*", without_compression(name))
+            twice = any(without_compression(name) == without_compression(other) for other in groups.get(bare, ()))
+            groups.setdefault(name if twice else bare, []).append(name)
         else:
             folder.not_read[name] = "neither CSV nor Parquet by its name"
     for name in listing.folders:
@@ -118,7 +121,9 @@ def _grouped(listing: Listing, folder: Folder) -> Iterator[tuple[str, list[str]]
         else:
             folder.not_read[name] = "a folder without tables"
     for pattern, names in groups.items():
-        yield (names[0] if len(names) == 1 else pattern), [listing.uri(name) for name in names]
+        endings = {name[len(without_compression(name)) :] for name in names}
+        ending = endings.pop() if len(endings) == 1 else "*"
+        yield (names[0] if len(names) == 1 else pattern + ending), [listing.uri(name) for name in names]
 
 
 def _sample(name: str, files: Sequence[str]) -> Sample:

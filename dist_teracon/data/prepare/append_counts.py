@@ -5,6 +5,7 @@ Legend: U users, N items of all their sequences.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,25 +30,39 @@ class LeftOut:
             self.counts[reason] = self.counts.get(reason, 0) + count
 
 
-def newer_events(before: Shard, rows: NDArray[np.int64], now: Ragged, rows_now: NDArray[np.int64]) -> int:
-    """Return how many events users have now behind the end of their sequence of before.
+def newer_events(
+    before: Shard, rows: NDArray[np.int64], now: Ragged, rows_now: NDArray[np.int64], times: NDArray[np.int64] | None = None
+) -> tuple[int, int]:
+    """Return how many events users have now behind the end of their sequence of before, and how many ahead of it that are not in it.
 
     A sequence of now begins, after some items of before that have fallen out of it, with the rest of these: what stands behind the
-    longest such rest is newer.
+    longest such rest is newer. Where there is no such rest, as an event has come late, times tell, and without them how many of the
+    events are not in the sequence of before; these are all newer only if none is in it.
 
     Args:
         before: Users and sequences of before.
         rows: int64 [U], rows of the users in it.
         now: Today's sequences, items by their index in the version before; −1 for those that it does not have.
         rows_now: int64 [U], the same users' rows in it.
+        times: Of today's events, where both versions keep times.
     """
     values, offsets = now
-    total = 0
+    newer = late = 0
     for row, row_now in zip(rows.tolist(), rows_now.tolist(), strict=True):
-        old = before.values[before.offsets[row] : before.offsets[row + 1]].tolist()
-        new = values[offsets[row_now] : offsets[row_now + 1]].tolist()
-        total += len(new) - _overlap(old, new)
-    return total
+        was, here = slice(*before.offsets[row : row + 2]), slice(*offsets[row_now : row_now + 2])
+        old, new = before.values[was].tolist(), values[here].tolist()
+        overlap = _overlap(old, new)
+        if overlap or not old or not new:
+            newer += len(new) - overlap
+        elif times is not None and before.columns.times is not None:
+            ends = before.columns.times[was]
+            behind = int((times[here] > ends[-1]).sum())
+            common = (Counter(ends.tolist()) & Counter(times[here].tolist())).total()
+            newer, late = newer + behind, late + len(new) - behind - common
+        else:
+            common = (Counter(old) & Counter(new)).total()
+            newer, late = newer + (0 if common else len(new)), late + (len(new) - common if common else 0)
+    return newer, late
 
 
 def _overlap(old: list[int], new: list[int]) -> int:

@@ -49,7 +49,7 @@ def matching(where: str, rule: EventFilter, events: Events, funnel: Funnel) -> N
             moments = timestamps(f"{where}.{name}", events)
             _check_bound(f"{where}.{name}", bound, moments)
             after = events.from_moment(bound)
-            keep(after if name == "from" else ~after, f"before {_day(bound)}" if name == "from" else f"from {_day(bound)} on")
+            keep(after if name == "from" else ~after, f"before {day_text(bound)}" if name == "from" else f"from {day_text(bound)} on")
     return mask
 
 
@@ -103,13 +103,14 @@ def _check_bound(where: str, bound: float, moments: NDArray[np.float64]) -> None
     if abs(bound) < _NO_TIME_BELOW and len(moments) and float(moments.min()) >= _TIME_FROM:
         text = int(bound) if bound.is_integer() else bound
         raise ConfigError(
-            f"{where}: {_day(bound)} (a bare number, as {text}, counts seconds since 1970) is years before the first event; "
+            f"{where}: {day_text(bound)} (a bare number, as {text}, counts seconds since 1970) is years before the first event; "
             "write a date of the events' own time, as 2026-01-31, or leave it out"
         )
 
 
-def _day(seconds: float) -> str:
+def day_text(seconds: float) -> str:
+    """Return a moment as text: a day, and where it does not begin in UTC then, the time and its zone."""
     try:
-        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}".removesuffix(" 00:00:00")
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC".removesuffix(" 00:00:00 UTC")
     except (ValueError, OverflowError, OSError):
         return f"{seconds:g}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from dist_teracon.data import ragged
 from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
 from dist_teracon.data.prepare.earlier_items import earlier_items_of
 from dist_teracon.data.prepare.equal_times import note_equal_times
-from dist_teracon.data.prepare.filters import absent_types, matching, period, timestamps
+from dist_teracon.data.prepare.filters import absent_types, day_text, matching, period, timestamps
 from dist_teracon.data.prepare.input_values import input_values, number_of
 from dist_teracon.data.prepare.kept_columns import kept_columns
 from dist_teracon.data.prepare.matched import MAX_UNMATCHED, Funnel, check_join, join_of
@@ -294,7 +293,7 @@ def _test_periods(job: _Job, ordered: NDArray[np.int64], position: NDArray[np.in
     for number, begin in enumerate(begins):
         inside = ordered[after[number] & ~after[number + 1]] if number + 1 < len(begins) else ordered[after[number]]
         new = int((position[events.item.codes[inside]] < 0).sum())
-        day = datetime.fromtimestamp(begin, UTC).isoformat().removesuffix("+00:00").removesuffix("T00:00:00")
+        day = day_text(begin)
         found.append({"from": begin, "events": len(inside), "of_new_items": new})
         job.log(
             f"test period {number + 1}, from {day} on: {len(inside):,} events of histories, {new / max(1, len(inside)):.1%} of items that "

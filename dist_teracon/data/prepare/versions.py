@@ -285,10 +285,10 @@ class _Append:
             self.left_out.add("old users without events today, whose history stays", int((renewed < 0).sum()))
         else:
             known = np.flatnonzero(row < len(our_ids))
-            self.left_out.add(
-                "events of old users, newer than their history",
-                newer_events(ours, row[known], (self.same_item[theirs.values], theirs.offsets), known),
-            )
+            now = (self.same_item[theirs.values], theirs.offsets)
+            newer, late = newer_events(ours, row[known], now, known, theirs.columns.times)
+            self.left_out.add("events of old users, newer than their history", newer)
+            self.left_out.add("events of old users that are not in their history, though not newer", late)
         last = np.where(np.diff(offsets) >= 2, values[offsets[1:] - 1], UNSEEN_ITEM).astype(np.int32)
         return _Users(row, len(our_ids), self._split(shard, hashes, len(our_ids)), last)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from dist_teracon.data.init.recipe import init_recipe, known_format
 from dist_teracon.data.init.samples import sample_folder
 from dist_teracon.data.init.tasks import bins_of, seconds_of, task_name
 from dist_teracon.data.recipe import Recipe, read_recipe
+from dist_teracon.data.schema import read_dataset_info
 from dist_teracon.errors import ConfigError, DataError
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
@@ -156,6 +158,30 @@ def test_parts_by_day_are_one_table_and_tabs_and_quotes_are_read(tmp_path: Path)
     (sample,) = sample_folder(str(tmp_path / "raw")).tables.values()
     assert (sample.name, len(sample.files), sample.delimiter, sample.rows) == ("search-*.tsv", 3, "\t", 300)
     assert sample.columns["item"][1] == 'a "b"\t1'
+
+
+def test_parts_of_which_some_are_compressed_are_one_table(tmp_path: Path) -> None:
+    """As a log's older files are; a file that lies there twice, plain and compressed, is two tables."""
+    for day in range(1, 4):
+        rows = [(f"u{number % 40}", f"i{number % 9}", f"2024-05-0{day}") for number in range(100)]
+        path = rows_of(tmp_path / f"raw/views-{day}.csv", ("user", "item", "timestamp"), *rows)
+        if day > 1:
+            (tmp_path / f"raw/views-{day}.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    (sample,) = sample_folder(str(tmp_path / "raw")).tables.values()
+    assert (sample.name, len(sample.files), sample.rows) == ("views-*.csv*", 3, 300)
+    recipe, _ = made(tmp_path / "raw", tmp_path)
+    assert recipe.files.events == ("views-*.csv*",)
+    assert prepared_events(recipe, tmp_path) == 300
+    (tmp_path / "raw/views-1.csv.gz").write_bytes(gzip.compress((tmp_path / "raw/views-1.csv").read_bytes()))
+    assert list(sample_folder(str(tmp_path / "raw")).tables) == ["views-*.csv*", "views-1.csv.gz"]
+
+
+def prepared_events(recipe: Recipe, tmp_path: Path) -> int:
+    """Prepare what a recipe was made of; returns how many events are read."""
+    assert main(["prepare", "events", str(tmp_path / "raw"), str(tmp_path / "set"), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
+    total: int = read_dataset_info(str(tmp_path / "set")).notes["matched"]["history"]["total"]
+    return total
 
 
 def test_folders_in_folders_are_one_table(tmp_path: Path) -> None:

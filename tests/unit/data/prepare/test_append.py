@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_teracon.cli import main
+from dist_teracon.data.dataset import Shard
+from dist_teracon.data.event_columns import EventColumns
+from dist_teracon.data.prepare.append_counts import newer_events
 from dist_teracon.data.prepare.append_rules import labels_inside
 from dist_teracon.data.schema import read_dataset_info
 
@@ -243,3 +246,17 @@ def test_formats_without_a_recipe_keep_split_and_rare_items(tmp_path, capsys):
     assert "reading" not in told
     assert main(["prepare", "sequence-csv", two, v2, *split, "--append", v1]) == 0
     assert read_dataset_info(v2).users == 60
+
+
+def test_events_that_came_late_are_told_from_newer_ones():
+    before = Shard(
+        np.zeros(3, np.uint64), np.array([5, 6, 7, 5, 6, 7, 5, 6, 7], np.int32), np.array([0, 3, 6, 9]), np.zeros(3, np.int32),
+        EventColumns(times=np.array([10, 20, 30] * 3)),
+    )  # fmt: skip
+    # one event late and two newer, three newer alone, and all of another window
+    values = np.array([5, 8, 6, 7, 9, 9, 7, 9, 9, 9, 11, 12], np.int32)
+    offsets, rows = np.array([0, 6, 10, 12]), np.arange(3)
+    times = np.array([10, 15, 20, 30, 40, 50, 30, 40, 50, 60, 70, 80])
+    assert newer_events(before, rows, (values, offsets), rows, times) == (2 + 3 + 2, 1)
+    # without times all that the first user has more is told as such: nobody knows where it belongs
+    assert newer_events(before, rows, (values, offsets), rows) == (3 + 2, 3)

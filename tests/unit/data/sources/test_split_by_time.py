@@ -227,7 +227,7 @@ def test_each_test_period_is_told_from_what_came_before_it(dataset, tmp_path):
     counted = parted.info.notes["split_by_time"]["tests"]
     assert [part["from"] for part in counted] == list(PERIODS)
     assert sum(part["events"] for part in counted) == len(views)
-    assert any(line.startswith("test period 2, from 2020-12-09T12:26:40 on: ") for line in said)
+    assert any(line.startswith("test period 2, from 2020-12-09 12:26:40 UTC on: ") for line in said)
 
 
 def test_lines_on_the_data_say_rows_of_users_and_who_has_none(tmp_path):
