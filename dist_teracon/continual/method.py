@@ -145,7 +145,7 @@ class Method(ABC):
     adds_tasks: ClassVar[bool] = True
     # whether a stage follows from its task and those before it, whichever come later; else the first stage alone does (`--begin-with`)
     stages_stand_alone: ClassVar[bool] = True
-    # groups of `Settings` of which the first stage reads nothing
+    # fields of `Settings`, or groups of them, of which the first stage reads nothing
     later_settings: ClassVar[frozenset[str]] = frozenset()
     # where the first stage is nothing but the training of a plain network in one phase, without masks and whatever the method's settings
     # are, what stands in `state_dict` before the names of that network, `{task}` being the first task's key; such methods have this stage

@@ -63,7 +63,7 @@ class Teracon(Method):
     """
 
     name = "teracon"
-    later_settings = frozenset({"retention"})
+    later_settings = frozenset({"retention", "gate", "later_embedding_range"})
     Settings = TeraconSettings
 
     def __init__(self, context: MethodContext, settings: TeraconSettings) -> None:
@@ -75,7 +75,6 @@ class Teracon(Method):
                 "item embeddings, which are trained on; take trained, or leave the task out of model.heads.tied"
             )
         backbone = context.backbone(context.tasks[0])
-        low, high = settings.embedding_range
         self.network = Network(
             backbone,
             TaskMasks(
@@ -84,7 +83,8 @@ class Teracon(Method):
                 relation=settings.relation,
                 relation_init=settings.relation_init,
                 gate=settings.gate,
-                embedding_range=(low, high),
+                embedding_range=settings.embedding_range,
+                later_embedding_range=settings.later_embedding_range,
             ),
         )
         self.teacher: Network | None = None

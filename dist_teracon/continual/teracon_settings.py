@@ -56,6 +56,7 @@ class TeraconSettings(ConfigModel):
         annealing_epochs: See `annealing`.
         relation, relation_init, gate: See `TaskMasks`.
         embedding_range: Bounds of initial task embeddings.
+        later_embedding_range: Those of the tasks after the first one, whose mask may then begin open and theirs not; None for the same.
         mask_lr_scale: Factor on the learning rate of the present task's embedding and relation layer.
         gradient_compensation: Undo what the masks' scale does to the gradient of the present task's embedding (`compensated`).
         mask_regulariser: Weight of the mean of the present task's mask in the loss; the published code has it off.
@@ -71,6 +72,7 @@ class TeraconSettings(ConfigModel):
     relation_init: RelationInit = "extend"
     gate: Gate = "first"
     embedding_range: tuple[Real, Real] = (0.0, 2.0)
+    later_embedding_range: tuple[Real, Real] | None = None
     mask_lr_scale: Annotated[Real, Field(gt=0, le=1e4)] = 1.0
     gradient_compensation: bool = False
     mask_regulariser: Weight = 0.0
@@ -80,9 +82,9 @@ class TeraconSettings(ConfigModel):
 
     @model_validator(mode="after")
     def _range_ascends(self) -> TeraconSettings:
-        low, high = self.embedding_range
-        if not -EMBEDDING_LIMIT <= low <= high <= EMBEDDING_LIMIT:
-            raise ValueError(f"embedding_range ascends within ±{EMBEDDING_LIMIT:g}, not {list(self.embedding_range)}")
+        for name, bounds in (("embedding_range", self.embedding_range), ("later_embedding_range", self.later_embedding_range)):
+            if bounds is not None and not -EMBEDDING_LIMIT <= bounds[0] <= bounds[1] <= EMBEDDING_LIMIT:
+                raise ValueError(f"{name} ascends within ±{EMBEDDING_LIMIT:g}, not {list(bounds)}")
         if self.retention.normalise and self.retention.teacher == "online":
             raise ValueError("retention.normalise takes the variance of stored pseudo-labels: set retention.teacher to store")
         if self.gate == "all" and (self.relation == "none" or self.relation_init == "reinit"):

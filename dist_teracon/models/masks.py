@@ -36,6 +36,7 @@ class TaskMasks(nn.Module):
         gate: Whose own embedding enters its mask beside the relations (g = 1) where past layers are extended: the `first` task's, or
             `all`, so that a later task's mask can differ from channel to channel before its relations have learned to.
         embedding_range: Bounds of the uniform initial task embeddings.
+        later_embedding_range: Those of the tasks after the first one; None for the same.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class TaskMasks(nn.Module):
         relation_init: RelationInit = "extend",
         gate: Gate = "first",
         embedding_range: tuple[float, float] = (0.0, 2.0),
+        later_embedding_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.channels = layers, channels
         self.relation, self.relation_init, self.gate = relation, relation_init, gate
         self.embedding_range = embedding_range
+        self.later_embedding_range = later_embedding_range or embedding_range
         self.embeddings = nn.ParameterList()  # a task: [K, C]
         self.weights = nn.ParameterList()  # a task: per_channel [K, 2n − 1], dense [K, C, (2n − 1)·C]; none while one task is known
         self.biases = nn.ParameterList()  # a task: per_channel [K], dense [K, C]
@@ -73,7 +76,7 @@ class TaskMasks(nn.Module):
 
     def add_task(self, generator: torch.Generator) -> None:
         """Make room for one more task; past relation layers follow `relation_init`."""
-        low, high = self.embedding_range
+        low, high = self.later_embedding_range if self.tasks else self.embedding_range
         embedding = torch.empty(self.layers, self.channels).uniform_(low, high, generator=generator)
         self.embeddings.append(nn.Parameter(embedding.to(self.embeddings[0].data) if self.tasks else embedding))
         if not self.related:

@@ -23,7 +23,7 @@ from dist_teracon.data.schema import info_from_json
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.models.heads import head_key
-from dist_teracon.train.config_changes import first_difference
+from dist_teracon.train.config_changes import first_difference, is_later
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.run_setup import GIVEN, Run
 
@@ -58,7 +58,7 @@ def common_stages(
         limit, why = 1, first_difference(other, own, later=())[1]
         other = other.model_copy(update={"method": own.method})
     field, difference = first_difference(other, own, later=method.later_settings)
-    if field and not field.startswith(tuple(f"method.{name}." for name in method.later_settings)):
+    if field and not is_later(field, method.later_settings):
         return CommonStages(0, difference)
     if field:
         limit, why = min(limit, 1), difference

@@ -88,18 +88,22 @@ def first_difference(before: RunConfig, now: RunConfig, *, later: Collection[str
 
     Args:
         before, now: Resolved.
-        later: Groups of the method's settings of which the first stage reads nothing; they come last.
+        later: The method's settings, or groups of them, of which the first stage reads nothing; they come last.
     """
     before, now = _with_new_fields(before), _with_new_fields(now)
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    grouped = tuple(f"method.{name}." for name in later)
-    for name in sorted({*old, *new}, key=lambda name: (name.startswith(grouped), name != "method.name", name)):
+    for name in sorted({*old, *new}, key=lambda name: (is_later(name, later), name != "method.name", name)):
         of_stages = name == "tasks" or f"{name}.".startswith((_LAUNCH, *_STAGES))
         # given item vectors that have moved may be others
         free = of_stages or (_FREE.get(name) == _NOTHING and name != "model.item_init.file")
         if not free and old.get(name) != new.get(name):
             return name, f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
     return "", ""
+
+
+def is_later(field: str, later: Collection[str]) -> bool:
+    """Return whether a field is one of the method's settings, or in a group of them, of which the first stage reads nothing."""
+    return any(field == f"method.{name}" or field.startswith(f"method.{name}.") for name in later)
 
 
 def _with_new_fields(config: RunConfig) -> RunConfig:

@@ -108,7 +108,8 @@ def test_settings_of_later_stages_and_of_retention_leave_the_first_stage_in_comm
     run = train_here(slower, tmp_path / "run", begins_with=str(given))
     assert_same_end(run, train_here(slower, tmp_path / "whole"))
     assert [event["time"] for event in events(run, "stage")][:2] == [event["time"] for event in events(given, "stage")][:2]
-    stronger = values(small, method={"name": "teracon", "retention": {"alpha": 0.3, "minimum": 3}})
+    own = {"gate": "all", "later_embedding_range": [-1.0, 1.0]}  # of the first task's mask neither tells anything
+    stronger = values(small, method={"name": "teracon", "retention": {"alpha": 0.3, "minimum": 3}, **own})
     other = train_here(stronger, tmp_path / "other", begins_with=str(given))
     assert_same_end(other, train_here(stronger, tmp_path / "other-whole"))
     times = [[event["time"] for event in events(folder, "stage")] for folder in (other, given)]

@@ -156,6 +156,15 @@ def test_initial_values():
     assert (masks.biases[1] == 0.1).all()
 
 
+def test_later_tasks_may_begin_in_a_range_of_their_own():
+    masks = TaskMasks(layers=16, channels=256, later_embedding_range=(-2.0, -1.0))
+    for _ in range(3):
+        masks.add_task(torch.Generator().manual_seed(1))
+    bounds = [(float(embedding.min()), float(embedding.max())) for embedding in masks.embeddings]
+    assert 0 <= bounds[0][0] < bounds[0][1] <= 2
+    assert all(-2 <= low < high <= -1 for low, high in bounds[1:])
+
+
 def test_each_task_has_its_own_scale():
     masks = masks_of(3)
     mixed = masks([S_MAX, S_MAX, 2.0])
