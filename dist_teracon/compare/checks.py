@@ -117,8 +117,9 @@ def _known_data(cells: Sequence[Cell], out: Path) -> dict[str, tuple[str, str]]:
     for cell in cells:
         folder = cell.folder(out)
         if (folder / "dataset.json").is_file():
-            _check_same_data(cell.config.dataset, f"that of {cell.name}", read_dataset_info(str(folder)).fingerprint, known, out)
-            known.setdefault(cell.config.dataset, (read_dataset_info(str(folder)).fingerprint, cell.name))
+            found = read_dataset_info(str(folder)).fingerprint
+            _check_same_data(cell.config.dataset, f"that of {cell.name}", found, known, out)
+            known.setdefault(cell.config.dataset, (found, cell.name))
     return known
 
 

@@ -106,13 +106,10 @@ def _is_table(name: str) -> bool:
 
 def _grouped(listing: Listing, folder: Folder) -> Iterator[tuple[str, list[str]]]:
     """Yield tables with their files, in the order of their names."""
-    groups: dict[str, list[str]] = {}
+    tables = []
     for name in listing.files:
         if _is_table(name):
-            # some of a log's files may be compressed by now; one that lies there twice, plain and compressed, is two tables
-            bare = re.sub(r"[0-9]+([-_.][0-9]+)*", "*", without_compression(name))
-            twice = any(without_compression(name) == without_compression(other) for other in groups.get(bare, ()))
-            groups.setdefault(name if twice else bare, []).append(name)
+            tables.append(name)
         else:
             folder.not_read[name] = "neither CSV nor Parquet by its name"
     for name in listing.folders:
@@ -120,10 +117,30 @@ def _grouped(listing: Listing, folder: Folder) -> Iterator[tuple[str, list[str]]
             yield name, [listing.uri(part) for part in parts]
         else:
             folder.not_read[name] = "a folder without tables"
-    for pattern, names in groups.items():
-        endings = {name[len(without_compression(name)) :] for name in names}
-        ending = endings.pop() if len(endings) == 1 else "*"
-        yield (names[0] if len(names) == 1 else pattern + ending), [listing.uri(name) for name in names]
+    for pattern, names in _patterns(tables):
+        yield (names[0] if len(names) == 1 else pattern), [listing.uri(name) for name in names]
+
+
+def _patterns(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield patterns of names that differ in digits alone, and in whether they are compressed: some of a log's files may be by now.
+
+    Where a file lies there twice, plain and compressed, names with different endings are different tables.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_without_digits(without_compression(name)), []).append(name)
+    for pattern, alike in groups.items():
+        by_ending: dict[str, list[str]] = {}
+        for name in alike:
+            by_ending.setdefault(_without_digits(name), []).append(name)
+        if len(by_ending) > 1 and len(set(map(without_compression, alike))) == len(alike):
+            yield f"{pattern}*", alike
+        else:
+            yield from by_ending.items()
+
+
+def _without_digits(name: str) -> str:
+    return re.sub(r"[0-9]+([-_.][0-9]+)*", "*", name)
 
 
 def _sample(name: str, files: Sequence[str]) -> Sample:

@@ -36,8 +36,8 @@ def newer_events(
     """Return how many events users have now behind the end of their sequence of before, and how many ahead of it that are not in it.
 
     A sequence of now begins, after some items of before that have fallen out of it, with the rest of these: what stands behind the
-    longest such rest is newer. Where there is no such rest, as an event has come late, times tell, and without them how many of the
-    events are not in the sequence of before; these are all newer only if none is in it.
+    longest such rest, of the same times, is newer. Where there is none, as an event has come late, times tell, and without them how many
+    of the events are not in the sequence of before; these are all newer only if none is in it.
 
     Args:
         before: Users and sequences of before.
@@ -52,12 +52,14 @@ def newer_events(
         was, here = slice(*before.offsets[row : row + 2]), slice(*offsets[row_now : row_now + 2])
         old, new = before.values[was].tolist(), values[here].tolist()
         overlap = _overlap(old, new)
+        timed = None if times is None or before.columns.times is None else (before.columns.times[was].tolist(), times[here].tolist())
+        if timed is not None and overlap and timed[0][-overlap:] != timed[1][:overlap]:
+            overlap = 0  # items alone have met by chance
         if overlap or not old or not new:
             newer += len(new) - overlap
-        elif times is not None and before.columns.times is not None:
-            ends = before.columns.times[was]
-            behind = int((times[here] > ends[-1]).sum())
-            common = (Counter(ends.tolist()) & Counter(times[here].tolist())).total()
+        elif timed is not None:
+            behind = sum(time > timed[0][-1] for time in timed[1])
+            common = (Counter(timed[0]) & Counter(timed[1])).total()
             newer, late = newer + behind, late + len(new) - behind - common
         else:
             common = (Counter(old) & Counter(new)).total()

@@ -160,7 +160,7 @@ def test_later_tasks_may_begin_in_a_range_of_their_own():
     masks = TaskMasks(layers=16, channels=256, later_embedding_range=(-2.0, -1.0))
     for _ in range(3):
         masks.add_task(torch.Generator().manual_seed(1))
-    bounds = [(float(embedding.min()), float(embedding.max())) for embedding in masks.embeddings]
+    bounds = [(float(embedding.detach().min()), float(embedding.detach().max())) for embedding in masks.embeddings]
     assert 0 <= bounds[0][0] < bounds[0][1] <= 2
     assert all(-2 <= low < high <= -1 for low, high in bounds[1:])
 

@@ -260,3 +260,6 @@ def test_events_that_came_late_are_told_from_newer_ones():
     assert newer_events(before, rows, (values, offsets), rows, times) == (2 + 3 + 2, 1)
     # without times all that the first user has more is told as such: nobody knows where it belongs
     assert newer_events(before, rows, (values, offsets), rows) == (3 + 2, 3)
+    # a late event of the item that was the last one continues nothing
+    late = (np.array([7, 5, 6, 7], np.int32), np.array([0, 4]))
+    assert newer_events(before, rows[:1], late, rows[:1], np.array([5, 10, 20, 30])) == (0, 1)
