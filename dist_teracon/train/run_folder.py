@@ -32,6 +32,7 @@ from dist_teracon.train.config_changes import compare_configs
 from dist_teracon.train.stage_folder import StageFolder
 from dist_teracon.train.trackers.registry import Trackers
 
+_CHECKSUM = "# sha256 of the lines above: "
 # Files of a run's folder itself that the process with the lock writes.
 _UNDER_LOCK = ("additions.json", "baselines.json", "config.yaml", "dataset.json", "results.json", "timing.json")
 
@@ -234,9 +235,15 @@ class RunFolder:
             ) from None
 
     def write_config(self, config: RunConfig) -> None:
-        """Write the resolved configuration; with it the folder is a run."""
+        """Write the resolved configuration; with it the folder is a run. A comment at its end has its checksum, for `verify`."""
+        content = dump_config(config).encode()
         with io.atomic_write(self.path / "config.yaml") as file:
-            file.write(dump_config(config).encode())
+            file.write(content + f"{_CHECKSUM}{hashlib.sha256(content).hexdigest()}\n".encode())
+
+    def config_is_whole(self) -> bool:
+        """Return whether the configuration is as it was written; one of a version that noted no checksum counts as whole."""
+        content, mark, noted = (self.path / "config.yaml").read_bytes().rpartition(_CHECKSUM.encode())
+        return not mark or noted.decode(errors="replace").strip() == hashlib.sha256(content).hexdigest()
 
     def dataset_json(self) -> dict[str, Any]:
         """Return the copy of the data set's description."""

@@ -86,7 +86,7 @@ def _verify_named(objects: Objects, manifest: Manifest, path: str) -> Iterator[t
 def _verify_run(path: Path) -> Iterator[tuple[str, str]]:
     folder = RunFolder(path)
     config = folder.config()
-    yield str(path / "config.yaml"), ""
+    yield str(path / "config.yaml"), "" if folder.config_is_whole() else "was damaged or changed since it was written"
     info = info_from_json(folder.dataset_json())
     yield str(path / "dataset.json"), ""
     tasks = config.tasks or tuple(task.name for task in info.tasks)

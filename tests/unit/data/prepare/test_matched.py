@@ -142,13 +142,14 @@ def test_times_outside_of_a_window_are_counted(events_folder):
     matched = prepared(
         events_folder(made_events()), {"history": {"events": {"from": "2020-09-13T13:00:00", "until": "2020-09-13T17:00:00"}}}
     )
-    assert matched["history"]["left_out"] == {"before 2020-09-13 13:00:00": 30, "from 2020-09-13 17:00:00 on": 30}
+    assert matched["history"]["left_out"] == {"before 2020-09-13 13:00:00 UTC": 30, "from 2020-09-13 17:00:00 UTC on": 30}
 
 
 @pytest.mark.parametrize("bound", [{"from": 2020}, {"until": 2021}, {"from": 0}])
 def test_a_year_is_no_moment_where_events_have_times(events_folder, bound):
     with pytest.raises(
-        ConfigError, match=r"history\.events\.\w+: 1970-01-01[ \d:]* \(a bare number, as \d+, counts seconds since 1970\) is years before"
+        ConfigError,
+        match=r"history\.events\.\w+: 1970-01-01 00:\d\d:\d\d UTC \(a bare number, as \d+, counts seconds since 1970\) is years",
     ):
         prepared(events_folder(made_events()), {"history": {"events": bound}})
 
