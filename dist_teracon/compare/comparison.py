@@ -109,16 +109,24 @@ class Comparison:
         """Return whether a variant learns other tasks after this one, one by one."""
         return variant not in self.joint and self.place(variant, task) < self.last(variant)
 
-    def bwt(self, variant: str, tasks: Sequence[int] | None = None, *, absolute: bool = False) -> Statistic:
+    def bwt(
+        self, variant: str, tasks: Sequence[int] | None = None, *, absolute: bool = False, stage: int | None = None
+    ) -> Statistic:  # fmt: skip
         """Return the statistic `mean BWT` of the tasks that have it, in percent unless `absolute`, by seed; above zero is better.
 
         The task that a variant learns last has none, and no task of a variant that learns them together.
+
+        Args:
+            variant: Whose.
+            tasks: Of which of the common tasks; None for all.
+            absolute: As differences of scores.
+            stage: After the task at this place of the variant's order, from 0; None for its last.
         """
-        index, last = self.variants.index(variant), self.last(variant)
+        index, last = self.variants.index(variant), self.last(variant) if stage is None else stage
         signs = {
             self.place(variant, task): self.sign(task)
             for task in (range(len(self.tasks)) if tasks is None else tasks)
-            if self.has_bwt(variant, task)
+            if self.has_bwt(variant, task) and self.place(variant, task) < last
         }
 
         def mean(seed: int) -> Float:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-import numpy as np
-
-from dist_teracon.compare.comparison import Comparison, Statistic
+from dist_teracon.compare.comparison import Comparison
 from dist_teracon.compare.paces import batches_of
-from dist_teracon.compare.statistics import Estimate, backward_transfer
+from dist_teracon.compare.statistics import Estimate
 from dist_teracon.compare.table import NONE, Table, made, percent_cell
 from dist_teracon.data.schema import folder_of
 from dist_teracon.report.events import read_events
@@ -28,20 +26,7 @@ def milestones(comparison: Comparison) -> list[int]:
 def transfers(comparison: Comparison) -> dict[str, list[Estimate]]:
     """Return each variant's mean BWT in percent, of all tasks before the last of so many, by milestone; above zero is better."""
     counts = milestones(comparison)
-    return {variant: [comparison.summary(_bwt_after(comparison, variant, count)) for count in counts] for variant in comparison.variants}
-
-
-def _bwt_after(comparison: Comparison, variant: str, count: int) -> Statistic:
-    """Return the statistic `mean BWT after the stage of the task of that number`, of the tasks that all variants have, by seed."""
-    index, stage = comparison.variants.index(variant), count - 1
-    places = {} if variant in comparison.joint else {comparison.place(variant, task): task for task in range(len(comparison.tasks))}
-    signs = {place: comparison.sign(task) for place, task in places.items() if place < stage}
-
-    def mean(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        changes = [sign * backward_transfer(comparison.bootstrap, seed, index, place, stage) for place, sign in signs.items()]
-        return np.mean(changes, axis=0) if changes else np.full(comparison.bootstrap.draws + 1, np.nan)
-
-    return mean
+    return {variant: [comparison.summary(comparison.bwt(variant, stage=count - 1)) for count in counts] for variant in comparison.variants}
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,17 @@ def test_a_finished_stage_whose_state_is_gone_is_not_trained_again_in_silence(
     assert len(events(run, "stage")) == 2
 
 
+def test_any_change_of_a_runs_configuration_is_noticed_and_one_without_a_checksum_is_whole(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    written = config.read_text()
+    config.write_text(written.replace("log_every: ", "log_every: 1"))  # a field of which no result depends
+    assert config.read_text() != written
+    assert [name for name, problem in verify(str(tmp_path / "run")) if problem] == [str(config)]
+    config.write_text(written[: written.index("# sha256")])
+    assert [name for name, problem in verify(str(tmp_path / "run")) if problem] == []
+
+
 def test_verify_on_the_command_line(runs: tuple[Path, Path], small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(runs[0]), small]) == 0
     assert " 0 damaged" in capsys.readouterr().out

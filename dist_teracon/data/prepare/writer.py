@@ -365,10 +365,8 @@ def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64], rule: Spli
         if size == 0:
             by_dates = rule.by == "time" and columns.kind != "profile"
             sizes = f"{train} training, {validation} validation, {test} test examples of {users} {'rows' if by_dates else 'users'}"
-            mend = (
-                "move split.validation_from or split.test_from, or leave the task out"
-                if by_dates
-                else ("give it more users or that part a larger share")
-            )
+            mend = "give it more users or that part a larger share"
+            if by_dates:
+                mend = "move split.validation_from or split.test_from, or leave the task out"
             raise DataError(f"task '{columns.name}': has no {part} example ({sizes}); {mend}")
     return Task(columns.name, columns.kind, len(columns.classes), users, (train, validation, test))

@@ -154,6 +154,7 @@ def test_the_command_writes_and_the_report_shows(shop, tmp_path, capsys):
     assert main(["cold-start", str(run), "--target", "category", "--task", "shared", "--task", "next", "--json", str(out)]) == 0
     said = capsys.readouterr().out
     assert "category: 3 labels; " in said
+    assert "there are 2 labels beside the held-out one, so up to 99 drawn ones are all of them" in said
     assert "popularity" in said
     value = json.loads(out.read_text())
     assert json.loads((run / "cold_start.json").read_text()) == {"category": value}
