@@ -282,3 +282,17 @@ def test_periods_lie_behind_the_test_date():
         parse_recipe({**RECIPE, "split": {**RECIPE["split"], "test_periods": [PERIODS[2], PERIODS[1]]}})
     with pytest.raises(ConfigError, match="test_periods is for 'by: time'"):
         parse_recipe({"split": {"test_periods": "2026-01-01"}})
+
+
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [(80, r"task 'buys': has no test example .* rows\); move split.validation_from or split.test_from"), (0, "'buys': no user of 60 has")],
+)
+def test_a_task_without_a_part_is_told_what_to_move_and_of_how_many_people(tmp_path, until, said):
+    table = events()
+    keep = [kind == "view" or time < START + until * DAY for kind, time in zip(table["type"], table["timestamp"], strict=True)]
+    few = {name: [value for value, kept in zip(values, keep, strict=True) if kept] for name, values in table.items()}
+    if not until:  # a type that no event has is another mistake
+        few = {name: [*values, extra] for (name, values), extra in zip(few.items(), ("u00", "i00", START, "buy"), strict=True)}
+    with pytest.raises(DataError, match=said):
+        made(tmp_path, few)
