@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget", type=as_share, nargs="*", default=[0.125, 0.25], help="budgets, shares of the batch (default: 0.125 0.25)"
     )
+    parser.add_argument(
+        "--tasks-per-step", type=as_count, nargs="*", default=[1], help="each budget also in turns of so many past tasks (default: 1)"
+    )
     parser.add_argument("--repeats", type=as_count, default=3, help="epochs of each that count (default: 3)")
     return parser
 
@@ -55,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 def _candidates(options: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
     """Return settings of retention by what the table calls them."""
     floors = {f"at least {minimum} rows a task": {"minimum": minimum} for minimum in options.minimum}
-    return {"none": {"alpha": 0.0}, **floors, **{f"budget {budget:g}": {"budget": budget} for budget in options.budget}}
+    budgets: dict[str, dict[str, Any]] = {}
+    for budget in options.budget:
+        budgets[f"budget {budget:g}"] = {"budget": budget}
+        for tasks in options.tasks_per_step:
+            budgets[f"budget {budget:g}, {tasks} task{'s' if tasks > 1 else ''} a step"] = {"budget": budget, "tasks_per_step": tasks}
+    return {"none": {"alpha": 0.0}, **floors, **budgets}
 
 
 def _rows(options: argparse.Namespace, tasks: int, runtime: Any, folder: Path) -> list[list[str]]:

@@ -48,22 +48,26 @@ def normalised(rates: Sequence[float]) -> list[float]:
     return [rate / total for rate in rates] if total > 0 else [1 / max(1, len(rates))] * len(rates)
 
 
-def divide_budget(rates: Sequence[float], rows: int, *, offset: float) -> list[int]:
-    """Divide the rows of a step among past tasks in proportion to ρ, exactly: their sum is `rows`, each is its share rounded up or down.
+def divide_budget(rates: Sequence[float], rows: int, *, offset: float, parts: int | None = None) -> list[int]:
+    """Divide the rows of a step among past tasks in proportion to ρ: their sum is `rows`, and over steps each has exactly its share.
 
-    Shares lie end to end on a line of length `rows`, and a task gets the points `offset, offset + 1, …` that fall on its share
-    (systematic sampling). So over offsets spread evenly in [0, 1) a task's mean is its share, also where that is less than a row.
+    Rows are cut into equal parts, each of one task. Shares lie end to end on a line of length `parts`, and a task gets the points
+    `offset, offset + 1, …` that fall on its share (systematic sampling): its share of the parts rounded up or down. So over offsets spread
+    evenly in [0, 1) a task's mean is its share, also where that is less than a part.
 
     Args:
         rates: ρ of each past task; where all are 0 they count the same.
-        rows: Rows of all tasks together.
+        rows: Rows of all tasks together; with `parts` a multiple of them.
         offset: In [0, 1), from `rotation`.
+        parts: How many, and so of how many past tasks a step has rows at most; None for as many as rows.
     """
-    ends = itertools.accumulate(rows * part for part in normalised(rates))
+    parts = parts or rows
+    assert rows % parts == 0
+    ends = itertools.accumulate(parts * share for share in normalised(rates))
     # sums and differences of floats may end beside a whole number, so the ends of the line are set
-    points = [0, *(min(rows, max(0, math.ceil(end - offset))) for end in ends)]
-    points[-1] = rows
-    return [after - before for before, after in itertools.pairwise(points)]
+    points = [0, *(min(parts, max(0, math.ceil(end - offset))) for end in ends)]
+    points[-1] = parts
+    return [(after - before) * (rows // parts) for before, after in itertools.pairwise(points)]
 
 
 def rotation(seed: int, epoch: int, step: int) -> float:

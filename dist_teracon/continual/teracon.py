@@ -212,11 +212,16 @@ class Teracon(Method):
         rates = apply_strategy(self.rates, self.retention.sampling)
         if self.retention.budget is None:
             return [sample_size(rate, self.batch, minimum=self.retention.minimum) for rate in rates]
-        return divide_budget(rates, self._budget_rows(self.batch), offset=rotation(self.context.seed, batch.epoch, batch.step))
+        rows, offset = self._budget_rows(self.batch), rotation(self.context.seed, batch.epoch, batch.step)
+        return divide_budget(rates, rows, offset=offset, parts=self._budget_parts(rows))
 
     def _budget_rows(self, batch: int) -> int:
         assert self.retention.budget is not None
-        return sample_size(self.retention.budget, batch, minimum=1)
+        rows = sample_size(self.retention.budget, batch, minimum=1)
+        return rows - rows % self._budget_parts(rows)
+
+    def _budget_parts(self, rows: int) -> int:
+        return min(self.retention.tasks_per_step or rows, rows)
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         scale = self.present_scale = self._scale(batch)

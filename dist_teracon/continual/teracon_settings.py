@@ -26,6 +26,8 @@ class RetentionSettings(ConfigModel):
         minimum: Least rows of a past task in a global batch; not with `budget`.
         budget: Rows of all past tasks together, as a share of the batch, divided by ρ; tasks take turns where there are more of them than
             rows. None: every past task has its own ρ · B rows, at least `minimum`.
+        tasks_per_step: With `budget`: past tasks that share a step's rows at most, in turns; each task more in a step costs as much as
+            many rows. None: all of them.
         refresh_every: Optimiser steps between two refreshes of ρ.
         normalise: Divide a past task's loss by the variance of its pseudo-labels about their row's mean, so that no task counts more for
             having larger logits.
@@ -41,6 +43,7 @@ class RetentionSettings(ConfigModel):
     constant: Annotated[Real, Field(ge=-1000, le=1000)] = 6.0
     minimum: Examples = 64
     budget: Annotated[Real, Field(gt=0, le=1)] | None = None
+    tasks_per_step: Positive | None = None
     refresh_every: Positive = 10
     normalise: bool = False
     pool: Literal["auto"] | Annotated[Real, Field(gt=0, le=1)] = "auto"
@@ -85,6 +88,8 @@ class TeraconSettings(ConfigModel):
         for name, bounds in (("embedding_range", self.embedding_range), ("later_embedding_range", self.later_embedding_range)):
             if bounds is not None and not -EMBEDDING_LIMIT <= bounds[0] <= bounds[1] <= EMBEDDING_LIMIT:
                 raise ValueError(f"{name} ascends within ±{EMBEDDING_LIMIT:g}, not {list(bounds)}")
+        if self.retention.tasks_per_step is not None and self.retention.budget is None:
+            raise ValueError("retention.tasks_per_step divides a budget: set retention.budget, as 0.25")
         if self.retention.normalise and self.retention.teacher == "online":
             raise ValueError("retention.normalise takes the variance of stored pseudo-labels: set retention.teacher to store")
         if self.gate == "all" and (self.relation == "none" or self.relation_init == "reinit"):

@@ -151,6 +151,24 @@ def test_a_field_that_may_be_one_of_several_things_is_named_once() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"retention": {"tasks_per_step": 2}}, "retention.tasks_per_step divides a budget: set retention.budget, as 0.25"),
+        (
+            {"retention": {"normalise": True, "teacher": "online"}},
+            "takes the variance of stored pseudo-labels: set retention.teacher to store",
+        ),
+        ({"gate": "all", "relation": "none"}, "set relation_init to extend"),
+        ({"embedding_range": [1, 0]}, "embedding_range ascends within ±6, not [1.0, 0.0]"),
+    ],
+)
+def test_settings_of_teracon_that_do_not_go_together(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved({"dataset": "d", "method": {"name": "teracon", **method}})
+    assert message in str(caught.value)
+
+
 def test_numbers_of_thousands_of_digits_and_groups_that_hold_themselves(tmp_path: Any) -> None:
     (tmp_path / "long.yaml").write_text(f"dataset: d\nseed: {'9' * 5000}\n")
     with pytest.raises(ConfigError, match=r"long.yaml:2: not valid YAML"):

@@ -73,6 +73,17 @@ def test_tasks_take_turns_where_there_are_more_of_them_than_rows():
         assert max(after - before for before, after in itertools.pairwise(here)) <= 13
 
 
+def test_a_step_has_rows_of_no_more_tasks_than_asked_and_each_task_has_its_share_over_steps():
+    rates = [0.01, 0.02, 0.03, 0.05, 0.01]
+    for parts in (1, 2, 3):
+        steps = [divide_budget(rates, 24, offset=rotation(7, 1, step), parts=parts) for step in range(1000)]
+        assert all(sum(sizes) == 24 for sizes in steps)
+        assert all(size % (24 // parts) == 0 for sizes in steps for size in sizes)
+        assert max(sum(size > 0 for size in sizes) for sizes in steps) == parts
+        drawn = [sum(sizes) / 1000 for sizes in zip(*steps, strict=True)]
+        assert drawn == [pytest.approx(24 * rate / 0.12, rel=0.02) for rate in rates]
+
+
 def test_the_rotation_follows_from_seed_epoch_and_step_alone():
     assert rotation(1, 2, 3) == rotation(1, 2, 3)
     assert len({rotation(*where) for where in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}) == 4
