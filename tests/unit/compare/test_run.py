@@ -207,7 +207,7 @@ def test_the_shipped_experiments_are_whole_and_their_tasks_are_there(name: str) 
 
     plan, cells = read_plan(f"experiments/{name}")
     assert len(cells) == len(plan.variants) * len(plan.seeds)
-    uri = cells[0].config.dataset.split("&split_seed=")[0].replace("users=4000", "users=20")
+    uri = cells[0].config.dataset.split("&split_seed=")[0].replace("users=20000&train=0.25&validation=0.05", "users=20")
     tasks = {"next", *(table.name for table in parse_synthetic(uri).labels)}
     orders = [cell.config.tasks for cell in cells if cell.config.tasks is not None]
     assert all(set(order) <= tasks and order[0] == "next" for order in orders)
