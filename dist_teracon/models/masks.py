@@ -5,6 +5,7 @@ Legend: T tasks, K masked layers, C channels, s scale.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -111,24 +112,41 @@ class TaskMasks(nn.Module):
         s_T11 = to_device(torch.tensor(list(scales), dtype=e_TKC.dtype), e_TKC.device)[:, None, None]
         if not self.related:
             return torch.sigmoid(s_T11 * e_TKC)
-        squashed = {scale: torch.tanh(scale * e_TKC) for scale in set(scales)}
-        inner = torch.stack([self._related(task, squashed[scales[task]]) for task in range(self.tasks)])
+        inner = self._related(e_TKC, scales)
         if self.relation_init == "extend":
             # g: 1 for the task first learned plainly, and for the others under `gate: all`
             inner = inner + e_TKC if self.gate == "all" else torch.cat([inner[:1] + e_TKC[:1], inner[1:]])
         return torch.sigmoid(s_T11 * inner)
 
-    def _related(self, task: int, a_TKC: Tensor) -> Tensor:
-        """`wᵀX + b` of one task: [K, C]; `a = tanh(s·e)`, so that tanh(−s·e) is −a and a pair of columns acts as w₊ − w₋."""
+    def _related(self, e_TKC: Tensor, scales: Sequence[float]) -> Tensor:
+        """`wᵀX + b` of each task: [T, K, C]; with `a = tanh(s·e)`, tanh(−s·e) is −a and a pair of columns acts as w₊ − w₋."""
+        if self.relation == "dense":
+            squashed = {scale: torch.tanh(scale * e_TKC) for scale in set(scales)}
+            return torch.stack([self._related_densely(task, squashed[scales[task]]) for task in range(self.tasks)])
+        weight, bias = (torch.stack([value.to(e_TKC.dtype) for value in of]) for of in (self.weights, self.biases))
+        folded = torch.cat([weight[..., :1], weight[..., 1::2] - weight[..., 2::2]], dim=2)
+        folded_TKn = folded.gather(2, self._own_first(e_TKC.device)[:, None].expand(-1, self.layers, -1))
+        parts, start = [], 0
+        for scale, alike in itertools.groupby(scales):  # past tasks are at one scale: two products, however many there are
+            stop = start + len(list(alike))
+            parts.append(torch.einsum("tkn,nkc->tkc", folded_TKn[start:stop], torch.tanh(scale * e_TKC)))
+            start = stop
+        return torch.cat(parts) + bias[..., None]
+
+    def _own_first(self, device: torch.device) -> Tensor:
+        """Where the columns of task t have task j, int64 [T, n]: its own come first, the others' in their order."""
+        other = torch.arange(self.tasks, device=device)
+        task = other[:, None]
+        return torch.where(other == task, 0, torch.where(other < task, other + 1, other))
+
+    def _related_densely(self, task: int, a_TKC: Tensor) -> Tensor:
+        """The same of one dense layer: [K, C]."""
         weight, bias = self.weights[task].to(a_TKC.dtype), self.biases[task].to(a_TKC.dtype)
         others = [j for j in range(self.tasks) if j != task]
         ordered = torch.stack([a_TKC[task], *(a_TKC[j] for j in others)])  # [n, K, C]; a list as an index would wait for a GPU
-        if self.relation == "dense":
-            columns = weight.view(self.layers, self.channels, 2 * self.tasks - 1, self.channels)
-            folded = torch.cat([columns[:, :, :1], columns[:, :, 1::2] - columns[:, :, 2::2]], dim=2)  # [K, C, n, C]
-            return torch.einsum("koni,nki->ko", folded, ordered) + bias
-        folded = torch.cat([weight[:, :1], weight[:, 1::2] - weight[:, 2::2]], dim=1)  # [K, n]
-        return torch.einsum("kn,nkc->kc", folded, ordered) + bias[:, None]
+        columns = weight.view(self.layers, self.channels, 2 * self.tasks - 1, self.channels)
+        folded = torch.cat([columns[:, :, :1], columns[:, :, 1::2] - columns[:, :, 2::2]], dim=2)  # [K, C, n, C]
+        return torch.einsum("koni,nki->ko", folded, ordered) + bias
 
 
 def compensated(gradient: Tensor, embedding: Tensor, *, scale: float, s_max: float) -> Tensor:
