@@ -429,7 +429,7 @@ def _texts(values: pa.Array) -> pa.Array:
     if pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
         return pc.utf8_trim_whitespace(values.cast(pa.string()))
     if pa.types.is_floating(kind):
-        return pa.array([id_text(value) for value in values.to_pylist()], pa.string())
+        return pa.array([id_text(value) for value in values.to_numpy(zero_copy_only=False)], pa.string())  # of their own width
     raise DataError(f"histories: expected ids that are texts or whole numbers, got {kind}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from dist_teracon.data.input_features import MISSING, InputFeature, bin_of
 from dist_teracon.data.prepare.input_values import number_of
 from dist_teracon.data.raw.bad_rows import BadRows
-from dist_teracon.data.raw.values import NAN_TEXTS, whole_name
+from dist_teracon.data.raw.parquet import attribute_texts
+from dist_teracon.data.raw.table import one_array
+from dist_teracon.data.raw.values import whole_name
 from dist_teracon.data.recipe import Recipe
 from dist_teracon.data.sources.base import Attributes
 from dist_teracon.errors import ConfigError, DataError, nearest
@@ -82,13 +85,13 @@ class FeatureReader:
         rows, told = self._rows(given, users, names)
         strange = np.zeros(users, dtype=np.int64)
         for place, feature in enumerate(self.features):
-            cells = [row.get(feature.name) for row in rows]
-            cells = [None if self._is_missing(feature.name, cell) else cell for cell in cells]
+            texts = _texts(feature.name, [row.get(feature.name) for row in rows], names)
+            texts = [None if self._is_missing(feature.name, text) else text for text in texts]
             if feature.edges:
-                numbers = [_number(feature.name, cell, row, names) for row, cell in enumerate(cells)]
+                numbers = [_number(feature.name, text, row, names) for row, text in enumerate(texts)]
                 values[:, place] = bin_of(np.array(numbers), feature.edges)
             else:
-                found = [self._category(feature, None if cell is None else _text(cell)) for cell in cells]
+                found = [self._category(feature, text) for text in texts]
                 values[:, place] = [number for number, _ in found]
                 strange += [unknown for _, unknown in found]
         if strange.any():
@@ -154,7 +157,7 @@ class FeatureReader:
             key = self.recipe.columns.user or "user"
             if key not in given.column_names:
                 raise DataError(f"features: the table has no column '{key}' of users (it has: {', '.join(given.column_names)})")
-            return [(row.pop(key), row) for row in given.to_pylist()]
+            return [(row.pop(key), row) for row in _with_texts(given, but=key).to_pylist()]
         if not isinstance(given, Mapping):
             return None
         if not all(isinstance(row, Mapping) for row in given.values()):
@@ -185,14 +188,9 @@ class FeatureReader:
                         f"users as '{names[0]}'")  # fmt: skip
         return [found.get(name, {}) for name in names], tuple(told)
 
-    def _is_missing(self, feature: str, cell: Any) -> bool:
-        """Return whether a cell stands for nothing, as preparation reads it: empty, NaN, or one of the recipe's codes."""
-        if cell is None or (isinstance(cell, float | np.floating) and np.isnan(cell)):
-            return True
-        if isinstance(cell, bool) or not isinstance(cell, str | int | float | np.number):
-            return False  # refused where it is read
-        text = cell.strip() if isinstance(cell, str) else whole_name(str(cell)) or str(cell)
-        return not text or text in NAN_TEXTS or bool({text, whole_name(text)} & self._codes.get(feature, set()))
+    def _is_missing(self, feature: str, text: str | None) -> bool:
+        """Return whether a cell stands for nothing, as preparation reads it: empty, or one of the recipe's codes."""
+        return text is None or bool({text, whole_name(text)} & self._codes.get(feature, set()))
 
     @cached_property
     def _codes(self) -> dict[str, set[str | None]]:
@@ -208,16 +206,44 @@ class FeatureReader:
         return (number if known else MISSING), not known
 
 
-def _text(cell: Any) -> str:
-    return str(cell).lower() if isinstance(cell, bool | np.bool_) else id_text(cell)
+def _with_texts(table: pa.Table, *, but: str) -> pa.Table:
+    """Return a table with its columns but one as texts, so that a value of 32 bits is the one that preparation reads."""
+    for place, name in enumerate(table.column_names):
+        if name == but:
+            continue
+        try:
+            table = table.set_column(place, name, attribute_texts(one_array(table[name])))
+        except TypeError as error:
+            raise DataError(f"features: expected texts, numbers or dates in column '{name}', got {error}") from None
+    return table
 
 
-def _number(name: str, cell: Any, row: int, users: pa.Array | None) -> float:
-    """Return a cell of a binned feature as a number, NaN for none; raises DataError where it is something else."""
-    if cell is None:
-        return float("nan")
-    number = number_of(cell) if isinstance(cell, str) else float(cell) if isinstance(cell, int | float | np.number) else None
-    if number is None or isinstance(cell, bool) or not np.isfinite(number):
-        whose = f"history {row}" if users is None else f"user '{users[row].as_py()}'"
-        raise DataError(f"features: expected a number for '{name}' of {whose}, got {cell!r}; leave it out where it is not known")
+def _texts(name: str, cells: Sequence[Any], users: pa.Array | None) -> list[str | None]:
+    """Return cells as preparation reads them, None for nothing; raises DataError for one that is no text, number or date."""
+    texts: list[str | None] = [None] * len(cells)
+    for kind in set(map(type, cells)):
+        rows = [row for row, cell in enumerate(cells) if type(cell) is kind]
+        # among others, a decimal's text would have the digits of the longest of them
+        column = [str(cells[row]) if kind is Decimal else cells[row] for row in rows]
+        try:
+            found = attribute_texts(pa.array(column)).to_pylist()
+        except (TypeError, ValueError, OverflowError, pa.ArrowException):
+            raise DataError(f"features: expected a text, a number or a date for '{name}' of {_whose(rows[0], users)}, got "
+                            f"{cells[rows[0]]!r} ({kind.__name__})") from None  # fmt: skip
+        for row, text in zip(rows, found, strict=True):
+            texts[row] = text
+    return texts
+
+
+def _number(name: str, text: str | None, row: int, users: pa.Array | None) -> float:
+    """Return the number of a cell of a binned feature, NaN for none; raises DataError where it is something else."""
+    number = number_of(text)
+    if text is not None and not np.isfinite(number):
+        raise DataError(
+            f"features: expected a number for '{name}' of {_whose(row, users)}, got {text!r}; leave it out where it is not known"
+        )
     return number
+
+
+def _whose(row: int, users: pa.Array | None) -> str:
+    return f"history {row}" if users is None else f"user '{users[row].as_py()}'"

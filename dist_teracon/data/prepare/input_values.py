@@ -74,6 +74,11 @@ def input_values(
         item_values=_stacked([values for _, values in of_items], len(items)),
         closed=recipe.closed_inputs(),
     )
+    for rule in (*recipe.inputs.user, *recipe.inputs.item):
+        column = next(column for column in (*tables.user, *tables.item) if column.name == rule.name)
+        if isinstance(rule.bins, int) and rule.name not in before and len(column.names) < rule.bins:
+            log(f"inputs: '{rule.name}' has {len(column.names)} bins instead of {rule.bins}, as many values are the same: "
+                f"{', '.join(column.names)}")  # fmt: skip
     for task, names in tables.closed.items():
         log(f"inputs: task '{task}' does not read {', '.join(names)}")
     return tables, values_UF, funnels
@@ -166,9 +171,12 @@ def number_of(text: str | None) -> float:
 
 def _quantiles(known: NDArray[np.float64], bins: int) -> tuple[float, ...]:
     """Return edges, values themselves, between bins of about as many values each; fewer where values repeat."""
-    places = -(-len(known) * np.arange(1, bins) // bins)
-    edges = np.unique(known[np.minimum(places, len(known) - 1)])
-    return tuple(edges[edges > known[0]].tolist()) or (float(known[-1]),)
+    changes = np.flatnonzero(np.diff(known) > 0) + 1  # where a value begins that differs from the one before
+    if not len(changes):
+        return (float(known[-1]),)
+    places = len(known) * np.arange(1, bins) / bins
+    nearest = changes[np.abs(changes - places[:, None]).argmin(axis=1)]
+    return tuple(np.unique(known[nearest]).tolist())
 
 
 def _check_tells(where: str, known: Sequence[str], *, missing: bool) -> None:

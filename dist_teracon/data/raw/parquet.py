@@ -82,6 +82,21 @@ def read_ids(uri: str, name: str, column: Any) -> Any:
     return cleaned if found is None else found[0]
 
 
+def attribute_texts(column: Any) -> Any:
+    """Return a column of attributes as a string array in the form in which a table of attributes is read: null for nothing, 1.0 as 1.
+
+    Raises:
+        TypeError: the column holds lists, bytes that are no text, or other things that are no text.
+    """
+    try:
+        texts, wrong = _cast("", "", column, ColumnSpec("token"))
+    except DataError:
+        raise TypeError(str(column.type)) from None
+    if wrong is not None and wrong.any():
+        raise TypeError(f"{column.type} that is no UTF-8 text")
+    return clean_texts(texts, nan_is_missing=True).values
+
+
 def read_arrow(table: Any, specs: Mapping[str, ColumnSpec], *, where: str, context: ReadContext) -> RawTable:
     """Read columns of an Arrow table as those of a Parquet file; `where` is what messages call it.
 
@@ -210,9 +225,9 @@ def _float_texts(uri: str, name: str, column: Any, spec: ColumnSpec) -> Any:
     bits = _EXACT_BITS[column.type.bit_width]
     values = column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     there = ~np.isnan(values)
-    if spec.required and (np.abs(values[there]) > 2.0**bits).any():
+    if spec.required and (np.abs(values[there]) >= 2.0**bits).any():  # 2^53 + 1 is read as 2^53
         raise DataError(
-            f"{uri}: column '{name}': expected ids as text or whole numbers, got {column.type} beyond 2^{bits}, which holds no exact ids; "
+            f"{uri}: column '{name}': expected ids as text or whole numbers, got {column.type} from 2^{bits} on, which holds no exact ids; "
             "write them as text or int64"
         )
     whole = there & (np.abs(np.where(there, values, 0)) <= 2.0**53) & (np.floor(values) == values)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,29 @@ def test_truth_values_are_known_in_every_spelling() -> None:
     assert read.told == ()
 
 
+def test_cells_of_every_type_are_read_as_preparation_reads_a_column_of_it() -> None:
+    """A number of 32 bits by its digits, so that 0.7 lies in the bin from 0.7 on; categories that are numbers, dates or decimals."""
+    from dist_teracon.data.input_features import InputFeature
+    from dist_teracon.inference.user_features import FeatureReader
+    from dist_teracon.inference.vocabulary import Vocabulary
+
+    names, users = Vocabulary([None, "0.7", "2", "2020-01-31"]), pa.array(["a", "b"])
+    reader = FeatureReader((InputFeature("share", 3, (0.7,)), InputFeature("kind", 4)), {"kind": names}, ("share", "kind"))
+    for share in (0.7, np.float32(0.7), np.float64(0.7), Decimal("0.70"), "0.7", b"0.7"):
+        read = reader.read([{"share": share, "kind": kind} for kind in (Decimal("0.7"), np.float32(0.7), 2.0, date(2020, 1, 31))], 4, None)
+        assert read.values is not None and read.values.tolist() == [[2, 1], [2, 1], [2, 2], [2, 3]]
+    for kind in (pa.float32(), pa.float64(), pa.string(), pa.decimal128(2, 1), pa.dictionary(pa.int8(), pa.string())):
+        texts = pa.array(["0.7", "2.0"])
+        column = texts.cast(kind) if not pa.types.is_dictionary(kind) else texts.dictionary_encode()
+        read = reader.read(pa.table({"user": ["a", "b"], "share": column, "kind": column}), 2, users)
+        assert read.values is not None and read.values[:, 0].tolist() == [2, 2] and read.values[0, 1] == 1
+    for wrong, shown in (([1], r"\[1\] \(list\)"), (b"\xff", r"b'\\xff' \(bytes\)")):
+        with pytest.raises(DataError, match=f"a text, a number or a date for 'kind' of history 1, got {shown}"):
+            reader.read([{"kind": "2"}, {"kind": wrong}], 2, None)
+    with pytest.raises(DataError, match="expected texts, numbers or dates in column 'kind', got list<item: int64>"):
+        reader.read(pa.table({"user": ["a", "b"], "kind": [[1], [2]]}), 2, users)
+
+
 def test_features_by_user_say_whom_they_miss_and_several_rows_are_read_as_preparation_reads_them(model: Any) -> None:
     table = pa.table({"user": ["u1", "u2", "u1"], "item": ["p01", "p02", "p03"], "timestamp": [1_700_000_000] * 3, "type": ["view"] * 3})
     plain, given = model.histories(table, features={}), {"u1": {"region": "south"}, "u02": {"region": "north"}}
@@ -136,7 +161,7 @@ def test_codes_of_unknown_are_missing_in_use_too() -> None:
     read = reader.read([*rows[:1], *({"age": row["age"]} for row in rows[1:]), {"kind": 9}, {"kind": "9"}, {"age": 5, "kind": 1}], 10, None)
     assert read.values is not None and read.values.tolist() == [[0, 0]] * 9 + [[1, 1]]
     assert read.strange is not None and read.strange.tolist() == [1] + [0] * 9  # the kind 0
-    with pytest.raises(DataError, match="expected a number for 'age' of history 0, got inf; leave it out where it is not known"):
+    with pytest.raises(DataError, match="expected a number for 'age' of history 0, got 'inf'; leave it out where it is not known"):
         reader.read([{"age": float("inf")}], 1, None)
 
 

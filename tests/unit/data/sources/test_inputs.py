@@ -339,3 +339,29 @@ def test_the_command_appends_with_the_bins_of_before(tmp_path: Path, capsys: pyt
     recipe.write_text(json.dumps({**RECIPE, "inputs": {"user": ["region"]}, "tasks": {"town": {"kind": "profile", "attribute": "city"}}}))
     assert main([*command[:3], str(tmp_path / "newer"), *command[4:]]) == 2
     assert "inputs.user" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "bins", "edges", "sizes"),
+    [
+        ([0] * 60 + [*range(1, 41)], 2, (1.0,), [60, 40]),  # the middle one is the least, whose bin must not take the others
+        ([0] * 95 + [1, 2, 3, 4, 5], 10, (1.0,), [95, 5]),
+        ([1] * 34 + [2] * 33 + [3] * 33, 3, (2.0, 3.0), [34, 33, 33]),
+        ([0] * 51 + [1] * 49, 2, (1.0,), [51, 49]),
+        ([*range(100)], 4, (25.0, 50.0, 75.0), [25] * 4),
+    ],
+)
+def test_bins_left_to_the_values_have_about_as_many_each(
+    tmp_path: Path, values: list[int], bins: int, edges: tuple[float, ...], sizes: list[int]
+) -> None:
+    users = [f"u{number:02d}" for number in range(100)]
+    events = {name: [column[row % len(column)] for row in range(400)] for name, column in TABLE.items()}
+    events["user"] = [users[row // 4] for row in range(400)]
+    files = {"events.csv": csv(events), "users.csv": csv({"user": users, "age": values})}
+    told: list[str] = []
+    recipe = {"inputs": {"user": [{"name": "age", "bins": bins}]}, **PARTS}
+    made = made_of(tmp_path, files, recipe, log=told.append)
+    assert read_dataset_info(str(made)).inputs.user[0].edges == edges
+    assert [count for _, count in names_of(made, "age")[1:]] == sizes
+    fewer = f"inputs: 'age' has {len(sizes)} bins instead of {bins}, as many values are the same: "
+    assert any(line.startswith(fewer) for line in told) == (len(sizes) < bins)
