@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         "--begin-with", type=as_path, action="append", default=[], metavar="DIR",
         help="the folder of another comparison, whose runs' first stages cells take where they are the same; once more for another",
     )  # fmt: skip
-    compare.add_argument("--dry-run", action="store_true", help="print what is left to run and how long it takes; run nothing")
+    only = compare.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="print what is left to run and how long it takes; run nothing")
+    only.add_argument("--tables", action="store_true", help="write the tables of what is finished, also while it runs; run nothing")
     add_quiet(compare)
     compare.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="by which metric the tables are; once more for the other kind of task"
@@ -152,7 +154,7 @@ def _add_bench(add: AddCommand) -> None:
 
 def _compare(options: argparse.Namespace) -> int:
     from dist_teracon.compare.cells import CellsError
-    from dist_teracon.compare.run import compare
+    from dist_teracon.compare.run import compare, tables_so_far
     from dist_teracon.compare.terminal import fitted
     from dist_teracon.text import terminal_width
 
@@ -169,15 +171,18 @@ def _compare(options: argparse.Namespace) -> int:
             )
         )  # fmt: skip
         return 0
-    if options.launcher == "ray":
+    if options.launcher == "ray" and not options.tables:
         from dist_teracon.launch.ray_cells import on_ray
 
         runner = on_ray(options.parallel, console.log)
     try:
-        compare(
-            options.plan, options.out,
-            parallel=options.parallel, console=console, metrics=options.metric, runner=runner, begin_with=options.begin_with,
-        )  # fmt: skip
+        if options.tables:
+            tables_so_far(options.plan, options.out, console=console, metrics=options.metric)
+        else:
+            compare(
+                options.plan, options.out,
+                parallel=options.parallel, console=console, metrics=options.metric, runner=runner, begin_with=options.begin_with,
+            )  # fmt: skip
     except CellsError as error:
         failed = error
     if not options.quiet:

@@ -57,6 +57,22 @@ def compare(
         )
 
 
+def tables_so_far(uri: str, out: Path, *, console: Console, metrics: Sequence[str] = ()) -> Path:
+    """Write the tables of the cells that are finished, also while others run; runs nothing. Arguments and errors as of `compare`.
+
+    Raises:
+        RunError: no cell is finished.
+    """
+    plan, cells = read_plan(uri, metrics)
+    check_folder(cells, out)
+    finished = sum(is_finished(cell, out) for cell in cells)
+    if not finished:
+        raise RunError(f"--tables: none of {len(cells)} cells in {out} is finished; leave --tables out to run them")
+    check_cells(plan, cells, out, where=uri, console=console)
+    console.log(f"{len(cells)} cells, {finished} of them finished")
+    return write_tables(plan, cells, out, problems={})
+
+
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     """Hold a comparison's folder, which is made if it is not there: two that write it would mix their configurations, logs and tables."""

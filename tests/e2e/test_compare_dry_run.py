@@ -1,4 +1,4 @@
-"""`compare --dry-run`: what is left of a comparison, before it runs."""
+"""`compare --dry-run` and `--tables`: what is left of a comparison, and the tables of what is there; nothing runs."""
 
 from __future__ import annotations
 
@@ -88,3 +88,25 @@ def test_bounds_follow_from_patience(plan: Path) -> None:
 def test_it_measures_on_this_machine_alone(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(plan), "--out", str(plan.parent / "out"), "--dry-run", "--launcher", "ray"]) == 2
     assert "--dry-run: measures steps on this machine; leave --launcher out" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("alone")
+def test_tables_of_what_is_finished_are_written_beside_cells_that_run(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dist_teracon.store.holder import hold_folder
+
+    out, command = plan.parent / "out", ["compare", str(plan), "--out", str(plan.parent / "out"), "--tables"]
+    assert main(command) == 2
+    assert f"--tables: none of 6 cells in {out} is finished; leave --tables out to run them" in capsys.readouterr().err
+    assert not out.exists()
+    for cell in _cells(plan):
+        if cell.seed == 0:
+            _trained(cell, out)
+    with hold_folder(out, lambda _: AssertionError("held")):  # as a comparison does that runs
+        assert main(command) == 0
+    printed = capsys.readouterr().out
+    for variant in ("plain", "slower", "popularity"):
+        assert f"- {variant}, seed 1: not run to its end" in printed
+    assert "3 of 6 cells:" in printed and "seeds 0; 3 variants" in printed
+    assert (out / "report.html").exists() and not (out / "cells" / "plain" / "seed-1").exists()
+    with pytest.raises(SystemExit):
+        main([*command, "--dry-run"])
