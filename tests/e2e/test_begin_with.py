@@ -180,15 +180,15 @@ def test_cells_of_a_comparison_train_common_stages_once(alone: None, small: str,
 
 
 def test_cells_of_several_methods_train_a_plain_first_stage_once(alone: None, small: str, tmp_path: Path) -> None:
-    out = compared(tmp_path, small, {"axes": {"method": ["sinmo", "piggyback", "teracon"]}, "baseline": "sinmo"})
-    began = {name: events(out / "cells" / name / "seed-0", "stage")[0]["time"] for name in ("sinmo", "piggyback", "teracon")}
-    assert began["piggyback"] == began["sinmo"] < began["teracon"]
+    out = compared(tmp_path, small, {"axes": {"method": ["sinmo", "piggyback"]}, "baseline": "sinmo"})
+    assert len({events(out / "cells" / name / "seed-0", "stage")[0]["time"] for name in ("sinmo", "piggyback")}) == 1
     log = (out / "logs" / "piggyback-seed-0.log").read_text(encoding="utf-8")
     assert "the first 1 of 3 stages" in log and "(method.name is 'sinmo' there and 'piggyback' here)" in log
 
 
 def test_cells_begin_with_runs_of_another_comparison(alone: None, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = compared(tmp_path, small, {"axes": {"method": ["sinmo"]}, "baseline": "sinmo"}, name="first")
+    first = tmp_path / "first"
+    train_here(values(small, method="sinmo"), first / "cells/sinmo/seed-0")
     plan = {"axes": {"method": ["fineall", "sinmo"]}, "baseline": "fineall"}
     out = compared(tmp_path, small, plan, "--begin-with", str(first), name="second")
     given = events(first / "cells/sinmo/seed-0", "stage")
