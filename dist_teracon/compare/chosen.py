@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dist_teracon.compare.axes import ORDER
 from dist_teracon.compare.comparison import Comparison, Statistic
+from dist_teracon.compare.differences import best_other_table, is_reference
 from dist_teracon.compare.statistics import Estimate, change_in_percent
 from dist_teracon.compare.table import NONE, Table, made, percent_cell, signed
-from dist_teracon.compare.tables import score_table
+from dist_teracon.compare.tables import score_table, transfer_table
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,20 @@ def choices(validation: Comparison) -> dict[str, Choice]:
 
 def _groups(comparison: Comparison) -> dict[str, list[str]]:
     """Return the plan's variants by method, and by backbone and order where there are several."""
-    points, keys = comparison.plan.points, {}
-    for variant in comparison.plan.variants:
-        config = comparison.configs[variant]
-        order = points[variant].labels.get(ORDER) if variant in points else None
-        tasks = order or ("" if config.tasks is None else ", ".join(config.tasks))
-        keys[variant] = (str(config.method["name"]), str(config.model.backbone["name"]), tasks)
+    keys = {variant: _key(comparison, variant) for variant in comparison.plan.variants}
     naming = [place for place in range(3) if place == 0 or len({key[place] for key in keys.values()}) > 1]
     groups: dict[str, list[str]] = {}
     for variant, key in keys.items():
         groups.setdefault("+".join(key[place] for place in naming if key[place]), []).append(variant)
     return groups
+
+
+def _key(comparison: Comparison, variant: str) -> tuple[str, str, str]:
+    """Return a variant's method, backbone and order of tasks."""
+    config, points = comparison.configs[variant], comparison.plan.points
+    order = points[variant].labels.get(ORDER) if variant in points else None
+    tasks = order or ("" if config.tasks is None else ", ".join(config.tasks))
+    return str(config.method["name"]), str(config.model.backbone["name"]), tasks
 
 
 def _choice(comparison: Comparison, variants: list[str], planned: int) -> Choice:
@@ -130,8 +135,19 @@ def _change(value: float) -> str:
 
 
 def _scores_of_chosen(test: Comparison, found: dict[str, Choice]) -> list[Table]:
-    chosen = [choice.chosen for choice in found.values() if choice.chosen in test.variants]
+    chosen = [name for choice in found.values() if (name := choice.chosen) is not None and name in test.variants]
     if not chosen:
         return []
     title = "Final test scores of the variants chosen on validation; no test score had a part in the choice:"
-    return [score_table(test, title, test.final, variants=[name for name in chosen if name is not None])]
+    best = best_other_table(test, {name: _rivals(test, name, chosen) for name in chosen})
+    return [
+        score_table(test, title, test.final, variants=chosen),
+        *([] if best is None else [best]),
+        *([transfer_table(test, variants=chosen)] if len(test.tasks) > 1 else []),
+    ]
+
+
+def _rivals(comparison: Comparison, variant: str, chosen: Sequence[str]) -> list[str]:
+    """Return the chosen variants of other methods with the same backbone and order, without lines of reference."""
+    rest = _key(comparison, variant)[1:]
+    return [name for name in chosen if name != variant and not is_reference(comparison.plan, name) and _key(comparison, name)[1:] == rest]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_teracon.compare.axes import axis_of
@@ -105,19 +106,23 @@ class Lead:
     word: str
 
 
-def leads(comparison: Comparison) -> dict[str, list[Lead | None]]:
+def leads(comparison: Comparison, rivals: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[Lead | None]]:
     """Hold each variant against the best of the others, task by task; None where a task has no score.
 
-    The others are like the variant on all axes but the baseline's; variants that the plan gives as lines of reference are none.
     Where nobody has two others at least there is no best one, and the result is empty.
+
+    Args:
+        comparison: The comparison.
+        rivals: By variant the others that it is held against; those of `rivals_of` for all variants where none are given.
     """
     found: dict[str, list[Lead | None]] = {}
-    rivals = {variant: rivals_of(comparison.plan, variant, comparison.variants) for variant in comparison.variants}
+    if rivals is None:
+        rivals = {variant: rivals_of(comparison.plan, variant, comparison.variants) for variant in comparison.variants}
     if max(map(len, rivals.values()), default=0) < 2:
         return {}
     finals = {
         variant: [comparison.summary(comparison.final(variant, task)).value for task in range(len(comparison.tasks))]
-        for variant in comparison.variants
+        for variant in {*rivals, *(other for others in rivals.values() for other in others)}
     }
     for variant, others in rivals.items():
         if not others:
@@ -145,15 +150,16 @@ def _lead(other: str, difference: Estimate, p: float, sign: int) -> Lead:
     return Lead(other, difference, p, word)
 
 
-def rivals_of(plan: Plan, variant: str, there: tuple[str, ...]) -> list[str]:
-    """Return the variants that a variant is held against in the search for the best other."""
+def is_reference(plan: Plan, variant: str) -> bool:
+    """Return whether a variant is a line of reference, against which no other is held."""
+    named, point = set(plan.references), plan.points.get(variant)
+    return variant in named or (point is not None and not named.isdisjoint(point.labels.values()))
+
+
+def rivals_of(plan: Plan, variant: str, there: Sequence[str]) -> list[str]:
+    """Return the variants that a variant is held against: no references, and like it on all axes but the baseline's."""
     points = plan.points
-    named = set(plan.references)
-
-    def is_reference(name: str) -> bool:
-        return name in named or (name in points and not named.isdisjoint(points[name].labels.values()))
-
-    others = [name for name in there if name != variant and not is_reference(name)]
+    others = [name for name in there if name != variant and not is_reference(plan, name)]
     axis = axis_of(points, plan.baseline)
     rest = {name: tuple(label for key, label in point.labels.items() if key != axis) for name, point in points.items()}
     if axis is None or len(set(rest.values())) == 1:
@@ -161,9 +167,9 @@ def rivals_of(plan: Plan, variant: str, there: tuple[str, ...]) -> list[str]:
     return [name for name in others if name in rest and rest[name] == rest.get(variant)]
 
 
-def best_other_table(comparison: Comparison) -> Table | None:
-    """Return each variant against the best other, task by task; None where there is none."""
-    found = leads(comparison)
+def best_other_table(comparison: Comparison, rivals: Mapping[str, Sequence[str]] | None = None) -> Table | None:
+    """Return each variant against the best other, task by task; None where there is none. Arguments as of `leads`."""
+    found = leads(comparison, rivals)
     if not found:
         return None
     rows: list[list[str]] = []

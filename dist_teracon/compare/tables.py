@@ -76,7 +76,7 @@ def markdown(comparison: Comparison, tables: Tables | None = None) -> str:
 def _transfer_tables(comparison: Comparison) -> list[Table]:
     found = [score_table(comparison, "Scores when learned, R(i, i):", comparison.learned)]
     for absolute in (False, True):
-        found += [_transfer_table(comparison, absolute=absolute), *_backward_table(comparison, absolute=absolute)]
+        found += [transfer_table(comparison, absolute=absolute), *_backward_table(comparison, absolute=absolute)]
     return found
 
 
@@ -119,9 +119,10 @@ def score_table(
     return made(title, ["variant", *task_columns(comparison)], rows, marks)
 
 
-def _transfer_table(comparison: Comparison, *, absolute: bool) -> Table:
-    tasks = range(len(comparison.tasks))
-    of_variants = {variant: [comparison.fwt(variant, task, absolute=absolute) for task in tasks] for variant in comparison.variants}
+def transfer_table(comparison: Comparison, *, absolute: bool = False, variants: Sequence[str] | None = None) -> Table:
+    """Return mean BWT and FWT with a variant a row, and FWT of each task; of all variants where none are given."""
+    tasks, rows_of = range(len(comparison.tasks)), comparison.variants if variants is None else variants
+    of_variants = {variant: [comparison.fwt(variant, task, absolute=absolute) for task in tasks] for variant in rows_of}
     forward = [task for task in tasks if any(statistics[task] is not None for statistics in of_variants.values())]
     columns = ["variant", "mean BWT", *(["mean FWT"] if forward else []), *(f"FWT {comparison.tasks[task]}" for task in forward)]
     rows = []

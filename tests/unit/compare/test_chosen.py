@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import yaml
 from made_comparisons import make_cells
 from made_runs import parse
 
-from dist_teracon.compare.chosen import choices
+from dist_teracon.compare.chosen import choices, chosen_tables
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.run import write_tables
@@ -89,13 +90,33 @@ def test_the_section_has_the_choice_and_its_test_scores_in_both_files(rates):
     tables = write_tables(plan, cells, out, problems={}).read_text()
     text = " ".join(parse((out / "report.html").read_text()).text)
     section = tables.partition("# chosen on validation\n")[2].partition("\n# ")[0]
-    choice, scores = ([line for line in part.splitlines() if line.startswith("| ")][1:] for part in section.split("\n\nFinal test scores"))
+    choice, scores, transfer = (
+        [line for line in part.splitlines() if line.startswith("| ")][1:]
+        for part in re.split("\n\n(?=Final test scores|Transfer)", section)
+    )
     assert [line.split(" | ")[1:3] for line in choice] == [["3 of 3", chosen[0]], ["4 of 4", chosen[1]]]
-    assert [line.split(" | ")[0] for line in scores] == [f"| {variant}" for variant in chosen]
+    assert [[line.split(" | ")[0] for line in lines] for lines in (scores, transfer)] == [[f"| {variant}" for variant in chosen]] * 2
     final = tables.partition("# test\n")[2].partition("Final scores, R(M, i):")[2].partition("\n\n| ")[2]
     assert set(scores) <= set(final.splitlines())  # the same numbers as in the table of all
+    assert set(transfer) <= set(tables.partition("# test\n")[2].splitlines())
     assert "Chosen on validation" in text
     assert all(line.split(" | ")[4].removesuffix(" |") in text for line in choice)
+
+
+def test_chosen_variants_are_held_against_the_best_other_chosen_one(tmp_path):
+    axes = {**AXES, "method": ["teracon", "hat", "conure", "mtl"]}
+    plan, cells, out = *made(tmp_path, axes=axes, seeds=(0, 1), references=["mtl"]), tmp_path
+    validation, test = (gather(plan, cells, out, finished=lambda cell: True, split=split) for split in ("validation", "test"))
+    chosen = [choice.chosen for choice in choices(validation).values()]
+    _, _, best, _ = chosen_tables(validation, test)
+    assert [row[0] for row in best.rows] == chosen
+    for name, *cells_of in best.rows:
+        others = [other for other in chosen if other != name and not other.startswith("mtl")]
+        for task, cell in enumerate(cells_of):
+            scores = {other: test.summary(test.final(other, task)).value for other in others}
+            rival = max(others, key=scores.__getitem__)
+            assert cell.endswith(f", {rival}")
+            assert float(cell.split()[0]) == pytest.approx(test.summary(test.final(name, task)).value - scores[rival], abs=1e-4)
 
 
 def test_backbones_choose_apart_and_one_variant_is_no_choice(tmp_path):
