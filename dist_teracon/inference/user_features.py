@@ -221,7 +221,7 @@ def _with_texts(table: pa.Table, *, but: str) -> pa.Table:
 def _texts(name: str, cells: Sequence[Any], users: pa.Array | None) -> list[str | None]:
     """Return cells as preparation reads them, None for nothing; raises DataError for one that is no text, number or date."""
     texts: list[str | None] = [None] * len(cells)
-    for kind in set(map(type, cells)):
+    for kind in dict.fromkeys(map(type, cells)):
         rows = [row for row, cell in enumerate(cells) if type(cell) is kind]
         # among others, a decimal's text would have the digits of the longest of them
         column = [str(cells[row]) if kind is Decimal else cells[row] for row in rows]
