@@ -40,6 +40,9 @@ PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 # A store's client library asks again on its own, dozens of times: what went on failing for so long is given up at the second attempt.
 PATIENCE_S = 10.0
 
+# How a system answers that another process has a file's lock; every other error is the file system's.
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
 T = TypeVar("T")
 
 
@@ -103,11 +106,18 @@ def exclusive_lock(path: Path, busy: Callable[[str], TeraconError], *, note: str
 
     Raises:
         TeraconError: `busy`, where another process holds it.
+        DataError: the file system has no locks.
     """
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                place = shown_path(path.parent)
+                raise DataError(
+                    f"{place}: its file system has no locks ({error.strerror}), without which two processes could write there at once; "
+                    "name a folder on another one"
+                ) from None
             file.seek(0)
             raise busy(file.read(4096)) from None
         file.truncate(0)

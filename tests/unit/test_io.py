@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import shutil
@@ -58,6 +60,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert not (tmp_path / "set").exists()
     assert (tmp_path / "set" / "a").read_text() == "x"
     with pytest.raises(DataError, match="is there already"), io.atomic_folder(tmp_path / "set"):
+        pass
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.EWOULDBLOCK, "in use by me"), (errno.ENOLCK, "{}: its file system has no locks")])
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, number, said):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "lock").write_text("me")
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with (
+        pytest.raises(DataError, match=said.format(tmp_path)),
+        io.exclusive_lock(tmp_path / "lock", lambda note: DataError(f"in use by {note}")),
+    ):
         pass
 
 
