@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -398,7 +397,6 @@ def atomic_folder(path: Path, *, last: str = "") -> Iterator[Path]:
         _remove_if_left(left)
     temporary, held = _held_folder(path)
     try:
-        temporary.chmod(0o755)
         yield temporary
         place_folder(temporary, path, last=last)
     finally:
@@ -409,7 +407,9 @@ def atomic_folder(path: Path, *, last: str = "") -> Iterator[Path]:
 def _held_folder(path: Path) -> tuple[Path, int]:
     """Make a temporary folder that other processes can see to be in use while the file descriptor is open."""
     while True:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+        # not mkdtemp, whose folders are their owner's alone
+        temporary = path.with_name(f".{path.name}.new-{uuid4().hex}")
+        temporary.mkdir()
         held = os.open(temporary, os.O_RDONLY)
         with suppress(OSError):  # not every file system has locks of folders
             fcntl.flock(held, fcntl.LOCK_EX)

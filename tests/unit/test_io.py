@@ -41,13 +41,16 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_who_may_read_a_file_follows_the_umask(tmp_path, umask, mode):
+def test_who_may_read_a_file_or_folder_follows_the_umask(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         io.write_json(tmp_path / "results.json", {})
+        with io.atomic_folder(tmp_path / "set"):
+            pass
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "results.json").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "set").stat().st_mode) == 0o777 & ~umask
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
