@@ -42,6 +42,9 @@ PATIENCE_S = 10.0
 # How a system answers that another process has a file's lock; every other error is the file system's.
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
+# How a system refuses to write more: no space is left, the quota is used up, the file would be too large.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 T = TypeVar("T")
 
 
@@ -52,7 +55,17 @@ def is_store_error(error: BaseException) -> bool:
 
 def redacted(error: BaseException) -> str:
     """Return an error's text without what follows `?` in addresses, where signatures and tokens stand."""
-    return re.sub(r"\?[^\s\"']+", "?…", str(error) or type(error).__name__)
+    text = message_of(error) if isinstance(error, OSError) else str(error)
+    return re.sub(r"\?[^\s\"']+", "?…", text or type(error).__name__)
+
+
+def message_of(error: TeraconError | OSError) -> str:
+    """Return an error's text for a person; of the operating system's the file, where it has one, and what is wrong with it."""
+    if isinstance(error, TeraconError):
+        return str(error)
+    full = error.errno == errno.ENOSPC or "No space left" in str(error)
+    message = "the disk is full" if full else error.strerror or str(error)
+    return f"{shown_path(Path(str(error.filename)))}: {message}" if error.filename else message
 
 
 def retries_exhausted(*, attempts: int, since: float) -> bool:
@@ -359,8 +372,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL and not error.filename:
+            error.filename = str(path)  # a write that fails does not name its file
         raise
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dist_teracon import io
 from dist_teracon.console import Log
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.serving.app import load_app
@@ -258,7 +259,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise ConfigError(f"--port {port}: is in use on {host}; stop what listens there, or give another one") from None
-        raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({error})") from None
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({io.redacted(error)})") from None
     return listening
 
 

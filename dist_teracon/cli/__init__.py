@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import TextIOWrapper
-from pathlib import Path
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
@@ -49,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
-        complain(f"error: {_system_message(error)}; what was finished is kept")
+        from dist_teracon import io
+
+        complain(f"error: {io.message_of(error)}; what was finished is kept")
         return 2
     except Exception as error:
         from dist_teracon import io
@@ -68,17 +68,6 @@ def _of_rank(error: TeraconError) -> str:
     """Return which process of several an error is of, in front of its text."""
     several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
     return f"rank {os.environ['RANK']}: " if several and not isinstance(error, PeerError) else ""
-
-
-def _system_message(error: OSError) -> str:
-    """Return the message of an error of the operating system, with the file where it has one."""
-    full = error.errno == errno.ENOSPC or "No space left" in str(error)
-    message = "the disk is full" if full else error.strerror or str(error)
-    if not error.filename:
-        return message
-    from dist_teracon.io import shown_path
-
-    return f"{shown_path(Path(str(error.filename)))}: {message}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dist_teracon import io
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
 from dist_teracon.data.raw.values import with_truth_forms
@@ -119,7 +120,7 @@ class Vocabularies:
                 return dataset.vocabulary(name)
             reason = f"{self._dataset} is another data set by now"
         except (TeraconError, OSError) as error:
-            reason = str(error)
+            reason = io.message_of(error)
         what = "items" if name == "items" else f"labels of {name}"
         raise RunError(
             f"{self._folder}: has no names of {what} of its own, as runs of earlier versions, and its data set cannot be read ({reason}); "

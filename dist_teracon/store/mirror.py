@@ -153,7 +153,7 @@ class Mirror:
             if not failed:
                 raise
             if self._error is None:  # else the run ends with it
-                self._log(f"warning: {error}")
+                self._log(f"warning: {io.message_of(error)}")
         finally:
             with self._changed:
                 self._closing = True

@@ -110,7 +110,7 @@ def _on_main(run: Run, act: Callable[[], object]) -> None:
         try:
             act()
         except (TeraconError, OSError) as error:
-            problem = f"--begin-with: {error}"
+            problem = f"--begin-with: {io.message_of(error)}"
     run.runtime.raise_on_all_ranks(problem)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from dist_teracon import io
 from dist_teracon.console import LabelledProgress
 from dist_teracon.continual.method import Method, Phase
 from dist_teracon.data.batches import PackedBatch
@@ -351,7 +352,7 @@ class PhaseTrainer:
         try:
             name = save_failure(self.shared.folder.path, failure, self.watch.batches[-1 - past])
         except (TeraconError, OSError) as error:
-            return f"Its batch could not be kept ({error}). "
+            return f"Its batch could not be kept ({io.message_of(error)}). "
         return f"Its batch is kept: `dist-teracon replay {shlex.quote(f'{self.shared.folder}/{name}')}` finds where that begins. "
 
     def _log_epoch(self, state: PhaseState, means: dict[str, float], score: Validation, *, better: bool, seconds: float = 0.0) -> None:

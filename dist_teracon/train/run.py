@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dist_teracon import io
 from dist_teracon.config.run import RunConfig
 from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
@@ -118,7 +119,7 @@ def create_or_verify(run: Run, added: AddedTask | None) -> None:
                 run.folder.keep_vocabularies(run.dataset, run.tasks)
                 run.folder.commit(wait=True)
         except (TeraconError, OSError) as error:
-            problem = str(error)
+            problem = io.message_of(error)
     run.runtime.raise_on_all_ranks(problem)
 
 

@@ -112,7 +112,7 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except (TeraconError, OSError) as error:
-        runtime.raise_on_all_ranks(str(error))
+        runtime.raise_on_all_ranks(io.message_of(error))
         raise
     runtime.raise_on_all_ranks("")
     return _reading_what_the_model_reads(dataset, config, runtime)
@@ -225,8 +225,8 @@ def run_lock(run: Run) -> Iterator[None]:
     if run.runtime.is_main:
         try:
             lock.__enter__()
-        except (RunError, OSError) as error:
-            problem = str(error)
+        except (TeraconError, OSError) as error:
+            problem = io.message_of(error)
     held = run.runtime.is_main and not problem
     try:
         run.runtime.raise_on_all_ranks(problem)

@@ -91,7 +91,7 @@ def _on_main(runtime: Runtime, action: Callable[[], Any]) -> Any:
     try:
         result = action()
     except (TeraconError, OSError) as error:
-        runtime.raise_on_all_ranks(str(error))
+        runtime.raise_on_all_ranks(io.message_of(error))
         raise
     runtime.raise_on_all_ranks("")
     return result
@@ -119,7 +119,7 @@ def _bring_to_other_machines(folder: RunFolder, runtime: Runtime) -> None:
         try:
             _restore(folder)
         except (TeraconError, OSError) as error:
-            problem = str(error)
+            problem = io.message_of(error)
     problems = [text for text in runtime.gather(problem) if text]
     token.unlink()
     if problems:

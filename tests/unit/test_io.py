@@ -66,6 +66,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         pass
 
 
+def test_a_full_disk_is_named_by_the_file_that_was_written(tmp_path):
+    with pytest.raises(OSError, match="No space") as told, io.atomic_write(tmp_path / "results.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert io.message_of(told.value) == f"{tmp_path}/results.json: the disk is full"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_the_system_have_no_number():
+    denied = PermissionError(errno.EACCES, "Permission denied", "/sets/dataset.json")
+    assert io.message_of(denied) == io.redacted(denied) == "/sets/dataset.json: Permission denied"
+    assert io.message_of(DataError("x: no such file")) == "x: no such file"
+
+
 @pytest.mark.parametrize(("number", "said"), [(errno.EWOULDBLOCK, "in use by me"), (errno.ENOLCK, "{}: its file system has no locks")])
 def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, number, said):
     def refused(*_):
