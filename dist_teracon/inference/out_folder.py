@@ -109,5 +109,9 @@ def write_file(uri: str, fill: Callable[[Path], None]) -> None:
     """
     if io.exists(uri):
         raise DataError(f"{uri}: is there already; name a new file or remove it")
+    if io.is_local(uri):
+        with io.atomic_path(io.local_path(uri)) as path:
+            fill(path)
+        return
     folder, _, name = uri.rpartition("/")
-    OutFolder(folder or ".", "").write(name, fill)
+    OutFolder(folder, "").write(name, fill)
