@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon import io
+from dist_teracon.errors import RunError
 from dist_teracon.report.run_data import RunData
 from dist_teracon.report.summary import backward_verdicts, final_error, forward_verdicts, headline
 
 FORMAT_VERSION = 1
+# Files of a run's or a data set's folder that no report may replace.
+_OWN = (
+    "additions.json", "baselines.json", "config.yaml", "dataset.json", "events.jsonl", "item_vectors.json", "results.json", "timing.json",
+    "trackers.json",
+)  # fmt: skip
 _STAGE_FIELDS = ("run", "method", "seed", "stage", "after", "number", "task", "metric", "selects", "score", "error")
 
 
@@ -30,12 +36,18 @@ def write_tables(runs: Sequence[RunData], page: Path) -> list[Path]:
 
     Returns:
         The files: tasks and stages as CSV, and both as JSON.
+
+    Raises:
+        RunError: one of them, or the page, would replace a file of a run or of a data set.
     """
     page = Path(page)
     tasks = [row for run in runs for row in task_entries(run)]
     stages = [row for run in runs for row in stage_entries(run)]
     described = [_described(run) for run in runs]
     files = [page.with_suffix(ending) for ending in (".csv", ".stages.csv", ".json")]
+    for path in (page, *files):
+        if path.name in _OWN and any((path.parent / name).exists() for name in ("config.yaml", "vocab")):
+            raise RunError(f"--out {page}: would replace {path}, a file of the run or data set itself; name another page, as report.html")
     for path, rows in zip(files, (tasks, stages), strict=False):
         with io.atomic_write(path) as file:
             file.write(_csv(rows, list(rows[0]) if rows else _STAGE_FIELDS).encode("utf-8", "replace"))

@@ -10,6 +10,7 @@ import pytest
 from made_runs import make_run
 
 from dist_teracon import cli
+from dist_teracon.errors import RunError
 from dist_teracon.report.export import write_tables
 from dist_teracon.report.run_data import read_run
 
@@ -40,6 +41,16 @@ def test_tables_of_two_runs_hold_what_the_runs_hold(tmp_path: Path) -> None:
     assert value["runs"][0]["tasks"][1]["task"] == names[1]
     assert value["runs"][0]["tasks"][0]["final"] == runs[0].final[0]
     assert [entry["score"] for entry in value["runs"][1]["scores"] if entry["selects"]][-1] == runs[1].final[-1]
+
+
+@pytest.mark.parametrize("page", ["results.html", "dataset", "config.yaml"])
+def test_no_file_of_a_run_is_replaced(tmp_path: Path, page: str) -> None:
+    folder = make_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(RunError, match=r"would replace .*, a file of the run or data set itself"):
+        write_tables([read_run(folder)], folder / page)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    write_tables([read_run(folder)], tmp_path / page)
 
 
 def test_a_run_that_has_only_begun_has_heads_without_rows(tmp_path: Path) -> None:
