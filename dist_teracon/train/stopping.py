@@ -1,7 +1,7 @@
-"""SIGTERM, as before a machine is taken away, and SIGINT: the step is finished, the state saved, and the run ends.
+"""SIGTERM, as before a machine is taken away, SIGHUP, as when the terminal closes, and SIGINT: a run is saved and ends.
 
-Where there is nothing to save but what is on disk already (pseudo-labels, evaluation of a stage), the run ends at once. A second signal
-ends the process at once anywhere.
+The step is finished before. Where there is nothing to save but what is on disk already (pseudo-labels, evaluation of a stage), the run
+ends at once. A second signal ends the process at once anywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from dist_teracon.runtime import Runtime
 
 # Exit statuses as a shell has them for a process that the signal ended.
-_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 # Several processes ask one another at most so many optimiser steps apart.
 ASK_EVERY = 16
 
@@ -35,8 +35,10 @@ class StopSignals:
         self._says, self._deferred = says, False
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Take a signal; the handler of both."""
+        """Take a signal; the handler of all."""
         if self.received:
+            if number == signal.SIGHUP:  # a terminal that closes may send several
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -45,7 +47,8 @@ class StopSignals:
             when = "after this step and its checkpoint" if self._deferred else "at once"
             name = signal.Signals(number).name
             # not through the buffers of sys.stderr, which the signal may have interrupted
-            os.write(2, f"\ndist-teracon: {name}: stopping {when}, a second signal does not wait; the same command goes on\n".encode())
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, f"\ndist-teracon: {name}: stopping {when}, a second signal does not wait; the same command goes on\n".encode())
         if not self._deferred:
             raise _exit(number)
 
@@ -71,7 +74,7 @@ class StopSignals:
         """End the run.
 
         Raises:
-            SystemExit: after SIGTERM, with status 143.
+            SystemExit: after SIGTERM, with status 143, and SIGHUP, with 129.
             KeyboardInterrupt: after SIGINT.
         """
         raise _exit(number)
@@ -83,12 +86,15 @@ def _exit(number: int) -> BaseException:
 
 @contextmanager
 def stop_signals(*, says: bool = True) -> Iterator[StopSignals]:
-    """Take SIGTERM and SIGINT for as long as a run lasts; in another thread than the first, whose owner takes them, nothing is changed."""
+    """Take SIGTERM, SIGHUP and SIGINT for as long as a run lasts, but those that are ignored, as SIGHUP by `nohup`.
+
+    In another thread than the first, whose owner takes them, nothing is changed.
+    """
     signals = StopSignals(says=says)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.handle) for number in _STATUS}
+    before = {number: signal.signal(number, signals.handle) for number in _STATUS if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield signals
     finally:

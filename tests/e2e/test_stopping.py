@@ -65,6 +65,27 @@ def test_where_nothing_is_to_be_saved_a_signal_ends_the_run_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_terminal_that_closes_stops_a_run_as_sigterm_does_however_often_it_says_so() -> None:
+    with stop_signals(says=False) as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received == signal.SIGHUP
+    with pytest.raises(SystemExit) as ended:
+        stop.stop(signal.SIGHUP)
+    assert ended.value.code == 129
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_signals(says=False) as stop:
+            os.kill(os.getpid(), number)
+            assert not stop.received
+    finally:
+        signal.signal(number, before)
+
+
 def test_handlers_are_given_back_and_other_threads_leave_them_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_signals(says=False) as stop:
