@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from dist_teracon.text import cells, cropped, seconds_text, terminal_width, wrapped
@@ -50,9 +52,42 @@ def print_lines(lines: Sequence[str]) -> None:
     print("\n".join(lines))
 
 
+def open_missing_streams() -> None:
+    """Open the null device as standard input, output and error where the process was started without them.
+
+    Else a file that is opened later would get their number, and what is printed would go into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(null := os.open(os.devnull, os.O_RDWR), number)
+            if null != number:
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def drop_lost_streams() -> None:
+    """Turn standard output and error to the null device where they cannot be written: Python's last flush of them would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+def _to_stderr(text: str, *, end: str = "\n") -> None:
+    """Print to standard error; where that is gone, as the terminal of a long job, the job goes on without."""
+    with suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
 def complain(text: str) -> None:
     """Print an error or a warning of the program's own; what was drawn on the last line of a terminal makes room."""
-    print(f"{_CLEAR if sys.stderr.isatty() else ''}dist-teracon: {text}", file=sys.stderr)
+    _to_stderr(f"{_CLEAR if sys.stderr.isatty() else ''}dist-teracon: {text}")
 
 
 class Progress(Protocol):
@@ -176,9 +211,9 @@ class Console:
             self._clear()
             width = terminal_width(sys.stderr)
             text = "\n".join(piece for line in text.split("\n") for piece in wrapped(line, width, indent="  "))
-            print(text, file=sys.stderr, flush=True)
+            _to_stderr(text)
         else:
-            print(f"{time.strftime(_TIME_FORMAT)} {text}", file=sys.stderr, flush=True)
+            _to_stderr(f"{time.strftime(_TIME_FORMAT)} {text}")
 
     def advance(self, epochs: float) -> None:
         """Note that so many epochs of the present stage are done, for the time that the run will take."""
@@ -229,12 +264,12 @@ class Console:
         else:
             whole, remaining = self.outlook.now()
             line = bar_line(_outlook_text(whole, remaining, before="run "), description, count, whole, width)
-        print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
+        _to_stderr(f"{_CLEAR}{line}", end="")
         self._drawn = True
 
     def _clear(self) -> None:
         if self._drawn:
-            print(_CLEAR, end="", file=sys.stderr, flush=True)
+            _to_stderr(_CLEAR, end="")
             self._drawn = False
 
 

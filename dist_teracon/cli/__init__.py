@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import TextIOWrapper
+from typing import TextIO
 
 from dist_teracon import __version__
 from dist_teracon.bench import BENCHMARKS
 from dist_teracon.cli import data, runs, serve, use
 from dist_teracon.cli.arguments import AddCommand, add_quiet, as_count, as_path
-from dist_teracon.console import Console, complain, print_lines
+from dist_teracon.console import Console, complain, drop_lost_streams, open_missing_streams, print_lines
 from dist_teracon.errors import ConfigError, PeerError, TeraconError
 
 # What each command is for, by group, as `dist-teracon --help` lists them.
@@ -33,11 +34,20 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a user's mistake is one message without a traceback and exits with 2."""
+    open_missing_streams()
+    try:
+        return _run(arguments)
+    finally:
+        drop_lost_streams()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may be of a script that the terminal's encoding does not have
     try:
         status: int | None = options.run_command(options)
+        sys.stdout.flush()
     except TeraconError as error:
         # of several processes the one that fails says why, and the main one that it stops because of it
         if not isinstance(error, PeerError) or os.environ.get("RANK", "0") == "0":
@@ -49,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a full disk, a folder without permission: nothing half-written is left, files appear whole or not at all
         from dist_teracon import io
 
-        complain(f"error: {io.message_of(error)}; what was finished is kept")
+        lost = not error.filename and _is_lost(sys.stdout)
+        message = f"standard output cannot be written ({error.strerror})" if lost else io.message_of(error)
+        complain(f"error: {message}; what was finished is kept")
         return 2
     except Exception as error:
         from dist_teracon import io
@@ -62,6 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("stopped; the same command goes on from here")
         return 130
     return status or 0
+
+
+def _is_lost(stream: TextIO) -> bool:
+    """Return whether a stream cannot be written, by an empty line."""
+    try:
+        print(file=stream, flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _of_rank(error: TeraconError) -> str:
