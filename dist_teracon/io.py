@@ -63,9 +63,13 @@ def message_of(error: TeraconError | OSError) -> str:
     """Return an error's text for a person; of the operating system's the file, where it has one, and what is wrong with it."""
     if isinstance(error, TeraconError):
         return str(error)
+    return f"{shown_path(Path(str(error.filename)))}: {reason_of(error)}" if error.filename else reason_of(error)
+
+
+def reason_of(error: OSError) -> str:
+    """Return what an error of the operating system says, without its number and its file."""
     full = error.errno == errno.ENOSPC or "No space left" in str(error)
-    message = "the disk is full" if full else error.strerror or str(error)
-    return f"{shown_path(Path(str(error.filename)))}: {message}" if error.filename else message
+    return "the disk is full" if full else error.strerror or str(error)
 
 
 def retries_exhausted(*, attempts: int, since: float) -> bool:
@@ -108,8 +112,10 @@ def with_retries(
 
 
 @contextmanager
-def exclusive_lock(path: Path, busy: Callable[[str], TeraconError], *, note: str = "") -> Iterator[None]:
+def exclusive_lock(path: Path, busy: Callable[[str], TeraconError], *, note: str = "") -> Iterator[Callable[[], bool]]:
     """Hold a lock on a local file, which is made if it is not there; it is released when the process ends, however it ends.
+
+    What it gives tells whether the file at `path` still is the one that is locked: its folder may be renamed or removed meanwhile.
 
     Args:
         path: The file.
@@ -135,7 +141,26 @@ def exclusive_lock(path: Path, busy: Callable[[str], TeraconError], *, note: str
         file.truncate(0)
         file.write(note)
         file.flush()
-        yield
+        yield lambda: _is_at(path, file.fileno())
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed; returns False where another process has it.
+
+    A file system without locks locks nothing.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _HELD
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def is_local(uri: str) -> bool:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from io import TextIOWrapper
+from types import FrameType
 from typing import TextIO
 
 from dist_teracon import __version__
@@ -36,9 +40,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a user's mistake is one message without a traceback and exits with 2."""
     open_missing_streams()
     try:
-        return _run(arguments)
+        with _cleaning_up_after_sigterm():
+            return _run(arguments)
     finally:
         drop_lost_streams()
+
+
+@contextmanager
+def _cleaning_up_after_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the command as an error would, which removes temporary files; a second one ends it at once.
+
+    Commands with more to do take the signal themselves. Nothing is changed where it is taken already, or ignored.
+    """
+    process = os.getpid()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != process:  # a copy of this process, whose temporary files these are not
+            os.kill(os.getpid(), number)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

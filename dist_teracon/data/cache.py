@@ -17,6 +17,9 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_teracon import io
+from dist_teracon.errors import DataError
+
 _FORMAT = "flat-1"
 
 # Another process may throw away a damaged entry just as this one has mended it.
@@ -26,10 +29,17 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 def cache_folder() -> Path:
-    """Where local copies of data lie: `$DIST_TERACON_CACHE`, else the user's cache folder."""
+    """Where local copies of data lie: `$DIST_TERACON_CACHE`, else the user's cache folder.
+
+    Raises:
+        DataError: the user has none.
+    """
     if folder := os.environ.get("DIST_TERACON_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-teracon"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-teracon"
+    except RuntimeError:
+        raise DataError("there is no home folder for copies of data sets; name a folder for them in DIST_TERACON_CACHE") from None
 
 
 def cached_columns(sha256: str, names: Sequence[str], make: Callable[[], Columns], *, folder: Path) -> dict[str, NDArray[Any]]:
@@ -40,6 +50,9 @@ def cached_columns(sha256: str, names: Sequence[str], make: Callable[[], Columns
         names: The columns.
         make: Reads the file.
         folder: The cache folder.
+
+    Raises:
+        DataError: they are not in the cache, and it cannot be written.
     """
     entry = folder / _FORMAT / sha256[:2] / sha256
     for _ in range(_ATTEMPTS):
@@ -49,7 +62,14 @@ def cached_columns(sha256: str, names: Sequence[str], make: Callable[[], Columns
         except (OSError, ValueError, EOFError):
             if there:  # entries appear whole, so this one was cut off behind our back; whoever has it mapped keeps it
                 shutil.rmtree(entry, ignore_errors=True)
-        _write(entry, make())
+        columns = make()
+        try:
+            _write(entry, columns)
+        except OSError as error:
+            raise DataError(
+                f"{io.shown_path(folder)}: copies of data sets cannot be kept there ({io.reason_of(error)}); name another folder for "
+                "them in DIST_TERACON_CACHE"
+            ) from None
     return _map(entry, names)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from fsspec.core import url_to_fs
 
@@ -26,6 +28,7 @@ class OutFolder:
 
     def __init__(self, uri: str, manifest: str) -> None:
         self.uri, self._manifest = uri.rstrip("/") or "/", manifest
+        self._lock: finalize[..., OutFolder] | None = None
 
     def claim(self, settings: dict[str, Any]) -> bool:
         """Begin to fill the folder, or go on with it; returns whether it is finished already.
@@ -34,8 +37,9 @@ class OutFolder:
             settings: What decides over the content.
 
         Raises:
-            RunError: the folder holds something else; nothing in it is changed.
+            RunError: another process fills the folder, or it holds something else; nothing in it is changed.
         """
+        self._hold()
         finished = self.exists(self._manifest)
         there = self.read_json(self._manifest)["settings"] if finished else self.read_json(BEGUN) if self.exists(BEGUN) else None
         settings = json.loads(json.dumps(settings))
@@ -48,6 +52,28 @@ class OutFolder:
             shown = "; ".join(f"{key} was {_short(there.get(key))} and is now {_short(settings.get(key))}" for key in differ)
             raise RunError(f"{self.uri}: holds the export of something else ({shown}); name a new folder")
         return finished
+
+    def _hold(self) -> None:
+        """Hold a local folder for as long as it is filled, and remove what a killed process has left of its first file.
+
+        The lock is one of the folder itself, so that nothing is left in it.
+        """
+        if not io.is_local(self.uri):
+            return
+        folder = io.local_path(self.uri)
+        if folder.exists() and not folder.is_dir():
+            return  # refused by the caller
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        self._lock = finalize(self, os.close, descriptor)
+        if not io.try_lock(descriptor):
+            self._release()
+            raise RunError(f"{self.uri}: another process is writing there; wait for it or name another folder")
+        io.remove_temporary_files(folder, of=(BEGUN,))
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock()
 
     def exists(self, name: str) -> bool:
         """Return whether a file is there."""
@@ -86,6 +112,7 @@ class OutFolder:
             path = f"{str(root).rstrip('/')}/{name}"
             if filesystem.exists(path):
                 filesystem.rm(path, recursive=True)
+        self._release()
 
 
 def _dump(path: Path, value: Any) -> None:

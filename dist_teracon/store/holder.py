@@ -61,8 +61,10 @@ class Holder:
 
 
 @contextmanager
-def hold_folder(folder: Path, refusal: Callable[[str], TeraconError]) -> Iterator[None]:
+def hold_folder(folder: Path, refusal: Callable[[str], TeraconError]) -> Iterator[Callable[[], bool]]:
     """Hold a local folder, which is there, for writing; it is free again when the process ends, however it ends.
+
+    What it gives tells whether the folder still lies where it was.
 
     Args:
         folder: The folder; the lock is its file `.lock`.
@@ -79,8 +81,8 @@ def hold_folder(folder: Path, refusal: Callable[[str], TeraconError]) -> Iterato
             holder = None
         return refusal(f" ({holder})" if holder else "")
 
-    with io.exclusive_lock(folder / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))):
-        yield
+    with io.exclusive_lock(folder / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))) as is_there:
+        yield is_there
 
 
 def _machine() -> str:

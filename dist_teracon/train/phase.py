@@ -411,6 +411,7 @@ class PhaseTrainer:
                 "events_bytes": self.events.commit(),
                 "carried": asdict(self.carried),
             }
+            self.shared.folder.check_place()
             epoch, step = (state.epoch, 0) if within is None else (state.epoch - 1, within["loader"]["step"])
             self.folder.save_checkpoint(StageCheckpoint(self.number, epoch, step, small, engine, state.best, state.average))
             self.shared.folder.commit()

@@ -94,6 +94,7 @@ def _train(
         if with_single_task:
             _learn_single_tasks(run, where, added)
         if runtime.is_main:
+            own.check_place()
             _write_baselines(run)
             own.write_timing(machine(runtime))
             write_results(own.path, config, tasks)
@@ -215,6 +216,7 @@ def _learn_task(run: Run, method: Method, number: int, events: EventLog) -> None
     if run.console.outlook is not None:
         run.console.outlook.end_stage(summary.epochs)
     if run.runtime.is_main:
+        run.folder.check_place()
         folder.write_timing(_timing(run, number, summary, scores))
         folder.finish(method.state_dict(), _stage_state(run, method, number, summary, scores, events.commit()))
         run.folder.write_timing(machine(run.runtime))

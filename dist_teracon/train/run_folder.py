@@ -149,6 +149,7 @@ class RunFolder:
         self.mirror: Mirror | None = None
         self.machines, self.leads = 1, False
         self._above = ""
+        self._is_there: Callable[[], bool] | None = None
 
     def __str__(self) -> str:
         return self.uri or str(self.path)
@@ -157,7 +158,7 @@ class RunFolder:
         """Return a run of its own in a folder of this one."""
         folder = RunFolder(self.path / name, uri=self.uri and f"{self.uri}/{name}")
         folder.mirror, folder._above = self.mirror, f"{self._above}{name}/"
-        folder.machines, folder.leads = self.machines, self.leads
+        folder.machines, folder.leads, folder._is_there = self.machines, self.leads, self._is_there
         return folder
 
     def commit(self, *, wait: bool = False) -> None:
@@ -369,9 +370,22 @@ class RunFolder:
         def busy(holder: str) -> RunError:
             return RunError(f"{self}: another process is writing this run{holder}; wait for it or name another folder")
 
-        with hold_folder(self.path, busy):
+        with hold_folder(self.path, busy) as is_there:
+            self._is_there = is_there
             self._remove_temporary_files()
             yield
+
+    def check_place(self) -> None:
+        """Check, before something is written, that the folder still lies where it was locked; else a second one would be begun there.
+
+        Raises:
+            RunError: it was moved or removed.
+        """
+        if self._is_there is not None and not self._is_there():
+            raise RunError(
+                f"{self}: the run's folder was moved or removed while it was trained; with --run and its new name the same command goes on "
+                "from its last checkpoint"
+            )
 
     def _remove_temporary_files(self) -> None:
         """Remove what a killed process has left of files that are written under the lock alone; a report may be under way without it."""

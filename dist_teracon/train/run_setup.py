@@ -112,7 +112,9 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except (TeraconError, OSError) as error:
-        runtime.raise_on_all_ranks(io.message_of(error))
+        moved = io.is_local(config.dataset) and not io.exists(config.dataset)
+        hint = "; if it was moved, name its place with --set dataset=DIR" if moved else ""
+        runtime.raise_on_all_ranks(f"{io.message_of(error)}{hint}")
         raise
     runtime.raise_on_all_ranks("")
     return _reading_what_the_model_reads(dataset, config, runtime)

@@ -15,7 +15,7 @@ from small_runs import events, results, run_worlds, settings, train_here, what_l
 
 from dist_teracon.cli import main
 from dist_teracon.continual.teracon_settings import RetentionSettings
-from dist_teracon.errors import TrainingError
+from dist_teracon.errors import RunError, TrainingError
 from dist_teracon.runtime import process_group
 from dist_teracon.train import phase as phase_module
 from dist_teracon.train.run_folder import RunFolder
@@ -246,6 +246,38 @@ def test_a_data_set_that_moved_is_the_same_data_set(small: str, tmp_path: Path, 
     for place in ("B", "B/", str(tmp_path / "B")):
         assert main(["train", "config.yaml", "--run", "run", "--set", f"dataset={place}"]) == 0
     assert what_lasts(tmp_path / "run") == before
+
+
+def test_a_data_set_that_is_not_where_it_was_is_told_with_the_way_on(small: str, tmp_path: Path, fails: Fails) -> None:
+    shutil.copytree(small, tmp_path / "set")
+    values = settings(str(tmp_path / "set"), tasks=("next",), **SHORT)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    command = ["train", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "run"), "--no-report"]
+    assert main(command) == 0
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert "set: no data set there" in (said := fails(values, tmp_path / "run"))
+    assert "; if it was moved, name its place with --set dataset=DIR" in said
+    assert main([*command, "--set", f"dataset={tmp_path / 'moved'}"]) == 0
+
+
+def test_a_run_whose_folder_is_moved_ends_and_goes_on_where_it_is(
+    alone: None, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, run, moved = settings(small, tasks=("next", "likes"), **SHORT), tmp_path / "run", tmp_path / "moved"
+    save = phase_module.PhaseTrainer._save
+
+    def save_after_the_move(trainer: Any, *arguments: Any, **options: Any) -> None:
+        if trainer.folder.path.name.startswith("02-"):
+            run.rename(moved)
+        save(trainer, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phase_module.PhaseTrainer, "_save", save_after_the_move)
+        with pytest.raises(RunError, match="run: the run's folder was moved or removed while it was trained; with --run and its new name"):
+            train_here(values, run)
+    assert not run.exists()
+    train_here(values, moved)
+    assert len(results(moved)["scores"]) == 2
 
 
 def test_a_stage_that_is_not_finished_may_be_given_more_epochs(

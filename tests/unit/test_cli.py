@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +212,29 @@ def test_a_data_set_in_the_place_of_a_configuration_is_refused(tmp_path: Path, c
     assert f"is a data set; train takes a configuration (YAML) that names it, as configs/ml-100k.yaml --set dataset={tmp_path}" in (
         capsys.readouterr().err
     )
+
+
+def test_sigterm_ends_a_command_as_an_error_does_and_removes_its_temporary_files(tmp_path: Path) -> None:
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from dist_teracon import cli, io
+
+def interrupted(options):
+    with io.atomic_path(Path({str(tmp_path / "out.csv")!r})) as path:
+        path.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("not reached")
+
+cli._doctor = interrupted
+sys.exit(cli.main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_main_leaves_signals_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    help_of(capsys, "doctor")
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from dist_teracon.data import dataset as dataset_module
+from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.dataset import Dataset
+from dist_teracon.errors import DataError
 
 COLUMNS = ("user_hash", "values", "offsets", "targets"), ("users", "values", "offsets", "split")
 
@@ -30,6 +32,24 @@ def columns_of(dataset):
 
 def same(ours, theirs):
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(make_dataset, cache, monkeypatch):
+    plain = make_dataset(users=20)
+    cache.write_text("a file")
+    with pytest.raises(
+        DataError, match=r"cache: copies of data sets cannot be kept there \(.*\); name another folder .* DIST_TERACON_CACHE"
+    ):
+        columns_of(Dataset(plain.uri, cached=True))
+    for name in ("DIST_TERACON_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", missing_home)
+    with pytest.raises(DataError, match=r"there is no home folder .* DIST_TERACON_CACHE"):
+        cache_folder()
+
+
+def missing_home():
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_mapped_columns_are_those_of_the_files(make_dataset):
