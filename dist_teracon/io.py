@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 from uuid import uuid4
 
-import fsspec
-from fsspec.core import url_to_fs
+from fsspec.core import OpenFile, get_compression, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from dist_teracon.errors import DataError, TeraconError
 
@@ -253,6 +253,20 @@ def join(folder: str, *parts: str) -> str:
     return "/".join((folder.rstrip("/") or "/", *parts))
 
 
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URI, and the path there; in a local path `::` is no chain of file systems, but a part of a name."""
+    if is_local(uri):
+        return LocalFileSystem(), str(local_path(uri).absolute())
+    filesystem, path = url_to_fs(uri)
+    return filesystem, str(path)
+
+
+def open_as_it_is(uri: str) -> IO[bytes]:
+    """Open a URI for reading its bytes, without decompression."""
+    filesystem, path = filesystem_of(uri)
+    return cast("IO[bytes]", filesystem.open(path, "rb"))
+
+
 def open_binary(uri: str) -> IO[bytes]:
     """Open a URI for reading bytes, decompressing by the name's ending (`.gz`, `.bz2`, `.xz`, `.zst`).
 
@@ -261,8 +275,9 @@ def open_binary(uri: str) -> IO[bytes]:
     """
     try:
         if uri.endswith(".zst"):
-            return _zstd(cast("IO[bytes]", fsspec.open(uri, "rb").open()))
-        return cast("IO[bytes]", fsspec.open(uri, "rb", compression="infer").open())
+            return _zstd(open_as_it_is(uri))
+        filesystem, path = filesystem_of(uri)
+        return cast("IO[bytes]", OpenFile(filesystem, path, "rb", compression=get_compression(path, "infer")).open())
     except FileNotFoundError:
         raise DataError(f"{uri}: no such file") from None
     except IsADirectoryError:
@@ -278,13 +293,13 @@ def _zstd(file: IO[bytes]) -> IO[bytes]:
 
 def exists(uri: str) -> bool:
     """Return whether a file or folder is there."""
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     return bool(filesystem.exists(path))
 
 
 def is_folder(uri: str) -> bool:
     """Return whether a folder is there."""
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     return bool(filesystem.isdir(path))
 
 
@@ -294,7 +309,7 @@ def list_folder(uri: str) -> list[str]:
     Raises:
         DataError: there is no such folder.
     """
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     if not filesystem.isdir(path):
         raise DataError(f"{uri}: is a file; name a folder" if filesystem.exists(path) else f"{uri}: no such folder")
     return sorted(Path(str(entry)).name for entry in filesystem.ls(path, detail=False))
@@ -312,7 +327,7 @@ def read_bytes(uri: str) -> bytes:
 
 def put(path: Path, uri: str) -> None:
     """Copy a local file to a store."""
-    filesystem, target = url_to_fs(uri)
+    filesystem, target = filesystem_of(uri)
 
     def write() -> None:
         filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
@@ -347,7 +362,7 @@ def read_json(uri: str) -> Any:
 def sha256(uri: str) -> str:
     """Return the SHA-256 of a file's bytes as a hexadecimal string."""
     digest = hashlib.sha256()
-    with cast("IO[bytes]", fsspec.open(uri, "rb").open()) as file:
+    with open_as_it_is(uri) as file:
         while block := file.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-from fsspec.core import url_to_fs
-
 from dist_teracon import io
 from dist_teracon.errors import DataError, RunError
 
@@ -107,7 +105,7 @@ class OutFolder:
     def finish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, and remove what was needed to go on."""
         self.write_json(self._manifest, manifest)
-        filesystem, root = url_to_fs(self.uri)
+        filesystem, root = io.filesystem_of(self.uri)
         for name in (BEGUN, ".progress"):
             path = f"{str(root).rstrip('/')}/{name}"
             if filesystem.exists(path):

@@ -10,8 +10,6 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from dist_teracon import io
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.errors import DataError, RunError
@@ -83,7 +81,7 @@ def _check(shown: str, path: Path) -> None:
 
 def _fetch(uri: str, path: Path, stage: int | None) -> None:
     """Bring a run's small files, its vocabularies and the weights of one stage into the cache."""
-    filesystem, root = url_to_fs(uri)
+    filesystem, root = io.filesystem_of(uri)
     root = str(root).rstrip("/")
     try:
         there = {str(name)[len(root) + 1 :] for name in filesystem.find(root)}
@@ -118,7 +116,7 @@ def _copy_if_new(uri: str, path: Path, name: str, sha256: str | None) -> None:
 def _copy(uri: str, path: Path, name: str) -> None:
     """Copy a file of a store into the cache, where it appears whole."""
     source = io.join(uri, name)
-    filesystem, remote = url_to_fs(source)
+    filesystem, remote = io.filesystem_of(source)
     with io.atomic_path(path / name) as temporary:
         try:
             io.with_retries(source, lambda: filesystem.get_file(remote, str(temporary)))

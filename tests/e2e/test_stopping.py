@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def test_the_state_after_the_step_is_kept(config: dict[str, Any], tmp_path: Path
     assert checkpoint.name == "phase-0-epoch-00000-step-00000005"
 
 
+@pytest.fixture
+def taken() -> Iterator[None]:
+    """Have this process take SIGINT and SIGHUP, which it may have been started to ignore: in the background of a shell, by `nohup`."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("taken")
 def test_where_nothing_is_to_be_saved_a_signal_ends_the_run_at_once() -> None:
     with stop_signals(says=False), pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -65,6 +77,7 @@ def test_where_nothing_is_to_be_saved_a_signal_ends_the_run_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("taken")
 def test_a_terminal_that_closes_stops_a_run_as_sigterm_does_however_often_it_says_so() -> None:
     with stop_signals(says=False) as stop, stop.deferred():
         os.kill(os.getpid(), signal.SIGHUP)

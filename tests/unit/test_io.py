@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -221,3 +222,14 @@ def test_a_long_loop_tells_of_itself_in_plain_lines(capsys, monkeypatch):
     assert list(console_module.Console().track(iter("abcde"), 5, "loop")) == list("abcde")
     lines = [line[len("2026-01-01 00:00:00 ") :].replace("\u00a0", " ") for line in capsys.readouterr().err.splitlines()]
     assert lines == ["loop: 2/5, 0.1/s, 1 min left", "loop: 4/5, 0.1/s, 20 s left"]
+
+
+def test_a_local_name_may_have_two_colons(tmp_path):
+    """They chain file systems in URIs of stores alone."""
+    folder = tmp_path / "a::b"
+    with io.atomic_folder(folder) as new:
+        (new / "x.json").write_text("1")
+    assert io.exists(str(folder)) and io.is_folder(str(folder)) and io.list_folder(str(folder)) == ["x.json"]
+    assert io.read_json(str(folder / "x.json")) == 1
+    assert io.sha256(str(folder / "x.json")) == hashlib.sha256(b"1").hexdigest()
+    assert io.filesystem_of(f"file://{folder}")[1] == str(folder)

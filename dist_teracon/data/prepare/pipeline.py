@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from fsspec.core import url_to_fs
 
 from dist_teracon import io
 from dist_teracon.console import Log, NoProgress, Progress, no_log
@@ -362,13 +361,13 @@ def check_output(out: str) -> None:
 
 
 def _size(uri: str) -> int:
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = io.filesystem_of(uri)
     return int(filesystem.size(path))
 
 
 def _stamp(uri: str) -> str:
     """Return a file's version on its store: its etag, or when it was last changed."""
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = io.filesystem_of(uri)
     info = filesystem.info(path)
     return str(info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created") or "")
 

@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
-
 from dist_teracon.errors import DataError
+from dist_teracon.io import filesystem_of
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -95,7 +94,7 @@ def ray_workers(staging: str) -> Iterator[RayWorkers]:
         try:
             yield RayWorkers(staging)
         finally:
-            filesystem, path = url_to_fs(staging)
+            filesystem, path = filesystem_of(staging)
             if filesystem.exists(path):
                 filesystem.rm(path, recursive=True)
 

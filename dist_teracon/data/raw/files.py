@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any, cast
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon.errors import DataError
-from dist_teracon.io import PAUSES_S, redacted, with_retries
+from dist_teracon.io import PAUSES_S, open_as_it_is, redacted, with_retries
 
 # What reading a damaged compressed file raises, by codec.
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
@@ -94,7 +93,7 @@ class RawInput(io.RawIOBase):
         def attempt() -> bytes:
             try:
                 if self._file is None:
-                    file: IO[bytes] = fsspec.open(self.uri, "rb").open()
+                    file: IO[bytes] = open_as_it_is(self.uri)
                     file.seek(self.position)
                     self._file = file
                 return bytes(read())

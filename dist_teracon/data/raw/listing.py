@@ -14,11 +14,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from fsspec.core import url_to_fs
-
 from dist_teracon.data.raw.files import open_raw, without_compression
 from dist_teracon.errors import ConfigError, DataError, nearest
-from dist_teracon.io import is_local, local_path
+from dist_teracon.io import filesystem_of, is_local, local_path
 
 TEXT_ENDINGS = (".csv", ".tsv", ".txt")
 PARQUET_ENDINGS = (".parquet", ".pq")
@@ -93,7 +91,7 @@ def _entries(uri: str) -> tuple[list[str], list[str]]:
     Raises:
         DataError: there is no such folder, or it is a table of a system that keeps replaced files in it.
     """
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     if not filesystem.isdir(path):
         raise DataError(f"{uri}: no such folder")
     files: list[str] = []
@@ -205,7 +203,7 @@ def list_source(source: str) -> Listing:
     Raises:
         DataError: there is nothing of that name.
     """
-    filesystem, path = url_to_fs(source)
+    filesystem, path = filesystem_of(source)
     if not source.endswith("/") and filesystem.isfile(path):
         return Listing(source, [source.rsplit("/", 1)[-1]], [], is_file=True)
     files, folders = _entries(source)
