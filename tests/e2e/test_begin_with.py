@@ -10,6 +10,8 @@ import yaml
 from small_runs import UNTRAINED, events, results, settings, timeless, train_here, weights, write_small
 
 from dist_teracon import cli
+from dist_teracon.compare.plan import read_plan
+from dist_teracon.compare.shared_stages import donors_of
 from dist_teracon.continual.registry import METHODS, method_class
 from dist_teracon.errors import RunError
 
@@ -179,6 +181,17 @@ def test_cells_of_a_comparison_train_common_stages_once(alone: None, small: str,
     assert_same_end(run, train_here(values(small, tasks=OTHER), tmp_path / "whole"))
 
 
+def test_cells_of_methods_with_a_plain_first_stage_may_begin_with_one_another(small: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values(small)))
+    plan = {"config": str(tmp_path / "run.yaml"), "seeds": [0], "axes": {"method": ["sinmo", "piggyback", "teracon"]}, "baseline": "sinmo"}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    _, cells = read_plan(str(tmp_path / "plan.yaml"))
+    found = donors_of(cells, tmp_path / "out")
+    given = {cell.variant: [(donor.run.parent.name, donor.stages) for donor in found[cell.name]] for cell in cells}
+    assert given == {"sinmo": [("piggyback", 1)], "piggyback": [("sinmo", 1)], "teracon": []}
+
+
+@pytest.mark.slow
 def test_cells_of_several_methods_train_a_plain_first_stage_once(alone: None, small: str, tmp_path: Path) -> None:
     out = compared(tmp_path, small, {"axes": {"method": ["sinmo", "piggyback"]}, "baseline": "sinmo"})
     assert len({events(out / "cells" / name / "seed-0", "stage")[0]["time"] for name in ("sinmo", "piggyback")}) == 1
