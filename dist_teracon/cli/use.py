@@ -215,8 +215,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from dist_teracon.inference.predict_file import predict_to_file
+    from dist_teracon.inference.predict_file import check_name, predict_to_file
 
+    check_name(options.out)
     model, console = _load(options), Console()
     model.task(options.task)
     users = predict_to_file(

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_teracon.console import Log, NoProgress, Progress, no_log
+from dist_teracon.errors import ConfigError
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.out_folder import write_file
 from dist_teracon.inference.sources import UserSource
@@ -15,6 +16,20 @@ from dist_teracon.inference.sources import UserSource
 # Users whose predictions are held at a time.
 _AT_ONCE = 4096
 _SCHEMA = pa.schema({"user": pa.string(), "labels": pa.list_(pa.string()), "scores": pa.list_(pa.float32())})
+
+
+# Endings of other forms, under which nobody would look for Parquet.
+_OTHER_FORMS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".zst", ".npy", ".arrow")
+
+
+def check_name(out: str) -> None:
+    """Refuse a name of another form than Parquet, before anything is read.
+
+    Raises:
+        ConfigError: it ends as those of other forms do.
+    """
+    if out.lower().endswith(_OTHER_FORMS):
+        raise ConfigError(f"predict {out}: the file is Parquet; give it a name that ends with .parquet")
 
 
 def predict_to_file(

@@ -57,6 +57,12 @@ def test_predictions_of_a_folder_of_events(shop, model, tmp_path, capsys):
     assert "did you mean 'club'" in capsys.readouterr().err
 
 
+def test_a_name_of_another_form_is_refused_before_anything_is_read(tmp_path, capsys):
+    out = tmp_path / "best.CSV"
+    assert main(["predict", str(tmp_path / "no-run"), str(tmp_path / "no-events"), str(out), "--task", "buys"]) == 2
+    assert f"predict {out}: the file is Parquet; give it a name that ends with .parquet" in capsys.readouterr().err
+
+
 def scores_by(model, dataset, **settings):
     return {
         task: score_task(
