@@ -175,7 +175,9 @@ def _quantiles(known: NDArray[np.float64], bins: int) -> tuple[float, ...]:
     if not len(changes):
         return (float(known[-1]),)
     places = len(known) * np.arange(1, bins) / bins
-    nearest = changes[np.abs(changes - places[:, None]).argmin(axis=1)]
+    after = np.minimum(np.searchsorted(changes, places), len(changes) - 1)
+    left, right = changes[np.maximum(after - 1, 0)], changes[after]
+    nearest = np.where(places - left <= right - places, left, right)
     return tuple(np.unique(known[nearest]).tolist())
 
 
