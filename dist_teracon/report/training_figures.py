@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from dist_teracon.report.axes import (
     NUMBERED_CELLS,
@@ -140,11 +140,12 @@ def replayed_shares(run: RunData) -> Figure | None:
     panels: list[Panel] = []
     shown: set[tuple[int, str]] = set()
     formula: list[float] = []
-    differs = alike = False
+    differs = alike = turns = False
     for stage in run.events.stages:
         steps, batch = [step for step in run.events.steps_of(stage) if step.rho or step.rows], run.batch_of(stage)
         if not steps:
             continue
+        turns |= any(rows == 0 for step in steps for rows in step.rows.values())
         # A step may be counted within its epoch; a line needs one axis.
         rising = all(a.step < b.step for a, b in pairwise(steps))
         names = list(dict.fromkeys(name for step in steps for name in (*step.rho, *step.rows)))
@@ -171,16 +172,21 @@ def replayed_shares(run: RunData) -> Figure | None:
             plot.axes.locator_params(axis="y", nbins=4)
             panels.append(plot.panel(stage_title(run, stage)))
     legend = (*((Key("each past task alike", "ink"),) if alike else ()), *_task_keys(run, shown))
-    caption = _replay_caption(run, formula, differs=differs)
+    caption = _replay_caption(run, formula, differs=differs, turns=turns)
     title = "Share of a batch that is replayed for each past task"
     return Figure("rho", title, caption, tuple(panels), legend, wide=True) if panels else None
 
 
 def _shares(steps: Sequence[Step], name: str, batch: int | None, *, rising: bool) -> list[tuple[float, float]]:
-    """Return the replayed share at each step that knows it: rows by the batch, else what the formula gives."""
-    points = []
+    """Return the replayed share at each step that knows it: rows by the batch, else what the formula gives.
+
+    Of a task that has no row in some steps, as past tasks take turns on a budget, it is the mean of the steps so far.
+    """
+    points: list[tuple[float, float]] = []
+    known = [step.rows[name] for step in steps if name in step.rows]
+    drawn = iter([total / count for count, total in enumerate(accumulate(known), 1)] if 0 in known else known)
     for x, step in enumerate(steps):
-        rows = step.rows.get(name)
+        rows = next(drawn) if name in step.rows else None
         share = rows / batch if rows is not None and batch else step.rho.get(name)
         if share is not None:
             points.append((float(step.step if rising else x), share))
@@ -199,14 +205,16 @@ def _range(shares: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _replay_caption(run: RunData, formula: Sequence[float], *, differs: bool) -> str:
+def _replay_caption(run: RunData, formula: Sequence[float], *, differs: bool, turns: bool) -> str:
     caption = "Replayed rows of a past task, divided by the rows of a batch of the new one."
+    if turns:
+        caption += " Past tasks take turns on a budget (method.retention.budget), so a line is the mean of the logged steps so far."
     if not formula:
         return caption
     if not differs:
         return f"{caption} It follows ρ, the formula's sampling rate: the more alike the masks of two tasks, the fewer."
     minimum = as_whole(as_mapping(as_mapping(run.config.get("method")).get("retention")).get("minimum"))
-    reason = "" if minimum is None else f"; at least {minimum} rows are replayed (method.retention.minimum)"
+    reason = "" if minimum is None or turns else f"; at least {minimum} rows are replayed (method.retention.minimum)"
     return f"{caption} The formula alone would give ρ = {_range(formula)}{reason}."
 
 

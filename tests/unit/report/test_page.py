@@ -171,6 +171,22 @@ def test_the_share_that_is_replayed_stands_where_the_minimum_overrides_the_formu
     assert "at least 64 rows are replayed (method.retention.minimum)" in drawn.caption
 
 
+def test_of_tasks_that_take_turns_the_mean_of_the_steps_so_far_is_drawn(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    last = run.events.steps_of(3)[:4]
+    names = list(last[0].rho)
+    turns = [(16, 0), (0, 16), (16, 0), (16, 0)]
+    steps = tuple(replace(step, rows=dict(zip(names, rows, strict=True))) for step, rows in zip(last, turns, strict=True))
+    with drawing():
+        drawn = replayed_shares(replace(run, events=replace(run.events, steps=steps)))
+    assert drawn is not None
+    # of batches of 256: 1, 1/2, 2/3, 3/4 of 16 rows, and the rest
+    assert f"{names[0]}: 3.1\u00a0% to 6.2\u00a0% of a batch, 0 to 16 rows beside 256" in drawn.panels[0].svg
+    assert f"{names[1]}: 0\u00a0% to 3.1\u00a0% of a batch, 0 to 16 rows beside 256" in drawn.panels[0].svg
+    assert "Past tasks take turns on a budget (method.retention.budget), so a line is the mean of the logged steps so far." in drawn.caption
+    assert "method.retention.minimum" not in drawn.caption
+
+
 def test_the_places_of_few_steps_are_whole_numbers(run_folder: Path) -> None:
     run = read_run(run_folder)
     steps = tuple(replace(step, step=place) for place, step in zip((4, 8, 12), run.events.steps_of(2), strict=False))
