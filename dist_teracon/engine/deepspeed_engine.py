@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dist_teracon.config.train import TrainConfig
 from dist_teracon.config_io import deep_merge
 from dist_teracon.engine.contract import Edit
+from dist_teracon.engine.eager_adam import make_adam
 from dist_teracon.engine.sparse_adamw import SparseAdamW
 from dist_teracon.runtime import Runtime
 
@@ -82,7 +83,7 @@ class DeepSpeedEngine:
             torch.sparse.check_sparse_tensor_invariants.disable()  # set explicitly: DeepSpeed's own sparse tensors warn otherwise
         kind = SparseAdamW if sparse_updates else torch.optim.AdamW
         # with a decay of 0 this is Adam; fused, it takes one pass over each parameter instead of some ten small operations
-        optimizer = kind(list(groups), lr=1e-3, weight_decay=0.0, fused=True)
+        optimizer = make_adam(kind, list(groups), lr=1e-3, weight_decay=0.0, fused=True)
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._engine, *_ = deepspeed.initialize(model=self._module, optimizer=optimizer, config=_deepspeed_config(config))
         if runtime.world_size == 1 and not config.zero:

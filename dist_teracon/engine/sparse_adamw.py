@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_teracon.engine.eager_adam import adam_step
+
 
 class SparseAdamW(torch.optim.AdamW):
     """AdamW for dense gradients; for sparse ones, only in their rows."""
@@ -37,7 +39,7 @@ class SparseAdamW(torch.optim.AdamW):
         ]
         for _, parameter, _ in sparse:
             parameter.grad = None  # what is left is AdamW's
-        super().step()
+        adam_step(self)
         for group, parameter, gradient in sparse:
             self._advance(group, parameter, gradient.coalesce())
 

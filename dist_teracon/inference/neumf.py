@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dist_teracon.engine.eager_adam import make_adam
+
 # The protocol.
 FACTORS, EPOCHS, BATCH, LEARNING_RATE, NEGATIVES = 32, 20, 1024, 1e-3, 4
 _USERS_AT_ONCE = 256
@@ -110,7 +112,8 @@ def fit(vectors_UD: NDArray[np.float32] | None, pairs: Pairs, validate: Score, *
     """
     vectors = None if vectors_UD is None else _standardised(vectors_UD, pairs)
     network = NeuMF(vectors, users=pairs.num_users, labels=pairs.num_labels, seed=seed)
-    optimiser, generator = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE), np.random.default_rng(seed)
+    optimiser = make_adam(torch.optim.Adam, network.parameters(), lr=LEARNING_RATE)
+    generator = np.random.default_rng(seed)
     best, kept = -np.inf, network.state_dict()
     for _ in range(EPOCHS):
         users = np.concatenate([pairs.users, np.repeat(pairs.users, NEGATIVES)])

@@ -21,6 +21,7 @@ from torch import nn
 
 from dist_teracon.data import ragged
 from dist_teracon.data.batches import PackedRows
+from dist_teracon.engine.eager_adam import make_adam
 from dist_teracon.errors import ConfigError, DataError, TeraconError
 from dist_teracon.evaluate.baselines import SvdFeatures
 from dist_teracon.evaluate.candidates import outcomes
@@ -82,7 +83,7 @@ class Probe:
             self._network = _network(inputs.shape[1], len(labels.classes), generator, hidden=hidden)
             if hidden == 0:
                 kept = self._network
-            optimiser = torch.optim.AdamW(self._network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            optimiser = make_adam(torch.optim.AdamW, self._network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
             for _ in range(EPOCHS):
                 self._network.train()
                 for chosen in torch.randperm(len(targets), generator=generator).split(BATCH):

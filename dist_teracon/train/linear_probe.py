@@ -21,6 +21,7 @@ from dist_teracon.continual.method import Method
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.loader import evaluation_batches
 from dist_teracon.data.schema import Split, Task
+from dist_teracon.engine.eager_adam import make_adam
 from dist_teracon.hashing import stable_hash
 from dist_teracon.models.heads import Head, cross_entropy_sum
 from dist_teracon.runtime import Runtime
@@ -127,7 +128,7 @@ def _fit(
     """Return the kept head's weight and bias, the steps it took, and its validation cross-entropy."""
     trained, mean = (copy.deepcopy(head).requires_grad_(trains) for trains in (True, False))
     trained.sparse = mean.sparse = False
-    optimiser = torch.optim.Adam(trained.parameters(), lr=_LEARNING_RATE)
+    optimiser = make_adam(torch.optim.Adam, trained.parameters(), lr=_LEARNING_RATE)
     candidates = [steps >> halvings for halvings in range(steps.bit_length()) if not halvings or steps >> halvings >= _FIRST_CANDIDATE]
     best: tuple[Tensor, Tensor, int, float] | None = None
     order, since = torch.zeros(0, dtype=torch.int64), 0

@@ -176,7 +176,6 @@ def main() -> int:
     for library in (
         "sklearn.decomposition",
         "sklearn.linear_model",
-        "torch._dynamo",
         "tensorboardX",
         "s3fs",
     ):  # what runs import on their way

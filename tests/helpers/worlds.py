@@ -62,7 +62,6 @@ IMPORTED = (
     "sklearn.dummy",
     "sklearn.linear_model",
     "tensorboardX",
-    "torch._dynamo",
 )
 
 
