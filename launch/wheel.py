@@ -14,7 +14,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dist_teracon import __version__, io
+from dist_teracon import __version__
+from dist_teracon.atomic import atomic_path
 from dist_teracon.data.cache import cache_folder
 
 # Packages that lie beside dist_teracon in a checkout and below it where it is installed.
@@ -31,7 +32,7 @@ def program_wheel() -> Path:
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     wheel = cache_folder() / "wheels" / digest.hexdigest()[:16] / f"dist_teracon-{__version__}-py3-none-any.whl"
     if not wheel.exists():
-        with io.atomic_path(wheel) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED) as archive:
+        with atomic_path(wheel) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED) as archive:
             for name, content in {**contents, f"{_INFO}/RECORD": _record(contents)}.items():
                 archive.writestr(zipfile.ZipInfo(name, _TIME), content, zipfile.ZIP_DEFLATED)
     return wheel

@@ -228,7 +228,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dist_teracon import io
+    from dist_teracon.atomic import write_json
     from dist_teracon.inference.evaluate import evaluate, score_lines, scores_json
 
     model, console = _load(options), Console()
@@ -239,7 +239,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )  # fmt: skip
     print("\n".join(score_lines(scores)))
     if options.json is not None:
-        io.write_json(options.json, scores_json(model, options.data, options.split, scores))
+        write_json(options.json, scores_json(model, options.data, options.split, scores))
 
 
 def _export_model(options: argparse.Namespace) -> None:
@@ -263,7 +263,7 @@ def _item_vectors(options: argparse.Namespace) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from dist_teracon import io
+    from dist_teracon.atomic import write_json
     from dist_teracon.data.open import open_dataset
     from dist_teracon.inference.labels_file import labels_of_task, read_labels
     from dist_teracon.inference.probe import every_vector, probe
@@ -290,11 +290,11 @@ def _probe(options: argparse.Namespace) -> None:
     found = probe(model, source, labels, tasks=tasks, metric=options.metric, seed=options.seed, closed=closed, log=console.log)
     print("\n".join(found.lines()))
     if options.json is not None:
-        io.write_json(options.json, {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, **found.to_json()})
+        write_json(options.json, {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, **found.to_json()})
 
 
 def _cold_start(options: argparse.Namespace) -> None:
-    from dist_teracon import io
+    from dist_teracon.atomic import write_json
     from dist_teracon.inference.cold_start import cold_start
     from dist_teracon.inference.probe import every_vector
     from dist_teracon.inference.run_notes import COLD_START, note
@@ -306,13 +306,13 @@ def _cold_start(options: argparse.Namespace) -> None:
     value = {"run": model.run, "fingerprint": model.fingerprint, "stage": model.stage, "data": data, **found.to_json()}
     print("\n".join(found.lines()))
     if options.json is not None:
-        io.write_json(options.json, value)
+        write_json(options.json, value)
     for line in note(model.run, COLD_START, options.target, value):
         print(line)
 
 
 def _drift(options: argparse.Namespace) -> int:
-    from dist_teracon import io
+    from dist_teracon.atomic import write_json
     from dist_teracon.inference.drift import drift, vector_set
     from dist_teracon.inference.labels_file import read_labels
 
@@ -336,7 +336,7 @@ def _drift(options: argparse.Namespace) -> int:
     found = drift(old, new, users=options.users, labels=labels, metric=options.metric)
     print("\n".join(found.lines()))
     if options.json is not None:
-        io.write_json(options.json, found.to_json())
+        write_json(options.json, found.to_json())
     if most is not None and found.drop is not None and found.drop > most:
         print(f"the old probe's score falls by {found.drop:.2%}, more than {most:.2%}")
         return 1
@@ -344,7 +344,7 @@ def _drift(options: argparse.Namespace) -> int:
 
 
 def _stage_drift(options: argparse.Namespace) -> int:
-    from dist_teracon import io
+    from dist_teracon.atomic import write_json
     from dist_teracon.inference.drift import stage_drift, stage_lines
     from dist_teracon.inference.run_notes import DRIFT, note
 
@@ -354,7 +354,7 @@ def _stage_drift(options: argparse.Namespace) -> int:
         raise ConfigError(f"--stages: compares all stages of one run; leave {', '.join(given)} out")
     found = stage_drift(options.old, task=options.task, data=options.data, users=options.users, log=Console().log)
     if options.json is not None:
-        io.write_json(options.json, found)
+        write_json(options.json, found)
     print("\n".join([*stage_lines(found), *note(options.old, DRIFT, found["task"], found)]))
     return 0
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_write
 from dist_teracon.compare.plan import Cell
 from dist_teracon.compare.shared_stages import Donor, donors_of
 from dist_teracon.config_io import dump_config
@@ -157,7 +158,7 @@ def _job(cell: Cell, out: Path, donors: tuple[Donor, ...]) -> CellJob:
     name, out = f"{cell.variant}-seed-{cell.seed}", out.absolute()
     config, log = out / "configs" / f"{name}.yaml", out / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with io.atomic_write(config) as file:
+    with atomic_write(config) as file:
         file.write(dump_config(cell.config).encode())
     own = {name: value for name, value in os.environ.items() if name.startswith("DIST_TERACON_")}
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

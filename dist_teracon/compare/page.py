@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_teracon import io
+from dist_teracon.atomic import atomic_write
 from dist_teracon.compare.comparison import Comparison
 from dist_teracon.compare.differences import leads
 from dist_teracon.compare.experiment_figures import make_figures
@@ -60,7 +60,7 @@ def write_page(result: Result, out: Path) -> Path:
         TeraconError: matplotlib or jinja2 is not installed.
     """
     page = render(result, out.parent.name)
-    with io.atomic_write(out) as file:
+    with atomic_write(out) as file:
         file.write(page.encode("utf-8", "replace"))
     return out
 

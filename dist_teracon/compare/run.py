@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dist_teracon import io
+from dist_teracon.atomic import atomic_write
 from dist_teracon.compare.cells import CellsError, Runner, is_finished, on_this_machine, run_cells
 from dist_teracon.compare.checks import check_cells, check_folder
 from dist_teracon.compare.chosen import chosen_tables
@@ -122,7 +122,7 @@ def write_tables(plan: Plan, cells: Sequence[Cell], out: Path, *, problems: Mapp
         unfinished={cell.name: problems.get(cell.name, "not run to its end") for cell in cells if cell.name not in finished},
     )
     page = out / "tables.md"
-    with io.atomic_write(page) as file:
+    with atomic_write(page) as file:
         file.write(_markdown(result).encode())
     try:
         write_page(result, out / "report.html")

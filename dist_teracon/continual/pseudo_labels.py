@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
+from dist_teracon.atomic import write_json
 from dist_teracon.console import Log, no_log
 from dist_teracon.continual.replayed_users import PastPool
 from dist_teracon.continual.target_store import damage_of, other_teacher, read_shard, shard_file, write_shard
@@ -117,7 +118,7 @@ def _first_rows(found: Sequence[_Found], note: Path, teacher: str) -> list[int]:
     if any(not part.is_whole and part.kept < first for part, first in zip(found, firsts, strict=True)):
         firsts = [0] * len(found)  # what the pass would begin with was lost since
     if any(firsts):
-        io.write_json(note, {"teacher": teacher, "firsts": firsts, "ends": [len(part.pool) for part in found]})
+        write_json(note, {"teacher": teacher, "firsts": firsts, "ends": [len(part.pool) for part in found]})
     return firsts
 
 

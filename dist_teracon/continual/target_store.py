@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_write, write_json
 from dist_teracon.continual.replayed_users import PastPool
 from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import DataError, RunError
@@ -36,12 +37,12 @@ def write_shard(path: Path, rows: NDArray[np.int64], targets: NDArray[Any], teac
     values = pa.FixedSizeListArray.from_arrays(pa.array(targets.reshape(-1)), targets.shape[1])
     table = pa.table({"row": pa.array(rows.astype(np.int32)), "target": values})
     _checksum_file(path).unlink(missing_ok=True)  # a shard without one is made anew
-    with io.atomic_write(path) as file:
+    with atomic_write(path) as file:
         hashed = io.HashedFile(file)
         with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), table.schema) as writer:
             writer.write_table(table)
     checksum = hashed.sha256
-    io.write_json(_checksum_file(path), {"sha256": checksum, "teacher": teacher, "own_sha256": _own_checksum(checksum, teacher)})
+    write_json(_checksum_file(path), {"sha256": checksum, "teacher": teacher, "own_sha256": _own_checksum(checksum, teacher)})
 
 
 def _checksum_file(path: Path) -> Path:

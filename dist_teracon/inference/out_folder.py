@@ -11,7 +11,9 @@ from typing import Any
 from weakref import finalize
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_path, remove_temporary_files
 from dist_teracon.errors import DataError, RunError
+from dist_teracon.locks import try_lock
 
 BEGUN = ".begun.json"
 
@@ -64,10 +66,10 @@ class OutFolder:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         self._lock = finalize(self, os.close, descriptor)
-        if not io.try_lock(descriptor):
+        if not try_lock(descriptor):
             self._release()
             raise RunError(f"{self.uri}: another process is writing there; wait for it or name another folder")
-        io.remove_temporary_files(folder, of=(BEGUN,))
+        remove_temporary_files(folder, of=(BEGUN,))
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -89,7 +91,7 @@ class OutFolder:
             fill: Writes the file at a local path.
         """
         if io.is_local(self.uri):
-            with io.atomic_path(io.local_path(self.uri) / name) as path:
+            with atomic_path(io.local_path(self.uri) / name) as path:
                 fill(path)
                 return _entry(path)
         with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +137,7 @@ def write_file(uri: str, fill: Callable[[Path], None]) -> None:
     if io.exists(uri):
         raise DataError(f"{uri}: is there already; name a new file or remove it")
     if io.is_local(uri):
-        with io.atomic_path(io.local_path(uri)) as path:
+        with atomic_path(io.local_path(uri)) as path:
             fill(path)
         return
     folder, _, name = uri.rpartition("/")

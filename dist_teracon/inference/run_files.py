@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_path
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.errors import DataError, RunError
 from dist_teracon.train.run_folder import RunFolder
@@ -117,7 +118,7 @@ def _copy(uri: str, path: Path, name: str) -> None:
     """Copy a file of a store into the cache, where it appears whole."""
     source = io.join(uri, name)
     filesystem, remote = io.filesystem_of(source)
-    with io.atomic_path(path / name) as temporary:
+    with atomic_path(path / name) as temporary:
         try:
             io.with_retries(source, lambda: filesystem.get_file(remote, str(temporary)))
         except FileNotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_teracon import io
+from dist_teracon.atomic import write_json
 
 COLD_START = "cold_start.json"
 DRIFT = "drift.json"
@@ -19,5 +20,5 @@ def note(run: str, name: str, key: str, value: dict[str, Any]) -> list[str]:
         return [f"{run}: is on a store, so its report does not have this; --json FILE keeps it"]
     path = io.local_path(run).expanduser() / name
     before = io.read_json(str(path)) if path.is_file() else {}
-    io.write_json(path, {**(before if isinstance(before, dict) else {}), key: value})
+    write_json(path, {**(before if isinstance(before, dict) else {}), key: value})
     return [f"{path}: `dist-teracon report {run}` shows it"]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_teracon import io
+from dist_teracon.atomic import atomic_write, write_json
 from dist_teracon.errors import RunError
 from dist_teracon.report.run_data import RunData
 from dist_teracon.report.summary import backward_verdicts, final_error, forward_verdicts, headline
@@ -49,9 +49,9 @@ def write_tables(runs: Sequence[RunData], page: Path) -> list[Path]:
         if path.name in _OWN and any((path.parent / name).exists() for name in ("config.yaml", "vocab")):
             raise RunError(f"--out {page}: would replace {path}, a file of the run or data set itself; name another page, as report.html")
     for path, rows in zip(files, (tasks, stages), strict=False):
-        with io.atomic_write(path) as file:
+        with atomic_write(path) as file:
             file.write(_csv(rows, list(rows[0]) if rows else _STAGE_FIELDS).encode("utf-8", "replace"))
-    io.write_json(files[2], {"format_version": FORMAT_VERSION, "runs": described})
+    write_json(files[2], {"format_version": FORMAT_VERSION, "runs": described})
     return files
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dist_teracon import io
+from dist_teracon.atomic import atomic_write
 from dist_teracon.config.run import EvaluateConfig
 from dist_teracon.data.schema import FIRST_ITEM
 from dist_teracon.errors import RunError
@@ -61,7 +61,7 @@ def write_report(runs: Sequence[Path | str], out: Path) -> Path:
 def write_page(runs: Sequence[RunData], out: Path) -> Path:
     """Write the page of runs that are read; see `write_report`."""
     page = render(runs)
-    with io.atomic_write(Path(out)) as file:
+    with atomic_write(Path(out)) as file:
         file.write(page.encode("utf-8", "replace"))
     return Path(out)
 

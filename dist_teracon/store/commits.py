@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon import io
+from dist_teracon.atomic import write_json
 from dist_teracon.errors import RunError, TeraconError
 from dist_teracon.store.manifest import Manifest, Part, key_of, manifest_numbers
 from dist_teracon.store.objects import Objects
@@ -96,7 +97,7 @@ class Commits:
     def write_mark(self, pending: str = "") -> None:
         """Note in the folder on which manifest it rests, and which one may have been written by now."""
         mark = {"run_id": self.base.run_id, "number": self.base.number, "checksum": self.base.checksum, "pending": pending}
-        io.write_json(self._folder / MARK, mark)
+        write_json(self._folder / MARK, mark)
 
     # -- parts
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from dist_teracon import io
 from dist_teracon.errors import TeraconError
+from dist_teracon.locks import exclusive_lock
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def hold_folder(folder: Path, refusal: Callable[[str], TeraconError]) -> Iterato
             holder = None
         return refusal(f" ({holder})" if holder else "")
 
-    with io.exclusive_lock(folder / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))) as is_there:
+    with exclusive_lock(folder / ".lock", busy, note=json.dumps(asdict(Holder.this_process()))) as is_there:
         yield is_there
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_write
 from dist_teracon.console import Log
 from dist_teracon.store.manifest import Manifest, Part
 from dist_teracon.store.objects import Objects
@@ -114,7 +115,7 @@ def _bring(objects: Objects, part: Part, paths: list[str], folder: Path, done: R
         temporary.unlink(missing_ok=True)
         return "the part is missing"
     for other in others:
-        with io.atomic_write(other) as target, temporary.open("rb") as source:
+        with atomic_write(other) as target, temporary.open("rb") as source:
             shutil.copyfileobj(source, target)
         done.uploaded[stamp_of(other)] = part
     temporary.replace(first)

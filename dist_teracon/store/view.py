@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from dist_teracon import io
+from dist_teracon.atomic import atomic_folder
 from dist_teracon.errors import DataError, RunError
 from dist_teracon.store.manifest import Manifest, Part, newest_manifests
 from dist_teracon.store.objects import Objects
@@ -61,7 +61,7 @@ def _view_of(objects: Objects, manifest: Manifest, folder: Path, wanted: Callabl
     if target.is_dir():
         return target
     try:
-        with io.atomic_folder(target) as view:
+        with atomic_folder(target) as view:
             for path, part in files.items():
                 _fetch(objects, part, inside(view, path))
             for path, segments in logs.items():

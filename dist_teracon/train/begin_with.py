@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_path, atomic_write
 from dist_teracon.config.model import GivenItemVectors
 from dist_teracon.config.run import RunConfig
 from dist_teracon.continual.method import Method
@@ -158,7 +159,7 @@ def _copy(other: RunFolder, own: RunFolder, tasks: Sequence[str], run: Run) -> N
         target.path.mkdir(parents=True, exist_ok=True)
         for file in _FILES:
             if (source.path / file).exists():
-                with io.atomic_path(target.path / file) as temporary:
+                with atomic_path(target.path / file) as temporary:
                     shutil.copyfile(source.path / file, temporary)
         target.adopt({**state, "events_bytes": end}, renamed=renamed)
 
@@ -192,7 +193,7 @@ def _copy_events(source: Path, target: Path, ends: Sequence[int], run: Run) -> l
         while place < len(ends) and read >= ends[place]:
             found.append(len(content))
             place += 1
-    with io.atomic_write(target) as file:
+    with atomic_write(target) as file:
         file.write(bytes(content))
     return [*found, *[len(content)] * (len(ends) - len(found))]
 

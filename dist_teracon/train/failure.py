@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from dist_teracon import io
+from dist_teracon.atomic import atomic_write
 from dist_teracon.data.batches import Examples, PackedBatch, Retention
 from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import DataError, RunError
@@ -70,7 +70,7 @@ def save_failure(run: Path, failure: Failure, batch: PackedBatch) -> str:
         {"failure": json.dumps(asdict(failure)), "batch": json.dumps(about)},
     )
     (run / FOLDER).mkdir(exist_ok=True)
-    with io.atomic_write(run / failure.file) as file:
+    with atomic_write(run / failure.file) as file:
         file.write(content)
     return failure.file
 

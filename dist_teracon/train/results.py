@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_teracon import io
+from dist_teracon.atomic import write_json
 from dist_teracon.config.run import RunConfig
 from dist_teracon.continual.registry import method_class
 from dist_teracon.data.schema import Task
@@ -48,7 +48,7 @@ def write_results(folder: Path, config: RunConfig, tasks: Sequence[Task]) -> Non
         "test_examples": states[-1]["test_examples"],
         "unseen_targets": states[-1]["unseen_targets"],
     }
-    io.write_json(folder / "results.json", results)
+    write_json(folder / "results.json", results)
 
 
 def by_metric(config: RunConfig, scores: Sequence[Score]) -> dict[str, list[float | None]]:

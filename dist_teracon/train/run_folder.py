@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_write, remove_temporary_files, remove_temporary_folders, write_json
 from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import dump_config, read_yaml, validate
 from dist_teracon.console import Log, no_log
@@ -238,7 +239,7 @@ class RunFolder:
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved configuration; with it the folder is a run. A comment at its end has its checksum, for `verify`."""
         content = dump_config(config).encode()
-        with io.atomic_write(self.path / "config.yaml") as file:
+        with atomic_write(self.path / "config.yaml") as file:
             file.write(content + f"{_CHECKSUM}{hashlib.sha256(content).hexdigest()}\n".encode())
 
     def config_is_whole(self) -> bool:
@@ -262,7 +263,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, atomically."""
-        io.write_json(self.path / name, value)
+        write_json(self.path / name, value)
 
     def create_or_verify(self, config: RunConfig, info: DatasetInfo, tasks: Sequence[str]) -> tuple[str, list[str]]:
         """Make the folder a run of this configuration and data set, or check that it is one and take over what may change.
@@ -306,12 +307,12 @@ class RunFolder:
         for name in ("items", *(task.name for task in tasks if not task.predicts_next)):
             path = vocabulary_file(name)
             if self.vocabulary(name) is None:
-                with io.atomic_write(self.path / path) as file:
+                with atomic_write(self.path / path) as file:
                     file.write(dataset.content(path))
         others = [*([TYPES_FILE] if dataset.info.history.types else []), *map(input_file, dataset.info.inputs.names)]
         for path in others:
             if self._listed(path) is None:
-                with io.atomic_write(self.path / path) as file:
+                with atomic_write(self.path / path) as file:
                     file.write(dataset.content(path))
 
     def vocabulary(self, name: str) -> bytes | None:
@@ -389,8 +390,8 @@ class RunFolder:
 
     def _remove_temporary_files(self) -> None:
         """Remove what a killed process has left of files that are written under the lock alone; a report may be under way without it."""
-        io.remove_temporary_files(self.path, of=_UNDER_LOCK)
+        remove_temporary_files(self.path, of=_UNDER_LOCK)
         for folder in (self.path / "stages").glob("**/"):
-            io.remove_temporary_files(folder)
+            remove_temporary_files(folder)
         for progress in (self.path / "stages").glob("*/progress"):
-            io.remove_temporary_folders(progress)
+            remove_temporary_folders(progress)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_folder, atomic_path, atomic_write, write_json
 from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import DataError, RunError, TeraconError
 from dist_teracon.evaluate.scorer import UserScores
@@ -42,7 +43,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     Raises:
         RunError: they cannot be written, as where the disk is full.
     """
-    with io.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         try:
@@ -156,7 +157,7 @@ class StageFolder:
 
     def write_timing(self, timing: dict[str, Any]) -> None:
         """Write what the stage took."""
-        io.write_json(self.path / "timing.json", timing)
+        write_json(self.path / "timing.json", timing)
 
     def timing(self) -> dict[str, Any]:
         """Return what the stage took; empty where it is not known, as no result depends on it."""
@@ -188,7 +189,7 @@ class StageFolder:
             },
             schema=pa.schema([*_USER_SCORES, *(pa.field(name, pa.float64()) for name in others)]),
         ).sort_by([(name, "ascending") for name in ("split", "task", "user_hash", "score", "examples")])
-        with io.atomic_write(self.path / "scores.parquet") as file:
+        with atomic_write(self.path / "scores.parquet") as file:
             pq.write_table(table, file)
 
     def drop_checkpoints(self) -> None:
@@ -242,7 +243,7 @@ class StageFolder:
         # that of the phase before has other ones
         before = older[-1] if older and checkpoint.step and older[-1].name.startswith(f"phase-{checkpoint.phase}-") else None
         known = self._files_of(before)
-        with io.atomic_folder(self._progress / name) as folder:
+        with atomic_folder(self._progress / name) as folder:
             files = {"engine.safetensors": save_tensors(folder / "engine.safetensors", checkpoint.engine)}
             for part, tensors in (("best.safetensors", checkpoint.best), ("average.safetensors", checkpoint.average)):
                 if not tensors:
@@ -335,7 +336,7 @@ def _linked(source: Path, target: Path) -> bool:
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state with a checksum of its own."""
-    io.write_json(path, {**state, "checksum": _checksum(state)})
+    write_json(path, {**state, "checksum": _checksum(state)})
 
 
 def _read_state(path: Path) -> dict[str, Any]:

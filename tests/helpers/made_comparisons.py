@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_teracon import io
+from dist_teracon.atomic import write_json
 from dist_teracon.compare.plan import Cell
 from dist_teracon.config_io import dump_config
 from dist_teracon.evaluate.scorer import UserScores
@@ -40,7 +40,7 @@ def make_cell(cell: Cell, folder: Path) -> None:
     by_metric = {
         name: [[score if metrics[i] == name else None for i, score in enumerate(row)] for row in scores] for name in dict.fromkeys(metrics)
     }
-    io.write_json(folder / "results.json", {"tasks": tasks, "metrics": metrics, "scores": scores, "scores_by_metric": by_metric})
+    write_json(folder / "results.json", {"tasks": tasks, "metrics": metrics, "scores": scores, "scores_by_metric": by_metric})
     noise = {task: np.random.default_rng(stable_hash(f"{cell.seed} {task}")).normal(size=len(USERS)) for task in tasks}
     for stage, name in enumerate(tasks):
         own = StageFolder(folder, stage, name)
@@ -50,7 +50,7 @@ def make_cell(cell: Cell, folder: Path) -> None:
             for task, score in zip(tasks, scores[stage], strict=False)
         ])  # fmt: skip
         last = {metric: rows[stage] for metric, rows in by_metric.items()}
-        io.write_json(own.path / "state.json", {"scores_by_metric": last, "validation_scores_by_metric": last})
+        write_json(own.path / "state.json", {"scores_by_metric": last, "validation_scores_by_metric": last})
     (folder / "config.yaml").write_text(dump_config(cell.config))
     (folder / "dataset.json").write_text(json.dumps(_dataset(tasks)))
     pace = 1 + stable_hash(cell.variant) % 50 / 25
@@ -58,7 +58,7 @@ def make_cell(cell: Cell, folder: Path) -> None:
         {"stage": k, "task": task, "seconds": 9.0, "training_seconds": pace * k * EPOCHS, "epochs": EPOCHS}
         for k, task in enumerate(tasks, 1)
     ]
-    io.write_json(folder / "timing.json", {"stages": stages})
+    write_json(folder / "timing.json", {"stages": stages})
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in _events(tasks, metrics, scores, pace)))
 
 

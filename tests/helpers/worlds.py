@@ -113,7 +113,7 @@ def _arm(moment: str) -> None:
     if kind in ("step", "SIGTERM", "SIGINT", "unsent"):
         phase_module.train_step = _first(before_step, phase_module.train_step)
     elif kind.startswith("half-"):
-        stage_folder.io.write_json = _first(before_json, stage_folder.io.write_json)
+        stage_folder.write_json = _first(before_json, stage_folder.write_json)
     elif kind == "checkpoint":
         stage_folder.StageFolder.save_checkpoint = _then(stage_folder.StageFolder.save_checkpoint, after_checkpoint)
     elif kind == "finished":

@@ -219,9 +219,10 @@ def test_sigterm_ends_a_command_as_an_error_does_and_removes_its_temporary_files
 import os, signal, sys
 from pathlib import Path
 from dist_teracon import cli, io
+from dist_teracon.atomic import atomic_path
 
 def interrupted(options):
-    with io.atomic_path(Path({str(tmp_path / "out.csv")!r})) as path:
+    with atomic_path(Path({str(tmp_path / "out.csv")!r})) as path:
         path.write_text("half")
         os.kill(os.getpid(), signal.SIGTERM)
         print("not reached")

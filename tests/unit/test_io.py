@@ -15,6 +15,7 @@ import pytest
 
 from dist_teracon import console as console_module
 from dist_teracon import io
+from dist_teracon.atomic import atomic_folder, atomic_write, write_json
 from dist_teracon.data import open as opening
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
@@ -22,22 +23,23 @@ from dist_teracon.data.prepare import pipeline
 from dist_teracon.data.schema import Split, SplitRule
 from dist_teracon.data.synthetic import six_tasks
 from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.locks import exclusive_lock
 
 # -- writing
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "value.json"
-    io.write_json(path, {"a": [1, 2.5, None, "ü"]})
+    write_json(path, {"a": [1, 2.5, None, "ü"]})
     assert io.read_json(str(path)) == {"a": [1, 2.5, None, "ü"]}
     before = path.read_bytes()
-    with pytest.raises(RuntimeError), io.atomic_write(path) as file:
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["value.json"]
     with pytest.raises(ValueError, match="JSON compliant"):
-        io.write_json(path, {"a": float("nan")})
+        write_json(path, {"a": float("nan")})
     assert path.read_bytes() == before
 
 
@@ -45,8 +47,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_who_may_read_a_file_or_folder_follows_the_umask(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        io.write_json(tmp_path / "results.json", {})
-        with io.atomic_folder(tmp_path / "set"):
+        write_json(tmp_path / "results.json", {})
+        with atomic_folder(tmp_path / "set"):
             pass
     finally:
         os.umask(before)
@@ -55,20 +57,20 @@ def test_who_may_read_a_file_or_folder_follows_the_umask(tmp_path, umask, mode):
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), io.atomic_folder(tmp_path / "set") as folder:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "set") as folder:
         (folder / "a").write_text("x")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with io.atomic_folder(tmp_path / "set") as folder:
+    with atomic_folder(tmp_path / "set") as folder:
         (folder / "a").write_text("x")
         assert not (tmp_path / "set").exists()
     assert (tmp_path / "set" / "a").read_text() == "x"
-    with pytest.raises(DataError, match="is there already"), io.atomic_folder(tmp_path / "set"):
+    with pytest.raises(DataError, match="is there already"), atomic_folder(tmp_path / "set"):
         pass
 
 
 def test_a_full_disk_is_named_by_the_file_that_was_written(tmp_path):
-    with pytest.raises(OSError, match="No space") as told, io.atomic_write(tmp_path / "results.json"):
+    with pytest.raises(OSError, match="No space") as told, atomic_write(tmp_path / "results.json"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert io.message_of(told.value) == f"{tmp_path}/results.json: the disk is full"
     assert list(tmp_path.iterdir()) == []
@@ -89,7 +91,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     monkeypatch.setattr(fcntl, "flock", refused)
     with (
         pytest.raises(DataError, match=said.format(tmp_path)),
-        io.exclusive_lock(tmp_path / "lock", lambda note: DataError(f"in use by {note}")),
+        exclusive_lock(tmp_path / "lock", lambda note: DataError(f"in use by {note}")),
     ):
         pass
 
@@ -227,7 +229,7 @@ def test_a_long_loop_tells_of_itself_in_plain_lines(capsys, monkeypatch):
 def test_a_local_name_may_have_two_colons(tmp_path):
     """They chain file systems in URIs of stores alone."""
     folder = tmp_path / "a::b"
-    with io.atomic_folder(folder) as new:
+    with atomic_folder(folder) as new:
         (new / "x.json").write_text("1")
     assert io.exists(str(folder)) and io.is_folder(str(folder)) and io.list_folder(str(folder)) == ["x.json"]
     assert io.read_json(str(folder / "x.json")) == 1

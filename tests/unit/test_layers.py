@@ -20,7 +20,8 @@ ROWS = (
     {"continual", "engine", "evaluate"},
     {"models"},
     {"kernels", "data"},
-    {"arguments", "config", "config_io", "console", "errors", "extensions", "hashing", "io", "memory", "runtime", "store", "text"},
+    {"arguments", "atomic", "config", "config_io", "console", "errors", "extensions", "hashing", "io", "locks", "memory"}
+    | {"runtime", "store", "text"},
 )
 # The entry point of `python -m dist_teracon.kernels.compile_table`, which looks up what it compiles.
 ENTRY_POINTS = {("dist_teracon.kernels.compile_table", "dist_teracon.kernels.masked_dilated_conv_stack.backends.triton.variants")}

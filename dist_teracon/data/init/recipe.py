@@ -13,6 +13,7 @@ from types import MappingProxyType
 import yaml
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_write
 from dist_teracon.data.init.columns import Content, Guess, content_of, guess_roles, named_role
 from dist_teracon.data.init.logs import Log, logs_of, put_together
 from dist_teracon.data.init.recipe_text import recipe_lines, scalar
@@ -70,7 +71,7 @@ def init_recipe(folder: str, out: str) -> list[str]:
     parse_recipe(yaml.safe_load(text), where=out)  # what is written can be read
     path = io.local_path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with io.atomic_write(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
     return [
         *folded(f"{folder}: format {draft.format}"),

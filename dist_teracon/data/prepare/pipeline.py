@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_folder, copy_folder
 from dist_teracon.console import Log, NoProgress, Progress, no_log
 from dist_teracon.data.input_features import NO_FEATURES, InputFeatures
 from dist_teracon.data.prepare.logs import meeting_logs
@@ -383,11 +384,11 @@ def write_dataset(tables: Tables, out: str, split_rule: SplitRule, *, shards: in
     _check(tables)
     source = TablesSource(tables)
     if io.is_local(out):
-        with io.atomic_folder(io.output_folder(out), last="dataset.json") as folder:
+        with atomic_folder(io.output_folder(out), last="dataset.json") as folder:
             return write_dataset_files(folder, source, effective(split_rule), shards)
     with tempfile.TemporaryDirectory() as name:
         info = write_dataset_files(Path(name), source, effective(split_rule), shards)
-        io.copy_folder(Path(name), out, last="dataset.json")
+        copy_folder(Path(name), out, last="dataset.json")
     return info
 
 

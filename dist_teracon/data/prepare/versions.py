@@ -31,6 +31,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_folder, copy_folder, write_json
 from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
@@ -82,11 +83,11 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
             raise DataError(f"{out}: holds a data set made from something else; name a new folder or remove it")
         return there
     if io.is_local(out):
-        with io.atomic_folder(io.output_folder(out), last="dataset.json") as folder:
+        with atomic_folder(io.output_folder(out), last="dataset.json") as folder:
             return _Append(old, new, tasks, folder, refresh=refresh).write(made, recipe)
     with tempfile.TemporaryDirectory() as name:
         info = _Append(old, new, tasks, Path(name), refresh=refresh).write(made, recipe)
-        io.copy_folder(Path(name), out, last="dataset.json")
+        copy_folder(Path(name), out, last="dataset.json")
     return info
 
 
@@ -195,7 +196,7 @@ class _Append:
             history=replace(old.history, types=len(self.types)),
             inputs=inputs,
         )
-        io.write_json(self.folder / "dataset.json", info.to_json())
+        write_json(self.folder / "dataset.json", info.to_json())
         return info
 
     def _item_indices(self) -> NDArray[np.int32]:

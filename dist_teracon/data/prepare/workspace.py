@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from dist_teracon import io
+from dist_teracon.atomic import copy_folder, place_folder
 from dist_teracon.console import Log
 from dist_teracon.errors import DataError
+from dist_teracon.locks import exclusive_lock
 
 _KEY = "key"
 
@@ -45,9 +47,9 @@ class Workspace:
     def publish(self) -> None:
         """Move the result to its place: by one rename on a local disk, file by file and `dataset.json` last to a store."""
         if not io.is_local(self.out):
-            io.copy_folder(self.dataset, self.out, last="dataset.json")
+            copy_folder(self.dataset, self.out, last="dataset.json")
             return
-        io.place_folder(self.dataset, io.output_folder(self.out), last="dataset.json")
+        place_folder(self.dataset, io.output_folder(self.out), last="dataset.json")
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def workspace(out: str, key: str, log: Log, *, shown: str | None = None) -> Iter
     root.mkdir(parents=True, exist_ok=True)
     name = shown or out
     busy = DataError(f"{name}: another process prepares it at this moment; wait for it")
-    with io.exclusive_lock(root / "lock", lambda _: busy):
+    with exclusive_lock(root / "lock", lambda _: busy):
         work = Workspace(root, out, name)
         resumed = (root / _KEY).exists() and (root / _KEY).read_text() == key and (work.spill / "state.json").exists()
         shutil.rmtree(work.dataset, ignore_errors=True)
@@ -112,7 +114,7 @@ def folder_beside(out: str, kind: Literal["appending", "drawing"]) -> Iterator[P
     root = target.with_name(f".{target.name}.{kind}")
     root.mkdir(parents=True, exist_ok=True)
     busy = DataError(f"{out}: another process prepares it at this moment; wait for it")
-    with io.exclusive_lock(root / "lock", lambda _: busy):
+    with exclusive_lock(root / "lock", lambda _: busy):
         for entry in root.iterdir():
             if not entry.name.startswith(".") and entry.is_dir():
                 shutil.rmtree(entry)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_teracon import io
+from dist_teracon.atomic import copy_folder, write_json
 from dist_teracon.data import ragged
 from dist_teracon.data.input_features import NO_FEATURES, NO_INPUTS, InputTables
 from dist_teracon.data.prepare.first_task import last_three, left_out, next_labels
@@ -174,7 +174,7 @@ def write_on_workers(
         with tempfile.TemporaryDirectory() as name:
             for part in write_group(Path(name), source, splitter, group, count):
                 written.add(part)
-            io.copy_folder(Path(name), target)
+            copy_folder(Path(name), target)
         return written
 
     written = ShardStats.zero(source)
@@ -279,7 +279,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         inputs=inputs.features,
         test_periods=getattr(source, "test_periods", ()),
     )
-    io.write_json(folder / "dataset.json", info.to_json())
+    write_json(folder / "dataset.json", info.to_json())
     return info
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from dist_teracon import io
+from dist_teracon.atomic import copy_folder
 from dist_teracon.data.raw.bad_rows import BadRows
 from dist_teracon.data.raw.context import ReadContext, Workers
 from dist_teracon.data.streaming.source import SEQUENCES, TaskFiles, check_rows, labels_kind, spill_file
@@ -123,7 +124,7 @@ def _read_piece(piece: _Piece, partitioning: Partitioning, *, limit: float, root
                 spilled.close()
         context.bad.close()
         rejected = folder / _REJECTED
-        io.copy_folder(context.spill, piece.folder)
+        copy_folder(context.spill, piece.folder)
         files = tuple(sorted(path.name for path in context.spill.iterdir()))
         text = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
         return _Read(kept, fields, files, context.sha256[piece.uri], context.bad.counts, text)

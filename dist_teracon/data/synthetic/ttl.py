@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_folder
 from dist_teracon.console import Log, NoProgress, Progress, no_log
 from dist_teracon.data.schema import DatasetInfo
 from dist_teracon.data.sources.sequence_csv import TTL_FILES
@@ -193,7 +194,7 @@ def write_raw(users: int, out: Path) -> Iterator[int]:
     """
     digits_of_item = _Digits(ITEMS + 1)
     done = 0
-    with io.atomic_folder(out) as folder, ExitStack() as stack:
+    with atomic_folder(out) as folder, ExitStack() as stack:
         files: dict[str, Any] = {task: stack.enter_context((folder / name).open("wb")) for name, task in TTL_FILES.items()}
         for block in blocks(users):
             history_BL = digits_of_item.with_comma(block.items_BL)

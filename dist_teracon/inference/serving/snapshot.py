@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_path, atomic_write
 from dist_teracon.errors import ConfigError, DataError
 from dist_teracon.inference.model import PretrainedModel
 from dist_teracon.inference.serving.users import User, Users
@@ -52,10 +53,10 @@ def save(folder: Path, fingerprint: str, users: list[tuple[str, User]]) -> None:
     save_file(tensors, temporary)
     sha256 = io.sha256(str(temporary))
     file = folder / f"states-{sha256[:16]}.safetensors"
-    with io.atomic_path(file) as whole:
+    with atomic_path(file) as whole:
         temporary.replace(whole)
     index = {"format_version": _VERSION, "fingerprint": fingerprint, "states": {"file": file.name, "sha256": sha256}, "users": entries}
-    with io.atomic_write(folder / _INDEX) as written:
+    with atomic_write(folder / _INDEX) as written:
         written.write(json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
     for old in folder.glob("states-*.safetensors"):
         if old != file:

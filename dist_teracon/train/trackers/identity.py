@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dist_teracon import io
+from dist_teracon.atomic import write_json
 
 _FILE = "trackers.json"
 
@@ -16,5 +17,5 @@ def known_as(folder: Path, service: str, make: Callable[[], str]) -> str:
     names: dict[str, str] = io.read_json(str(path)) if path.exists() else {}
     if service not in names:
         names[service] = make()
-        io.write_json(path, names)
+        write_json(path, names)
     return names[service]

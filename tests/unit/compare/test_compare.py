@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dist_teracon import io
+from dist_teracon.atomic import write_json
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.statistics import Bootstrap, RunScores, backward_transfer, estimate, p_value, pooled, read_run_scores
@@ -27,7 +27,7 @@ def write_run(folder, scores):
     """A run of two tasks; `scores[stage, task]` are the users' scores, one example each."""
     tasks = ("next", "age")
     folder.mkdir(parents=True)
-    io.write_json(folder / "results.json", RESULTS)
+    write_json(folder / "results.json", RESULTS)
     for stage, name in enumerate(tasks):
         parts = [("test", tasks[task], UserScores(USERS, scores[stage, task], np.ones(len(USERS), np.int64))) for task in range(stage + 1)]
         StageFolder(folder, stage, name).save_user_scores(parts)
@@ -77,8 +77,8 @@ def test_of_one_task_nothing_is_said_of_transfer(tmp_path):
     for cell in cells:
         folder = cell.folder(tmp_path)
         folder.mkdir(parents=True)
-        io.write_json(folder / "results.json", {"tasks": ["next"], "metrics": ["mrr@5"], "scores_by_metric": {"mrr@5": [[0.5]]}})
-        io.write_json(folder / "stages/01-next/state.json", {"scores_by_metric": {"mrr@5": [0.5]}})
+        write_json(folder / "results.json", {"tasks": ["next"], "metrics": ["mrr@5"], "scores_by_metric": {"mrr@5": [[0.5]]}})
+        write_json(folder / "stages/01-next/state.json", {"scores_by_metric": {"mrr@5": [0.5]}})
         scores = UserScores(USERS, np.random.default_rng(cell.seed).random(40) + (cell.variant == "b"), np.ones(len(USERS), np.int64))
         StageFolder(folder, 0, "next").save_user_scores([("test", "next", scores)])
     comparison = gather(plan, cells, tmp_path, finished=lambda _: True, split="test")
@@ -191,7 +191,7 @@ def write_further(folder, seed=0):
     generator = np.random.default_rng(seed)
     tasks, counts = ("next", "likes", "age"), generator.integers(1, 4, 40)
     columns = {name: generator.random(40) for name in ("mrr@5", "hr@10", "recall@10")}
-    io.write_json(
+    write_json(
         folder / "results.json",
         {
             "tasks": list(tasks),
@@ -208,7 +208,7 @@ def write_further(folder, seed=0):
         parts = [("test", task, age if task == "age" else items) for task in tasks[: stage + 1]]
         StageFolder(folder, stage, name).save_user_scores(parts)
     last = {name: [0.5 + seed, 0.25, None] for name in columns} | {"auroc": [None, None, 0.7 + seed / 10]}
-    io.write_json(folder / "stages/03-age/state.json", {"scores_by_metric": last})
+    write_json(folder / "stages/03-age/state.json", {"scores_by_metric": last})
     return columns, counts
 
 
@@ -237,7 +237,7 @@ def test_metrics_that_the_tables_are_not_by_stand_below_without_intervals(tmp_pa
     assert "nan" not in tables
     # a run without the metric is no reason for a mean over the others
     last = cells[-1].folder(tmp_path) / "stages/03-age/state.json"
-    io.write_json(last, {"scores_by_metric": {"mrr@5": [1.5, 0.25, None], "auroc": [None] * 3}})
+    write_json(last, {"scores_by_metric": {"mrr@5": [1.5, 0.25, None], "auroc": [None] * 3}})
     comparison = gather(plan, cells, tmp_path, finished=lambda _: True, split="test")
     assert comparison is not None
     assert "final scores, auroc, mean ± standard deviation over seeds:\n\n| variant | age |\n|---|---|\n" in markdown(comparison)

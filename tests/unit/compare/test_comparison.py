@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from dist_teracon import io
+from dist_teracon.atomic import write_json
 from dist_teracon.compare import run
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.costs import read_costs
@@ -31,14 +31,14 @@ def write_run(folder, tasks, scores, *, metric):
     """A run whose every user scores `scores[stage task][task]`; a task that is not named there scores 1."""
     metrics = [metric] * len(tasks)
     rows = [[scores.get(learned, {}).get(task, 1.0) for task in tasks[: stage + 1]] for stage, learned in enumerate(tasks)]
-    io.write_json(folder / "results.json", {"tasks": tasks, "metrics": metrics, "scores": rows, "scores_by_metric": {metric: rows}})
+    write_json(folder / "results.json", {"tasks": tasks, "metrics": metrics, "scores": rows, "scores_by_metric": {metric: rows}})
     for stage, name in enumerate(tasks):
         own = StageFolder(folder, stage, name)
         parts = [("test", task, np.full(30, score)) for task, score in zip(tasks, rows[stage], strict=False)]
         parts += [("validation", task, np.full(30, score)) for _, task, (score, *_) in parts]
         own.save_user_scores([(split, task, UserScores(USERS, values, np.ones(30, np.int64))) for split, task, values in parts])
         by_metric = {metric: rows[stage]}
-        io.write_json(own.path / "state.json", {"scores_by_metric": by_metric, "validation_scores_by_metric": by_metric})
+        write_json(own.path / "state.json", {"scores_by_metric": by_metric, "validation_scores_by_metric": by_metric})
     return folder
 
 
@@ -205,7 +205,7 @@ def test_p_is_small_where_draws_lie_on_one_side_and_agrees_with_the_interval():
 
 
 def test_costs_are_what_each_stage_adds(tmp_path):
-    io.write_json(tmp_path / "results.json", {"tasks": ["next", "수입"]})
+    write_json(tmp_path / "results.json", {"tasks": ["next", "수입"]})
     weights = {"table": torch.zeros(10, 4)}
     for number, task in enumerate(("next", "수입")):
         if number:

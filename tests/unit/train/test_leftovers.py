@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dist_teracon import io
+from dist_teracon.atomic import atomic_folder
 from dist_teracon.train.run_folder import RunFolder
 
 
@@ -30,7 +30,7 @@ def test_own_temporary_files_go_and_others_stay(tmp_path: Path) -> None:
     ]
     for path in (*left, *kept):
         path.touch()
-    with io.atomic_folder(stage / "progress" / "phase-0-epoch-00002") as live, run.lock():
+    with atomic_folder(stage / "progress" / "phase-0-epoch-00002") as live, run.lock():
         assert live.exists()  # another process's, which holds it
     assert [path for path in left if path.exists()] == []
     assert [path for path in kept if not path.exists()] == []

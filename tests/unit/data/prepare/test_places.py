@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dist_teracon import io
+from dist_teracon.atomic import atomic_folder, remove_temporary_files, remove_temporary_folders
 from dist_teracon.cli import main
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.train.verify import verify
@@ -180,12 +181,12 @@ def test_what_a_killed_process_left_beside_a_result_is_removed_and_nothing_else(
     for folder in (left, mine):
         folder.mkdir()
         (folder / "x").touch()
-    with io.atomic_folder(tmp_path / "set") as folder:
+    with atomic_folder(tmp_path / "set") as folder:
         (folder / "y").touch()
         live = folder
-        with io.atomic_folder(tmp_path / "other" / "set"):
+        with atomic_folder(tmp_path / "other" / "set"):
             pass
-        io.remove_temporary_folders(tmp_path)
+        remove_temporary_folders(tmp_path)
         assert live.exists()  # held by this process
     assert sorted(path.name for path in tmp_path.iterdir()) == [".set.original", "other", "set"]
     shutil.rmtree(mine)
@@ -195,5 +196,5 @@ def test_temporary_files_of_named_files_are_removed_and_others_stay(tmp_path):
     for name in ("results.json", "report.html"):
         (tmp_path / f".{name}.{'a1' * 16}").touch()
     (tmp_path / ".results.json.backup").touch()
-    io.remove_temporary_files(tmp_path, of=("results.json",))
+    remove_temporary_files(tmp_path, of=("results.json",))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".report.html.{'a1' * 16}", ".results.json.backup"]
