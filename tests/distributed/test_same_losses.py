@@ -40,7 +40,7 @@ TOGETHER_SLOW = {
 
 
 def _config(kind: str, folder: Path, *, zero: int, accumulation: int) -> dict[str, Any]:
-    method: dict[str, Any] = {"name": "teracon", "mask_regulariser": 0.5, "retention": {"refresh_every": 3}}
+    method: dict[str, Any] = {"name": "teracon", "mask_regulariser": 0.5, "retention": {"refresh_every": 3, "minimum": 64}}
     if kind == "small-pool":
         method["retention"]["pool"] = 0.011
     stage = {"learning_rate": 1e-3, "batch": 8, "epochs": 20, "patience": 0}
