@@ -60,7 +60,7 @@ def _candidates(options: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
     floors = {f"at least {minimum} rows a task": {"minimum": minimum} for minimum in options.minimum}
     budgets: dict[str, dict[str, Any]] = {}
     for budget in options.budget:
-        budgets[f"budget {budget:g}"] = {"budget": budget, "tasks_per_step": None}
+        budgets[f"budget {budget:g}"] = {"budget": budget}
         for tasks in options.tasks_per_step:
             budgets[f"budget {budget:g}, {tasks} task{'s' if tasks > 1 else ''} a step"] = {"budget": budget, "tasks_per_step": tasks}
     return {"none": {"alpha": 0.0}, **floors, **budgets}

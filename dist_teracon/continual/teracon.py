@@ -169,7 +169,7 @@ class Teracon(Method):
         return {name for name in super().decay_parameters() if len(self.learned) == 1 or self.role(name).part == "head"}
 
     def begin_epoch(self, epoch: int) -> None:
-        covered = covered_rate(self.pool_rate, batch=self.batch, minimum=self.retention.floor)
+        covered = covered_rate(self.pool_rate, batch=self.batch, minimum=self._floor())
         if self.stage is not None and self.pools_grow and (rate := self._largest_rate()) > covered:
             before = sum(stream.size for stream in self.streams.values())
             self._open_streams(rate)
@@ -196,12 +196,12 @@ class Teracon(Method):
         """By ρ's bounds: masks are positive, so that their cosine is at least 0."""
         if self.retention.alpha == 0 or not past:
             return 0, 0
-        if self.retention.share is not None:
+        if self.retention.budget is not None:
             return self._budget_rows(batch), self._budget_rows(batch)
         rates = [0.5 - 0.5 * math.tanh(self.retention.constant * cosine / 2) for cosine in (0.0, 1.0)]  # 1 - σ(c·cos)
         low, high = (1.0, 1.0) if self.retention.sampling == "all" else (min(rates), max(rates))
-        floor = self.retention.floor
-        return past * sample_size(low, batch, minimum=floor), past * sample_size(high, batch, minimum=floor)
+        minimum = self.retention.minimum
+        return past * sample_size(low, batch, minimum=minimum), past * sample_size(high, batch, minimum=minimum)
 
     def replayed_outputs(self, past: str) -> int:
         """By the Gram matrix's columns, where the loss goes through one."""
@@ -210,15 +210,18 @@ class Teracon(Method):
     def _sample_sizes(self, batch: PackedBatch) -> list[int]:
         """Return the replayed rows of each past task in the global batch."""
         rates = apply_strategy(self.rates, self.retention.sampling)
-        if self.retention.share is None:
-            return [sample_size(rate, self.batch, minimum=self.retention.floor) for rate in rates]
+        if self.retention.budget is None:
+            return [sample_size(rate, self.batch, minimum=self.retention.minimum) for rate in rates]
         rows, offset = self._budget_rows(self.batch), rotation(self.context.seed, batch.epoch, batch.step)
-        return divide_budget(rates, rows, offset=offset, parts=self.retention.tasks_in(rows))
+        return divide_budget(rates, rows, offset=offset, parts=self._budget_parts(rows))
 
     def _budget_rows(self, batch: int) -> int:
-        assert self.retention.share is not None
-        rows = sample_size(self.retention.share, batch, minimum=1)
-        return rows - rows % self.retention.tasks_in(rows)
+        assert self.retention.budget is not None
+        rows = sample_size(self.retention.budget, batch, minimum=1)
+        return rows - rows % self._budget_parts(rows)
+
+    def _budget_parts(self, rows: int) -> int:
+        return min(self.retention.tasks_per_step or rows, rows)
 
     def loss(self, batch: PackedBatch) -> dict[str, Tensor]:
         scale = self.present_scale = self._scale(batch)
@@ -246,7 +249,7 @@ class Teracon(Method):
         ρ_j/Σρ and its own rows. On a budget these are divided in the same proportion: every row counts alike, and a task that has no row
         in this step has more in others.
         """
-        if self.retention.share is not None:
+        if self.retention.budget is not None:
             rows = max(1, sum(part.total for part in batch.retention))
             return {part.task: (1.0, rows) for part in batch.retention}
         shares = dict(zip(self.learned, normalised(self.rates), strict=False))
@@ -335,7 +338,7 @@ class Teracon(Method):
         online = self.retention.teacher == "online"
         opened = open_pools(
             self.stage, self.learned, seed=self.context.seed, setting=1.0 if online else self.retention.pool, largest_rate=rate,
-            batch=self.batch, minimum=self.retention.floor,
+            batch=self.batch, minimum=self._floor(),
         )  # fmt: skip
         stores = {} if online else self._make_labels(opened.pools, opened.shards)
         self.streams, self.pool_rate = opened.streams(stores), rate
@@ -357,10 +360,14 @@ class Teracon(Method):
     def _width(self, past: str) -> int:
         return self.network.backbone.output_dim if self._stored_head(past) is not None else self.network.head(past).labels
 
+    def _floor(self) -> int:
+        """Return the least rows of a past task a step."""
+        return self.retention.minimum if self.retention.budget is None else 0
+
     def _largest_rate(self) -> float:
         """Return the largest share of a batch that one past task's rows are by ρ."""
         rates = apply_strategy(self.rates, self.retention.sampling)
-        if self.retention.share is None:
+        if self.retention.budget is None:
             return max(rates)
         return max(normalised(rates)) * self._budget_rows(self.batch) / self.batch
 

@@ -10,11 +10,6 @@ from dist_teracon.config.base import ConfigModel, Examples, Positive, Real, Weig
 from dist_teracon.continual.sampling import Strategy
 from dist_teracon.models.masks import EMBEDDING_LIMIT, Gate, Relation, RelationInit
 
-# What `auto` and no `minimum` stand for: measured in docs/results.md, How past users are sampled.
-BUDGET = 0.125
-TASKS_PER_STEP = 2
-FLOOR = 64
-
 
 class RetentionSettings(ConfigModel):
     """How past tasks are kept.
@@ -28,12 +23,11 @@ class RetentionSettings(ConfigModel):
         scale: Scale of past tasks' masks in training: `s_max`, where stored labels were made, or `annealed` for comparison.
         sampling: ρ by the formula, its least value for all tasks, or everybody.
         constant: c in ρ.
-        minimum: Least rows of a past task in a global batch, where there is no budget; None: 64.
+        minimum: Least rows of a past task in a global batch; not with `budget`.
         budget: Rows of all past tasks together, as a share of the batch, divided by ρ; tasks take turns where there are more of them than
-            rows. None: every past task has its own ρ · B rows, at least `minimum`. `auto`: an eighth, but none where `minimum` is given
-            or `sampling` is not by the formula.
-        tasks_per_step: With a budget: past tasks that share a step's rows at most, in turns; each task more in a step costs as much as
-            many rows. None: all of them. `auto`: two.
+            rows. None: every past task has its own ρ · B rows, at least `minimum`.
+        tasks_per_step: With `budget`: past tasks that share a step's rows at most, in turns; each task more in a step costs as much as
+            many rows. None: all of them.
         refresh_every: Optimiser steps between two refreshes of ρ.
         normalise: Divide a past task's loss by the variance of its pseudo-labels about their row's mean, so that no task counts more for
             having larger logits.
@@ -47,31 +41,12 @@ class RetentionSettings(ConfigModel):
     scale: Literal["s_max", "annealed"] = "s_max"
     sampling: Strategy = "formula"
     constant: Annotated[Real, Field(ge=-1000, le=1000)] = 6.0
-    minimum: Examples | None = None
-    budget: Literal["auto"] | Annotated[Real, Field(gt=0, le=1)] | None = "auto"
-    tasks_per_step: Literal["auto"] | Positive | None = "auto"
+    minimum: Examples = 64
+    budget: Annotated[Real, Field(gt=0, le=1)] | None = None
+    tasks_per_step: Positive | None = None
     refresh_every: Positive = 10
     normalise: bool = False
     pool: Literal["auto"] | Annotated[Real, Field(gt=0, le=1)] = "auto"
-
-    @property
-    def share(self) -> float | None:
-        """The budget, as a share of the batch; None without one."""
-        if self.budget != "auto":
-            return self.budget
-        return BUDGET if self.minimum is None and self.sampling == "formula" else None
-
-    @property
-    def floor(self) -> int:
-        """The least rows of a past task a step: none of its own on a budget."""
-        if self.share is not None:
-            return 0
-        return FLOOR if self.minimum is None else self.minimum
-
-    def tasks_in(self, rows: int) -> int:
-        """Return how many past tasks share so many rows of a budget at most."""
-        most = TASKS_PER_STEP if self.tasks_per_step == "auto" else self.tasks_per_step
-        return min(most or rows, rows)
 
 
 class TeraconSettings(ConfigModel):
@@ -113,7 +88,7 @@ class TeraconSettings(ConfigModel):
         for name, bounds in (("embedding_range", self.embedding_range), ("later_embedding_range", self.later_embedding_range)):
             if bounds is not None and not -EMBEDDING_LIMIT <= bounds[0] <= bounds[1] <= EMBEDDING_LIMIT:
                 raise ValueError(f"{name} ascends within ±{EMBEDDING_LIMIT:g}, not {list(bounds)}")
-        if self.retention.tasks_per_step not in ("auto", None) and self.retention.share is None:
+        if self.retention.tasks_per_step is not None and self.retention.budget is None:
             raise ValueError("retention.tasks_per_step divides a budget: set retention.budget, as 0.25")
         if self.retention.normalise and self.retention.teacher == "online":
             raise ValueError("retention.normalise takes the variance of stored pseudo-labels: set retention.teacher to store")

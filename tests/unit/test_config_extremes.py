@@ -154,7 +154,7 @@ def test_a_field_that_may_be_one_of_several_things_is_named_once() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"retention": {"budget": None, "tasks_per_step": 2}}, "retention.tasks_per_step divides a budget: set retention.budget, as 0.25"),
+        ({"retention": {"tasks_per_step": 2}}, "retention.tasks_per_step divides a budget: set retention.budget, as 0.25"),
         (
             {"retention": {"normalise": True, "teacher": "online"}},
             "takes the variance of stored pseudo-labels: set retention.teacher to store",

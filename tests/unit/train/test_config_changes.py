@@ -22,15 +22,8 @@ def _older(config: Any) -> Any:
 
 def test_a_field_that_is_new_is_at_its_default_in_older_runs() -> None:
     now = _resolved()
-    assert now.method["retention"]["budget"] == "auto"
+    assert now.method["retention"]["budget"] is None
     assert compare_configs(_older(now), now, tasks=("a", "b"), finished=1).problem == ""
-
-
-def test_a_run_begun_with_a_floor_does_not_go_on_with_the_budget_of_today() -> None:
-    floor = {"minimum": 64, "budget": None, "tasks_per_step": None}  # as runs held it when that was the default
-    change = compare_configs(_resolved(retention=floor), _resolved(), tasks=("a", "b"), finished=1)
-    assert change.problem == "method.retention.budget was None and is now 'auto'"
-    assert compare_configs(_resolved(retention=floor), _resolved(retention=floor), tasks=("a", "b"), finished=1).problem == ""
 
 
 @pytest.mark.parametrize("method", [{"retention": {"budget": 0.5}}, {"s_max": 20.0}])
