@@ -17,6 +17,7 @@ from itertools import product
 from typing import Any
 
 from dist_teracon.config.run import RunConfig
+from dist_teracon.config_io import deep_merge
 from dist_teracon.errors import shortened
 
 ORDER = "order"
@@ -24,7 +25,7 @@ ORDER = "order"
 _TAKEN = {"seed": "seeds", "tasks": ORDER}
 
 # Groups whose values are names with settings.
-_NAMED = ("method", "model.backbone")
+NAMED = ("method", "model.backbone")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def expand(axes: Mapping[str, Any]) -> dict[str, Point]:
     """
     if not axes:
         return {}
-    choices = {axis: dict(_choices(axis, values)) for axis, values in axes.items()}
+    choices = {axis: _by_label(axis, _choices(axis, values)) for axis, values in axes.items()}
     seen: dict[str, str] = {}
     for axis, known in choices.items():
         for label in known:
@@ -54,13 +55,55 @@ def expand(axes: Mapping[str, Any]) -> dict[str, Point]:
     points = {}
     for combination in product(*choices.values()):
         labels = dict(zip(choices, combination, strict=True))
-        fields: dict[str, Any] = {}
-        for axis, label in labels.items():
-            fields |= choices[axis][label]
-        # a whole group, as `method`, is laid before single fields of it, whichever axis comes first
-        fields = dict(sorted(fields.items(), key=lambda field: field[0].count(".")))
-        points["+".join(labels[axis] for axis in naming)] = Point(labels, fields)
+        name = "+".join(labels[axis] for axis in naming)
+        if name in points:
+            others = " and ".join(f"'{label}'" for label in labels.values())
+            raise ValueError(f"the labels {others} give the variant '{name}', as other ones do; expected labels without '+' in them")
+        points[name] = Point(labels, _fields_of(labels, choices))
     return points
+
+
+def _by_label(axis: str, found: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    known: dict[str, dict[str, Any]] = {}
+    for label, fields in found:
+        if label in known:
+            raise ValueError(f"axis '{axis}': two of its labels read '{label}'; expected each once")
+        known[label] = fields
+    return known
+
+
+def _fields_of(labels: Mapping[str, str], choices: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return the fields of a label on each axis; groups that several axes give in part are one.
+
+    Raises:
+        ValueError: two axes give one field, so that the later would win.
+    """
+    fields: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    for axis, label in labels.items():
+        own = choices[axis][label]
+        for leaf in _leaves(own):
+            meets = (known for known in given if f"{known}.".startswith(f"{leaf}.") or f"{leaf}.".startswith(f"{known}."))
+            if (other := next(meets, None)) is not None:
+                raise ValueError(
+                    f"the axes '{given[other]}' ('{labels[given[other]]}') and '{axis}' ('{label}') both give {max(leaf, other, key=len)}; "
+                    "expected each field on one axis"
+                )
+        given |= dict.fromkeys(_leaves(own), axis)
+        for field, value in own.items():
+            before = fields.get(field)
+            fields[field] = deep_merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    # a whole group, as `method`, is laid before single fields of it, whichever axis comes first
+    return dict(sorted(fields.items(), key=lambda field: field[0].count(".")))
+
+
+def _leaves(fields: Mapping[str, Any], below: str = "") -> list[str]:
+    """Return the dotted paths of the values that fields give, also within groups."""
+    return [
+        leaf
+        for field, value in fields.items()
+        for leaf in (_leaves(value, f"{below}{field}.") if isinstance(value, dict) and value else [f"{below}{field}"])
+    ]
 
 
 def _choices(axis: str, values: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,7 +137,7 @@ def _fields(axis: str, label: Any, value: Any, *, is_field: bool) -> dict[str, A
     if not is_field or axis in given:
         return given
     # by name alone, so that the configuration's settings of another method are refused and not dropped
-    return {f"{axis}.name" if axis in _NAMED else axis: label, **given}
+    return {f"{axis}.name" if axis in NAMED else axis: label, **given}
 
 
 def counterpart(points: Mapping[str, Point], variant: str, label: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from dist_teracon.compare.axes import ORDER, Point, axis_of, counterpart, expand
-from dist_teracon.config.base import ConfigModel
+from dist_teracon.compare.axes import NAMED, ORDER, Point, axis_of, counterpart, expand
+from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.config.run import RunConfig
-from dist_teracon.config_io import apply_overrides, make_config, read_yaml, validate
+from dist_teracon.config_io import apply_overrides, deep_merge, make_config, read_yaml, validate
 from dist_teracon.errors import ConfigError
 from dist_teracon.evaluate.metrics import check_metrics, parse_metric
 
@@ -29,7 +29,8 @@ class Plan(ConfigModel):
 
     Attributes:
         config: The run configuration that every cell starts from.
-        set: Dotted fields laid over it in every cell.
+        set: Dotted fields laid over it in every cell. A group in part, as `train.second: {epochs: 3}`, keeps its other fields, here and in
+            variants, whose fields win.
         seeds: One run a variant and seed.
         axes: Axes whose product are variants (`compare/axes.py`), as methods × backbones × orders.
         variants: Name to dotted fields of its own; those of the axes are added to them.
@@ -45,7 +46,7 @@ class Plan(ConfigModel):
 
     config: str
     set: dict[str, Any] = Field(default_factory=dict)
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)]
     axes: dict[str, Any] = Field(default_factory=dict)
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     baseline: str
@@ -61,6 +62,10 @@ class Plan(ConfigModel):
     def _variants_of_axes(cls, value: Any) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("axes"), dict):
             return value
+        # labels are texts, also those made of numbers
+        for field in ("baseline", "single_task"):
+            if isinstance(value.get(field), int | float):
+                value = {**value, field: str(value[field])}
         given = value.get("variants") or {}
         made = {name: point.fields for name, point in expand(value["axes"]).items()}
         if not isinstance(given, dict):
@@ -77,6 +82,17 @@ class Plan(ConfigModel):
             if name is not None and name not in self.variants and name not in labels:
                 kind = "a variant or a label of an axis" if labels else "a variant"
                 raise ValueError(f"{field}: expected {kind} ({', '.join({**labels, **self.variants})}), got {name!r}")
+        for name in labels:
+            if name in self.variants and (name not in self.points or name not in self.points[name].labels.values()):
+                raise ValueError(
+                    f"variants: '{name}' is also a label of the axis '{axis_of(self.points, name)}', so that it could mean either; "
+                    "expected another name"
+                )
+        for where, fields in (("set", self.set), *((f"variants: '{name}'", fields) for name, fields in self.variants.items())):
+            if "seed" in fields:
+                raise ValueError(f"{where}: gives every cell the seed {fields['seed']!r}; expected `seeds`, one run each")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected each once, got {list(self.seeds)}")
         bad = [name for name in self.variants if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name)]
         if bad:
             raise ValueError(f"a variant's name becomes a folder: expected letters, digits and . _ = + -, got {bad[0]!r}")
@@ -174,9 +190,8 @@ def _cells(plan: Plan, base: dict[str, Any], uri: str) -> Iterator[Cell]:
 
     for seed in plan.seeds:
         for variant, fields in plan.variants.items():
-            settings = [_setting(field, value, seed) for field, value in {**plan.set, **fields}.items()]
             where = cell_place(uri, variant)
-            config = make_config(apply_overrides({**base, "seed": seed}, settings), where=where)
+            config = make_config(_laid(_laid({**base, "seed": seed}, plan.set, seed), fields, seed), where=where)
             resolve_method(config, where=where)
             check_metrics(config.evaluate.metrics, where=where)
             yield Cell(variant, seed, config)
@@ -187,7 +202,34 @@ def cell_place(uri: str, variant: str) -> str:
     return f"{uri}: variant '{variant}'"
 
 
-def _setting(field: str, value: Any, seed: int) -> str:
-    if isinstance(value, str):
-        value = value.replace("{seed}", str(seed))
+def _laid(base: dict[str, Any], fields: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return a configuration with dotted fields laid over it, groups before single fields of them.
+
+    A group adds to what is there; `{}`, and a method or backbone that is given as a whole, take its place.
+    """
+    for field, given in sorted(fields.items(), key=lambda entry: entry[0].count(".")):
+        value, before = _of_seed(given, seed), _at(base, field)
+        if isinstance(value, dict) and value and isinstance(before, dict) and field not in NAMED:
+            value = deep_merge(before, value)
+        base = apply_overrides(base, [_setting(field, value)])
+    return base
+
+
+def _at(value: Any, field: str) -> Any:
+    """Return what stands at a dotted path; None where nothing does."""
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _of_seed(value: Any, seed: int) -> Any:
+    """Return a value with the seed for `{seed}` in its texts, at every depth."""
+    if isinstance(value, dict):
+        return {key: _of_seed(entry, seed) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_of_seed(entry, seed) for entry in value]
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
+
+
+def _setting(field: str, value: Any) -> str:
     return f"{field}={yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix('...' + chr(10)).strip()}"
