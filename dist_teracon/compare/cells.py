@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dist_teracon import io
 from dist_teracon.atomic import atomic_write
@@ -36,11 +37,23 @@ class CellsError(RunError):
 
 def is_finished(cell: Cell, out: Path) -> bool:
     """Whether a cell's run has scored its last stage."""
-    results = cell.folder(out) / "results.json"
-    if not results.exists():
-        return False
-    value = io.read_json(str(results))
-    return len(value["scores"]) == len(value["tasks"])
+    value = results_of(cell, out)
+    return value is not None and len(value["scores"]) == len(value["tasks"])
+
+
+def results_of(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """Return what a cell's run has scored so far; None where it has not.
+
+    Raises:
+        RunError: the file is not one of a run.
+    """
+    path = cell.folder(out) / "results.json"
+    if not path.exists():
+        return None
+    value = io.read_json(str(path))
+    if not isinstance(value, dict) or not {"tasks", "scores", "metrics", "scores_by_metric"} <= value.keys():
+        raise RunError(f"{path}: is no results of a run; was it changed? remove it, and the same command writes it anew")
+    return value
 
 
 @dataclass(frozen=True)

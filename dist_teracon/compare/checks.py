@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dist_teracon import io
-from dist_teracon.compare.cells import is_finished
+from dist_teracon.compare.cells import is_finished, results_of
 from dist_teracon.compare.plan import Cell, Plan, cell_place
 from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Console
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.open import open_dataset
-from dist_teracon.data.schema import read_dataset_info
+from dist_teracon.data.schema import DatasetInfo, Task, read_dataset_info
 from dist_teracon.data.summary import taken_but_ranked
 from dist_teracon.errors import ConfigError, DataError
+from dist_teracon.evaluate.metrics import metrics_of
 
 
 def check_folder(cells: Sequence[Cell], out: Path) -> None:
@@ -54,13 +54,13 @@ def _changed(cell: Cell, out: Path) -> str:
     now = resolve(cell.config, where=cell.name)[0]
     if before.dataset != now.dataset:
         return f"dataset was {before.dataset!r} and is now {now.dataset!r}"
-    results = folder / "results.json"
-    found = io.read_json(str(results)) if results.exists() else {"tasks": now.tasks or (), "scores": ()}
+    found = results_of(cell, out) or {"tasks": now.tasks or (), "scores": ()}
     return compare_configs(before, now, tasks=found["tasks"], finished=len(found["scores"])).problem
 
 
 def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, console: Console) -> None:
-    """Check of every cell that is not finished that its data set is there, has its tasks, and that its method can learn them.
+    """Check of every cell that is not finished that its data set is there, has its tasks, and that its method can learn them; and of all
+    cells that their scores compare.
 
     Synthetic data sets are prepared on the way, each once.
 
@@ -82,27 +82,31 @@ def check_cells(plan: Plan, cells: Sequence[Cell], out: Path, *, where: str, con
     tasks: dict[str, tuple[str, ...]] = {}
     ranked: dict[str, dict[str, bool]] = {}
     partly: dict[str, bool] = {}
+    judged: dict[str, dict[str, str | None]] = {}
     for cell in cells:
-        if is_finished(cell, out):
-            continue
-        uri = cell.config.dataset
-        if uri not in datasets:
-            datasets[uri] = open_dataset(uri, log=console.log)
-            _check_same_data(uri, "what is there now", datasets[uri].info.fingerprint, known, out)
-        try:
-            tasks[cell.variant] = _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
-            info, setting = datasets[uri].info, cell.config.evaluate.exclude_seen
-            ranked[cell.variant] = {task: info.excludes_seen(task, setting) for task in tasks[cell.variant]}
-            if any(ranked[cell.variant].values()):
-                partly[uri] = taken_but_ranked(info) is not None
-        except ConfigError as error:
-            problems[str(error)] = None
+        uri, info = cell.config.dataset, _info_of_finished(cell, out)
+        if info is not None:
+            tasks[cell.variant] = tuple((results_of(cell, out) or {})["tasks"])
+        else:
+            if uri not in datasets:
+                datasets[uri] = open_dataset(uri, log=console.log)
+                _check_same_data(uri, "what is there now", datasets[uri].info.fingerprint, known, out)
+            try:
+                info, own = datasets[uri].info, _check_cell(cell, datasets[uri], where=cell_place(where, cell.variant))
+            except ConfigError as error:
+                problems[str(error)] = None
+                continue
+            tasks[cell.variant] = own
+        setting = cell.config.evaluate.exclude_seen
+        ranked[cell.variant] = {task: info.excludes_seen(task, setting) for task in tasks[cell.variant]}
+        if any(ranked[cell.variant].values()):
+            partly[uri] = taken_but_ranked(info) is not None
+        judged[cell.variant] = {task: _judge(info.task(task), cell.config, plan.metrics) for task in tasks[cell.variant]}
     if problems:
         raise ConfigError("\n".join(problems))
-    if problem := other_knowledge(partly):
-        raise ConfigError(f"{where}: {problem}")
-    if problem := other_candidates(ranked):
-        raise ConfigError(f"{where}: {problem}")
+    for problem in (other_knowledge(partly), other_candidates(ranked), _other_judges(judged), _other_periods(cells, tasks)):
+        if problem:
+            raise ConfigError(f"{where}: {problem}")
     if problem := _experiment_problem(plan, tasks) or _method_problem(plan, cells):
         raise ConfigError(f"{where}: experiment '{plan.experiment}' {problem}")
 
@@ -130,6 +134,46 @@ def _check_same_data(uri: str, which: str, fingerprint: str, known: Mapping[str,
             f"--out {out}: {name} was trained on another version of {uri} than {which}, so their scores do not compare; bring that version "
             "back, or name another folder"
         )
+
+
+def _info_of_finished(cell: Cell, out: Path) -> DatasetInfo | None:
+    """Return the data set that a finished cell was trained on, as its run has it; None for any other cell."""
+    folder = cell.folder(out)
+    return read_dataset_info(str(folder)) if is_finished(cell, out) and (folder / "dataset.json").is_file() else None
+
+
+def _judge(task: Task, config: RunConfig, asked: Sequence[str]) -> str | None:
+    """Return by which metric a table has a task's scores: the first that is asked for, else the first of its own that is a mean."""
+    own = [metric for metric in metrics_of(task, config.evaluate.metrics) if metric.is_mean]
+    first = [metric for name in asked for metric in own if metric.name == name]
+    return next((metric.name for metric in (*first, *own)), None)
+
+
+def _other_judges(judged: Mapping[str, Mapping[str, str | None]]) -> str:
+    """Return that a task's scores are by one metric in one variant and by another one in another; empty where none is."""
+    for variant, own in judged.items():
+        for task, metric in own.items():
+            for other, rows in judged.items():
+                if rows.get(task, metric) != metric:
+                    return (
+                        f"task '{task}' is judged by {metric} in '{variant}' and by {rows[task]} in '{other}', the first of their "
+                        "evaluate.metrics, so their scores do not compare; expected one order of them, or `metrics` of the comparison, or "
+                        "--metric"
+                    )
+    return ""
+
+
+def _other_periods(cells: Sequence[Cell], tasks: Mapping[str, tuple[str, ...]]) -> str:
+    """Return that a task is learned in one test period in one variant and in another in another; empty where none is."""
+    present = [cell.variant for cell in cells if cell.config.evaluate.period == "present" and cell.variant in tasks]
+    for variant in present[1:]:
+        common = [[task for task in tasks[name] if task in tasks[variant] and task in tasks[present[0]]] for name in (present[0], variant)]
+        if common[0] != common[1]:
+            return (
+                f"'{present[0]}' and '{variant}' learn their tasks in other orders, and with evaluate.period 'present' a task's score when "
+                "it was learned is then of another period; expected one order"
+            )
+    return ""
 
 
 def other_knowledge(partly: Mapping[str, bool]) -> str:

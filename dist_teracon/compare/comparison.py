@@ -24,6 +24,7 @@ from dist_teracon.compare.statistics import (
     backward_transfer,
     change_in_percent,
     estimate,
+    metrics_of_runs,
     p_value,
     pooled,
     read_run_scores,
@@ -126,7 +127,7 @@ class Comparison:
         signs = {
             self.place(variant, task): self.sign(task)
             for task in (range(len(self.tasks)) if tasks is None else tasks)
-            if self.has_bwt(variant, task) and self.place(variant, task) < last
+            if self.has_bwt(variant, task) and self.place(variant, task) < last and self.metrics[task] is not None
         }
 
         def mean(seed: int) -> Float:
@@ -153,7 +154,7 @@ class Comparison:
 
     def mean_fwt(self, variant: str, *, absolute: bool = False) -> Statistic | None:
         """Return the statistic `mean FWT` over the tasks that have one; None where none has."""
-        of_tasks = [self.fwt(variant, task, absolute=absolute) for task in range(len(self.tasks))]
+        of_tasks = [self.fwt(variant, task, absolute=absolute) for task in range(len(self.tasks)) if self.metrics[task] is not None]
         known = [statistic for statistic in of_tasks if statistic is not None]
         return (lambda seed: np.mean([statistic(seed) for statistic in known], axis=0)) if known else None
 
@@ -186,8 +187,9 @@ def gather(plan: Plan, cells: Sequence[Cell], out: Path, *, finished: Callable[[
         return None
     seeds = tuple(seed for seed in plan.seeds if all(seed in done[variant] for variant in variants))
     folders = {variant: [by_place[variant, seed].folder(out) for seed in seeds] for variant in variants}
+    known = metrics_of_runs([run for of_variant in folders.values() for run in of_variant])
     runs = [
-        [read_run_scores(folders[variant][number], split=split, metrics=plan.metrics) for variant in variants]
+        [read_run_scores(folders[variant][number], split=split, metrics=plan.metrics, known=known) for variant in variants]
         for number in range(len(seeds))
     ]
     tasks = _common_tasks(runs, out)
@@ -235,16 +237,18 @@ def _check_paired(runs: Mapping[str, RunScores], tasks: Sequence[str], *, where:
     (first, before), *others = runs.items()
     for variant, run in others:
         for task in tasks:
-            if not all(map(np.array_equal, _examples(before, task), _examples(run, task))):
-                raise RunError(
-                    f"{where}: '{first}' and '{variant}' are scored on other examples of task '{task}', so their differences are not "
-                    "paired; expected one data set with one split, one evaluate.max_users and one test period in all variants"
-                )
+            for when in ("", " when it was learned"):
+                if not all(map(np.array_equal, _examples(before, task, learned=bool(when)), _examples(run, task, learned=bool(when)))):
+                    raise RunError(
+                        f"{where}: '{first}' and '{variant}' are scored on other examples of task '{task}'{when}, so their differences are "
+                        "not paired; expected one data set with one split, one evaluate.max_users and one test period in all variants"
+                    )
 
 
-def _examples(run: RunScores, task: str) -> tuple[NDArray[np.uint64], Float]:
-    """Return the users that a task's final score is of, and how much each counts."""
-    counts = run.counts[len(run.tasks) - 1, run.tasks.index(task)]
+def _examples(run: RunScores, task: str, *, learned: bool) -> tuple[NDArray[np.uint64], Float]:
+    """Return the users that a task's final score is of, or that when it was learned, and how much each counts."""
+    place = run.tasks.index(task)
+    counts = run.counts[place if learned else len(run.tasks) - 1, place]
     return run.users[counts > 0], counts[counts > 0]
 
 

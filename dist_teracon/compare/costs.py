@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dist_teracon import io
 from dist_teracon.data.schema import folder_of
+from dist_teracon.train.stage_folder import TAKEN_OVER
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class TaskCost:
         parameters: Floating-point numbers among the weights that its stage added.
         bytes: All that its stage added to the weights' file, masks and owners of weights included.
         stage_time: All that the stage measured, as JSON; a stage that another run took over has the same.
+        taken_over: Whether the run took the stage over from another one.
     """
 
     seconds: float
     parameters: int
     bytes: int
     stage_time: str = ""
+    taken_over: bool = False
 
 
 def read_costs(run: Path) -> dict[str, TaskCost]:
@@ -38,7 +41,8 @@ def read_costs(run: Path) -> dict[str, TaskCost]:
             break  # what later stages added cannot be told from it
         now = weights_size(stage / "model.safetensors")
         timing = io.read_json(str(stage / "timing.json"))
-        costs[task] = TaskCost(float(timing["seconds"]), now[0] - before[0], now[1] - before[1], json.dumps(timing))
+        taken = bool(timing.pop(TAKEN_OVER, False))
+        costs[task] = TaskCost(float(timing["seconds"]), now[0] - before[0], now[1] - before[1], json.dumps(timing), taken)
         before = now
     return costs
 

@@ -59,5 +59,4 @@ def batches_of(run: Path, order: Sequence[str]) -> dict[str, int]:
     if not path.is_file():
         return {}
     train = validate(RunConfig, read_yaml(str(path)), where=str(path)).train
-    groups = (train.first, train.second, *[train.later] * len(order))
-    return {task: getattr(train.by_task.get(task), "batch", None) or group.batch for task, group in zip(order, groups, strict=False)}
+    return {task: train.stage(position, task).batch for position, task in enumerate(order)}

@@ -10,18 +10,21 @@ examples, Σ w·sum / Σ w·count with the users' weights w.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_teracon import io
 from dist_teracon.data.schema import folder_of
+from dist_teracon.errors import RunError
 from dist_teracon.evaluate.metrics import Metric, parse_metric
+from dist_teracon.train.stage_folder import check_file
 
 Float = NDArray[np.float64]
 
@@ -52,18 +55,35 @@ class RunScores:
     metrics: tuple[str | None, ...]
 
 
-def read_run_scores(run: Path, *, split: str = "test", metrics: Sequence[str] = ()) -> RunScores:
-    """Read a finished run's scores by user.
+def metrics_of_runs(runs: Sequence[Path]) -> dict[str, set[str]]:
+    """Return by which metrics each task has a score in any of some runs: one that diverged has none, and is judged as the others are."""
+    known: dict[str, set[str]] = {}
+    for run in runs:
+        results = io.read_json(str(run / "results.json"))
+        for place, task in enumerate(results["tasks"]):
+            rows = results["scores_by_metric"].items()
+            known.setdefault(task, {results["metrics"][place]}).update(name for name, values in rows if values[-1][place] is not None)
+    return known
+
+
+def read_run_scores(
+    run: Path, *, split: str = "test", metrics: Sequence[str] = (), known: Mapping[str, set[str]] | None = None
+) -> RunScores:
+    """Read a finished run's scores by user; those that are not finite are none.
 
     Args:
         run: The run's folder.
         split: `test` or `validation`.
         metrics: Names; of each task the first that it has is read, else the first of its own that is a mean.
+        known: Which metrics each task has, from `metrics_of_runs`; those of this run where None.
+
+    Raises:
+        RunError: a file is missing, or not as the run wrote it.
     """
-    results = io.read_json(str(run / "results.json"))
+    results, known = io.read_json(str(run / "results.json")), metrics_of_runs([run]) if known is None else known
     tasks = tuple(results["tasks"])
-    chosen = [_metric(results, task, metrics) for task in range(len(tasks))]
-    tables = [pq.read_table(run / "stages" / f"{i + 1:02d}-{folder_of(task)}" / "scores.parquet") for i, task in enumerate(tasks)]
+    chosen = [_metric(results, known[task], metrics) for task in tasks]
+    tables = [_scores_of_stage(run / "stages" / f"{i + 1:02d}-{folder_of(task)}") for i, task in enumerate(tasks)]
     tables = [table.filter(np.asarray(table["split"].to_pylist()) == split) for table in tables]
     users = np.unique(np.concatenate([table["user_hash"].to_numpy() for table in tables]))
     sums: dict[tuple[int, int], Float] = {}
@@ -74,7 +94,8 @@ def read_run_scores(run: Path, *, split: str = "test", metrics: Sequence[str] = 
         for task, name in enumerate(tasks[: stage + 1]):
             mine, metric = names == name, chosen[task]
             column = "score" if metric is None or metric.name == results["metrics"][task] else metric.name
-            score, examples = (table[label].to_numpy()[mine] for label in (column, "examples"))
+            score = table[column].to_numpy()[mine] if column in table.column_names else np.full(mine.sum(), np.nan)
+            score, examples = np.where(np.isfinite(score), score, np.nan), table["examples"].to_numpy()[mine]
             if metric is not None and metric.over == "users":
                 examples = examples > 0
             sums[stage, task] = np.bincount(place[mine], weights=score, minlength=users.size).astype(np.float64)
@@ -82,8 +103,18 @@ def read_run_scores(run: Path, *, split: str = "test", metrics: Sequence[str] = 
     return RunScores(users, sums, counts, tasks, tuple(None if metric is None else metric.name for metric in chosen))
 
 
-def _metric(results: dict[str, Any], task: int, asked: Sequence[str]) -> Metric | None:
-    has = [name for name, rows in results["scores_by_metric"].items() if name == results["metrics"][task] or rows[-1][task] is not None]
+def _scores_of_stage(stage: Path) -> pa.Table:
+    """Read a stage's scores by user, checked against what the run noted of the file."""
+    state, path = stage / "state.json", stage / "scores.parquet"
+    check_file(path, (io.read_json(str(state)) if state.is_file() else {}).get("files", {}).get(path.name))
+    try:
+        return pq.read_table(path)
+    except pa.ArrowException as error:
+        raise RunError(f"{path}: cannot be read ({str(error)[:200]}); remove the stage's folder to train it again") from None
+
+
+def _metric(results: dict[str, Any], known: set[str], asked: Sequence[str]) -> Metric | None:
+    has = [name for name in results["scores_by_metric"] if name in known]
     names = [*(name for name in asked if name in has), *has]
     return next((metric for metric in map(parse_metric, names) if metric.is_mean), None)
 

@@ -44,8 +44,10 @@ def tables_of(comparison: Comparison) -> Tables:
     """Make all tables of a comparison; of one task there is nothing to transfer."""
     differences, name = baseline_tables(comparison), comparison.plan.baseline
     missing = ""
-    if not differences and name not in comparison.variants:
+    if not differences and not any(comparison.plan.baseline_of(variant) in comparison.variants for variant in comparison.variants):
         missing = f"No differences: the baseline `{name}` has no finished runs of these seeds."
+    elif not differences:
+        missing = f"No differences: beside the baseline `{name}` nothing has finished on these seeds."
     best = best_other_table(comparison) if comparison.plan.experiment is None else None
     return Tables(
         drawn=f"Scores on the {comparison.split} split, {_drawn(comparison)}; differences are paired.{_learned_together(comparison)}",
@@ -86,6 +88,8 @@ def _drawn(comparison: Comparison) -> str:
         variants += f" (without {', '.join(comparison.left_out)}, not finished on these seeds)"
     if comparison.plan.cross_fitting:
         return f"folds {seeds} pooled; {variants}. [95 % bootstrap interval over users]"
+    if len(comparison.seeds) == 1:
+        return f"seed {seeds}; {variants}. [95 % bootstrap interval over users]"
     return f"seeds {seeds}; {variants}. Mean ± standard deviation over seeds, [95 % bootstrap interval over users and seeds]"
 
 
@@ -132,6 +136,8 @@ def transfer_table(comparison: Comparison, *, absolute: bool = False, variants: 
             values += [comparison.mean_fwt(variant, absolute=absolute), *(statistics[task] for task in forward)]
         rows.append([variant, *(_change(comparison, value, absolute=absolute) for value in values)])
     own = "; means are of a variant's own tasks, BWT of all but its last, FWT of all but its first" if comparison.orders_differ else ""
+    if split := [task for task, metric in zip(comparison.tasks, comparison.metrics, strict=True) if metric is None]:
+        own += f"; without {', '.join(split)}, which no metric judges that is a mean"
     return made(f"Transfer, {_unit(comparison, absolute=absolute)}{own}:", columns, rows)
 
 
@@ -180,13 +186,14 @@ def costs_table(comparison: Comparison) -> Table | None:
 def _shared(found: dict[str, list[dict[str, TaskCost]]]) -> str:
     """Return how many stages were not trained by their own cells, which copies of their measured time tell."""
     measured = [
-        (number, place, task, cost.stage_time)
+        (cost.taken_over, (number, place, task, cost.stage_time))
         for of_seeds in found.values()
         for number, costs in enumerate(of_seeds)
         for place, (task, cost) in enumerate(costs.items())
     ]
-    copies = len(measured) - len(set(measured))
-    return f". {copies} of {len(measured)} stages were taken over from another cell, and have the seconds that it took" if copies else ""
+    own = {stage for taken, stage in measured if not taken}  # each once: runs of before did not note what they took over
+    copies = len(measured) - len(own)
+    return f". {copies} of {len(measured)} stages were taken over from another run, and have the seconds that it took" if copies else ""
 
 
 def _trained_at_once(comparison: Comparison) -> str:

@@ -27,6 +27,7 @@ from dist_teracon.models.heads import head_key
 from dist_teracon.train.config_changes import first_difference, is_later
 from dist_teracon.train.run_folder import RunFolder
 from dist_teracon.train.run_setup import GIVEN, Run
+from dist_teracon.train.stage_folder import TAKEN_OVER
 
 _FILES = ("model.safetensors", "scores.parquet", "timing.json")
 
@@ -161,6 +162,8 @@ def _copy(other: RunFolder, own: RunFolder, tasks: Sequence[str], run: Run) -> N
             if (source.path / file).exists():
                 with atomic_path(target.path / file) as temporary:
                     shutil.copyfile(source.path / file, temporary)
+        if timing := target.timing():
+            target.write_timing({**timing, TAKEN_OVER: True})
         target.adopt({**state, "events_bytes": end}, renamed=renamed)
 
 

@@ -36,6 +36,9 @@ _USER_SCORES = pa.schema(
 # Of a stage's state.json; 2: item tables are `…item_embedding.weight`, metrics beside the first are kept; 3: with checksums.
 FORMAT_VERSION = 3
 
+# In a stage's timing.json: another run has trained it, and took this time.
+TAKEN_OVER = "taken_over"
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write tensors as safetensors, atomically and without a copy of them all in memory; returns the file's SHA-256.

@@ -57,6 +57,60 @@ def test_settings_of_another_method_are_refused_and_not_dropped(tmp_path):
         read_plan(plan_file(tmp_path, set={"method.retention.minimum": 8}))
 
 
+def test_groups_add_to_one_another_and_the_variant_wins(tmp_path):
+    fields = {
+        "set": {"train.second": {"epochs": 3}, "train.second.learning_rate": 9.0e-3, "train.later.batch": 64},
+        "axes": {
+            "method": {"sinmo": {"train.second": {"weight_decay": 1.0}}, "hat": None},
+            "rate": {"r1": None, "r3": {"train.second": {"learning_rate": 3.0e-3}, "train.later": {"epochs": 2}}},
+        },
+        "variants": {"own": {"train.second": {"learning_rate": 5.0e-3}, "method": {"name": "hat", "s_max": 30.0}}},
+        "baseline": "own",
+    }
+    _, cells = read_plan(plan_file(tmp_path, **fields))
+    second = {cell.variant: cell.config.train.second for cell in cells}
+    assert {name: (stage.epochs, stage.learning_rate, stage.weight_decay) for name, stage in second.items()} == {
+        "sinmo+r1": (3, 9e-3, 1.0), "sinmo+r3": (3, 3e-3, 1.0), "hat+r1": (3, 9e-3, 0.0), "hat+r3": (3, 3e-3, 0.0), "own": (3, 5e-3, 0.0),
+    }  # fmt: skip
+    later = {cell.variant: (cell.config.train.later.batch, cell.config.train.later.epochs) for cell in cells}
+    assert later["hat+r3"] == (64, 2)
+    assert next(cell for cell in cells if cell.variant == "own").config.method["s_max"] == 30.0
+
+
+def test_the_seed_stands_for_itself_at_every_depth(tmp_path):
+    variants = {"a": {"model.item_init": {"file": "vectors-{seed}.npy"}}}
+    _, cells = read_plan(plan_file(tmp_path, axes={}, variants=variants, baseline="a", seeds=[0, 7]))
+    assert [cell.config.model.item_init.file for cell in cells] == ["vectors-0.npy", "vectors-7.npy"]
+
+
+def test_labels_of_numbers_are_named_as_they_stand(tmp_path):
+    plan, _ = read_plan(plan_file(tmp_path, axes={"model.channels": [8, 16]}, baseline=16))
+    assert plan.baseline_of("8") == "16"
+
+
+RATES = {"r1": None, "r3": {"train.second.learning_rate": 3.0e-3}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seeds": [0, 0]}, r"seeds: expected each once, got \[0, 0\]"),
+        ({"seeds": [True]}, "seeds.0: expected a number"),
+        ({"set": {"seed": 7}}, "set: gives every cell the seed 7; expected `seeds`"),
+        ({"variants": {"x": {"seed": 7}}}, "variants: 'x': gives every cell the seed 7"),
+        ({"axes": {"a": {"x": None, "x+y": None}, "b": {"y+z": None, "z": None}}}, "give the variant 'x\\+y\\+z', as other ones do"),
+        ({"axes": {"train.second.epochs": [1, "1"]}}, "axis 'train.second.epochs': two of its labels read '1'"),
+        ({"axes": {"method": {"hat": {"train.second": {"learning_rate": 5.0e-3}}, "sinmo": None}, "rate": RATES}},
+         "the axes 'method' \\('hat'\\) and 'rate' \\('r3'\\) both give train.second.learning_rate"),
+        ({"axes": {"method": ["hat", "sinmo"], "rate": RATES}, "variants": {"r1": {}}, "baseline": "r1"},
+         "variants: 'r1' is also a label of the axis 'rate'"),
+    ],
+)  # fmt: skip
+def test_what_could_mean_two_things_is_refused(tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        read_plan(plan_file(tmp_path, **fields))
+
+
 def test_the_axes_own_names_need_no_field():
     points = expand({"rate": {"slow": {"train.second.learning_rate": 0.1}, "fast": None}})
     assert {name: point.fields for name, point in points.items()} == {"slow": {"train.second.learning_rate": 0.1}, "fast": {}}

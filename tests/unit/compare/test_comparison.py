@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -13,15 +14,17 @@ from safetensors.torch import save_file
 
 from dist_teracon.atomic import write_json
 from dist_teracon.compare import run
+from dist_teracon.compare.cells import is_finished
 from dist_teracon.compare.comparison import gather
 from dist_teracon.compare.costs import read_costs
+from dist_teracon.compare.paces import batches_of
 from dist_teracon.compare.plan import read_plan
 from dist_teracon.compare.run import write_tables
 from dist_teracon.compare.statistics import holm, p_value
 from dist_teracon.compare.tables import costs_table, markdown
 from dist_teracon.errors import RunError
 from dist_teracon.evaluate.scorer import UserScores
-from dist_teracon.train.stage_folder import StageFolder
+from dist_teracon.train.stage_folder import TAKEN_OVER, StageFolder
 
 USERS = np.arange(30, dtype=np.uint64) * np.uint64(7919)
 ORDER = ("next", "수입", "b")
@@ -157,7 +160,7 @@ def test_a_variant_without_runs_hides_no_other_and_is_named(tmp_path):
     variants = {name: {"tasks": ["next", "b"]} for name in "abc"}
     plan, cells = made(tmp_path, seeds=(0, 1), finished=finished, variants=variants, baseline="a")
     page = write_tables(plan, cells, tmp_path, problems={"c, seed 0": "out of memory (log: x)"}).read_text()
-    assert "seeds 0; 2 variants (without c, not finished on these seeds)" in page
+    assert "seed 0; 2 variants (without c, not finished on these seeds). [95 % bootstrap interval over users]" in page
     assert (
         "3 of 6 cells:\n\n- c, seed 0: out of memory (log: x)\n- b, seed 1: not run to its end\n- c, seed 1: not run to its end\n" in page
     )
@@ -232,7 +235,7 @@ def test_stages_that_were_taken_over_are_told(tmp_path):
     assert comparison is not None
     table = costs_table(comparison)
     assert table is not None
-    assert table.title.endswith("included. 1 of 4 stages were taken over from another cell, and have the seconds that it took:")
+    assert table.title.endswith("included. 1 of 4 stages were taken over from another run, and have the seconds that it took:")
     assert table.rows[1] == ("b", "60.1 s, 40 (160 B)", "31.5 s, 10 (40 B)", "91.6 s, 50 (200 B)")
 
 
@@ -247,3 +250,98 @@ def test_costs_of_some_runs_alone_say_of_how_many(tmp_path):
     table = None if comparison is None else costs_table(comparison)
     assert table is not None
     assert table.rows[0][1] == "60.0 s, 40 (160 B), of 1 of 2 runs"
+
+
+def two_runs(tmp_path, **fields):
+    return made(tmp_path, variants={name: {"tasks": ["next", "b"]} for name in "ab"}, baseline="a", **fields)
+
+
+def read(plan, cells, tmp_path):
+    return gather(plan, cells, tmp_path, finished=lambda cell: True, split="test")
+
+
+def test_scores_by_user_that_are_not_what_the_run_wrote_are_no_scores(tmp_path):
+    plan, cells = two_runs(tmp_path)
+    stage = cells[1].folder(tmp_path) / "stages/02-b"
+    state = json.loads((stage / "state.json").read_text())
+    noted = hashlib.sha256((stage / "scores.parquet").read_bytes()).hexdigest()
+    write_json(stage / "state.json", {**state, "files": {"scores.parquet": noted}})
+    assert read(plan, cells, tmp_path) is not None
+    parquet = stage / "scores.parquet"
+    parquet.write_bytes(parquet.read_bytes()[:-1] + b"\0")
+    with pytest.raises(RunError, match=r"02-b/scores\.parquet: the file was damaged or changed since it was written"):
+        read(plan, cells, tmp_path)
+    write_json(stage / "state.json", state)  # of a run that notes no checksum
+    with pytest.raises(RunError, match=r"02-b/scores\.parquet: cannot be read \("):
+        read(plan, cells, tmp_path)
+    write_json(cells[1].folder(tmp_path) / "results.json", {})
+    with pytest.raises(RunError, match=r"results\.json: is no results of a run"):
+        is_finished(cells[1], tmp_path)
+
+
+def test_other_users_of_a_score_when_learned_are_not_paired_either(tmp_path):
+    plan, cells = two_runs(tmp_path)
+    own = StageFolder(cells[1].folder(tmp_path), 0, "next")
+    own.save_user_scores([("test", "next", UserScores(USERS[:20], np.ones(20), np.ones(20, np.int64)))])
+    with pytest.raises(RunError, match="'a' and 'b' are scored on other examples of task 'next' when it was learned"):
+        read(plan, cells, tmp_path)
+
+
+def test_a_run_that_diverged_hides_no_other(tmp_path):
+    plan, cells = two_runs(tmp_path)
+    plan = plan.model_copy(update={"metrics": ("log-loss",)})
+    for cell in cells:
+        folder, diverged = cell.folder(tmp_path), cell.variant == "b"
+        results = json.loads((folder / "results.json").read_text())
+        rows = [[0.5], [0.5, 0.25]] if not diverged else [[0.5], [0.5, None]]
+        write_json(folder / "results.json", {**results, "scores_by_metric": {**results["scores_by_metric"], "log-loss": rows}})
+        for number, name in enumerate(("next", "b")):
+            values = [np.full(30, rows[-1][task] or math.inf) for task in range(number + 1)]
+            ones, each = np.ones(30), np.ones(30, np.int64)
+            parts = [(task, UserScores(USERS, ones, each, {"log-loss": value})) for task, value in enumerate(values)]
+            StageFolder(folder, number, name).save_user_scores([("test", ("next", "b")[task], part) for task, part in parts])
+    comparison = read(plan, cells, tmp_path)
+    assert comparison is not None
+    assert comparison.metrics == ("log-loss", "log-loss")
+    values = [[comparison.summary(comparison.final(variant, task)).value for task in (0, 1)] for variant in "ab"]
+    assert values[0] == [0.5, 0.25]
+    assert values[1][0] == 0.5
+    assert math.isnan(values[1][1])
+
+
+def test_a_task_without_a_mean_leaves_the_means_of_the_others(tmp_path):
+    plan, cells = made(tmp_path, variants={name: {"tasks": ["next", "b", "c"]} for name in "ab"}, baseline="a")
+    for cell in cells:
+        path = cell.folder(tmp_path) / "results.json"
+        results = json.loads(path.read_text())
+        rows = {
+            "mrr@5": [[None if task == 1 else value for task, value in enumerate(row)] for row in results["scores"]],
+            "auroc": [[value if task == 1 else None for task, value in enumerate(row)] for row in results["scores"]],
+        }
+        write_json(path, {**results, "metrics": ["mrr@5", "auroc", "mrr@5"], "scores_by_metric": rows})
+    comparison = read(plan, cells, tmp_path)
+    assert comparison is not None
+    assert comparison.metrics == ("mrr@5", None, "mrr@5")
+    assert comparison.summary(comparison.bwt("a")).value == 0
+    assert "Transfer, %; without b, which no metric judges that is a mean:" in markdown(comparison)
+
+
+def test_stages_from_another_comparison_are_told_too(tmp_path):
+    plan, cells = two_runs(tmp_path)
+    for number, cell in enumerate(cells):
+        for stage, task in enumerate(("next", "b")):
+            own = StageFolder(cell.folder(tmp_path), stage, task).path
+            save_file({"table": torch.zeros(10, 4 + stage)}, own / "model.safetensors", metadata={"format": "pt"})
+            timing = {"stage": stage + 1, "seconds": 60.125 + number}
+            write_json(own / "timing.json", {**timing, TAKEN_OVER: True} if stage == 0 else timing)
+    comparison = read(plan, cells, tmp_path)
+    assert comparison is not None
+    table = costs_table(comparison)
+    assert table is not None
+    assert ". 2 of 4 stages were taken over from another run" in table.title
+
+
+def test_a_batch_is_that_of_the_stage_whatever_else_a_task_has_of_its_own(tmp_path):
+    config = {"dataset": "d", "train": {"by_task": {"b": {"learning_rate": 1e-3}, "c": {"batch": 8}}, "later": {"batch": 64}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert batches_of(tmp_path, ["next", "a", "b", "c", "d"]) == {"next": 32, "a": 256, "b": 64, "c": 8, "d": 64}
