@@ -40,11 +40,13 @@ class PaddedModel(nn.Module):
     Args:
         backbone, mask_KC, weight, bias: Of the task.
         known: Items that the model knows, reserved ones included; other indices are read as the unseen item.
+        limit: Positions of a row at most.
         filled: The item that fills histories up in front, and to which length; None where they are not filled up.
     """
 
     def __init__(
-        self, backbone: Backbone, mask_KC: Tensor | None, weight: Tensor, bias: Tensor, *, known: int, filled: tuple[int, int] | None
+        self, backbone: Backbone, mask_KC: Tensor | None, weight: Tensor, bias: Tensor, *,
+        known: int, limit: int, filled: tuple[int, int] | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.pooling = backbone, backbone.pooling
@@ -52,9 +54,11 @@ class PaddedModel(nn.Module):
         self.register_buffer("mask", mask_KC)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        self.register_buffer("within", torch.ones(limit, dtype=torch.bool))
         self.mask: Tensor | None
         self.weight: Tensor
         self.bias: Tensor
+        self.within: Tensor
 
     def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return vectors and logits."""
@@ -64,7 +68,9 @@ class PaddedModel(nn.Module):
             place = torch.arange(length, device=items.device) - (length - lengths[:, None])
             items = torch.where(place < 0, padding, items.gather(1, place.clamp(min=0)))
             lengths = torch.full_like(lengths, length)
-        inside = (torch.arange(items.shape[1], device=items.device) < lengths[:, None])[:, :, None]
+        places = torch.arange(items.shape[1], device=items.device)
+        # a longer row is no place of `within`: ONNX knows no largest size of an input, and would compute something else than `encode`
+        inside = ((places < lengths[:, None]) & self.within[places])[:, :, None]
         x_BLC = nn.functional.embedding(items, self.backbone.item_embedding.weight)
         if self.backbone.item_features is not None:
             x_BLC = x_BLC + self.backbone.item_features(items)
@@ -108,16 +114,19 @@ def padded_model(model: PretrainedModel, task: str) -> PaddedModel:
         masks = method.masks()
     head = method.head(task)
     mask = None if masks is None else masks[method.mask_index(task)].detach().clone()
-    filled = None if model.reader.padding is None else (model.reader.padding, model.info.length_limit)
-    program = PaddedModel(network.backbone, mask, head.weight.detach(), head.bias.detach(), known=model.num_items, filled=filled)
+    limit = model.info.length_limit
+    filled = None if model.reader.padding is None else (model.reader.padding, limit)
+    program = PaddedModel(
+        network.backbone, mask, head.weight.detach(), head.bias.detach(), known=model.num_items, limit=limit, filled=filled
+    )
     return program.eval().requires_grad_(False)
 
 
 def export_model(model: PretrainedModel, out: str, task: str) -> float:
     """Write a task's encoder and head as a `torch.export` program (`.pt2`) or as ONNX (`.onnx`), once it is seen to equal `encode`.
 
-    The program takes `items` int64 [B, L], item indices with rows that begin at the left, and `lengths` int64 [B]; it returns vectors
-    [B, W] and logits [B, Y]. Item and label indices are those of `model.items` and `model.labels(task)`; its `metadata` extra file holds
+    The program takes `items` int64 [B, L], item indices with rows that begin at the left, of as many positions as `length_limit` of its
+    metadata at most (it refuses longer rows), and `lengths` int64 [B]; it returns vectors [B, W] and logits [B, Y]. Item and label indices are those of `model.items` and `model.labels(task)`; its `metadata` extra file holds
     run, stage and task; of ONNX the model's metadata have it under `dist_teracon`.
 
     Returns:

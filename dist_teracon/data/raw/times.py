@@ -27,7 +27,8 @@ TimeUnit = Literal["s", "ms", "us", "ns", "date"]
 _PLACES = {"s": 9, "ms": 6, "us": 3, "ns": 0}
 _LIMIT = 2**63 - 1
 _NONE = -(2**63)
-_QUARTER_S = 900  # time zones change at quarters of an hour
+_COARSE_FROM = 10**15  # nanoseconds since 1970, from which doubles tell no single ones apart
+_MINUTE_S = 60  # time zones change at whole minutes, some of them not at the hour
 
 _NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 _DATE = (
@@ -223,6 +224,9 @@ def _floats(values: NDArray[np.float64], unit: TimeUnit, seen: Plausibility) -> 
     values = np.where(missing | unreadable | beyond, 0.0, values)
     whole = np.floor(values)  # apart from the rest, so that the product is exact
     nanoseconds = whole.astype(np.int64) * int(scale) + np.rint((values - whole) * scale).astype(np.int64)
+    # a double of today's seconds lies up to a tenth of a microsecond beside the number that it stands for
+    coarse = np.abs(nanoseconds) >= _COARSE_FROM
+    nanoseconds[coarse] = (nanoseconds[coarse] + 500) // 1000 * 1000
     return Times(nanoseconds, missing, unreadable, beyond)
 
 
@@ -355,8 +359,8 @@ def _seconds(text: str) -> int | None:
 
 def _to_utc(nanoseconds: Int, zone: ZoneInfo) -> Int:
     """Return the UTC of a zone's local times; an hour that comes twice is the first of the two."""
-    quarters, place = np.unique(nanoseconds // (_QUARTER_S * 10**9), return_inverse=True)
-    starts = (datetime(1970, 1, 1) + timedelta(seconds=_QUARTER_S * quarter) for quarter in quarters.tolist())
+    minutes, place = np.unique(nanoseconds // (_MINUTE_S * 10**9), return_inverse=True)
+    starts = (datetime(1970, 1, 1) + timedelta(seconds=_MINUTE_S * minute) for minute in minutes.tolist())
     offsets = np.array([_ahead(start, zone) for start in starts], dtype=np.int64)
     shifted: Int = nanoseconds - offsets[place.reshape(-1)] * 10**9
     return shifted

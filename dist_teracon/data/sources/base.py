@@ -135,14 +135,15 @@ def _coded(column: Any) -> Categorical:
 def _without_missing(name: str, values: Categorical, recipe: Recipe | None, context: ReadContext) -> Categorical:
     """Return an attribute with nothing where the recipe's codes of unknown stand."""
     written = recipe.missing_in(name) if recipe else frozenset()
-    # a column of 1.0, 2.0 is read as 1, 2
+    # a column of 1.0, 2.0 is read as 1, 2, and one of 1.0, 2.5 as it stands
     codes_of_unknown = {form for code in written for form in (code, whole_name(code)) if form is not None}
-    met = {code for code in written if code in values.names or whole_name(code) in values.names}
+    forms = {form for text in values.names for form in (text, whole_name(text)) if form is not None}
+    met = {code for code in written if {code, whole_name(code)} & forms}
     context.met_codes |= met
     if recipe and isinstance(recipe.missing, dict):
         for code in sorted(written - met):
             context.log(f"missing.{name}: no cell of that attribute is '{code}'{nearest(code, values.names)}")
-    unknown = np.array([*(text in codes_of_unknown for text in values.names), False], dtype=bool)
+    unknown = np.array([*(bool({text, whole_name(text)} & codes_of_unknown) for text in values.names), False], dtype=bool)
     if not unknown.any():
         return values
     context.note("missing", name, int(unknown[values.codes].sum()))

@@ -183,6 +183,9 @@ def test_an_exported_onnx_model_equals_encode(shop, tmp_path, backbone, pooling,
     vectors, logits = session.run(["vectors", "logits"], {"items": items, "lengths": lengths})
     assert np.allclose(vectors, model.encode(histories, "buys"), atol=1e-5)
     assert logits.argmax(1).tolist() == model.predict(histories, "buys", top=1, exclude_seen=False).indices[:, 0].tolist()
+    longer = np.full((1, metadata["length_limit"] + 1), items[0, 0])
+    with pytest.raises(Exception, match="invalid index|out of data bounds"):  # and not other vectors than those of the last items
+        session.run(None, {"items": longer, "lengths": np.array([longer.shape[1]])})
 
 
 def test_onnx_without_its_packages_is_one_message(shop, tmp_path, monkeypatch, capsys):

@@ -148,3 +148,16 @@ def test_one_in_a_hundred_may_be_odd():
     assert judged([MOMENT] * 4, pa.timestamp("ns")) is None
     with pytest.raises(DataError, match="4 of 4 times lie outside"):
         judged([MOMENT // 10**6] * 4, pa.timestamp("ns"))  # milliseconds that were written as nanoseconds
+
+
+def test_local_times_change_to_the_minute():
+    # clocks of St. John's went from 00:01 to 01:01 that night
+    found = times(["1990-04-01 00:00:30", "1990-04-01 01:01:00", "1990-04-01 01:03:00"], zone="America/St_Johns").nanoseconds // 10**9
+    assert [datetime.fromtimestamp(moment, UTC).strftime("%H:%M:%S") for moment in found.tolist()] == ["03:30:30", "03:31:00", "03:33:00"]
+
+
+def test_doubles_are_the_numbers_that_they_stand_for():
+    found = times([1_700_000_003.1, 1_700_000_003.123456, -1_700_000_003.1], pa.float64()).nanoseconds.tolist()
+    assert found == [1_700_000_003_100_000_000, 1_700_000_003_123_456_000, -1_700_000_003_100_000_000]
+    assert times([1_700_000_003_123.5], pa.float64(), unit="ms").nanoseconds.tolist() == [1_700_000_003_123_500_000]
+    assert times([2.5e-9, 1.5], pa.float64()).nanoseconds.tolist() == [2, 1_500_000_000]

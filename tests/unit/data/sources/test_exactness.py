@@ -84,6 +84,10 @@ def test_codes_of_unknown_are_met_as_cells_are_read_or_named(made):
         back = made(files, {**GENDER, "missing": {"g": [code]}})
         assert set(genders(back).values()) == {"20", "21", "22"}
         assert back.info["notes"]["missing"] == {"g": 1}
+    incomes = [0.0, *[float(number % 3) + 1.5 for number in range(19)]]  # as they stand, for 1.5 is no whole number
+    back = made({"events.csv": WHOLE, "users.csv": csv({"user": USERS, "g": incomes})}, {**GENDER, "missing": {"g": ["0"]}})
+    assert set(genders(back).values()) == {"1.5", "2.5", "3.5"}
+    assert "missing.g: no cell" not in back.info["log"]
     files = {"events.csv": WHOLE, "users.csv": csv({"user": USERS, "g": ["Unknown", *PEOPLE["g"][1:]]})}
     back = made(files, {**GENDER, "missing": {"g": ["unknown"]}})
     assert "missing.g: no cell of that attribute is 'unknown'; did you mean 'Unknown'?" in back.info["log"]
