@@ -37,6 +37,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
 from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, moments_before, newer_events
 from dist_teracon.data.prepare.folder_writer import FolderWriter
+from dist_teracon.data.prepare.matched import join_of
 from dist_teracon.data.prepare.version_inputs import VersionInputs, check_inputs
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
 from dist_teracon.data.shard_source import ShardLabels
@@ -76,6 +77,7 @@ def append(parent: str, added: str, out: str, *, refresh: bool = False, recipe: 
     tasks = [task for task in new.info.tasks if not task.predicts_next and task.name not in {known.name for known in old.info.tasks}]
     if not tasks and not refresh:
         raise no_new_task(new.info.name, parent, old.info)
+    _check_one_writing(parent, old, new)
     made = hashlib.sha256(f"{'refresh' if refresh else 'append'}:{old.info.fingerprint}:{new.info.fingerprint}".encode()).hexdigest()
     if io.exists(io.join(out, "dataset.json")):
         there = Dataset(out).info
@@ -105,6 +107,33 @@ def _check_columns(parent: str, old: DatasetInfo, new: DatasetInfo) -> None:
             f"{new.name}: its histories hold {now} and those of {parent} {before}; prepare it with the same history.keep, from a source "
             "with the same columns"
         )
+
+
+# Of the ids of one version alone, the share from which ones that differ in their writing are no accident.
+_ANOTHER_WRITING = 0.1
+
+
+def _check_one_writing(parent: str, old: Dataset, new: Dataset) -> None:
+    """Raise DataError where many ids of one version are those of the other, written in another way: each would be two users, or items.
+
+    One odd id in a table of numbers is enough for that: a column of 1.0, 2.0 is read as 1, 2, and with a name among them as it stands.
+    """
+    users: tuple[list[str], list[str]] = ([], [])
+    for shard in range(old.info.shards):  # a user has the same shard in both
+        names = [dataset.table(users_file(shard), ["user_id"])["user_id"].to_pylist() for dataset in (old, new)]
+        for own, mine, theirs in zip(users, names, reversed(names), strict=True):
+            own += set(mine).difference(theirs)
+    items = [[name for name in dataset.vocabulary("items")["item"].to_pylist() if name is not None] for dataset in (old, new)]
+    for noun, (ours, theirs) in (("users", users), ("items", items)):
+        join = join_of(ours, theirs)
+        apart = min(join.left, join.right) - join.both
+        if join.nearly >= max(1, _ANOTHER_WRITING * apart):
+            raise DataError(
+                f"{new.info.name}: {join.nearly} of its {noun} would be {noun} of {parent} but for "
+                f"{' and '.join(join.but_for) or 'several differences together'}, and were others: only in {parent}: "
+                f"{', '.join(map(repr, join.only_left))}; only in {new.info.name}: {', '.join(map(repr, join.only_right))}; write ids in one "
+                "way in both"
+            )
 
 
 def no_new_task(name: str, parent: str, old: DatasetInfo) -> DataError:

@@ -189,6 +189,21 @@ def test_a_refresh_from_the_day_alone_is_warned_of(days, capsys):
     assert "warning: 40 of 40 renewed histories are shorter than before" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("column", "noun"), [("user", "users"), ("item", "items")])
+def test_ids_in_another_writing_are_no_new_ones(days, capsys, column, noun):
+    for file in ("events.parquet", "users.parquet"):
+        table = pq.read_table(f"day2/{file}")
+        if column in table.column_names:
+            place = table.column_names.index(column)
+            table = table.set_column(place, column, pa.array([str(name).upper() for name in table[column].to_pylist()]))
+        Path("loud").mkdir(exist_ok=True)
+        pq.write_table(table, f"loud/{file}")
+    assert prepare(RECIPE, "loud", "v2", "--append", "v1", "--refresh") == 2
+    said = capsys.readouterr().err
+    assert f"of its {noun} would be {noun} of v1 but for capital letters, and were others: only in v1: '" in said
+    assert not Path("v2").exists()
+
+
 def test_old_labels_within_refreshed_histories_are_warned_of():
     def recipe(until: float | None) -> dict[str, Any]:
         return {"history": {"events": {"until": until}}, "tasks": {"buys": {"kind": "item"}, "age": {"kind": "profile"}}}
