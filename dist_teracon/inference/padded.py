@@ -126,8 +126,9 @@ def export_model(model: PretrainedModel, out: str, task: str) -> float:
     """Write a task's encoder and head as a `torch.export` program (`.pt2`) or as ONNX (`.onnx`), once it is seen to equal `encode`.
 
     The program takes `items` int64 [B, L], item indices with rows that begin at the left, of as many positions as `length_limit` of its
-    metadata at most (it refuses longer rows), and `lengths` int64 [B]; it returns vectors [B, W] and logits [B, Y]. Item and label indices are those of `model.items` and `model.labels(task)`; its `metadata` extra file holds
-    run, stage and task; of ONNX the model's metadata have it under `dist_teracon`.
+    metadata at most (it refuses longer rows), and `lengths` int64 [B]; it returns vectors [B, W] and logits [B, Y]. Item and label
+    indices are those of `model.items` and `model.labels(task)`; its `metadata` extra file holds run, stage and task; of ONNX the model's
+    metadata have it under `dist_teracon`.
 
     Returns:
         The largest difference from `encode` that was seen.

@@ -121,8 +121,8 @@ def _check_one_writing(parent: str, old: Dataset, new: Dataset) -> None:
     users: tuple[list[str], list[str]] = ([], [])
     for shard in range(old.info.shards):  # a user has the same shard in both
         names = [dataset.table(users_file(shard), ["user_id"])["user_id"].to_pylist() for dataset in (old, new)]
-        for own, mine, theirs in zip(users, names, reversed(names), strict=True):
-            own += set(mine).difference(theirs)
+        for alone, mine, theirs in zip(users, names, reversed(names), strict=True):
+            alone.extend(set(mine).difference(theirs))
     items = [[name for name in dataset.vocabulary("items")["item"].to_pylist() if name is not None] for dataset in (old, new)]
     for noun, (ours, theirs) in (("users", users), ("items", items)):
         join = join_of(ours, theirs)
@@ -131,8 +131,8 @@ def _check_one_writing(parent: str, old: Dataset, new: Dataset) -> None:
             raise DataError(
                 f"{new.info.name}: {join.nearly} of its {noun} would be {noun} of {parent} but for "
                 f"{' and '.join(join.but_for) or 'several differences together'}, and were others: only in {parent}: "
-                f"{', '.join(map(repr, join.only_left))}; only in {new.info.name}: {', '.join(map(repr, join.only_right))}; write ids in one "
-                "way in both"
+                f"{', '.join(map(repr, join.only_left))}; only in {new.info.name}: {', '.join(map(repr, join.only_right))}; write ids "
+                "in one way in both"
             )
 
 

@@ -184,7 +184,7 @@ def test_an_exported_onnx_model_equals_encode(shop, tmp_path, backbone, pooling,
     assert np.allclose(vectors, model.encode(histories, "buys"), atol=1e-5)
     assert logits.argmax(1).tolist() == model.predict(histories, "buys", top=1, exclude_seen=False).indices[:, 0].tolist()
     longer = np.full((1, metadata["length_limit"] + 1), items[0, 0])
-    with pytest.raises(Exception, match="invalid index|out of data bounds"):  # and not other vectors than those of the last items
+    with pytest.raises(Exception, match=r"invalid index|out of data bounds"):  # and not other vectors than those of the last items
         session.run(None, {"items": longer, "lengths": np.array([longer.shape[1]])})
 
 
