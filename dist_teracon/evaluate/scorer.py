@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +61,7 @@ class Score:
         unseen: Targets that training never saw; each is a miss.
         by_user: This rank's users, for intervals over users.
         error: Standard error of `value` over users; None where it is no mean, or of fewer than two users.
+        seen_Y: bool [Y], the labels that training saw.
     """
 
     values: dict[str, float | None]
@@ -68,6 +69,7 @@ class Score:
     unseen: int
     by_user: UserScores
     error: float | None = None
+    seen_Y: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     @property
     def value(self) -> float | None:
@@ -79,17 +81,18 @@ class Score:
 def score_task(
     encoder: Encoder, dataset: Dataset, task: str, split: Split, *,
     metrics: Sequence[Metric], runtime: Runtime, batch: int, max_users: int | None, seed: int, exclude_seen: bool | None = None,
-    period: int | None = None, progress: Progress | None = None,
+    period: int | None = None, progress: Progress | None = None, seen_Y: NDArray[np.bool_] | None = None,
 ) -> Score:  # fmt: skip
     """Score a task on a split by its metrics, the first of which selects; every rank scores its shards and all get the whole.
 
     Metrics of a whole split (`by_split`) gather its examples on every rank, 4·Y + 24 bytes each in fp32. `exclude_seen` is
     `evaluate.exclude_seen` of the configuration: a target that is in the sequence itself, or was taken before it, is a miss then, as it
-    would not be offered. Of a test of several periods `period` scores one, counted from 0.
+    would not be offered. Of a test of several periods `period` scores one, counted from 0. `seen_Y` are the labels that the task's training
+    saw, where that was on another version of the data set than this one.
     """
     info = dataset.info.task(task)
     label_of_item = dataset.label_of_item(task) if excludes_seen(dataset.info, task, exclude_seen) else None
-    seen = train_counts(dataset, task, runtime) > 0
+    seen = train_counts(dataset, task, runtime) > 0 if seen_Y is None else torch.from_numpy(seen_Y)
     tally = _Tally(metrics, None if info.ranks_labels else info.labels)
     batches = evaluation_batches(
         dataset, info, split, mask_index=encoder.mask_index(task), batch=batch, rank=runtime.rank, world_size=runtime.world_size,
@@ -106,7 +109,7 @@ def score_task(
         )  # fmt: skip
         assert packed.user_hash is not None
         tally.add(found, examples.index.numpy(), packed.user_hash, unseen=int((~seen[examples.labels]).sum()))
-    return tally.score(runtime)
+    return replace(tally.score(runtime), seen_Y=seen.numpy())
 
 
 def excludes_seen(info: DatasetInfo, task: str, setting: bool | None) -> bool:

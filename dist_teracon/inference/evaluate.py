@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_teracon.console import Log, Progress, no_log
 from dist_teracon.data.dataset import Dataset
@@ -101,6 +102,7 @@ def evaluate(
         score = score_task(
             encoder, data, task, chosen, metrics=own, runtime=runtime, batch=model.config.evaluate.batch, max_users=max_users,
             seed=model.config.seed, exclude_seen=setting, period=periods[task], progress=progress,
+            seen_Y=_seen(model, task, data.info.task(task).labels),
         )  # fmt: skip
         without = excludes_seen(data.info, task, setting)
         scored = score.by_user.user_hash[score.by_user.examples > 0]
@@ -114,6 +116,13 @@ def evaluate(
     if not scores:
         raise ConfigError(f"--metrics: no task of {model.run} has any of {', '.join(names)}")
     return scores
+
+
+def _seen(model: PretrainedModel, task: str, labels: int) -> NDArray[np.bool_] | None:
+    """Return which labels of a data set the task's training saw, bool [labels], those behind the model's unseen; None where the run has
+    not kept it: then it is told from what the data set's own training rows hold."""
+    seen = model.seen_labels.get(task)
+    return None if seen is None else np.concatenate([seen, np.zeros(max(0, labels - len(seen)), np.bool_)])[:labels]
 
 
 def _mapped(dataset: Dataset, model: PretrainedModel, log: Log) -> MappedDataset:

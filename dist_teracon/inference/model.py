@@ -82,6 +82,7 @@ class PretrainedModel:
         tasks: The tasks that it has learned, by name, in their order.
         method: The method with its weights, for what is not here.
         last_unknown: Of the last call, the events whose item the model does not know.
+        seen_labels: By task the labels that its training saw, bool [labels]; None of a run of before, which has not kept it.
         moment: When predictions are where no call says otherwise, in seconds since 1970: the last moment of which the training data told.
     """
 
@@ -96,6 +97,9 @@ class PretrainedModel:
             if isinstance(part, Network):
                 part.freeze()
         state = folder.stage(self.stage - 1, method.learned[-1]).state()
+        self.seen_labels = {
+            name: folder.stage(place, name).seen_labels(task.labels) for place, (name, task) in enumerate(self.tasks.items())
+        }
         self._weights, self.moment = state["files"]["model.safetensors"], int(state.get("moment", NO_TIME))
         self._vocabularies = Vocabularies(folder, self.info, self.config.dataset)
         self._state_encoders: dict[str, StateEncoder] = {}

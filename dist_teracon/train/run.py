@@ -18,6 +18,7 @@ from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.evaluate.periods import period_of
 from dist_teracon.evaluate.scorer import excludes_seen
+from dist_teracon.evaluate.seen_labels import packed_labels
 from dist_teracon.runtime import Runtime
 from dist_teracon.train.add_task import AddedTask, claim_addition, takes_addition, with_added_task, with_earlier_additions
 from dist_teracon.train.begin_with import begin_with, check_begin_with
@@ -29,7 +30,7 @@ from dist_teracon.train.run_folder import EventLog, RunFolder
 from dist_teracon.train.run_setup import Run, machine, method_context, open_on_all_ranks, package_versions, resolve, run_lock
 from dist_teracon.train.run_store import open_run
 from dist_teracon.train.stage import Stage, StageSummary
-from dist_teracon.train.stage_folder import FORMAT_VERSION
+from dist_teracon.train.stage_folder import FORMAT_VERSION, SEEN_LABELS
 from dist_teracon.train.stage_scores import StageScores, score_stage
 from dist_teracon.train.stopping import StopSignals, stop_signals
 from dist_teracon.train.trackers.registry import Trackers, check_trackers
@@ -257,6 +258,7 @@ def _stage_state(
         **({} if run.dataset.moments is None else {"moment": run.dataset.moments.last}),
         **({"input_values": values} if (values := _input_values(run)) else {}),
         "dataset": run.dataset.info.fingerprint,
+        SEEN_LABELS: packed_labels(scores.test[number].seen_Y),
         **({"growth": run.growth[number]} if number in run.growth else {}),
         "events_bytes": events_bytes,
     }

@@ -27,6 +27,7 @@ from dist_teracon.atomic import atomic_folder, atomic_path, atomic_write, write_
 from dist_teracon.data.schema import folder_of
 from dist_teracon.errors import DataError, RunError, TeraconError
 from dist_teracon.evaluate.scorer import UserScores
+from dist_teracon.evaluate.seen_labels import unpacked_labels
 
 _USER_SCORES = pa.schema(
     {"split": pa.string(), "task": pa.string(), "user_hash": pa.uint64(), "score": pa.float64(), "examples": pa.int64()}
@@ -35,6 +36,9 @@ _USER_SCORES = pa.schema(
 
 # Of a stage's state.json; 2: item tables are `…item_embedding.weight`, metrics beside the first are kept; 3: with checksums.
 FORMAT_VERSION = 3
+
+# In a stage's state.json: the labels that its training saw.
+SEEN_LABELS = "seen_labels"
 
 # In a stage's timing.json: another run has trained it, and took this time.
 TAKEN_OVER = "taken_over"
@@ -123,6 +127,19 @@ class StageFolder:
             RunError: it is damaged, or another version of this program has written it.
         """
         return _read_state(self.path / "state.json")
+
+    def seen_labels(self, labels: int) -> NDArray[np.bool_] | None:
+        """Return which of so many labels the stage's training saw, bool [labels]; None of a stage that has not kept it, or is not here.
+
+        Raises:
+            RunError: the state is damaged.
+        """
+        if not self.finished:
+            return None
+        try:
+            return unpacked_labels(self.state().get(SEEN_LABELS), labels)
+        except ValueError as error:
+            raise RunError(f"{self.path / 'state.json'}: {SEEN_LABELS}: {error}; remove the stage's folder to train it again") from None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return a finished stage's weights.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dist_teracon.continual.method import Method
 from dist_teracon.data.schema import Split, Task
@@ -33,20 +35,25 @@ def score_stage(run: Run, method: Method, number: int, folder: StageFolder, even
     method.model().to(run.runtime.device)
     learned = run.tasks[: number + 1]
     periods = [period_of(run.config.evaluate, run.dataset.info, task=place, stage=number) for place in range(len(learned))]
-    test = [_score(run, method, task, Split.TEST, period) for task, period in zip(learned, periods, strict=True)]
-    validation = [_score(run, method, task, Split.VALIDATION) for task in learned]
+    # a task of before was trained on the version of the data set that its stage had
+    seen = [run.stage_folder(place).seen_labels(task.labels) if place < number else None for place, task in enumerate(learned)]
+    of_tasks = list(zip(learned, seen, strict=True))
+    test = [_score(run, method, *task, Split.TEST, period) for task, period in zip(of_tasks, periods, strict=True)]
+    validation = [_score(run, method, *task, Split.VALIDATION) for task in of_tasks]
     _write_user_scores(run, folder, {"test": test, "validation": validation})
     scores = StageScores(test, validation, time.monotonic() - began)
     _log_scores(run, method, scores, events, label)
     return scores
 
 
-def _score(run: Run, method: Method, task: Task, split: Split, period: int | None = None) -> Score:
+def _score(
+    run: Run, method: Method, task: Task, seen_Y: NDArray[np.bool_] | None, split: Split, period: int | None = None
+) -> Score:  # fmt: skip
     evaluate = run.config.evaluate
     return score_task(
         method, run.dataset, task.name, split, metrics=metrics_of(task, evaluate.metrics), runtime=run.runtime, batch=evaluate.batch,
         max_users=evaluate.max_users, seed=run.config.seed, exclude_seen=evaluate.exclude_seen, period=period,
-        progress=run.console,
+        progress=run.console, seen_Y=seen_Y,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_runs import ALONE, checked, results, settings, small_tables, train_here, weights
@@ -13,7 +14,9 @@ from dist_teracon.console import Console
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.versions import append
-from dist_teracon.data.schema import SplitRule
+from dist_teracon.data.schema import Split, SplitRule
+from dist_teracon.inference.evaluate import evaluate
+from dist_teracon.inference.model import from_pretrained
 from dist_teracon.report.html import write_report
 from dist_teracon.report.run_data import read_run
 from dist_teracon.train.add_task import AddedTask
@@ -50,6 +53,17 @@ def test_a_task_is_added_on_a_refreshed_version(alone: None, tmp_path: Path, mon
     grown = results(run)
     assert grown["scores"][:2] == base["scores"]
     assert grown["data_versions"] == [old.fingerprint, old.fingerprint, new.fingerprint]
+    # what the first task's training saw is what it saw then, whatever today's training rows hold
+    today = Dataset(str(tmp_path / "new"))
+    seen = Dataset(str(tmp_path / "old")).train_counts("next") > 0
+    targets = np.concatenate([today.labels("next", shard).of(Split.TEST).values for shard in range(new.shards)])
+    then = int((~np.concatenate([seen, np.zeros(fresh, bool)])[targets]).sum())
+    assert then != int((today.train_counts("next")[targets] == 0).sum())
+    assert grown["unseen_targets"][0] == then
+    model = from_pretrained(run, stage=2)
+    assert model.seen_labels["next"].tolist() == [*seen.tolist(), *[False] * fresh]
+    (score,) = evaluate(model, str(tmp_path / "new"), tasks=["next"])
+    assert score.unseen == then
 
     known, head = weights(run, "02-likes"), weights(run, "03-gender")
     labels = old.task("next").labels
