@@ -106,7 +106,7 @@ def test_tables_of_what_is_finished_are_written_beside_cells_that_run(plan: Path
     printed = capsys.readouterr().out
     for variant in ("plain", "slower", "popularity"):
         assert f"- {variant}, seed 1: not run to its end" in printed
-    assert "3 of 6 cells:" in printed and "seeds 0; 3 variants" in printed
+    assert "3 of 6 cells:" in printed and "seed 0; 3 variants" in printed
     assert (out / "report.html").exists() and not (out / "cells" / "plain" / "seed-1").exists()
     with pytest.raises(SystemExit):
         main([*command, "--dry-run"])

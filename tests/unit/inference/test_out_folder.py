@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_teracon import io
 from dist_teracon.errors import RunError
+from dist_teracon.inference import out_folder
 from dist_teracon.inference.out_folder import BEGUN, OutFolder, write_file
 
 
@@ -23,7 +23,7 @@ def test_a_file_is_written_where_it_is_named(uri: str, path: str, tmp_path: Path
         yield tmp_path / "file"
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(io, "atomic_path", noted)
+    monkeypatch.setattr(out_folder, "atomic_path", noted)
     write_file(uri, Path.touch)
     assert written == [Path(path)]
 
