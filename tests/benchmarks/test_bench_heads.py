@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dist_teracon.bench.heads import main
 
 SMALL = ["--channels", "8", "--users", "2", "--length", "7", "--scored", "600", "--repeats", "1", "--draws", "2"]
 
 
+@pytest.mark.slow  # five processes, each of which imports torch
 def test_it_runs_on_few_labels(capsys):
     main(["--sizes", "400", "--skip", "scores", *SMALL])
     main(["--sizes", "200", "400", "--skip", "step", "adam", "bias", *SMALL])

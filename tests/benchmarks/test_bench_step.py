@@ -33,6 +33,7 @@ def test_it_compares_both_stages_with_the_plain_way(tmp_path: Path) -> None:
     assert "torch" in output.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_its_profile_accounts_for_all_of_a_step(tmp_path: Path) -> None:
     output = _bench(tmp_path, "--profile")
     shares = [float(line.split("|")[-2].strip(" %")) for line in output.splitlines() if line.endswith("% |")]
