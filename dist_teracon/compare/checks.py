@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dist_teracon.compare.cells import is_finished, results_of
 from dist_teracon.compare.plan import Cell, Plan, cell_place
+from dist_teracon.compare.statistics import judging_metric
 from dist_teracon.config.run import RunConfig
 from dist_teracon.config_io import read_yaml, validate
 from dist_teracon.console import Console
@@ -143,10 +144,9 @@ def _info_of_finished(cell: Cell, out: Path) -> DatasetInfo | None:
 
 
 def _judge(task: Task, config: RunConfig, asked: Sequence[str]) -> str | None:
-    """Return by which metric a table has a task's scores: the first that is asked for, else the first of its own that is a mean."""
-    own = [metric for metric in metrics_of(task, config.evaluate.metrics) if metric.is_mean]
-    first = [metric for name in asked for metric in own if metric.name == name]
-    return next((metric.name for metric in (*first, *own)), None)
+    """Return the name of the metric by which tables will have a task's scores."""
+    found = judging_metric([metric.name for metric in metrics_of(task, config.evaluate.metrics)], asked)
+    return None if found is None else found.name
 
 
 def _other_judges(judged: Mapping[str, Mapping[str, str | None]]) -> str:

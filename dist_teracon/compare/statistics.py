@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +81,7 @@ def read_run_scores(
     """
     results, known = io.read_json(str(run / "results.json")), metrics_of_runs([run]) if known is None else known
     tasks = tuple(results["tasks"])
-    chosen = [_metric(results, known[task], metrics) for task in tasks]
+    chosen = [judging_metric([name for name in results["scores_by_metric"] if name in known[task]], metrics) for task in tasks]
     tables = [_scores_of_stage(run / "stages" / f"{i + 1:02d}-{folder_of(task)}") for i, task in enumerate(tasks)]
     tables = [table.filter(np.asarray(table["split"].to_pylist()) == split) for table in tables]
     users = np.unique(np.concatenate([table["user_hash"].to_numpy() for table in tables]))
@@ -113,8 +112,8 @@ def _scores_of_stage(stage: Path) -> pa.Table:
         raise RunError(f"{path}: cannot be read ({str(error)[:200]}); remove the stage's folder to train it again") from None
 
 
-def _metric(results: dict[str, Any], known: set[str], asked: Sequence[str]) -> Metric | None:
-    has = [name for name in results["scores_by_metric"] if name in known]
+def judging_metric(has: Sequence[str], asked: Sequence[str]) -> Metric | None:
+    """Return by which metric tables have a task's scores: the first that is asked for, else the first of its own, that is a mean."""
     names = [*(name for name in asked if name in has), *has]
     return next((metric for metric in map(parse_metric, names) if metric.is_mean), None)
 

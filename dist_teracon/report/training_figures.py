@@ -145,7 +145,8 @@ def replayed_shares(run: RunData) -> Figure | None:
         steps, batch = [step for step in run.events.steps_of(stage) if step.rho or step.rows], run.batch_of(stage)
         if not steps:
             continue
-        turns |= any(rows == 0 for step in steps for rows in step.rows.values())
+        drawn_rows = [[step.rows[name] for step in steps if name in step.rows] for name in {name for step in steps for name in step.rows}]
+        turns |= any(0 in rows and any(rows) for rows in drawn_rows)  # a task without users to replay has none in any step
         # A step may be counted within its epoch; a line needs one axis.
         rising = all(a.step < b.step for a, b in pairwise(steps))
         names = list(dict.fromkeys(name for step in steps for name in (*step.rho, *step.rows)))

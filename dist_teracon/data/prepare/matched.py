@@ -19,7 +19,7 @@ from dist_teracon.errors import DataError
 MAX_UNMATCHED = 0.5
 _SHOWN = 3
 # Of so many ids without a partner at most it is looked at what they differ in.
-_COMPARED = 2_000_000
+COMPARED = 2_000_000
 
 
 @dataclass
@@ -91,7 +91,7 @@ def join_of(left: Collection[str], right: Collection[str]) -> Join:
     ours, theirs = set(left), set(right)
     only_left, only_right = ours - theirs, theirs - ours
     nearly, but_for = 0, []
-    if only_left and only_right and max(len(only_left), len(only_right)) <= _COMPARED:
+    if only_left and only_right and max(len(only_left), len(only_right)) <= COMPARED:
         nearly = len(_all_forms(only_left) & _all_forms(only_right))
         if nearly:
             but_for = [name for name, form in _FORMS.items() if set(map(form, only_left)) & (only_right | set(map(form, only_right)))]

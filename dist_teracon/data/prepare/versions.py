@@ -37,7 +37,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
 from dist_teracon.data.prepare.append_counts import LeftOut, labels_not_in, moments_before, newer_events
 from dist_teracon.data.prepare.folder_writer import FolderWriter
-from dist_teracon.data.prepare.matched import join_of
+from dist_teracon.data.prepare.matched import COMPARED, join_of
 from dist_teracon.data.prepare.version_inputs import VersionInputs, check_inputs
 from dist_teracon.data.schema import FIRST_ITEM, UNSEEN_ITEM, DatasetInfo, Split, Task, task_file, users_file, vocabulary_file
 from dist_teracon.data.shard_source import ShardLabels
@@ -109,8 +109,8 @@ def _check_columns(parent: str, old: DatasetInfo, new: DatasetInfo) -> None:
         )
 
 
-# Of the ids of one version alone, the share from which ones that differ in their writing are no accident.
-_ANOTHER_WRITING = 0.1
+# Of the ids of one version alone, the share, and the number, from which ones that differ in their writing are no accident.
+_ANOTHER_WRITING, _NO_ACCIDENT = 0.1, 3
 
 
 def _check_one_writing(parent: str, old: Dataset, new: Dataset) -> None:
@@ -123,11 +123,14 @@ def _check_one_writing(parent: str, old: Dataset, new: Dataset) -> None:
         names = [dataset.table(users_file(shard), ["user_id"])["user_id"].to_pylist() for dataset in (old, new)]
         for alone, mine, theirs in zip(users, names, reversed(names), strict=True):
             alone.extend(set(mine).difference(theirs))
+        if max(map(len, users)) > COMPARED:  # too many to hold at once, and to compare
+            users = ([], [])
+            break
     items = [[name for name in dataset.vocabulary("items")["item"].to_pylist() if name is not None] for dataset in (old, new)]
     for noun, (ours, theirs) in (("users", users), ("items", items)):
         join = join_of(ours, theirs)
         apart = min(join.left, join.right) - join.both
-        if join.nearly >= max(1, _ANOTHER_WRITING * apart):
+        if join.nearly >= max(_NO_ACCIDENT, _ANOTHER_WRITING * apart):
             raise DataError(
                 f"{new.info.name}: {join.nearly} of its {noun} would be {noun} of {parent} but for "
                 f"{' and '.join(join.but_for) or 'several differences together'}, and were others: only in {parent}: "

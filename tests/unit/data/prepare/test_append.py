@@ -204,6 +204,16 @@ def test_ids_in_another_writing_are_no_new_ones(days, capsys, column, noun):
     assert not Path("v2").exists()
 
 
+def test_one_or_two_ids_that_look_alike_are_an_accident(days):
+    Path("odd").mkdir()
+    for file in ("events.parquet", "users.parquet"):
+        table = pq.read_table(f"day2/{file}")
+        names = [name.upper() if name in ("u3", "u4") else name for name in table["user"].to_pylist()]
+        pq.write_table(table.set_column(table.column_names.index("user"), "user", pa.array(names)), f"odd/{file}")
+    assert prepare(RECIPE, "odd", "v2", "--append", "v1", "--refresh") == 0
+    assert read_dataset_info("v2").users == 62
+
+
 def test_old_labels_within_refreshed_histories_are_warned_of():
     def recipe(until: float | None) -> dict[str, Any]:
         return {"history": {"events": {"until": until}}, "tasks": {"buys": {"kind": "item"}, "age": {"kind": "profile"}}}
