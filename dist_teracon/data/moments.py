@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dist_teracon.data.event_columns import NO_TIME
@@ -53,6 +54,14 @@ class Moments:
         until = ((rules.get("history") or {}).get("events") or {}).get("until")
         return cls(last_event if until is None else int(until), earlier=info.source.get("moments", {}))
 
+    def told(self) -> str:
+        """Return a line on when labels without times are predicted, so that a wrong date is seen."""
+        if self.validation_from is None:
+            return f"recency: labels without times are predicted on {day_of(self.last)}"
+        before, last = day_of(self.validation_from), day_of(self.last)
+        trained = before if self.labels_from is None else f"{day_of(self.labels_from)} (of items) and {before} (of users)"
+        return f"recency: labels without times are predicted on {trained} in training, on {before} in validation, on {last} in the test"
+
     def of(self, task: Task, split: Split) -> int:
         """Return when a task's rows of a split are predicted, its labels having no times.
 
@@ -65,3 +74,11 @@ class Moments:
         if split == Split.TRAIN and task.kind == "item" and self.labels_from is not None:
             return self.labels_from
         return self.validation_from
+
+
+def day_of(moment: int) -> str:
+    """Return the day of a moment in seconds since 1970, as 2017-11-01 (UTC); its seconds where no calendar has it."""
+    try:
+        return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=moment):%Y-%m-%d}"
+    except OverflowError:
+        return f"{moment} s since 1970"

@@ -108,7 +108,7 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
     """
     if not runtime.is_main:
         runtime.raise_on_all_ranks("")
-        return _reading_what_the_model_reads(open_dataset(config.dataset), config, runtime)
+        return _reading_what_the_model_reads(open_dataset(config.dataset), config, runtime, console)
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except (TeraconError, OSError) as error:
@@ -117,16 +117,17 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
         runtime.raise_on_all_ranks(f"{io.message_of(error)}{hint}")
         raise
     runtime.raise_on_all_ranks("")
-    return _reading_what_the_model_reads(dataset, config, runtime)
+    return _reading_what_the_model_reads(dataset, config, runtime, console)
 
 
-def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: Runtime) -> Dataset:
+def _reading_what_the_model_reads(dataset: Dataset, config: RunConfig, runtime: Runtime, console: Console) -> Dataset:
     """Return the data set, which reads of events and side features what the model asks for, and nothing else."""
     names = check_reads(config, dataset.info)
     dataset.read_columns(tuple(columns_read(config.model)))
     if reads_moments(config.model):
         own = own_shards(dataset.info.shards, runtime.rank, runtime.world_size)
         dataset.moments = Moments.of_dataset(dataset.info, max(runtime.gather(dataset.last_event(own))))
+        console.log(dataset.moments.told())
     tasks = config.tasks or [task.name for task in dataset.info.tasks]
     dataset.read_inputs(names, closed=closed_features(dataset.info, method_class(config.method["name"]), tasks))
     return dataset

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dist_teracon.console import Log
 from dist_teracon.data.event_columns import UNKNOWN_TYPE, EventColumns
+from dist_teracon.data.moments import day_of
 from dist_teracon.data.recipe import HistoryRule
 from dist_teracon.data.sources.base import Events
 from dist_teracon.errors import ConfigError, DataError
@@ -18,6 +19,7 @@ from dist_teracon.errors import ConfigError, DataError
 MOST_TYPES = 10_000
 _FIRST_YEAR = 1990
 _SHOWN = 5
+_AHEAD = 86_400  # seconds: times of a place may be read as UTC
 
 Int = NDArray[np.int64]
 
@@ -34,7 +36,7 @@ def kept_columns(
         events: Its source's events.
         ordered: int64 [N], the events of all histories in their order.
         counted: bool [N], those that types are counted in; a type of others alone is unknown.
-        log: Takes a line where types tell nothing.
+        log: Takes a line where types tell nothing, and where events have not happened yet.
         years: The first and the last year in which events are plausible; 1990 and next year where None.
 
     Raises:
@@ -50,6 +52,8 @@ def kept_columns(
     if rule.keeps("time") and events.order is not None:
         times = seconds_of(events)[ordered]
         _check_plausible(times, years or (_FIRST_YEAR, datetime.now(UTC).year + 1))
+        if years is None:
+            _tell_future(times, log)
     if rule.keeps("type") and events.type is not None:
         codes = events.type.codes[ordered]
         types, names = _numbered(codes, events.type.names, counted)
@@ -84,6 +88,19 @@ def _numbered(codes: NDArray[np.int32], names: Sequence[str], counted: NDArray[n
     number = np.zeros(len(names) + 1, dtype=np.int32)  # the last one for events without a type
     number[used] = np.arange(1, len(used) + 1, dtype=np.int32)
     return number[codes], [names[code] for code in used]
+
+
+def _tell_future(times: Int, log: Log) -> None:
+    """Tell of events that cannot have happened yet: one of them alone moves the last event, and with it what `recency` counts from."""
+    now = int(datetime.now(UTC).timestamp())
+    late = times > now + _AHEAD
+    if late.any():
+        last = day_of(int(times.max()))
+        log(
+            f"history.keep: {late.sum():,} of {len(times):,} events lie in the future (after {day_of(now)}; the last on {last}). "
+            "They are kept as they are, and where no date ends the histories, the last event is when labels without times are predicted; "
+            "history.events.until in the recipe leaves out what comes after a date"
+        )
 
 
 def _check_plausible(times: Int, years: tuple[int, int]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dist_teracon.data.raw.bad_rows import column_missing
 from dist_teracon.data.raw.context import ReadContext
 from dist_teracon.data.raw.files import compression, open_raw
-from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable, one_array
+from dist_teracon.data.raw.table import Collected, ColumnSpec, RawTable, joined, one_array
 from dist_teracon.data.raw.values import clean_texts, whole_texts
 from dist_teracon.errors import DataError
 from dist_teracon.io import open_binary
@@ -111,7 +111,7 @@ def read_arrow(table: Any, specs: Mapping[str, ColumnSpec], *, where: str, conte
     collected, rows = Collected(where, specs, context, constants={}, place=lambda row: f"{where}: row {row + 1}"), 0
     for batch in table.select(list(specs)).to_batches(max_chunksize=_BATCH):
         rows = _add_batch(collected, where, batch, specs, rows)
-    return collected.finish(rows)
+    return joined([collected.finish(rows)], context)
 
 
 def _add_batch(collected: Collected, uri: str, batch: Any, specs: Mapping[str, ColumnSpec], rows: int) -> int:

@@ -103,7 +103,7 @@ def read_parts(parts: Sequence[Part], specs: Mapping[str, ColumnSpec], context: 
         for part, table in zip(parts, tables, strict=True):
             if not table.rows:
                 context.note("empty_parts", relative_name(part.uri, context.bad.root), "no rows")
-    return joined(tables)
+    return joined(tables, context)
 
 
 def _read(part: Part, specs: Mapping[str, ColumnSpec], context: ReadContext) -> RawTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -151,7 +151,7 @@ class Collected:
         return column[rows] if isinstance(column, np.ndarray) else column.take(pa.array(rows))
 
     def finish(self, rows: int) -> RawTable:
-        """Return the whole file of so many rows, malformed ones included.
+        """Return the whole file of so many rows, malformed ones included; its texts as written, which `joined` brings into one form.
 
         Raises:
             DataError: times that cannot be times of events, or too many malformed rows.
@@ -177,17 +177,8 @@ class Collected:
             dtype = np.float64 if spec.dtype == "number" else np.int64
             return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
         if spec.dtype == "name":
-            column: Any = self._names[name].build(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
-            found = whole_names(column)
-        else:
-            column = pa.concat_arrays(parts) if parts else pa.array([], pa.string())
-            found = whole_texts(column)
-        if found is None:
-            return column
-        whole, example = found
-        told = f"{self._uri}: column '{name}' has whole numbers written as {example}; they are read without the zeros"
-        self._context.note("whole_numbers", name, example, told)
-        return whole
+            return self._names[name].build(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
+        return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
 
 
 def one_array(column: Any) -> Any:
@@ -198,10 +189,29 @@ def one_array(column: Any) -> Any:
     return array
 
 
-def joined(tables: Sequence[RawTable]) -> RawTable:
-    """Return the tables of several files as one."""
-    if len(tables) == 1:
-        return tables[0]
+def joined(tables: Sequence[RawTable], context: ReadContext) -> RawTable:
+    """Return the tables of several files as one, whose whole numbers are written in one way.
+
+    Of a column all of whose texts are whole numbers, `1.0`, as programs write them where some are missing, is `1`. That is a matter of all
+    files: where another one has a name, `1.0` and `1` are two names in each.
+    """
+    table = tables[0] if len(tables) == 1 else _behind_one_another(tables)
+    return replace(table, columns={name: _without_zeros(name, column, table.file, context) for name, column in table.columns.items()})
+
+
+def _without_zeros(name: str, column: Any, file: str, context: ReadContext) -> Any:
+    if isinstance(column, np.ndarray):
+        return column
+    found = whole_names(column) if isinstance(column, Categorical) else whole_texts(column)
+    if found is None:
+        return column
+    whole, example = found
+    told = f"{file}: column '{name}' has whole numbers written as {example}; they are read without the zeros"
+    context.note("whole_numbers", name, example, told)
+    return whole
+
+
+def _behind_one_another(tables: Sequence[RawTable]) -> RawTable:
     columns = {name: _concatenated([table.columns[name] for table in tables]) for name in tables[0].columns}
     behind = np.cumsum([len(table) for table in tables])
 

@@ -12,7 +12,7 @@ from dist_teracon.data import ragged
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.event_columns import NO_TIME, EventColumns
 from dist_teracon.data.loader import TrainingLoader, evaluation_batches
-from dist_teracon.data.moments import Moments
+from dist_teracon.data.moments import Moments, day_of
 from dist_teracon.data.prepare.pipeline import write_dataset
 from dist_teracon.data.prepare.tables import LabelTable, SequenceTable, Tables
 from dist_teracon.data.schema import Split, SplitRule, Task
@@ -100,3 +100,17 @@ def test_without_times_there_is_no_last_event(tmp_path: Any) -> None:
     dataset = made(tmp_path, "users")
     dataset.read_columns(())
     assert dataset.last_event(range(3)) == NO_TIME
+
+
+def test_a_run_tells_when_labels_without_times_are_predicted():
+    assert Moments(1_509_494_400).told() == "recency: labels without times are predicted on 2017-11-01"
+    split = Moments(1_509_494_400, 1_500_000_000, 1_504_224_000)
+    assert split.told().endswith(
+        "on 2017-07-14 (of items) and 2017-09-01 (of users) in training, on 2017-09-01 in validation, on 2017-11-01 in the test"
+    )
+    assert (
+        replace(split, labels_from=None)
+        .told()
+        .endswith("on 2017-09-01 in training, on 2017-09-01 in validation, on 2017-11-01 in the test")
+    )
+    assert day_of(10**13) == "10000000000000 s since 1970"

@@ -166,6 +166,18 @@ def test_whole_numbers_that_one_table_writes_as_floats(made, form):
         assert "user" in back.info["notes"]["whole_numbers"]
 
 
+@pytest.mark.parametrize(("name", "zeros"), [("x", ".0"), ("20", "")])
+def test_parts_of_a_table_write_whole_numbers_in_one_way(made, name, zeros):
+    ids = [f"{int(user[1:])}.0" for user in TABLE["user"]]
+    ids[-1] = name  # in the second part alone
+    table, half = changed(user=ids), len(ids) // 2
+    parts = (slice(None, half), slice(half, None))
+    files = {f"events/part-{part}.csv": csv({key: cells[rows] for key, cells in table.items()}) for part, rows in enumerate(parts)}
+    back = made(files, PARTS)
+    assert set(back.sequences) == {name, *(f"{number}{zeros}" for number in range(20))}
+    assert ("whole_numbers" in back.info["notes"]) == (not zeros)
+
+
 def test_versions_stay_as_they_are_and_inexact_ids_are_refused(made):
     items = ["1.0", "1.1", *TABLE["item"][2:]]
     assert made({"events.csv": csv(changed(item=items))}, PARTS).sequences["u00"][:2] == ["1.0", "1.1"]

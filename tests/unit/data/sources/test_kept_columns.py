@@ -204,3 +204,18 @@ def test_a_log_of_other_years_says_so(made):
     with pytest.raises(ConfigError, match=r"columns.timestamp_years: expected the first and the last year of events, as \[1970, 2030\]"):
         parse_recipe({"columns": {"timestamp_years": [2030, 1970]}})
     assert "timestamp_years" not in parse_recipe({}).to_json()["columns"]
+
+
+def test_events_that_have_not_happened_yet_are_told(tmp_path):
+    told: list[str] = []
+    soon = int(datetime.now(UTC).timestamp())
+    table = changed(timestamp=[*TABLE["timestamp"][:-2], soon + 3600, soon + 9 * 86_400])
+    made_of(tmp_path, table, {"history": {"keep": "time"}, **RULES}, log=told.append)
+    day = datetime.fromtimestamp(soon + 9 * 86_400, UTC).date()
+    (line,) = [line for line in told if "in the future" in line]
+    assert f"1 of {len(TABLE['user'])} events lie in the future" in line
+    assert f"the last on {day}" in line
+    told.clear()
+    years = {"columns": {"timestamp_years": [2000, 2100]}}  # somebody who says so knows
+    made_of(tmp_path, table, {"history": {"keep": "time"}, **years, **RULES}, "again", log=told.append)
+    assert not [line for line in told if "in the future" in line]
