@@ -244,7 +244,7 @@ def write_metadata(folder: Path, source: ShardSource, rule: SplitRule, count: in
         DataError: a task has no example in one of the parts.
     """
     tasks = _all_tasks(source)
-    described = tuple(_task(*of_task, rule) for of_task in zip(tasks, written.users_of_task, written.tallies, strict=True))
+    described = tuple(_task(source.name, *of_task, rule) for of_task in zip(tasks, written.users_of_task, written.tallies, strict=True))
     writer = FolderWriter(folder)
     writer.vocabulary("items", "item", names_column([None] * FIRST_ITEM, source.items), written.item_counts)
     for task, counts in zip(source.tasks, written.label_counts, strict=True):
@@ -357,9 +357,9 @@ def _example_keys(task: str, user_hash: NDArray[np.uint64], labels: ShardLabels,
     return row_keys(task, user_hash[np.repeat(labels.rows, lengths)], position, rule)
 
 
-def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64], rule: SplitRule) -> Task:
+def _task(dataset: str, columns: TaskColumns, users: int, tally: NDArray[np.int64], rule: SplitRule) -> Task:
     if columns.kind == "next" and users == 0:
-        raise DataError(f"task '{columns.name}': no user has two items or more whose last one is in the catalogue")
+        raise DataError(f"data set '{dataset}': task '{columns.name}': no user has two items or more whose last one is in the catalogue")
     train, validation, test = tally.tolist()
     for part, size in (("training", train), ("validation", validation), ("test", test)):
         if size == 0:
@@ -368,5 +368,7 @@ def _task(columns: TaskColumns, users: int, tally: NDArray[np.int64], rule: Spli
             mend = "give it more users or that part a larger share"
             if by_dates:
                 mend = "move split.validation_from or split.test_from, or leave the task out"
-            raise DataError(f"task '{columns.name}': has no {part} example ({sizes}); {mend}")
+            raise DataError(
+                f"data set '{dataset}', split with seed {rule.seed}: task '{columns.name}': has no {part} example ({sizes}); {mend}"
+            )
     return Task(columns.name, columns.kind, len(columns.classes), users, (train, validation, test))
