@@ -19,10 +19,12 @@ from dist_teracon.compare.experiment_figures import make_figures
 from dist_teracon.compare.experiments import changes, spreads
 from dist_teracon.compare.many_tasks import many_tables, milestones, stage_costs, transfers
 from dist_teracon.compare.paces import paces
-from dist_teracon.compare.page import headline
+from dist_teracon.compare.page import Result, headline, render
 from dist_teracon.compare.plan import Cell, Plan, read_plan
 from dist_teracon.compare.published import published_tables
 from dist_teracon.compare.run import write_tables
+from dist_teracon.compare.table import made
+from dist_teracon.compare.tables import tables_of
 
 PICTURES = {
     "reversed": {"changes", "orders"},
@@ -84,9 +86,11 @@ def test_each_experiment_has_its_section_with_its_picture(tmp_path: Path, name: 
     figures = {known.removeprefix("figure-") for known in parsed.ids if known.startswith("figure-")}
     assert figures == {"final", *PICTURES[name]}
     assert "experiment" in parsed.ids and f"experiment {name}" in text
-    numbers = re.findall(r"\| ([+-]?\d+\.\d+)", tables.partition("# test")[2])
-    assert len(numbers) > 10
-    assert [number for number in numbers if number not in text] == []
+    of_validation, _, of_test = tables.partition("# test")
+    for part in (of_validation, of_test):
+        numbers = re.findall(r"\| ([+-]?\d+\.\d+)", part)
+        assert len(numbers) > 10
+        assert [number for number in numbers if number not in text] == []
 
 
 @pytest.mark.parametrize("name", ["orders", "sampling"])
@@ -129,6 +133,17 @@ def test_pooled_folds_are_no_mean_over_seeds(tmp_path: Path) -> None:
     assert make_figures(comparison)["final"].caption.startswith("Mean over seeds")
     folds = replace(comparison, plan=comparison.plan.model_copy(update={"cross_fitting": True}))
     assert make_figures(folds)["final"].caption.startswith("Folds pooled, with the 95 % interval over users;")
+
+
+def test_further_metrics_of_both_splits_stand_on_the_page(tmp_path: Path) -> None:
+    comparison = compared("compare/rows-six-tasks", tmp_path)
+    splits = {}
+    for split, score in (("validation", "0.1234"), ("test", "0.4321")):
+        further = made("Further metrics, final scores, hr@10:", ["variant", "next"], [["default", score]])
+        splits[split] = (comparison, replace(tables_of(comparison), further=[further]))
+    page = render(Result(comparison.plan, 1, splits, [], None, {}), "out")
+    assert "0.1234" in page.partition('id="validation"')[2]
+    assert "0.4321" in page.partition('id="further"')[2].partition('id="validation"')[0]
 
 
 def test_the_plan_of_the_documentation_is_one(tmp_path: Path) -> None:
