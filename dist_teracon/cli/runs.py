@@ -217,16 +217,15 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _show(runs: Sequence[Path | str], page: Path | None, *, quiet: bool) -> None:
-    """Print the table of the first run, and write the page and the tables of all, by default into the first run, also on a store."""
+    """Write the page and the tables of all runs, by default into the first one, also on a store; then print the first run's table.
+
+    In this order, since nobody may read what is printed: `train … | head` ends with the first line that finds no reader.
+    """
     from dist_teracon import io
     from dist_teracon.report.run_data import read_run
     from dist_teracon.report.table import print_scores
 
     known = [read_run(run) for run in runs]
-    if not quiet:
-        print_scores(known[0])
-    if known[0].version_note:
-        print_lines([known[0].version_note])
     first = runs[0]
     if page is None and isinstance(first, str):
 
@@ -236,20 +235,28 @@ def _show(runs: Sequence[Path | str], page: Path | None, *, quiet: bool) -> None
             return uri
 
         with tempfile.TemporaryDirectory() as folder:
-            _write_page(known, Path(folder) / "report.html", quiet=quiet, put=upload)
+            tables, written = _write_page(known, Path(folder) / "report.html", put=upload)
     else:
-        _write_page(known, page or Path(first) / "report.html", quiet=quiet, put=str)
+        tables, written = _write_page(known, page or Path(first) / "report.html", put=str)
+    if not quiet:
+        print_scores(known[0])
+    if known[0].version_note:
+        print_lines([known[0].version_note])
+    if not quiet:
+        print_lines([f"tables: {', '.join(tables)}"])
+    if isinstance(written, str):
+        print(f"report: {written}")
+    else:
+        complain(f"warning: the tables are whole, the page is left out: {written}")
 
 
-def _write_page(known: Sequence[RunData], page: Path, *, quiet: bool, put: Callable[[Path], str]) -> None:
-    """Write page and tables; `put` brings a file to where it is read, and returns that."""
+def _write_page(known: Sequence[RunData], page: Path, *, put: Callable[[Path], str]) -> tuple[list[str], str | TeraconError]:
+    """Write page and tables; `put` brings a file to where it is read, and returns that. Returns where they are, or why there is no page."""
     from dist_teracon.report.export import write_tables
     from dist_teracon.report.html import write_page
 
     tables = [put(path) for path in write_tables(known, page)]
-    if not quiet:
-        print_lines([f"tables: {', '.join(tables)}"])
     try:
-        print(f"report: {put(write_page(known, page))}")
+        return tables, put(write_page(known, page))
     except TeraconError as error:
-        complain(f"warning: the tables are whole, the page is left out: {error}")
+        return tables, error

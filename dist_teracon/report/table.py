@@ -157,7 +157,10 @@ def print_scores(run: RunData, console: Console | None = None) -> None:
         lines += _styled(grid, signs=signs) if grid.width <= width else map(Text, task_blocks(run, width, convert))
     lines += map(Text, wrapped(convert(headline(run)), width) if console.is_terminal else [convert(headline(run))])
     for line in lines:
-        console.print(line, soft_wrap=True)
+        if console.is_terminal:
+            console.print(line, soft_wrap=True)
+        else:  # rich ends the process by itself where a pipe is closed
+            print(line.plain, file=console.file)
 
 
 def fitting_grid(run: RunData, width: int, convert: Convert = str) -> Grid:

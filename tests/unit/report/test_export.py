@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,16 @@ def test_the_command_writes_page_and_tables_and_quiet_prints_the_last_line_alone
     assert cli.main(["report", str(folder), "--quiet", "--out", str(tmp_path / "other.html")]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'other.html'}\n"
     assert (tmp_path / "other.csv").read_bytes() == (folder / "report.csv").read_bytes()
+
+
+def test_page_and_tables_are_written_where_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        ended = subprocess.run([sys.executable, "-m", "dist_teracon", "report", str(folder)], stdout=theirs, check=False)
+    finally:
+        os.close(theirs)
+    assert ended.returncode == 141
+    assert (folder / "report.html").is_file()
+    assert (folder / "report.csv").is_file()
