@@ -1,16 +1,16 @@
 """SASRec: causal self-attention over packed behaviour sequences (Kang and McAuley, 2018; docs/method.md, Backbones).
 
-Rows are padded for the attention itself, and nowhere else: all linear layers run on the packed positions. Without a bias of times the
-attention holds no matrix of L × L numbers; with one it needs them, a row and head, as its mask (`models/time_bias.py`).
+Rows are padded for the attention itself (`models/padded_rows.py`), and nowhere else: all linear layers run on the packed positions.
+Without a bias of times the attention holds no matrix of L × L numbers; with one it needs them, a row and head, as its mask
+(`models/time_bias.py`).
 
-Legend: N packed positions, B rows (users), L the longest row, C channels, H heads, D channels of a head, K masked layers, T tasks.
+Legend: N packed positions, B rows (users), L a group's longest row, C channels, H heads, D channels of a head, K masked layers, T tasks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dist_teracon.config.base import ConfigModel, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
-from dist_teracon.data.event_columns import NO_TIME
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
+from dist_teracon.models.padded_rows import PaddedRows, RowGroup
 from dist_teracon.models.pooling import last_positions
 from dist_teracon.models.time_bias import TimeBias, causal_places, padded_places, rows_at_once
 
@@ -94,13 +94,13 @@ class SasRec(Backbone):
         self.time_bias = TimeBias(layers, settings.heads) if settings.time_bias == "learned" else None
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
-        return self._run(x_NC, _Rows.of(sequences, masks_TKC), positions, None)
+        return self._run(x_NC, PaddedRows.of(sequences, masks_TKC), positions, None)
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what the layers give with a patch behind every sub-layer, before it is added to the residual stream."""
-        return self._run(x_NC, _Rows.of(sequences, None), positions, patch)
+        return self._run(x_NC, PaddedRows.of(sequences, None), positions, patch)
 
-    def _run(self, x_NC: Tensor, rows: _Rows, positions: Positions, patch: Patch | None) -> Tensor:
+    def _run(self, x_NC: Tensor, rows: PaddedRows, positions: Positions, patch: Patch | None) -> Tensor:
         if self.position_embedding is not None:
             x_NC = x_NC + F.embedding(rows.place_N.clamp_max(self.position_embedding.shape[0] - 1), self.position_embedding)
         layers = self.num_masked_layers // 2
@@ -127,24 +127,26 @@ class SasRec(Backbone):
             x_BLC = x_BLC + (outer if mask_KC is None else outer * mask_KC[2 * layer + 1])
         return F.layer_norm(last_positions(x_BLC, lengths), (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
 
-    def _layer(self, x_NC: Tensor, rows: _Rows, layer: int, *, last: bool, patch: Patch | None) -> Tensor:
+    def _layer(self, x_NC: Tensor, rows: PaddedRows, layer: int, *, last: bool, patch: Patch | None) -> Tensor:
         """Return a layer's output at every position, or where `last` at the last position of each row that has any."""
         C, k, weight, bias = self.channels, 2 * layer, self.in_weight[layer], self.in_bias[layer]
         normed_NC = self._norm(x_NC, k)
         if last:
             x_NC, here_NC = x_NC.index_select(0, rows.last_N), normed_NC.index_select(0, rows.last_N)
             query = F.linear(here_NC, weight[:C], bias[:C])[:, None]  # [B', 1, C]
-            key, value = (rows.padded(part) for part in F.linear(normed_NC, weight[C:], bias[C:]).split(C, dim=1))
-            # behind its end a row has padding, which must not be read
-            read = rows.inside[:, None, None]
-            if self.time_bias is not None:
-                read = padded_places(self.time_bias(rows.last_times[:, None], rows.times, layer), rows.inside).to(query.dtype)
-            mixed_NC = self._attend(query, key, value, attn_mask=read).flatten(0, 1)
+            of_groups = (rows.padded(part) for part in F.linear(normed_NC, weight[C:], bias[C:]).split(C, dim=1))
+            mixed_NC = rows.in_order([
+                self._attend_from_last(rows, group, group.of_rows(query), key, value, layer)
+                for group, key, value in zip(rows.groups, *of_groups, strict=True)
+            ])  # fmt: skip
         else:
             here_NC = normed_NC
-            query, key, value = (rows.padded(part) for part in F.linear(normed_NC, weight, bias).split(C, dim=1))
+            of_groups = (rows.padded(part) for part in F.linear(normed_NC, weight, bias).split(C, dim=1))
             # rows begin at the left, so the past, which is all that a position reads, holds no padding
-            mixed_NC = rows.packed(self._attend_to_past(query, key, value, rows.times_BL, layer))
+            mixed_NC = rows.packed([
+                self._attend_to_past(query, key, value, group.times_BL, layer)
+                for group, query, key, value in zip(rows.groups, *of_groups, strict=True)
+            ])  # fmt: skip
         mask = rows.mask_of_last if last else rows.mask_of_all
         attended_NC = F.linear(mixed_NC, self.out_weight[layer], self.out_bias[layer])
         x_NC = x_NC + mask(attended_NC if patch is None else patch(k, here_NC, attended_NC), k)
@@ -152,6 +154,16 @@ class SasRec(Backbone):
         inner = F.relu(F.linear(here_NC, self.inner_weight[layer], self.inner_bias[layer]))
         fed_NC = F.linear(inner, self.outer_weight[layer], self.outer_bias[layer])
         return x_NC + mask(fed_NC if patch is None else patch(k + 1, here_NC, fed_NC), k + 1)
+
+    def _attend_from_last(self, rows: PaddedRows, group: RowGroup, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+        """Attention of the last place of a group's rows: [B, C]."""
+        # behind its end a row has padding, which must not be read
+        read = group.inside[:, None, None]
+        if self.time_bias is not None:
+            assert group.times_BL is not None
+            now = group.of_rows(rows.last_times)[:, None]
+            read = padded_places(self.time_bias(now, group.times_BL, layer), group.inside).to(query.dtype)
+        return self._attend(query, key, value, attn_mask=read).flatten(0, 1)
 
     def _attend_to_past(self, query: Tensor, key: Tensor, value: Tensor, times_BL: Tensor | None, layer: int) -> Tensor:
         """Attention of [B, L, C] by heads, a place reading itself and what is before it: [B, L, C]."""
@@ -189,118 +201,3 @@ class SasRec(Backbone):
             )
             for k in range(self.num_masked_layers)
         ]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Where the packed positions lie when the rows that have any are padded to the longest; all sizes come from the host.
-
-    Attributes:
-        shape: B' rows that are not empty, and the longest one's length L.
-        flat_N: int64 [N], each packed position's place in [B' · L].
-        place_N: int64 [N], its place in its row.
-        last_N: int64 [B'], each row's last packed position.
-        inside: bool [B', L], the places that are no padding.
-        filled: int64 [B'], which of the B rows these are; None where all are.
-        num_rows: B.
-        masks_TKC: The masks; None for none.
-        task_B: int64 [B'], each row's task; None where all are of the one `task`.
-        times_N: int64 [N], when the events were; None where nothing reads it.
-        times_BL: int64 [B', L], the same by row, `NO_TIME` behind a row's end; None before `with_times`.
-    """
-
-    shape: tuple[int, int]
-    flat_N: Tensor
-    place_N: Tensor
-    last_N: Tensor
-    inside: Tensor
-    filled: Tensor | None
-    num_rows: int
-    masks_TKC: Tensor | None
-    task_B: Tensor | None
-    task: int
-    times_N: Tensor | None = None
-    times_BL: Tensor | None = None
-
-    @classmethod
-    def of(cls, sequences: PackedSequences, masks_TKC: Tensor | None) -> _Rows:
-        device, num_rows = sequences.values.device, sequences.num_rows
-        lengths, tasks = sequences.host_row_offsets.diff(), sequences.host_task_of_row.long()
-        filled = lengths.nonzero().squeeze(1)
-        lengths, tasks = lengths[filled], tasks[filled]
-        longest = int(lengths.max()) if lengths.numel() else 1
-        ends = lengths.cumsum(0)
-        row_N = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        place_N = torch.arange(row_N.shape[0]) - (ends - lengths)[row_N]
-        several = bool((tasks != tasks[:1]).any())
-
-        def put(values: Tensor) -> Tensor:
-            return values.to(device, non_blocking=True)
-
-        return cls(
-            shape=(len(lengths), longest),
-            flat_N=put(row_N * longest + place_N),
-            place_N=put(place_N),
-            last_N=put(ends - 1),
-            inside=put(torch.arange(longest) < lengths[:, None]),
-            filled=put(filled) if len(filled) < num_rows else None,
-            num_rows=num_rows,
-            masks_TKC=masks_TKC,
-            task_B=put(tasks) if several else None,
-            task=int(tasks[0]) if len(tasks) else 0,
-            times_N=sequences.times,
-        )
-
-    def with_times(self) -> _Rows:
-        """Return the rows with their events' times.
-
-        Raises:
-            ValueError: the batch has none.
-        """
-        if self.times_N is None:
-            raise ValueError("model.backbone.time_bias: reads times of events, and the batch has none")
-        rows, longest = self.shape
-        times = self.times_N.new_full((rows * longest,), NO_TIME).index_copy(0, self.flat_N, self.times_N)
-        return replace(self, times_BL=times.view(rows, longest))
-
-    @property
-    def times(self) -> Tensor:
-        """The events' times, [B', L]."""
-        assert self.times_BL is not None
-        return self.times_BL
-
-    @property
-    def last_times(self) -> Tensor:
-        """When each row's last event was, [B']."""
-        assert self.times_N is not None
-        return self.times_N.index_select(0, self.last_N)
-
-    def padded(self, x_NC: Tensor) -> Tensor:
-        """Return [B', L, C], zero behind each row's end."""
-        rows, longest = self.shape
-        return x_NC.new_zeros(rows * longest, x_NC.shape[1]).index_copy(0, self.flat_N, x_NC).view(rows, longest, x_NC.shape[1])
-
-    def packed(self, x_BLC: Tensor) -> Tensor:
-        """Return the positions of [B', L, C] that rows have: [N, C]."""
-        return x_BLC.flatten(0, 1).index_select(0, self.flat_N)
-
-    def mask_of_all(self, x_NC: Tensor, k: int) -> Tensor:
-        """Multiply every position by mask k of its row's task."""
-        if self.masks_TKC is None:
-            return x_NC
-        if self.task_B is None:
-            return x_NC * self.masks_TKC[self.task, k]
-        task_N = self.task_B.index_select(0, torch.div(self.flat_N, self.shape[1], rounding_mode="floor"))
-        return x_NC * self.masks_TKC[:, k].index_select(0, task_N)
-
-    def mask_of_last(self, x_BC: Tensor, k: int) -> Tensor:
-        """Multiply each row's vector by mask k of its task."""
-        if self.masks_TKC is None:
-            return x_BC
-        return x_BC * (self.masks_TKC[self.task, k] if self.task_B is None else self.masks_TKC[:, k].index_select(0, self.task_B))
-
-    def with_empty_rows(self, x_BC: Tensor) -> Tensor:
-        """Return [B, C] from [B', C], zero for an empty row."""
-        if self.filled is None:
-            return x_BC
-        return x_BC.new_zeros(self.num_rows, x_BC.shape[1]).index_copy(0, self.filled, x_BC)
