@@ -2,7 +2,7 @@
 
 BENCHMARKS = {
     "kernels": "the convolution stack against plain eager convolutions",
-    "attention": "SASRec over histories of different lengths, with less and with more padding",
+    "attention": "SASRec over histories of many lengths, by kind of padding",
     "companions": "cross-entropy, squared error and ranks against torch's own ways",
     "heads": "a training step and scores with hundreds of thousands of labels",
     "loader": "users a second into batches, at the size of TTL",
