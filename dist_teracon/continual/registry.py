@@ -24,6 +24,7 @@ METHODS = {
     "lowrank": "lowrank",
     "popularity": "popularity",
     "itemknn": "itemknn",
+    "svdlr": "svdlr",
 }
 # whose scores are those of every task learned alone, the denominator of forward transfer
 SINGLE_TASK = "sinmo"

@@ -21,6 +21,8 @@ from dist_teracon.evaluate.candidates import LeftOut
 from dist_teracon.evaluate.metrics import BEYOND_EVERY_CUTOFF, Metric, Outcomes
 
 DIMENSIONS = (16, 32, 64, 128)
+# Of a class that training never saw; finite, as weights have to be.
+UNSEEN_LOGIT = -1e4
 
 
 def popularity_score(
@@ -166,24 +168,74 @@ def svd_logistic_regression(
         ValueError: no training or no test example, or no dimension to try.
     """
     need_sklearn("the SVD baseline")
-    train, validation, test = ((rows[split == part], labels[split == part]) for part in Split)
+    train, validation, test = ((features.projected[rows[split == part]], labels[split == part]) for part in Split)
     _need_targets(test[1])
+    found = best_classifier(metric, train, validation, classes=classes, dimensions=dimensions)
+    return SvdScore(_score(metric, found.model, test[0][:, : found.dimensions], test[1], classes), found.dimensions, found.validation_score)
+
+
+# Values [E, D] and labels [E] of examples.
+Labelled = tuple[NDArray[np.float32], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A logistic regression on standardised values, as scikit-learn has it.
+
+    Attributes:
+        model: Its pipeline.
+        dimensions: How many of the values it reads, the first ones; chosen on validation.
+        validation_score: At that choice; None without validation examples.
+    """
+
+    model: Any
+    dimensions: int
+    validation_score: float | None
+
+    def weights(self, classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return weight [Y, D] and bias [Y] that give the same probabilities of values as they are; next to none to classes not seen."""
+        weight, bias = np.zeros((classes, self.dimensions)), np.full(classes, UNSEEN_LOGIT)
+        scaler, model = (step for _, step in self.model.steps)
+        bias[model.classes_] = 0.0
+        if len(model.classes_) > 1:
+            own = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
+            weight[own] = model.coef_ / scaler.scale_
+            bias[own] = model.intercept_ - weight[own] @ scaler.mean_
+        return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def best_classifier(
+    metric: Metric, train: Labelled, validation: Labelled, *, classes: int, dimensions: Sequence[int] = DIMENSIONS
+) -> Classifier:  # fmt: skip
+    """Fit multinomial logistic regressions on the first so many values, and return the one of best validation score.
+
+    Args:
+        metric: One of profile tasks.
+        train, validation: Values, ordered by what they tell, and labels; without validation examples the most values are read.
+        classes: Number of classes Y.
+        dimensions: How many values to try, cut to those there are; of equals the fewest.
+
+    Raises:
+        TeraconError: scikit-learn is not installed.
+        ValueError: no training example, or no dimension to try.
+    """
+    need_sklearn("logistic regression")
     if not len(train[1]):
         raise ValueError("logistic regression needs at least one training example")
-    tried = sorted({min(size, features.projected.shape[1]) for size in dimensions})
+    tried = sorted({min(size, train[0].shape[1]) for size in dimensions})
     if not tried or tried[0] < 1:
         raise ValueError(f"dimensions: expected positive numbers, got {tuple(dimensions)}")
-    best: SvdScore | None = None
+    best: Classifier | None = None
     for size in tried if len(validation[1]) else tried[-1:]:
-        model = _fit_classifier(features.projected[:, :size], *train)
-        reached = _score(metric, model, features.projected[:, :size], *validation, classes) if len(validation[1]) else None
+        model = _fit_classifier(train[0][:, :size], train[1])
+        reached = _score(metric, model, validation[0][:, :size], validation[1], classes) if len(validation[1]) else None
         if best is None or (reached is not None and best.validation_score is not None and reached > best.validation_score):
-            best = SvdScore(_score(metric, model, features.projected[:, :size], *test, classes), size, reached)
+            best = Classifier(model, size, reached)
     assert best is not None
     return best
 
 
-def _fit_classifier(values_UD: NDArray[np.float32], rows: NDArray[np.int64], labels: NDArray[np.int64]) -> Any:
+def _fit_classifier(values_ED: NDArray[np.float32], labels: NDArray[np.int64]) -> Any:
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -193,15 +245,13 @@ def _fit_classifier(values_UD: NDArray[np.float32], rows: NDArray[np.int64], lab
     single = labels.min() == labels.max()
     classifier = DummyClassifier(strategy="most_frequent") if single else LogisticRegression(C=1.0, max_iter=1000)
     with one_thread():
-        return make_pipeline(StandardScaler(), classifier).fit(values_UD[rows].astype(np.float64), labels)
+        return make_pipeline(StandardScaler(), classifier).fit(values_ED.astype(np.float64), labels)
 
 
-def _score(
-    metric: Metric, model: Any, values_UD: NDArray[np.float32], rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int
-) -> float | None:
-    logits_EY = np.full((len(rows), classes), -np.inf)
+def _score(metric: Metric, model: Any, values_ED: NDArray[np.float32], labels: NDArray[Any], classes: int) -> float | None:
+    logits_EY = np.full((len(labels), classes), -np.inf)
     with one_thread():
-        logits_EY[:, model.classes_] = model.predict_log_proba(values_UD[rows].astype(np.float64))
+        logits_EY[:, model.classes_] = model.predict_log_proba(values_ED.astype(np.float64))
     target_E1 = np.take_along_axis(logits_EY, labels[:, None].astype(np.int64), axis=1)
     greater = np.where(np.isin(labels, model.classes_), (logits_EY > target_E1).sum(axis=1), BEYOND_EVERY_CUTOFF)
     return metric.score(Outcomes(labels.astype(np.int64), greater, (logits_EY == target_E1).sum(axis=1) - 1, logits_EY))

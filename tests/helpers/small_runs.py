@@ -34,7 +34,7 @@ LIMIT_S = 500
 ALONE = Runtime(0, 1, torch.device("cpu"))
 TASKS = ("next", "likes", "age", "gender")
 # methods that count and train nothing
-UNTRAINED = ("popularity", "itemknn")
+UNTRAINED = ("popularity", "itemknn", "svdlr")
 # every backbone, as small as it goes
 BACKBONES: dict[str, dict[str, Any]] = {
     "nextitnet": {"name": "nextitnet", "dilations": [1, 2]},
