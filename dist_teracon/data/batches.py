@@ -79,6 +79,7 @@ class PackedSequences:
         times, types: When events were and of which type they are, as in `PackedBatch`.
         user_features: Features of the rows' users, as in `PackedBatch`.
         moments: When rows are predicted, as in `PackedBatch`.
+        dropout_key: What a row's dropout follows from, as in `PackedBatch`; None where nothing is dropped.
     """
 
     values: Tensor
@@ -90,6 +91,7 @@ class PackedSequences:
     types: Tensor | None = None
     user_features: Tensor | None = None
     moments: Tensor | None = None
+    dropout_key: Tensor | None = None
 
     @property
     def num_rows(self) -> int:

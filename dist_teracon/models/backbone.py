@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -21,13 +21,16 @@ from dist_teracon.config_io import validate
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.errors import ConfigError, nearest, shortened
 from dist_teracon.extensions import declared_names, load_class
-from dist_teracon.models.dropout import row_dropout
+from dist_teracon.models.dropout import RowNoise
 from dist_teracon.models.event_embedding import COLUMN_OF, RECENCY, EventEmbedding
 from dist_teracon.models.history_features import COLUMN_OF as HISTORY_COLUMN_OF
 from dist_teracon.models.history_features import HistoryFeatures, HistoryStart, settings_of
 from dist_teracon.models.input_embedding import NO_INPUTS, InputSizes, ItemFeatures, UserFeatures
 from dist_teracon.models.item_table import ItemTable
 from dist_teracon.models.pooling import mean_so_far
+
+# Which dropout of a network is which; layers' own have other numbers.
+_ON_ITEMS, _ON_REPRESENTATIONS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -257,9 +260,12 @@ class Backbone(nn.Module, ABC):
             [N, W] or [B, W]; an empty row gives zeros in its first C numbers.
         """
         x_NC = self.embed(sequences)
-        noise = None if dropout_key is None or not self.dropout else _RowNoise.of(sequences, dropout_key, self.dropout)
-        if noise is not None:
-            x_NC = noise.on_items(x_NC)
+        noise = None
+        if dropout_key is not None and self.dropout:
+            noise = RowNoise.of(sequences.row_offsets, dropout_key, self.dropout, total=x_NC.shape[0])
+            x_NC = noise.on_positions(x_NC, _ON_ITEMS)
+        if dropout_key is not None:
+            sequences = replace(sequences, dropout_key=dropout_key)
         masks = None if masks_TKC is None else masks_TKC.to(x_NC.dtype)
         with record_function("blocks"):
             if patch is None:
@@ -275,40 +281,13 @@ class Backbone(nn.Module, ABC):
             hidden = torch.cat([hidden, own.to(hidden.dtype)], dim=1)
         if self.history_features is not None:
             hidden = torch.cat([hidden, self.history_features(sequences, positions=positions).to(hidden.dtype)], dim=1)
-        return hidden if noise is None else noise.on_representations(hidden, positions)
+        if noise is None:
+            return hidden
+        return (noise.on_positions if positions == "all" else noise.on_last)(hidden, _ON_REPRESENTATIONS)
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
         """Encode packed sequences, see `encode`; for `torch.func.functional_call`, which runs a module's `forward`."""
         return self.encode(*arguments, **named)
-
-
-@dataclass(frozen=True)
-class _RowNoise:
-    """Dropout that follows from a row's key: `row` and `place` int64 [N] of each packed position, `lengths` int64 [B]."""
-
-    key: Tensor
-    rate: float
-    row: Tensor
-    place: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def of(cls, sequences: PackedSequences, key: Tensor, rate: float) -> _RowNoise:
-        offsets = sequences.row_offsets
-        lengths = offsets.diff()
-        total = sequences.values.shape[0]
-        row = torch.repeat_interleave(torch.arange(lengths.shape[0], device=offsets.device), lengths, output_size=total)
-        place = torch.arange(total, device=offsets.device) - offsets[:-1].index_select(0, row)
-        return cls(key, rate, row, place, lengths)
-
-    def on_items(self, x_NC: Tensor) -> Tensor:
-        return row_dropout(x_NC, self.rate, key_B=self.key, row=self.row, place=self.place, layer=0)
-
-    def on_representations(self, hidden: Tensor, positions: Positions) -> Tensor:
-        row, place = self.row, self.place
-        if positions == "last":
-            row, place = torch.arange(self.lengths.shape[0], device=self.lengths.device), self.lengths - 1
-        return row_dropout(hidden, self.rate, key_B=self.key, row=row, place=place, layer=1)
 
 
 # name -> module of that name's file beside this one, whose class of that name is the backbone
@@ -320,6 +299,11 @@ def register_backbone(backbone: type[Backbone]) -> type[Backbone]:
     """Class decorator: make a backbone known by its name."""
     _registered[backbone.name] = backbone
     return backbone
+
+
+def drops(model: ModelConfig) -> bool:
+    """Return whether training drops anything of a row, of its items and representation or within the layers (`model.backbone.dropout`)."""
+    return model.dropout > 0 or bool(model.backbone.get("dropout", 0))
 
 
 def resolve_backbone(model: ModelConfig, *, where: str) -> tuple[type[Backbone], ConfigModel]:

@@ -5,6 +5,8 @@ Legend: N packed positions, B rows (users), C channels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,32 @@ def _mixed(bits: Tensor) -> Tensor:
     bits.bitwise_xor_(bits >> 16).mul_(_MIX_1)
     bits.bitwise_xor_(bits >> 13).mul_(_MIX_2)
     return bits.bitwise_xor_(bits >> 16)
+
+
+@dataclass(frozen=True)
+class RowNoise:
+    """Dropout of packed rows: `row` and `place` int64 [N] of each position, `lengths` int64 [B]; `key` and `rate` as of `row_dropout`."""
+
+    key: Tensor
+    rate: float
+    row: Tensor
+    place: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, row_offsets: Tensor, key: Tensor, rate: float, *, total: int) -> RowNoise:
+        """Make it for rows that begin at offsets int64 [B + 1] and have so many positions in all."""
+        lengths = row_offsets.diff()
+        row = torch.repeat_interleave(torch.arange(lengths.shape[0], device=row_offsets.device), lengths, output_size=total)
+        place = torch.arange(total, device=row_offsets.device) - row_offsets[:-1].index_select(0, row)
+        return cls(key, rate, row, place, lengths)
+
+    def on_positions(self, x_NC: Tensor, layer: int) -> Tensor:
+        """Drop of every position."""
+        return row_dropout(x_NC, self.rate, key_B=self.key, row=self.row, place=self.place, layer=layer)
+
+    def on_last(self, x_BC: Tensor, layer: int, *, rows: Tensor | None = None) -> Tensor:
+        """Drop of each row's last position, as `on_positions` does there; of some rows, int64, or of all."""
+        chosen = torch.arange(self.lengths.shape[0], device=self.lengths.device) if rows is None else rows
+        place = self.lengths.index_select(0, chosen) - 1
+        return row_dropout(x_BC, self.rate, key_B=self.key, row=chosen, place=place, layer=layer)

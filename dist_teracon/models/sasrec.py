@@ -18,14 +18,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dist_teracon.config.base import ConfigModel, Whole
+from dist_teracon.config.base import ConfigModel, Share, Whole
 from dist_teracon.data.batches import PackedSequences, Positions
 from dist_teracon.models.backbone import Backbone, LayerParameters, Patch, register_backbone
+from dist_teracon.models.dropout import RowNoise
 from dist_teracon.models.padded_rows import PaddedRows, RowGroup
 from dist_teracon.models.pooling import last_positions
 from dist_teracon.models.time_bias import TimeBias, causal_places, padded_places, rows_at_once
 
 _EPS = 1e-8
+_FIRST_NOISE = 2  # dropouts before the layers' own: of items and representations (`models/backbone.py`)
 
 
 class SasRecSettings(ConfigModel):
@@ -37,6 +39,8 @@ class SasRecSettings(ConfigModel):
         expansion: Inner width of the feed-forward sub-layer, as a multiple of the channels.
         positions: `learned`: embeddings of places, counted from a row's first item, are added to the items'; `none`: order is seen
             through the causal mask alone.
+        dropout: Share of the entries of each sub-layer's output that are dropped in training, before they are added to the residual
+            stream; beside `model.dropout`, and as there none of replayed rows.
         max_positions: Places that have an embedding of their own; those behind share the last one.
         time_bias: `learned`: what a place attends to depends on how long ago it was, too; reads times of events. `none`: it does not.
     """
@@ -47,6 +51,7 @@ class SasRecSettings(ConfigModel):
     positions: Literal["learned", "none"] = "learned"
     max_positions: Annotated[Whole, Field(ge=1, le=65_536)] = 256
     time_bias: Literal["learned", "none"] = "none"
+    dropout: Share = 0.0
 
 
 @register_backbone
@@ -75,7 +80,7 @@ class SasRec(Backbone):
     def __init__(self, settings: SasRecSettings, *, channels: int, generator: torch.Generator, **shared: Any) -> None:
         super().__init__(settings, channels=channels, generator=generator, **shared)
         assert channels % settings.heads == 0
-        self.heads, self.num_masked_layers = settings.heads, 2 * settings.layers
+        self.heads, self.num_masked_layers, self.inner_dropout = settings.heads, 2 * settings.layers, settings.dropout
         C, inner, layers = channels, settings.expansion * channels, settings.layers
 
         def matrix(rows: int, columns: int) -> nn.Parameter:
@@ -94,20 +99,25 @@ class SasRec(Backbone):
         self.time_bias = TimeBias(layers, settings.heads) if settings.time_bias == "learned" else None
 
     def transform(self, x_NC: Tensor, sequences: PackedSequences, masks_TKC: Tensor | None, *, positions: Positions) -> Tensor:
-        return self._run(x_NC, PaddedRows.of(sequences, masks_TKC), positions, None)
+        return self._run(x_NC, PaddedRows.of(sequences, masks_TKC), positions, None, self._noise(sequences))
 
     def transform_patched(self, x_NC: Tensor, sequences: PackedSequences, patch: Patch, *, positions: Positions) -> Tensor:
         """Return what the layers give with a patch behind every sub-layer, before it is added to the residual stream."""
-        return self._run(x_NC, PaddedRows.of(sequences, None), positions, patch)
+        return self._run(x_NC, PaddedRows.of(sequences, None), positions, patch, self._noise(sequences))
 
-    def _run(self, x_NC: Tensor, rows: PaddedRows, positions: Positions, patch: Patch | None) -> Tensor:
+    def _noise(self, sequences: PackedSequences) -> RowNoise | None:
+        if sequences.dropout_key is None or not self.inner_dropout:
+            return None
+        return RowNoise.of(sequences.row_offsets, sequences.dropout_key, self.inner_dropout, total=sequences.values.shape[0])
+
+    def _run(self, x_NC: Tensor, rows: PaddedRows, positions: Positions, patch: Patch | None, noise: RowNoise | None) -> Tensor:
         if self.position_embedding is not None:
             x_NC = x_NC + F.embedding(rows.place_N.clamp_max(self.position_embedding.shape[0] - 1), self.position_embedding)
         layers = self.num_masked_layers // 2
         if self.time_bias is not None:
             rows = rows.with_times()
         for layer in range(layers):
-            x_NC = self._layer(x_NC, rows, layer, last=positions == "last" and layer == layers - 1, patch=patch)
+            x_NC = self._layer(x_NC, rows, layer, last=positions == "last" and layer == layers - 1, patch=patch, noise=noise)
         hidden = F.layer_norm(x_NC, (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
         return hidden if positions == "all" else rows.with_empty_rows(hidden)
 
@@ -127,7 +137,7 @@ class SasRec(Backbone):
             x_BLC = x_BLC + (outer if mask_KC is None else outer * mask_KC[2 * layer + 1])
         return F.layer_norm(last_positions(x_BLC, lengths), (self.channels,), self.last_norm_weight, self.last_norm_bias, _EPS)
 
-    def _layer(self, x_NC: Tensor, rows: PaddedRows, layer: int, *, last: bool, patch: Patch | None) -> Tensor:
+    def _layer(self, x_NC: Tensor, rows: PaddedRows, layer: int, *, last: bool, patch: Patch | None, noise: RowNoise | None) -> Tensor:
         """Return a layer's output at every position, or where `last` at the last position of each row that has any."""
         C, k, weight, bias = self.channels, 2 * layer, self.in_weight[layer], self.in_bias[layer]
         normed_NC = self._norm(x_NC, k)
@@ -147,13 +157,20 @@ class SasRec(Backbone):
                 self._attend_to_past(query, key, value, group.times_BL, layer)
                 for group, query, key, value in zip(rows.groups, *of_groups, strict=True)
             ])  # fmt: skip
-        mask = rows.mask_of_last if last else rows.mask_of_all
+
+        def added(x_NC: Tensor, k: int) -> Tensor:
+            masked_NC = (rows.mask_of_last if last else rows.mask_of_all)(x_NC, k)
+            if noise is None:
+                return masked_NC
+            layer = _FIRST_NOISE + k
+            return noise.on_last(masked_NC, layer, rows=rows.filled) if last else noise.on_positions(masked_NC, layer)
+
         attended_NC = F.linear(mixed_NC, self.out_weight[layer], self.out_bias[layer])
-        x_NC = x_NC + mask(attended_NC if patch is None else patch(k, here_NC, attended_NC), k)
+        x_NC = x_NC + added(attended_NC if patch is None else patch(k, here_NC, attended_NC), k)
         here_NC = self._norm(x_NC, k + 1)
         inner = F.relu(F.linear(here_NC, self.inner_weight[layer], self.inner_bias[layer]))
         fed_NC = F.linear(inner, self.outer_weight[layer], self.outer_bias[layer])
-        return x_NC + mask(fed_NC if patch is None else patch(k + 1, here_NC, fed_NC), k + 1)
+        return x_NC + added(fed_NC if patch is None else patch(k + 1, here_NC, fed_NC), k + 1)
 
     def _attend_from_last(self, rows: PaddedRows, group: RowGroup, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """Attention of the last place of a group's rows: [B, C]."""

@@ -25,6 +25,7 @@ from dist_teracon.errors import ConfigError, TeraconError, TrainingError
 from dist_teracon.evaluate.metrics import metrics_of
 from dist_teracon.evaluate.scorer import score_task, train_counts
 from dist_teracon.hashing import stable_hash
+from dist_teracon.models.backbone import drops
 from dist_teracon.models.gbce import BinaryNegatives
 from dist_teracon.models.heads import Head, TiedHead
 from dist_teracon.models.item_table import SparseTable
@@ -115,7 +116,7 @@ class PhaseTrainer:
         self.loader = TrainingLoader(
             run.dataset, phase.tasks, mask_index=method.mask_index(phase.tasks[0].name), batch=phase.training.batch,
             seed=self.config.seed, rank=self.runtime.rank, world_size=self.runtime.world_size, gather=self.runtime.gather,
-            dropout_keys=self.config.model.dropout > 0,
+            dropout_keys=drops(self.config.model),
             shared_by=self.runtime.ranks_of_machine() if self.config.train.balance == "machine" else None,
         )  # fmt: skip
         self._saved_at = time.monotonic()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from dist_teracon.data.batches import PackedBatch
+from dist_teracon.models import dropout, padded_rows
 from dist_teracon.models.dropout import row_dropout
 from dist_teracon.models.nextitnet import NextItNet, NextItNetSettings
+from dist_teracon.models.sasrec import SasRec, SasRecSettings
 
 ROWS, PLACES, C = 40, 30, 64
 
@@ -75,3 +78,46 @@ def test_a_rows_dropout_does_not_depend_on_its_batch_or_on_the_mode() -> None:
     torch.testing.assert_close(together[1:2], alone)
     every = encode(net, keys, positions="all")
     torch.testing.assert_close(every[[2, 4, 8]], together)
+
+
+def sasrec(inner, dropout=0.0):
+    generator = torch.Generator().manual_seed(0)
+    return SasRec(SasRecSettings(dropout=inner), num_items=20, channels=8, generator=generator, pooling="mean", dropout=dropout)
+
+
+def test_sasrec_drops_of_its_sub_layers_outputs_where_a_row_has_a_key() -> None:
+    plain, dropped = encode(sasrec(0.0), None), encode(sasrec(0.5), torch.tensor([0, 77, 0]))
+    torch.testing.assert_close(dropped[[0, 2]], plain[[0, 2]])
+    assert not torch.allclose(dropped[1], plain[1])
+    assert torch.equal(encode(sasrec(0.5), None), plain)
+    assert torch.equal(encode(sasrec(0.0), torch.tensor([5, 77, 99])), plain)
+
+
+def test_all_of_sasrecs_sub_layers_are_dropped_of_and_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = dropout.row_dropout
+
+    def noted(x, rate, **options):
+        dropped = real(x, rate, **options)
+        seen.append((rate, options["layer"], (dropped == 0) & (x != 0)))
+        return dropped
+
+    monkeypatch.setattr(dropout, "row_dropout", noted)
+    encode(sasrec(0.5, dropout=0.25), torch.tensor([5, 77, 99]), positions="all")
+    assert [(rate, layer) for rate, layer, _ in seen] == [(0.25, 0), (0.5, 2), (0.5, 3), (0.5, 4), (0.5, 5), (0.25, 1)]
+    where = [mask for _, layer, mask in seen if layer > 1]
+    assert all(mask.any() and not mask.all() for mask in where)
+    assert all(not torch.equal(one, other) for place, one in enumerate(where) for other in where[:place])
+
+
+def test_sasrecs_dropout_does_not_depend_on_the_batch_the_mode_or_the_groups_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, rows = sasrec(0.5), tuple(tuple(2 + (place * row) % 18 for place in range(row)) for row in (1, 70, 33, 90, 12, 80, 7))
+    rows, keys = (*rows, (), *rows[:3]) * 2, torch.arange(1, 23) * 0x1234567890ABCD
+    together = encode(net, keys, rows=rows)
+    alone = torch.cat([encode(net, keys[at : at + 1], rows=rows[at : at + 1]) for at in range(len(rows))])
+    torch.testing.assert_close(together, alone)
+    every = encode(net, keys, positions="all", rows=rows)
+    ends = torch.tensor([len(row) for row in rows]).cumsum(0)[torch.tensor([bool(row) for row in rows])] - 1
+    torch.testing.assert_close(every[ends], together[torch.tensor([bool(row) for row in rows])])
+    monkeypatch.setattr(padded_rows, "like_lengths", lambda lengths: [torch.arange(len(lengths))])
+    torch.testing.assert_close(encode(net, keys, rows=rows), together)
