@@ -49,6 +49,17 @@ class BinaryNegatives:
         """K."""
         return max(1, min(self.count, self.labels - 1))
 
+    def start(self, counts_Y: Tensor) -> Tensor:
+        """Return the biases [Y] of least expected loss where nothing is known of a user: the labels' log-odds in the training examples.
+
+        Else a head of many labels would have to lower all of its logits first, by a way that Adam takes a rate's step at a time.
+
+        Args:
+            counts_Y: How often each label is a training target; each half an example more, so that none is at −∞.
+        """
+        share_Y = (counts_Y.double() + 0.5) / (counts_Y.double().sum() + 0.5 * self.labels + 0.5)
+        return (self.power * share_Y / ((1 - share_Y) * self.drawn / self.labels)).log()
+
     def loss(self, head: Head, hidden_EC: Tensor, labels_E: Tensor, *, epoch: int, step: int) -> Tensor:
         """Sum of the examples' losses; what is drawn follows from seed, epoch and step."""
         generator = torch.Generator().manual_seed(seed_of_step(self.seed, epoch, step))

@@ -277,6 +277,9 @@ class PhaseTrainer:
                 against = BinaryNegatives(heads.gbce.negatives, heads.gbce.calibration, task.labels, seed)
                 drawn = f"binary cross-entropy against {against.drawn} drawn ones, β = {against.power:.4g}"
                 found[task.name] = against
+                if self.number == 0:  # a resumed phase takes its checkpoint's afterwards
+                    with torch.no_grad():
+                        self.method.head(task.name).bias.copy_(against.start(train_counts(self.shared.dataset, task.name, self.runtime)))
             self.shared.console.log(f"{self.label} · {task.labels} labels: {drawn}; scores rank all")
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -100,3 +101,34 @@ def test_a_task_may_have_it_alone():
     chosen = HeadsConfig(by_task={"next": "gbce"})
     assert chosen.loss_of("next", labels=10, output_dim=4) == "gbce"
     assert chosen.loss_of("other", labels=10, output_dim=4) == "full"
+
+
+@pytest.mark.parametrize(("count", "calibration"), [(2, 0.75), (1, 0.0), (3, 1.0)])
+def test_a_head_starts_at_the_biases_that_no_input_can_better(count: int, calibration: float) -> None:
+    """The expected gradient is zero there: over all targets of a training set and all draws."""
+    counts, labels = torch.tensor([6000, 3000, 900, 100]), 4
+    against = BinaryNegatives(count, calibration, labels, 0)
+    head = Head(1, labels, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        head.bias.copy_(against.start(counts))
+    hidden, every = torch.zeros(labels, 1, dtype=torch.float64), torch.arange(labels)
+
+    def steepest() -> float:
+        loss = sum(
+            share * gbce_sum(head, hidden[:1], every[label : label + 1], torch.tensor(drawn), against.power)
+            for drawn in itertools.combinations(range(labels), against.drawn)
+            for label, share in enumerate((counts / counts.sum()).tolist())
+        )
+        return float(torch.autograd.grad(loss, head.bias)[0].abs().max())
+
+    at_start = steepest()
+    with torch.no_grad():
+        head.bias.fill_(0.1)
+    assert at_start < 1e-3 * steepest()
+
+
+def test_a_label_that_training_has_not_starts_lowest() -> None:
+    found = BinaryNegatives(256, 0.75, 1000, 0).start(torch.tensor([0, 5, 0, 1000] + [1] * 996))
+    assert found.isfinite().all()
+    assert found[0] == found[2] == found.min()
+    assert found.argmax() == 3
