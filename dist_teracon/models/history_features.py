@@ -71,7 +71,8 @@ class HistoryFeatures(nn.Module):
         self.factors: Tensor | None
         self.register_buffer("shift", start.shift.clone())
         self.register_buffer("scale", start.scale.clone())
-        self.register_buffer("factors", start.factors)
+        # a copy each: a run may have several networks, and what is saved must not share memory
+        self.register_buffer("factors", None if start.factors is None else start.factors.clone())
 
     @property
     def width(self) -> int:

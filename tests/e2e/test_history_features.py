@@ -60,6 +60,19 @@ def run(sets: Path, alone: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return train_here(config_of(sets / "timed", "svd", "counts", "types", "recency"), tmp_path_factory.mktemp("run") / "run")
 
 
+@pytest.mark.parametrize("method", ["sinmo", {"name": "mtl", "start": "scratch"}])
+def test_a_run_of_several_networks_keeps_them_in_each(sets: Path, alone: None, tmp_path: Path, method: Any) -> None:
+    config = {**config_of(sets / "timed", "svd"), "method": {"name": method} if isinstance(method, str) else method}
+    found = weights(train_here(config, tmp_path / "run"), "02-age")
+    first, second = (value for name, value in found.items() if name.endswith("history_features.factors"))
+    assert first.any() and np.array_equal(first, second)
+
+
+def test_tasks_alone_have_them_too(sets: Path, alone: None, tmp_path: Path) -> None:
+    run = train_here(config_of(sets / "timed", "svd"), tmp_path / "run", with_single_task=True)
+    assert None not in json.loads((run / "results.json").read_text())["single_task"]
+
+
 def test_they_are_kept_in_the_run_and_serve_users_never_trained_on(run: Path, sets: Path) -> None:
     dataset = Dataset(str(sets / "timed"))
     model = dist_teracon.from_pretrained(run)

@@ -403,7 +403,7 @@ def _profile_task(name: str, task: ProfileTask, job: _Job, users: UserRows) -> t
     column = _attribute(where, attribute, table)
     found = np.array([table.rows.get(user, -1) for user in users.people], dtype=np.int64)
     funnel = Funnel("users", len(found))
-    funnel.drop("no history before their part's period", np.count_nonzero(users.person_row < 0))
+    funnel.drop("no history before split.validation_from", np.count_nonzero(users.person_row < 0))
     found = found[users.person_row >= 0]
     rows = np.flatnonzero(found >= 0)
     funnel.drop(f"no row in {table.file.rsplit('/', 1)[-1]}", len(found) - len(rows))
