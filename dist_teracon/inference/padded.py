@@ -149,7 +149,7 @@ def export_model(model: PretrainedModel, out: str, task: str) -> float:
         program = torch.export.export(module, (items, lengths), dynamic_shapes=shapes)
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "model")
+        path = str(Path(folder) / ("model.onnx" if as_onnx else "model.pt2"))
         loaded = _write_onnx(program, path, _metadata(model, task)) if as_onnx else _write_program(program, path, _metadata(model, task))
         for rows, longest in ((1, 1), (3, model.info.length_limit), (17, max(1, model.info.length_limit // 2))):
             worst = max(worst, _difference(model, loaded, task, rows, longest))

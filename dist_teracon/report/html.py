@@ -150,7 +150,7 @@ def _further(run: RunData) -> list[tuple[str, list[tuple[str, list[str]]]]]:
 
 
 def _facts(run: RunData) -> list[str]:
-    done = sum(score is not None for score in run.final)
+    done = run.learned_tasks
     facts = [f"seed {run.seed}"] if run.seed is not None else []
     facts.append(f"{done} of {len(run.tasks)} tasks learned" if not run.finished else f"{done} tasks")
     if run.dataset:

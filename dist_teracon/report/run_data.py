@@ -189,8 +189,13 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Whether every task has a score."""
-        return bool(self.tasks) and None not in self.final
+        """Whether every task was learned; one may have no score by then, as where its metric is not defined on its users."""
+        return bool(self.tasks) and self.learned_tasks == len(self.tasks)
+
+    @property
+    def learned_tasks(self) -> int:
+        """How many tasks were learned: R has a row for each, also of a method that learns several at once."""
+        return min(len(self.scores), len(self.tasks))
 
     @property
     def stage_names(self) -> tuple[str, ...]:

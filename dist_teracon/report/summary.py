@@ -19,7 +19,7 @@ _NAMED = 3
 
 def headline(run: RunData) -> str:
     """Return one sentence: what the earlier tasks gave to the later ones, what was kept of them, and how many end above every baseline."""
-    learned = sum(score is not None for score in run.final)
+    learned = run.learned_tasks
     if not learned:
         return f"No task has a score yet: {run.method} on {run.dataset_name} has not finished its first stage."
     parts = [part for part in (_forward(run), _backward(run), _against_baselines(run)) if part]
@@ -27,9 +27,11 @@ def headline(run: RunData) -> str:
         opening = f"{run.method} learned {_tasks(learned)} on {run.dataset_name}"
     else:
         opening = f"Unfinished: {run.method} has learned {learned} of {_tasks(len(run.tasks))} on {run.dataset_name}"
-    if not parts:
-        best = next(i for i, score in enumerate(run.final) if score is not None)
-        parts = [f"{run.tasks[best]} scores {score_text(run.final[best])} ({run.metrics[best] or 'score'})"]
+    first = next((i for i, score in enumerate(run.final) if score is not None), None)
+    if not parts and first is not None:
+        parts = [f"{run.tasks[first]} scores {score_text(run.final[first])} ({run.metrics[first] or 'score'})"]
+    if without := [task for task, score in zip(run.tasks[:learned], run.final, strict=False) if score is None]:
+        parts.append(f"no score of {', '.join(without[:_NAMED])}{f' and {len(without) - _NAMED} more' if len(without) > _NAMED else ''}")
     return f"{opening}: {'; '.join(parts)}."
 
 

@@ -360,10 +360,9 @@ class PhaseTrainer:
         return f"Its batch is kept: `dist-teracon replay {shlex.quote(f'{self.shared.folder}/{name}')}` finds where that begins. "
 
     def _log_epoch(self, state: PhaseState, means: dict[str, float], score: Validation, *, better: bool, seconds: float = 0.0) -> None:
-        metric, where = (
-            metrics_of(self.phase.tasks[0], self.config.evaluate.metrics)[0].name,
-            {"phase": self.phase.name, "epoch": state.epoch},
-        )
+        names = dict.fromkeys(metrics_of(task, self.config.evaluate.metrics)[0].name for task in self.phase.tasks)
+        metric = next(iter(names)) if len(names) == 1 else f"mean of {' and '.join(names)}"
+        where = {"phase": self.phase.name, "epoch": state.epoch}
         self.events.write(
             "epoch", **where, loss=means, validation=score.value, validation_error=score.error, metric=metric, best=better, seconds=seconds
         )

@@ -153,7 +153,8 @@ def check_method(kind: type[Method], config: RunConfig, tasks: Sequence[Task], *
         ConfigError: it cannot.
     """
     if adds and not kind.adds_tasks:
-        raise ConfigError(f"{where}: method '{kind.name}' learns its tasks together, so none can be added to a run; train a new one")
+        why = "keeps a table of the items that it began with" if kind.stages_stand_alone else "learns its tasks together"
+        raise ConfigError(f"{where}: method '{kind.name}' {why}, so no task can be added to a run; train a new one")
     try:
         kind.check(tasks, resolve_backbone(config.model, where=where)[0])
     except ConfigError as error:

@@ -112,7 +112,7 @@ def open_on_all_ranks(config: RunConfig, runtime: Runtime, console: Console) -> 
     try:
         dataset = open_dataset(config.dataset, log=console.log)
     except (TeraconError, OSError) as error:
-        moved = io.is_local(config.dataset) and not io.exists(config.dataset)
+        moved = io.is_local(config.dataset) and not config.dataset.startswith(SYNTHETIC) and not io.exists(config.dataset)
         hint = "; if it was moved, name its place with --set dataset=DIR" if moved else ""
         runtime.raise_on_all_ranks(f"{io.message_of(error)}{hint}")
         raise

@@ -49,6 +49,8 @@ class Stage:
         for problem in self.folder.damaged_checkpoints():
             after = "the stage begins anew" if resumed is None else "the checkpoint before it is used"
             self.shared.console.log(f"warning: {problem}; {after}")
+        if self.shared.runtime.is_main:
+            self.folder.drop_damaged_checkpoints()
         self.prepare(event=self.events.write if resumed is None else no_event)  # the log of a resumed stage has these events already
         probed = resumed is None and self._fit_linear_probe()
         carried = Carried(time.monotonic() - started, 0, 0.0) if resumed is None else Carried(**resumed.state["carried"])

@@ -237,6 +237,13 @@ class StageFolder:
         """Return what is wrong with the checkpoints that are newer than the one in use, for a person."""
         return self._newest_whole()[1]
 
+    def drop_damaged_checkpoints(self) -> None:
+        """Remove the checkpoints that are newer than the one in use: those of the new way come between, and must take nothing of them."""
+        whole = self._newest_whole()[0]
+        for folder in self._checkpoints():
+            if whole is None or _order(folder) > _order(whole):
+                shutil.rmtree(folder)
+
     def save_phase_start(self, phase: int, tensors: dict[str, Tensor]) -> None:
         """Keep all weights as a later phase found them; its checkpoints hold what it trains."""
         path = self._progress / f"phase-{phase}.safetensors"
@@ -258,7 +265,7 @@ class StageFolder:
         they are linked.
         """
         name = f"phase-{checkpoint.phase}-epoch-{checkpoint.epoch:05d}" + (f"-step-{checkpoint.step:08d}" if checkpoint.step else "")
-        older = [folder for folder in self._checkpoints() if folder.name != name]
+        older = [folder for folder in self._checkpoints() if _order(folder) < _order(self._progress / name)]
         shutil.rmtree(self._progress / name, ignore_errors=True)
         # that of the phase before has other ones
         before = older[-1] if older and checkpoint.step and older[-1].name.startswith(f"phase-{checkpoint.phase}-") else None
@@ -331,7 +338,12 @@ class StageFolder:
 
     def _checkpoints(self) -> list[Path]:
         found = [folder for folder in self._progress.glob("phase-*-epoch-*") if (folder / "state.json").exists()]
-        return sorted(found, key=lambda folder: [int(part) for part in folder.name.split("-")[1::2]])
+        return sorted(found, key=_order)
+
+
+def _order(folder: Path) -> list[int]:
+    """Return what checkpoints are ordered by: phase, epoch, and step within the epoch after it."""
+    return [int(part) for part in folder.name.split("-")[1::2]]
 
 
 def _sha256_of(path: Path) -> str:

@@ -148,3 +148,35 @@ def test_best_and_average_are_linked_not_written_again(alone: None, small: str, 
     assert written.count("average.safetensors") == epochs
     assert written.count("engine.safetensors") > 2 * epochs
     assert json.loads((run / "results.json").read_text())["scores"]
+
+
+def _damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("whole_ones", [1, 0], ids=["the last one", "all of them"])
+def test_killed_again_on_the_way_past_a_damaged_checkpoint(
+    alone: None, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_ones: int
+) -> None:
+    """What is saved on the new way takes nothing from the damaged ones, which are later; and none of them outlives it."""
+
+    def config(every: dict[str, Any]) -> dict[str, Any]:
+        made = _config(small, every={"minutes": None, **every})
+        made["train"]["second"]["epochs"] = 3
+        return {**made, "tasks": ["next", "likes"]}
+
+    undisturbed, run = train_here(config({}), tmp_path / "undisturbed"), tmp_path / "run"
+    length = _steps_an_epoch(undisturbed, 2)
+    _killed_at_step(config({}), run, 2 * length + 1, monkeypatch)
+    progress = run / "stages/02-likes/progress"
+    first, second = sorted(folder.name for folder in progress.glob("phase-*"))
+    for name in (first, second)[whole_ones:]:
+        _damage(progress / name / "engine.safetensors")
+    _killed_at_step(config({"steps": 1}), run, 3, monkeypatch)
+    step = f"{first if whole_ones else first.replace('00001', '00000')}-step-00000002"
+    assert step in (left := {folder.name for folder in progress.glob("phase-*")})
+    assert second not in left and len(left) == 2
+    train_here(config({}), run)
+    assert what_lasts(run) == what_lasts(undisturbed)

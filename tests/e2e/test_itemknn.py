@@ -16,6 +16,7 @@ from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import FIRST_ITEM, Split
 from dist_teracon.errors import ConfigError
 from dist_teracon.inference.predictions import Predictions
+from dist_teracon.train.add_task import AddedTask
 
 HISTORIES = [["i3", "i4", "i4", "i11"], ["i20"], ["i33", "i2", "no such item"]]
 
@@ -150,6 +151,9 @@ def test_the_last_items_are_not_counted_where_they_are_held_out(alone: None, tmp
 def test_profiles_and_tables_that_are_too_large_are_refused(
     alone: None, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    learned = train_here(settings(small, method="itemknn", tasks=("next",)), tmp_path / "learned")
+    with pytest.raises(ConfigError, match="method 'itemknn' keeps a table of the items that it began with, so no task can be added"):
+        train_here(settings(small, method="itemknn", tasks=("next",)), learned, added=AddedTask("likes"))
     with pytest.raises(ConfigError, match="the labels of 'age' are classes of a profile; leave it out, or take `popularity`"):
         train_here(settings(small, method="itemknn", tasks=("next", "age")), tmp_path / "run")
     assert not (tmp_path / "run").exists()

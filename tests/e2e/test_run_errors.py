@@ -258,6 +258,8 @@ def test_a_data_set_that_is_not_where_it_was_is_told_with_the_way_on(small: str,
     assert "set: no data set there" in (said := fails(values, tmp_path / "run"))
     assert "; if it was moved, name its place with --set dataset=DIR" in said
     assert main([*command, "--set", f"dataset={tmp_path / 'moved'}"]) == 0
+    made = settings("synthetic:six-tasks-v1?users=40", tasks=("next",), **SHORT)
+    assert "it was moved" not in fails(made, tmp_path / "other")
 
 
 def test_a_run_whose_folder_is_moved_ends_and_goes_on_where_it_is(

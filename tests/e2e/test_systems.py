@@ -282,6 +282,7 @@ def test_joint_tasks_take_one_stage_and_the_first_task_stays(trained: Train, bac
     run = trained(backbone, "mtl")
     assert {event["stage"] for event in events(run, "step")} == {1, 2}
     assert list(events(run, "step")[-1]["loss"]) == ["class/age", "class/likes"]
+    assert {event["stage"]: event["metric"] for event in events(run, "epoch")} == {1: "mrr@5", 2: "mean of accuracy and mrr@5"}
     first, second, third = (weights(run, stage) for stage in STAGES)
     assert all(torch.equal(value, third[name]) for name, value in second.items())
     assert all(torch.equal(value, third[name]) for name, value in first.items())
@@ -376,7 +377,7 @@ def test_what_a_method_cannot_learn_is_refused_before_a_run_is_begun(alone: None
         train_here(config(small, "nextitnet", "mtl", tasks=("likes", "next")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     values = config(small, "nextitnet", "mtl", checkpoint_every={"steps": 3})
-    with pytest.raises(ConfigError, match="none can be added to a run"):
+    with pytest.raises(ConfigError, match="learns its tasks together, so no task can be added to a run"):
         train_here(values, trained("nextitnet", "mtl"), added=AddedTask("gender"))
 
 

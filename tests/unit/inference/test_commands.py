@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -141,7 +142,7 @@ def test_evaluation_says_what_it_cannot_do(shop, model):
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sasrec", "concat"), ("nextitnet", "mean"), ("sasrec", "last"))),
     ],
 )
-def test_an_exported_program_equals_encode(shop, tmp_path, backbone, pooling):
+def test_an_exported_program_equals_encode(shop, tmp_path, backbone, pooling, caplog):
     from shop import CONFIG, make_shop_run
 
     settings = {"nextitnet": {"dilations": [1, 2]}, "sasrec": {"layers": 2, "max_positions": 4}}[backbone]
@@ -149,6 +150,7 @@ def test_an_exported_program_equals_encode(shop, tmp_path, backbone, pooling):
     model = dist_teracon.from_pretrained(make_shop_run(shop.dataset, tmp_path / "run", model=shape))
     out = tmp_path / "model.pt2"
     assert export_model(model, str(out), "buys") < 1e-5
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     extra = {"metadata": ""}
     program = torch.export.load(str(out), extra_files=extra).module()
     assert json.loads(extra["metadata"])["run"] == model.fingerprint

@@ -61,6 +61,21 @@ def test_each_task_evaluated_once_as_by_single_task_training(tmp_path: Path) -> 
     parse(render([run]))
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_finished_run_may_have_a_task_without_a_score(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", extras=False)
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    results["scores"] = [[*row[:3], *(None for _ in row[3:4]), *row[4:]] for row in results["scores"]]
+    path.write_text(json.dumps(results))
+    run = read_run(folder)
+    assert run.finished
+    assert run.final[3] is None
+    text = " ".join(parse(render([run])).text)
+    assert "teracon learned 6 tasks" in text and "Unfinished" not in text
+    assert f"no score of {run.tasks[3]}." in text
+
+
 def test_odd_values_neither_stop_the_page_nor_become_numbers(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
