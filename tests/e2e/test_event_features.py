@@ -123,7 +123,7 @@ def test_a_cell_of_the_leave_one_out_plan_runs(alone: None, tmp_path: Path, vari
     write_dataset(replace(tables, labels=[]), str(tmp_path / "last"), SplitRule(by="last", train=0.6, validation=0.2, test=0.2), shards=2)
     _, cells = read_plan("configs/compare/ml-1m-last.yaml")
     (config,) = [cell.config for cell in cells if (cell.variant, cell.seed) == (variant, 0)]
-    assert (config.model.backbone["max_positions"], config.model.heads.tied) == (197, ("next",) if variant == "published" else ())
+    assert (config.model.backbone["max_positions"], config.model.heads.tied) == (197, ("next",))
     first = config.train.first.model_copy(update={"epochs": 1})
     small = config.model_copy(
         update={
