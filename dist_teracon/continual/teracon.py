@@ -92,6 +92,7 @@ class Teracon(Method):
         self.teacher_masks: Tensor | None = None
         self.streams: dict[str, ReplayStream] = {}
         self.pool_rate, self.pools_grow = 0.0, False  # the rate that the pools were made for, and whether they leave users out
+        self.epoch = 0  # the one that has begun, of the present task
         self.stage: StageContext | None = None
         self.grams: dict[str, Tensor] = {}
         self.variances: dict[str, float] = {}
@@ -110,7 +111,7 @@ class Teracon(Method):
         self.learned.append(task.name)
         self.network.add_task(task.name, task.labels, generator=self.context.generator(f"task:{task.name}"), tied=self.context.ties(task))
         self.streams, self.rates, self.pending, self.steps_taken = {}, [], None, 0
-        self.variances, self.grams = {}, {}
+        self.variances, self.grams, self.epoch = {}, {}, 0
 
     def prepare(self, context: StageContext) -> None:
         if self.teacher is None or self.retention.alpha == 0:
@@ -169,14 +170,19 @@ class Teracon(Method):
         return {name for name in super().decay_parameters() if len(self.learned) == 1 or self.role(name).part == "head"}
 
     def begin_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:  # an epoch that is resumed within has chosen its pools already, by the rates that it began with
+            self._grow_pools()
+        self.epoch = epoch
+        for stream in self.streams.values():
+            stream.begin_epoch(epoch)
+
+    def _grow_pools(self) -> None:
         covered = covered_rate(self.pool_rate, batch=self.batch, minimum=self._floor())
         if self.stage is not None and self.pools_grow and (rate := self._largest_rate()) > covered:
             before = sum(stream.size for stream in self.streams.values())
             self._open_streams(rate)
             if (now := sum(stream.size for stream in self.streams.values())) > before:
                 self.stage.log(f"ρ has grown to {rate:.3g}: pools hold {now} rows of past tasks instead of {before}")
-        for stream in self.streams.values():
-            stream.begin_epoch(epoch)
 
     def add_replay(self, batch: PackedBatch) -> PackedBatch:
         if not self.streams:
@@ -392,10 +398,10 @@ class Teracon(Method):
         pending = None if self.pending is None else self.pending.tolist()
         streams = {past: stream.state_dict() for past, stream in self.streams.items()}
         state = {"rates": self.rates, "pending": pending, "steps_taken": self.steps_taken, "streams": streams}
-        return {**state, "pool_rate": self.pool_rate}
+        return {**state, "pool_rate": self.pool_rate, "epoch": self.epoch}
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
-        self.rates, self.steps_taken = state["rates"], state["steps_taken"]
+        self.rates, self.steps_taken, self.epoch = state["rates"], state["steps_taken"], state.get("epoch", 0)
         self.pending = None if state["pending"] is None else OnItsWay(torch.tensor(state["pending"]))
         if self.stage is not None and state.get("pool_rate", self.pool_rate) != self.pool_rate:
             self._open_streams(state["pool_rate"])

@@ -111,8 +111,9 @@ def claim_addition(folder: RunFolder, config: RunConfig, dataset: Dataset, added
             if problem := _unfit_vectors(added.vectors, dataset, known=before["items"], channels=config.model.channels):
                 return problem
             entry["vectors"] = checksum_of(added.vectors)
-        # first of all, so that a run killed here goes on with the same command
-        folder.write_json("additions.json", [*listed, entry])
+        begun_tasks = folder.config().tasks or ()
+        # first of all, so that a run killed here goes on with the same command; one that was killed here for another task was not begun
+        folder.write_json("additions.json", [*(known for known in listed if known["task"] in begun_tasks), entry])
     folder.write_json("dataset.json", info.to_json())
     folder.write_config(config)
     return ""

@@ -13,7 +13,7 @@ from dist_teracon.console import Console, Outlook
 from dist_teracon.continual.method import Method
 from dist_teracon.continual.registry import SINGLE_TASK
 from dist_teracon.data.summary import taken_but_ranked, users_text
-from dist_teracon.errors import TeraconError
+from dist_teracon.errors import DataError, TeraconError
 from dist_teracon.evaluate.baseline_table import baseline_table
 from dist_teracon.evaluate.metrics import check_metrics, metrics_of
 from dist_teracon.evaluate.periods import period_of
@@ -90,6 +90,10 @@ def _train(
             begin_with(run, kind, begins_with)
         _learn(run, kind(method_context(run), settings), until_stage or len(tasks))
         if until_stage is not None and until_stage < len(tasks):
+            if runtime.is_main:  # a run that was killed between a stage's end and its results has older ones
+                own.write_timing(machine(runtime))
+                write_results(own.path, config, tasks)
+                own.commit(wait=True)
             console.log(f"stage {until_stage} is finished; the same command without --until-stage goes on")
             return
         if with_single_task:
@@ -330,7 +334,11 @@ def _alone(config: RunConfig, *, begun: RunConfig | None) -> RunConfig:
 
 def _write_baselines(run: Run) -> None:
     path = run.folder.path / "baselines.json"
-    if not path.exists() or len(run.folder.read_json(path.name)["popularity"]) < len(run.tasks):
+    try:
+        known = len(run.folder.read_json(path.name)["popularity"]) if path.exists() else 0
+    except (DataError, KeyError, TypeError):  # damaged
+        known = 0
+    if known < len(run.tasks):
         config = run.config
         table = baseline_table(
             run.dataset, run.tasks, metrics=config.evaluate.metrics, seed=config.seed, log=run.console.log,

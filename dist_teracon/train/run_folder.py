@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dist_teracon.console import Log, no_log
 from dist_teracon.data.cache import cache_folder
 from dist_teracon.data.dataset import Dataset
 from dist_teracon.data.schema import TYPES_FILE, DatasetInfo, Task, info_from_json, input_file, vocabulary_file
-from dist_teracon.errors import ConfigError, RunError
+from dist_teracon.errors import ConfigError, DataError, RunError
 from dist_teracon.runtime import Runtime
 from dist_teracon.store.commits import send_files
 from dist_teracon.store.holder import hold_folder
@@ -285,7 +285,7 @@ class RunFolder:
             return "", []
         before = self.config()
         if gap := self.missing_stage(tasks):
-            return f"{gap}: is missing, though later stages are finished; bring it back, or remove this stage and those after it", []
+            return f"{gap}: is missing, though later stages are there; bring it back, or remove this stage's folder and those after it", []
         change = compare_configs(before, config, tasks=tasks, finished=self.finished_stages(tasks))
         if change.problem:
             problem = f"{self}: was started with another configuration: {change.problem}"
@@ -342,14 +342,17 @@ class RunFolder:
         return done
 
     def missing_stage(self, tasks: Sequence[str]) -> str:
-        """Return the state.json that is gone from among finished stages, or nothing."""
+        """Return the state.json that is gone from before stages that are finished or under way, which followed from it; or nothing."""
         done = self.finished_stages(tasks)
-        later = any(self.stage(number, task).finished for number, task in enumerate(tasks) if number > done)
-        return str(self.stage(done, tasks[done]).path / "state.json") if later else ""
+        later = (self.stage(number, task) for number, task in enumerate(tasks) if number > done)
+        return str(self.stage(done, tasks[done]).path / "state.json") if any(stage.finished or stage.in_progress for stage in later) else ""
 
     def write_timing(self, machine: dict[str, Any]) -> None:
         """Gather the stages' times into `timing.json`, with what they were taken on."""
-        stages = [io.read_json(str(path)) for path in sorted((self.path / "stages").glob("*/timing.json"))]
+        stages = []
+        for path in sorted((self.path / "stages").glob("*/timing.json")):
+            with suppress(DataError):  # no result depends on it, so a damaged one stops nothing
+                stages.append(io.read_json(str(path)))
         self.write_json("timing.json", {"stages": stages, "machine": machine})
 
     @contextmanager

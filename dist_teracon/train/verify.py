@@ -98,7 +98,7 @@ def _verify_run(path: Path) -> Iterator[tuple[str, str]]:
             yield str(copy), "" if folder.input_values(name) is not None else "is not the data set's; it is renewed when the run goes on"
     yield str(path / "events.jsonl"), _events_problem(path / "events.jsonl")
     if gap := folder.missing_stage(tasks):
-        yield gap, "is missing, though later stages are finished"
+        yield gap, "is missing, though later stages are there"
     for position, task in enumerate(tasks):
         stage = folder.stage(position, task)
         try:

@@ -26,6 +26,7 @@ from dist_teracon.data.schema import SplitRule
 from dist_teracon.errors import ConfigError, DataError, RunError, TeraconError
 from dist_teracon.train.add_task import AddedTask
 from dist_teracon.train.item_growth import grown_tensors
+from dist_teracon.train.run_folder import RunFolder
 
 ITEMS = "backbone.item_embedding.weight"
 RULE = SplitRule(train=0.6, validation=0.2, test=0.2)
@@ -286,6 +287,30 @@ def test_a_task_that_the_data_set_has_already_is_added_without_a_new_version(sma
     ours, theirs = weights(run, "03-age"), weights(whole, "03-age")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert np.isfinite(results(run)["scores"][2]).all()
+
+
+def test_an_addition_that_was_killed_before_it_began_leaves_nothing_to_another(
+    alone: None, versions: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = ({**settings(version, method="fineall", max_steps=2), "tasks": ["next"]} for version in versions)
+    run, never = train_here(old, tmp_path / "run"), tmp_path / "never"
+    shutil.copytree(run, never)
+    write = RunFolder.write_json
+
+    def dying(folder: RunFolder, name: str, value: Any) -> None:
+        write(folder, name, value)
+        if name == "additions.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "write_json", dying)
+        train_here(new, run, added=AddedTask("gender", "neighbours"))
+    for folder in (run, never):
+        train_here(old, folder, added=AddedTask("likes"))
+        train_here(old, folder)  # finds all of it finished
+        train_here(new, folder, added=AddedTask("gender", "unseen"))
+    assert json.loads((run / "additions.json").read_text()) == json.loads((never / "additions.json").read_text())
+    assert what_lasts(run) == what_lasts(never)
 
 
 def test_the_plain_command_finds_a_run_with_an_addition_finished(runs: Path, versions: tuple[str, str], tmp_path: Path) -> None:

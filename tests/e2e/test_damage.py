@@ -126,9 +126,45 @@ def test_a_finished_stage_whose_state_is_gone_is_not_trained_again_in_silence(
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     (run / "stages/01-next/state.json").unlink()
-    with pytest.raises(TeraconError, match=r"01-next/state\.json: is missing, though later stages are finished"):
+    with pytest.raises(TeraconError, match=r"01-next/state\.json: is missing, though later stages are there"):
         train_here(config, run)
     assert len(events(run, "stage")) == 2
+
+
+def test_a_stage_that_is_gone_from_before_one_under_way_is_not_trained_again_in_silence(
+    alone: None, config: dict[str, Any], runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The stage under way began from its weights: made anew, they may be others."""
+    run = tmp_path / "run"
+    shutil.copytree(runs[1], run)
+    shutil.rmtree(run / "stages/01-next")
+    with pytest.raises(TeraconError, match=r"01-next/state\.json: is missing, though later stages are there; .* and those after it"):
+        train_here(config, run)
+    shutil.rmtree(run / "stages/02-likes")
+    train_here(config, run)
+    assert what_lasts(run) == what_lasts(runs[0])
+
+
+@pytest.mark.parametrize("name", ["stages/01-next/timing.json", "timing.json", "baselines.json"])
+def test_damage_of_what_no_result_depends_on_stops_nothing(
+    alone: None, config: dict[str, Any], runs: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    garbage(run / name)
+    train_here(config, run)
+    assert what_lasts(run) == what_lasts(runs[0])
+    assert (run / "baselines.json").read_bytes() == (runs[0] / "baselines.json").read_bytes()
+
+
+def test_results_that_are_older_than_the_stages_are_written_again_where_a_run_stops_early(
+    alone: None, config: dict[str, Any], runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = train_here(config, tmp_path / "run", until_stage=1)
+    written = (run / "results.json").read_bytes()
+    (run / "results.json").unlink()
+    train_here(config, run, until_stage=1)
+    assert (run / "results.json").read_bytes() == written
 
 
 def test_any_change_of_a_runs_configuration_is_noticed_and_one_without_a_checksum_is_whole(runs: tuple[Path, Path], tmp_path: Path) -> None:

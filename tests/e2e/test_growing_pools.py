@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import ALONE, checked, events, settings, train_here, weights, what_lasts
+from small_runs import ALONE, checked, events, settings, train_here, weights, what_lasts, write_small
 
 from dist_teracon.console import Console
 from dist_teracon.continual import replayed_users
@@ -86,6 +86,35 @@ def test_pools_grow_with_rho_and_a_killed_run_ends_with_the_same_bits(small: str
         with pytest.raises(KeyboardInterrupt):
             train(every, ALONE, killed, where="test", console=Console(active=False))
     train(every, ALONE, killed, where="test", console=Console(active=False))
+    assert what_lasts(killed) == what_lasts(whole)
+
+
+def test_a_run_killed_within_an_epoch_grows_its_pools_where_the_undisturbed_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rates have grown by then, and the epoch that is resumed began with smaller ones; of two past tasks rows would lie otherwise."""
+    monkeypatch.setattr(replayed_users, "SMALL_TASK", 10)
+    monkeypatch.setattr(Teracon, "_largest_rate", lambda method: 0.02 * (1 + method.steps_taken / 3))
+    values = _values(write_small(tmp_path / "set", users=640), stages=3, minimum=2)
+    values["train"]["second"] = {**values["train"]["second"], "epochs": 1}
+    every = {**values, "train": {**values["train"], "checkpoint_every": {"minutes": None, "steps": 1}}}
+    whole, killed = train_here(values, tmp_path / "whole"), tmp_path / "killed"
+    said: list[str] = []
+    monkeypatch.setattr(Console, "log", lambda _self, text: said.append(text))
+    taken, step = [], phase.train_step
+
+    def dies(engine: Any, method: Any, *arguments: Any, **options: Any) -> Any:
+        taken.append(len(method.learned) == 3)
+        if sum(taken) == 11:
+            raise KeyboardInterrupt
+        return step(engine, method, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(phase, "train_step", dies)
+        train_here(every, killed)
+    assert not [line for line in said if line.startswith("ρ has grown")]
+    train_here(every, killed)
+    assert [line for line in said if line.startswith("ρ has grown")]
     assert what_lasts(killed) == what_lasts(whole)
 
 
