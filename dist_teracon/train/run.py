@@ -121,12 +121,30 @@ def create_or_verify(run: Run, added: AddedTask | None) -> None:
                 problem, notes = run.folder.create_or_verify(run.config, run.dataset.info, [task.name for task in run.tasks])
                 for note in notes:
                     run.console.log(note)
+            if not problem and run.folder.uri:
+                problem = _damaged_here(run)
             if not problem:
                 run.folder.keep_vocabularies(run.dataset, run.tasks)
                 run.folder.commit(wait=True)
         except (TeraconError, OSError) as error:
             problem = io.message_of(error)
     run.runtime.raise_on_all_ranks(problem)
+
+
+def _damaged_here(run: Run) -> str:
+    """Return which file of a finished stage is not as it was written in this machine's copy of a run on a store; nothing where all are.
+
+    Else it would be sent over the store's own, which may be the only sound one.
+    """
+    for number in range(run.finished_stages()):
+        stage = run.stage_folder(number)
+        for path, problem in stage.check():
+            if problem and Path(path).exists():  # what is not needed to go on is not fetched
+                return (
+                    f"{path}: this machine's copy of the file was damaged since it was written, and is not sent to {run.folder}; remove "
+                    f"{stage.path}, which the same command then fetches from there"
+                )
+    return ""
 
 
 def _learn(run: Run, method: Method, until: int) -> None:

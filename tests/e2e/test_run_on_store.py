@@ -27,6 +27,7 @@ from dist_teracon.store.objects import Objects
 from dist_teracon.train import phase as phase_module
 from dist_teracon.train.restore import restore_method
 from dist_teracon.train.run_folder import RunFolder
+from dist_teracon.train.run_store import scratch_folder
 from dist_teracon.train.verify import verify
 
 
@@ -186,6 +187,24 @@ def test_the_state_before_a_damaged_one_is_used(
     flip(uri, state(uri).files["stages/01-next/model.safetensors"].key)
     train_here(config, uri)
     assert any(line.endswith("it held stages/01-next/model.safetensors; the state before it is used") for line in said)
+    assert what_lasts(view(uri, tmp_path)) == what_lasts(whole)
+
+
+def test_damage_of_a_machines_own_copy_is_not_sent_to_the_store(
+    alone: None, config: dict[str, Any], whole: Path, uri: str, tmp_path: Path
+) -> None:
+    killed(config, uri, 14)
+    own = scratch_folder(uri) / "stages/01-next/model.safetensors"
+    content = bytearray(own.read_bytes())
+    content[-5] ^= 0xFF
+    own.write_bytes(bytes(content))
+    with pytest.raises(
+        RunError, match=r"01-next/model\.safetensors: this machine's copy .* is not sent to memory://.*; remove .*01-next, which"
+    ):
+        train_here(config, uri)
+    assert [problem for _, problem in verify(uri) if problem] == []
+    shutil.rmtree(own.parent)
+    train_here(config, uri)
     assert what_lasts(view(uri, tmp_path)) == what_lasts(whole)
 
 
