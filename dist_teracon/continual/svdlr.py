@@ -78,12 +78,14 @@ class SvdLogisticRegression(HeadsAlone):
                     start = history_start(context.dataset, task, self.model_config, seed=self.context.seed)
                     assert start.factors is not None
                     self.numbers.load_state_dict({"shift": start.shift, "scale": start.scale, "factors": start.factors})
-                fitted = self.numbers.state_dict(), *self._head_of(context, task)
+                # of items' size, and the same for all tasks
+                fitted = self.numbers.state_dict() if len(self.learned) == 1 else None, *self._head_of(context, task)
             except TeraconError as error:
                 problem = str(error)
         context.runtime.raise_on_all_ranks(problem)
         ((numbers, weight, bias),) = [part for part in context.runtime.gather(fitted) if part is not None]
-        self.numbers.load_state_dict(numbers)
+        if numbers is not None:
+            self.numbers.load_state_dict(numbers)
         self.head(task.name).weight.copy_(weight)
         self.head(task.name).bias.copy_(bias)
 
